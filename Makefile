@@ -1,0 +1,54 @@
+# Every target sets up what it needs first; the second time that takes less than a second.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench bag train-tabletop eval-tabletop lock clean distclean
+
+SETUP := tools/setup_env.sh
+RUN := . tools/env.sh;
+BIN := install/vlm_reuse_node/lib/vlm_reuse_node
+LINTED := $(wildcard setup.py vlm_reuse_node launch test tools bench)
+
+# More arguments for the program a target runs: make test ARGS='-k budget', make demo ARGS=--help
+ARGS ?=
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' Makefile | expand -t 24
+
+setup: ## environment, pinned wheels, both packages built
+	@$(SETUP)
+
+demo: setup ## a robot's camera, the node and a planner in three processes; results in out/demo/
+	@$(RUN) $(BIN)/demo $(ARGS)
+
+test: setup ## all tests
+	@$(RUN) python -m pytest $(ARGS)
+
+lint: setup ## flake8, docstrings, package.xml
+	@$(RUN) flake8 $(LINTED)
+	@$(RUN) pydocstyle $(LINTED)
+	@$(RUN) python -c 'import sys; from xml.etree import ElementTree; list(map(ElementTree.parse, sys.argv[1:]))' \
+	  package.xml vlm_reuse_interfaces/package.xml
+	@echo 'lint: clean'
+
+bench: setup ## every benchmark in bench/, one table each
+	@$(RUN) for script in bench/*.py; do echo "== $$script"; python "$$script" $(ARGS); done
+
+bag: setup ## write a tabletop bag: make bag ARGS=--help
+	@$(RUN) $(BIN)/make_bag $(ARGS)
+
+train-tabletop: ## train the embedded model (hours; an environment of its own with torch)
+	@$(SETUP) train
+	@.venv-train/bin/python tools/train_tabletop.py $(ARGS)
+
+eval-tabletop: setup ## how well the embedded model answers, through mlx-vlm
+	@$(RUN) python tools/eval_tabletop.py $(ARGS)
+
+lock: ## pin all wheels anew from requirements.in
+	@tools/lock_requirements.sh
+
+clean: ## remove what was built and what was written to out/; keep the environments
+	rm -rf build install log out .pytest_cache
+
+distclean: clean ## remove the environments too
+	rm -rf .venv .venv-train

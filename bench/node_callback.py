@@ -1,0 +1,172 @@
+"""How long the node's image callback takes while a camera sends 640 x 480 at 30 Hz and a planner asks.
+
+Camera and planner are this process, the node is another, and everything goes over DDS. Prints a table, then one JSON
+line; the same JSON goes to out/bench/node_callback.json.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+import signal
+from statistics import median
+import subprocess
+import sys
+import threading
+import time
+
+os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+os.environ['ROS_DOMAIN_ID'] = str(1 + os.getpid() % 100)
+
+from ament_index_python.packages import get_package_prefix  # noqa: E402
+from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
+import numpy as np  # noqa: E402
+import rclpy  # noqa: E402
+from rclpy.executors import ExternalShutdownException  # noqa: E402
+from rclpy.qos import qos_profile_sensor_data, QoSProfile  # noqa: E402
+from sensor_msgs.msg import Image  # noqa: E402
+from vlm_reuse_interfaces.msg import Answer, RefreshBudget  # noqa: E402
+from vlm_reuse_interfaces.srv import AskScene  # noqa: E402
+
+from vlm_reuse_node.ros_convert import image_message  # noqa: E402
+from vlm_reuse_node.ros_messages import header_of  # noqa: E402
+
+NODE = 'vlm_reuse_node'
+OUTPUT = Path(__file__).parents[1] / 'out' / 'bench' / 'node_callback.json'
+
+
+class Robot:
+    """A camera and a planner that keep what the node says about them."""
+
+    def __init__(self, camera_qos: QoSProfile):
+        self.node = rclpy.create_node('bench')
+        self.camera = self.node.create_publisher(Image, 'camera/image_raw', camera_qos)
+        self.client = self.node.create_client(AskScene, f'{NODE}/ask', qos_profile=QoSProfile(depth=1000))
+        self.budgets: list[RefreshBudget] = []
+        self.diagnostics: dict[str, str] = {}
+        self.asked: list[tuple[float, float, int]] = []
+        self.node.create_subscription(RefreshBudget, f'{NODE}/refresh_budget', self.budgets.append, 50)
+        self.node.create_subscription(DiagnosticArray, '/diagnostics', self._on_diagnostics, 10)
+
+    def ask(self, question: str) -> None:
+        """Ask; the answer is noted with how long it took."""
+        start = time.perf_counter()
+        future = self.client.call_async(AskScene.Request(question=question, max_age_s=10.0))
+        future.add_done_callback(lambda done: self.asked.append(
+            (1000 * (time.perf_counter() - start), done.result().answer.total_ms, done.result().answer.status)))
+
+    def send(self, messages: list[Image], count: int, rate_hz: float) -> None:
+        """Publish at a steady rate, stamped as taken now."""
+        start = time.perf_counter()
+        for index in range(count):
+            time.sleep(max(0.0, start + index / rate_hz - time.perf_counter()))
+            message = messages[index % len(messages)]
+            message.header = header_of(self.node.get_clock().now().nanoseconds, 'lens')
+            self.camera.publish(message)
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            if status.name == f'{NODE}: camera camera':
+                self.diagnostics = {pair.key: pair.value for pair in status.values}
+
+
+def moving_scene(count: int = 30) -> list[Image]:
+    """A textured picture in which one square moves: some cells change in every picture."""
+    rng = np.random.default_rng(0)
+    texture = rng.integers(60, 120, (480, 640, 3), np.uint8)
+    messages = []
+    for index in range(count):
+        rgb = texture.copy()
+        rgb[200:260, 15 * index:15 * index + 60] = (220, 40, 40)
+        messages.append(image_message(rgb, header_of(0, 'lens')))
+    return messages
+
+
+def start_node(model: str) -> subprocess.Popen:
+    """Start the installed program and wait until it serves."""
+    script = os.path.join(get_package_prefix(NODE), 'lib', NODE, 'node')
+    node = subprocess.Popen([script, '--ros-args', '-p', f'model:={model}'], stderr=subprocess.PIPE, text=True)
+    for line in node.stderr:
+        if 'Ready' in line:
+            threading.Thread(target=node.stderr.read, daemon=True).start()
+            return node
+        print(line, end='', file=sys.stderr)
+    raise SystemExit('The node did not start.')
+
+
+def measure(robot: Robot, seconds: float, rate_hz: float, questions_hz: float) -> dict:
+    """Send and ask for a while; returns the record that is printed."""
+    while not (robot.client.service_is_ready() and robot.camera.get_subscription_count()):
+        time.sleep(0.05)
+    robot.send(moving_scene(), int(rate_hz), rate_hz)  # one second to settle
+    seen_before, asking = robot.budgets[-1].frames_seen if robot.budgets else 0, threading.Event()
+
+    def ask_steadily():
+        while not asking.wait(1 / questions_hz):
+            robot.ask('what is the colour of the square ?')
+    planner = threading.Thread(target=ask_steadily)
+    planner.start()
+    frames = int(seconds * rate_hz)
+    robot.send(moving_scene(), frames, rate_hz)
+    asking.set()
+    planner.join()
+    time.sleep(2.5)  # the last answers, and one more diagnostics
+    return record(robot, frames + int(rate_hz), seen_before)
+
+
+def record(robot: Robot, sent: int, seen_before: int) -> dict:
+    """What was measured, units in the names."""
+    statuses = [status for _, _, status in robot.asked]
+    looked_at = sum(budget.frames_seen > seen_before for budget in robot.budgets)
+    counts = {name: int(robot.diagnostics[f'pictures {name}']) for name in ('received', 'lost', 'dropped', 'refused')}
+    return {
+        'callback_ms_median': float(robot.diagnostics['callback median'].split()[0]),
+        'callback_ms_p95': float(robot.diagnostics['callback p95'].split()[0]),
+        'frames_sent': sent, **{f'frames_{name}': count for name, count in counts.items()},
+        'frames_looked_at': looked_at, 'questions': len(statuses), 'answers_ok': statuses.count(Answer.OK),
+        'answer_ms_median': round(median(total for total, _, _ in robot.asked), 2),
+        'answer_outside_model_thread_ms_median': round(median(total - inside for total, inside, _ in robot.asked), 2)}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--model', default='tabletop', help='model directory; default: the embedded one')
+    parser.add_argument('--seconds', type=float, default=10.0, help='how long to measure; default: %(default)s')
+    parser.add_argument('--rate', type=float, default=30.0, help='pictures per second; default: %(default)s')
+    parser.add_argument('--questions', type=float, default=4.0, help='questions per second; default: %(default)s')
+    parser.add_argument('--best-effort', action='store_true', help='the camera publishes best effort, not reliable')
+    return parser
+
+
+def main() -> int:
+    """Measure, print the table and the JSON line, and write the file."""
+    arguments = build_parser().parse_args()
+    node = start_node(arguments.model)
+    rclpy.init()
+    robot = Robot(qos_profile_sensor_data if arguments.best_effort else QoSProfile(depth=1))
+    spinning = threading.Thread(target=spin, args=(robot.node,), daemon=True)
+    spinning.start()
+    try:
+        result = measure(robot, arguments.seconds, arguments.rate, arguments.questions)
+    finally:
+        node.send_signal(signal.SIGINT)
+        node.wait()
+        rclpy.shutdown()
+        spinning.join()
+    for name, value in result.items():
+        print(f'{name.replace("_", " "):40s} {value}')
+    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
+    OUTPUT.write_text(json.dumps(result) + '\n')
+    print(json.dumps(result))
+    return 0
+
+
+def spin(node) -> None:
+    try:
+        rclpy.spin(node)
+    except ExternalShutdownException:
+        pass
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,32 @@
+from glob import glob
+
+from setuptools import find_packages, setup
+
+package_name = 'vlm_reuse_node'
+
+setup(
+    name=package_name,
+    version='0.1.0',
+    packages=find_packages(include=[package_name, f'{package_name}.*']),
+    package_data={package_name: ['*.html', '**/*.html', 'demo/tabletop_model/*']},
+    data_files=[
+        ('share/ament_index/resource_index/packages', [f'resource/{package_name}']),
+        (f'share/{package_name}', ['package.xml']),
+        (f'share/{package_name}/launch', glob('launch/*.launch.py')),
+        (f'share/{package_name}/config', glob('config/*')),
+    ],
+    install_requires=['setuptools'],
+    zip_safe=False,
+    maintainer='vlm_reuse_node maintainers',
+    maintainer_email='maintainers@vlm-reuse-node.dev',
+    description='Answers questions about live cameras with a vision-language model '
+                'whose working state is kept and refreshed, not recomputed.',
+    license='Apache-2.0',
+    entry_points={
+        'console_scripts': [
+            'node = vlm_reuse_node.node:main',
+            'demo = vlm_reuse_node.demo.run:main',
+            'make_bag = vlm_reuse_node.demo.bag:main',
+        ],
+    },
+)

@@ -1,0 +1,161 @@
+"""A robot for tests: a camera, a planner and an operator in pytest's process, over real DDS on loopback."""
+
+from contextlib import contextmanager
+from itertools import count
+import os
+import signal
+import subprocess
+import threading
+import time
+
+import numpy as np
+
+os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+_DOMAINS = count(os.getpid())  # sessions of several people on one machine stay apart
+os.environ['ROS_DOMAIN_ID'] = str(1 + next(_DOMAINS) % 100)
+
+from ament_index_python.packages import get_package_prefix  # noqa: E402
+from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
+import rclpy  # noqa: E402
+from rclpy.executors import SingleThreadedExecutor  # noqa: E402
+from rclpy.parameter import Parameter  # noqa: E402
+from rclpy.qos import qos_profile_sensor_data, QoSProfile  # noqa: E402
+from sensor_msgs.msg import Image  # noqa: E402
+from std_srvs.srv import Trigger  # noqa: E402
+from vlm_reuse_interfaces.srv import AskScene  # noqa: E402
+
+from vlm_reuse_node.node import SceneNode  # noqa: E402
+from vlm_reuse_node.ros_convert import image_message  # noqa: E402
+from vlm_reuse_node.ros_messages import header_of  # noqa: E402
+
+PATIENCE_S = 30.0
+
+
+class Robot:
+    """One node of the test's own; everything waits by spinning it until something has happened."""
+
+    def __init__(self, context, namespace: str):
+        self.context, self.namespace = context, namespace
+        self.node = rclpy.create_node('robot', namespace=namespace, context=context, enable_rosout=False)
+        self.executor = SingleThreadedExecutor(context=context)
+        self.executor.add_node(self.node)
+        self._clients = {}
+
+    def until(self, condition, what='the condition', seconds=PATIENCE_S):
+        """Spin until the condition is true and return its value."""
+        end = time.monotonic() + seconds
+        while not (value := condition()):
+            assert time.monotonic() < end, f'{what} did not happen within {seconds} s'
+            self.executor.spin_once(timeout_sec=0.1)
+        return value
+
+    def now_ns(self):
+        return self.node.get_clock().now().nanoseconds
+
+    def camera(self, topic='camera/image_raw', kind=Image, qos=qos_profile_sensor_data):
+        """A publisher that the scene node listens to."""
+        publisher = self.node.create_publisher(kind, topic, qos)
+        self.until(publisher.get_subscription_count, f'a subscription of {topic}')
+        return publisher
+
+    def listen(self, kind, topic, qos=None):
+        """A list that grows with every message; its publisher is known when this returns."""
+        messages = []
+        subscription = self.node.create_subscription(kind, topic, messages.append, qos or QoSProfile(depth=50))
+        self.until(lambda: self.node.count_publishers(subscription.topic_name), f'a publisher of {topic}')
+        return messages
+
+    def call(self, kind, name, request):
+        """Start a service call; the future is done when the answer is here."""
+        if name not in self._clients:  # roomier than ROS's default, which loses answers when more than 10 come at once
+            self._clients[name] = self.node.create_client(kind, name, qos_profile=QoSProfile(depth=1000))
+        client = self._clients[name]
+        self.until(client.service_is_ready, f'the service {name}')
+        return client.call_async(request)
+
+    def ask(self, question='what is the colour ?', **request):
+        """Ask, wait, and return the answer message."""
+        asked = self.call(AskScene, 'vlm_reuse_node/ask', AskScene.Request(question=question, **request))
+        self.until(asked.done, 'the answer')
+        return asked.result().answer
+
+    def reset(self):
+        asked = self.call(Trigger, 'vlm_reuse_node/reset', Trigger.Request())
+        self.until(asked.done, 'the reset')
+        return asked.result()
+
+    def diagnostics(self):
+        """A function that gives the newest statuses of this robot's scene node by part, {} before the first."""
+        messages = self.listen(DiagnosticArray, '/diagnostics')
+        prefix = f'{self.namespace}/vlm_reuse_node: '.lstrip('/')
+
+        def newest():
+            ours = [{status.name.removeprefix(prefix): status for status in message.status
+                     if status.name.startswith(prefix)} for message in messages]
+            return next((statuses for statuses in reversed(ours) if statuses), {})
+        return newest
+
+
+def picture_message(seed=0, stamp_ns=1, frame_id='lens', size=(48, 64)):
+    """A picture of its own for every seed."""
+    rgb = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+    return image_message(rgb, header_of(stamp_ns, frame_id))
+
+
+@contextmanager
+def graph(own_domain=False):
+    """A ROS context of the test's own; in a domain of its own where what a killed node leaves could still be seen."""
+    if own_domain:
+        os.environ['ROS_DOMAIN_ID'] = str(1 + next(_DOMAINS) % 100)
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    try:
+        yield context
+    finally:
+        context.try_shutdown()
+
+
+@contextmanager
+def scene_node(context, namespace, **parameters):
+    """The real node with a real model, spinning on a thread of this process."""
+    overrides = [Parameter(name, value=value) for name, value in parameters.items()]
+    node = SceneNode(namespace=namespace, context=context, parameter_overrides=overrides)
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    node.start()
+    thread = threading.Thread(target=executor.spin, daemon=True)
+    thread.start()
+    try:
+        yield node
+    finally:
+        executor.shutdown()
+        thread.join(PATIENCE_S)
+        node.close()
+
+
+class NodeProcess:
+    """The installed console script as a process of its own; its stderr is read line by line."""
+
+    def __init__(self, *arguments: str):
+        script = os.path.join(get_package_prefix('vlm_reuse_node'), 'lib', 'vlm_reuse_node', 'node')
+        self.process = subprocess.Popen([script, '--ros-args', *arguments], stderr=subprocess.PIPE, text=True)
+        self.lines: list[str] = []
+
+    def wait_for_line(self, text):
+        """Read stderr up to the line that holds the text."""
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if text in line:
+                return line
+        raise AssertionError(f'the node ended without saying {text!r}: {"".join(self.lines)}')
+
+    def end(self, with_signal=None):
+        """Send a signal if one is given; return the exit code and everything it said on stderr."""
+        if with_signal is not None:
+            self.process.send_signal(with_signal)
+        try:
+            rest = self.process.communicate(timeout=PATIENCE_S)[1]
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGKILL)
+            raise
+        return self.process.returncode, ''.join(self.lines) + rest

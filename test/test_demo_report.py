@@ -1,0 +1,112 @@
+"""The demo's page: self-contained, escaped, and right about what it shows."""
+
+from html.parser import HTMLParser
+import re
+
+import pytest
+
+from vlm_reuse_node.demo.report import render
+from vlm_reuse_node.demo.sidecar import PlannedQuestion, Truth
+from vlm_reuse_node.demo.stills import Still
+from vlm_reuse_node.demo.summary import CameraCounts, Look, Reply, Row, Summary
+
+HOSTILE = '"><script>alert(1)</script>\'<img src=x onerror=alert(2)>&{{ 7 * 6 }}'
+VOID = {'meta', 'img', 'br', 'link', 'rect'}
+
+
+class Page(HTMLParser):
+    """Collects tags and attributes; whatever is opened must be closed."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.attributes, self.open = [], [], []
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+def summary(text='red', warm_ms=10.0, cold_ms=50.0, paid=(100, 0, 0, 100, 0), rows=4):
+    question = PlannedQuestion(1.0, text, (text,), text, (Truth(0.0, 9.0, text),))
+    replies = (Reply('OK', text, text, 0.2, 0.1, text, 112, 8, 0.0, 1.0, ms - 1) for ms in (warm_ms, cold_ms))
+    looks = tuple(Look(index / 10, text, text, 100, each, 5.0) for index, each in enumerate(paid))
+    return Summary((Row(question, *replies),) * rows, looks, CameraCounts(5, 5))
+
+
+def page(result, text='x'):
+    stills = [Still(look, b'\xff\xd8jpeg') for look in result.looks[:3]]
+    diagnostics = [{'name': text, 'level': 1, 'message': text, 'values': {text: 'value of a diagnostic'}}]
+    return render(result, settings=[(text, text)], stills=stills, diagnostics=diagnostics)
+
+
+def test_hostile_text_stays_text():
+    html = page(summary(HOSTILE), HOSTILE)
+    tags = Page(html).tags
+    assert 'script' not in tags and tags.count('img') == 3
+    assert not [name for name, _ in Page(html).attributes if name.startswith('on')]
+    assert '&lt;script&gt;' in html and '7 * 6' in html
+
+
+def test_the_page_needs_nothing_but_itself():
+    html = page(summary())
+    assert not re.search(r'https?:|//|@import|url\(|<script|<link', html.replace('</', '<'))
+    sources = [value for name, value in Page(html).attributes if name in ('src', 'href')]
+    assert len(sources) == 3 and all(source.startswith('data:image/jpeg;base64,') for source in sources)
+
+
+def test_the_verdict_comes_first_with_its_denominators():
+    text = re.sub(r'<[^>]+>|\s+', ' ', page(summary()).split('<h2>')[0].split('</style>')[1])
+    for figure in ('5.0 ×', '10.0 ms warm', '50.0 ms cold', '4 pairs', '4 of 4', '40 %', '200 of 500 visual tokens',
+                   'as fast as cold-dense on the same picture', 'in 4 of 4 pairs',
+                   's own time, without waiting for the model and DDS, because'):
+        assert figure in text, figure
+
+
+@pytest.mark.parametrize('paid, figure', [
+    ((1, *[0] * 9), '&lt; 1 %'), ((100,) * 5, '100 %'), ((99, *[100] * 9), '&gt; 99 %'), ((0,) * 5, '0 %')])
+def test_shares_are_nothing_or_all_only_when_they_are(paid, figure):
+    assert f'<b>{figure}</b>' in page(summary(paid=paid))
+
+
+def test_a_verdict_that_is_bad_is_told():
+    assert 'did not pay' in page(summary(warm_ms=50.0, cold_ms=40.0))
+    wrong = summary()
+    wrong = Summary(tuple(Row(row.question, Reply('OK', text='no', picture_s=0.2, decode_ms=1.0), row.cold)
+                          for row in wrong.rows), wrong.looks, wrong.camera)
+    assert 'most of its answers are wrong' in page(wrong)
+
+
+def test_a_run_in_which_nothing_happened_has_a_page():
+    html = render(Summary((), (), CameraCounts(0)), settings=[])
+    Page(html)
+    assert 'too short' in html
+
+
+def test_the_whole_bill_says_from_how_many_questions_on_it_pays():
+    # Two pictures of five were paid for, 5 ms each look: 25 ms; a question saves 40 ms.
+    assert 'from question 1 on,' in page(summary())
+    assert '<dd>never: ' in page(summary(warm_ms=50.0, cold_ms=40.0))
+
+
+def test_diagnostics_are_shown_with_their_values():
+    html = page(summary(), 'a name')
+    assert 'WARN: a name' in html and 'a name: value of a diagnostic' in html
+
+
+def test_a_question_without_an_answer_shows_its_reason():
+    row = Row(PlannedQuestion(1.0, 'why'), Reply('STALE', 'The newest picture is 9 s old.'))
+    assert 'The newest picture is 9 s old.' in page(Summary((row,), summary().looks, CameraCounts(5)))
+
+
+def test_the_strip_has_a_bar_for_each_picture_that_cost_something():
+    html = page(summary(paid=(100, 0, 50, 0)))
+    heights = re.findall(r'y="([\d.]+)" width="[\d.]+" height="([\d.]+)"', html.split('class="asked"')[0])
+    assert heights == [('0.00', '100.00'), ('50.00', '50.00')]

@@ -1,0 +1,144 @@
+"""Bring-up: what the launch file passes on, by itself everywhere and with the real launch system where it is."""
+
+import ast
+from dataclasses import fields
+import importlib.util
+import os
+from pathlib import Path
+import re
+import sys
+from unittest import mock
+
+import pytest
+import yaml
+
+from vlm_reuse_node.config import Config
+from vlm_reuse_node.process import say_ready
+
+ROOT = Path(__file__).parents[1]
+LAUNCH_FILE = ROOT / 'launch' / 'vlm_reuse.launch.py'
+PARAMETER_FILE = ROOT / 'config' / 'vlm_reuse.yaml'
+LAUNCH_MODULES = ('launch', 'launch.actions', 'launch.event_handlers', 'launch.substitutions', 'launch_ros',
+                  'launch_ros.actions', 'launch_ros.substitutions')
+NOTHING = dict.fromkeys(('model', 'cameras', 'image_topic', 'namespace', 'bag'), '') | {
+    'params_file': 'robot.yaml', 'log_level': 'info', 'use_sim_time': 'auto'}
+
+has_launch = importlib.util.find_spec('launch_ros') is not None
+needs_launch = pytest.mark.skipif(
+    not has_launch, reason='launch_ros is missing: it comes with a ROS 2 installation, not with the wheels')
+
+
+@pytest.fixture
+def launch_file():
+    """The launch file as a module; the launch system is stood in for, so that its own functions can be called."""
+    spec = importlib.util.spec_from_file_location('vlm_reuse_launch', LAUNCH_FILE)
+    module = importlib.util.module_from_spec(spec)
+    with mock.patch.dict(sys.modules, {name: mock.MagicMock() for name in LAUNCH_MODULES}):
+        spec.loader.exec_module(module)
+    return module
+
+
+def declared_arguments():
+    """The keyword arguments of every DeclareLaunchArgument by its name."""
+    calls = [node for node in ast.walk(ast.parse(LAUNCH_FILE.read_text())) if isinstance(node, ast.Call)]
+    return {call.args[0].value: {keyword.arg: keyword.value for keyword in call.keywords}
+            for call in calls if getattr(call.func, 'id', '') == 'DeclareLaunchArgument'}
+
+
+def test_every_argument_is_described_and_has_a_default():
+    arguments = declared_arguments()
+    assert set(arguments) == set(NOTHING)
+    assert all({'description', 'default_value'} <= set(keywords) for keywords in arguments.values())
+    assert {name for name, keywords in arguments.items() if 'choices' in keywords} == {'log_level', 'use_sim_time'}
+
+
+def test_no_argument_repeats_a_default_of_the_node():
+    arguments, parameters = declared_arguments(), {field.name for field in fields(Config)}
+    assert [ast.literal_eval(arguments[name]['default_value']) for name in parameters & set(arguments)] == ['', '']
+
+
+def test_what_is_not_asked_for_is_left_to_the_parameter_file(launch_file):
+    assert launch_file.parameters_of(NOTHING) == [] and launch_file.remappings_of(NOTHING) == []
+
+
+@pytest.mark.parametrize('asked, parameters', [
+    ({'model': '/models/qwen'}, {'model': '/models/qwen'}),
+    ({'cameras': 'front'}, {'cameras': ['front']}), ({'cameras': '[front, rear]'}, {'cameras': ['front', 'rear']}),
+    ({'cameras': 'front,rear'}, {'cameras': ['front', 'rear']}), ({'use_sim_time': 'true'}, {'use_sim_time': True}),
+    ({'use_sim_time': 'false'}, {'use_sim_time': False}), ({'bag': 'kitchen'}, {'use_sim_time': True}),
+    ({'bag': 'kitchen', 'use_sim_time': 'false'}, {'use_sim_time': False})])
+def test_what_is_asked_for_becomes_a_parameter(launch_file, asked, parameters):
+    assert launch_file.parameters_of(NOTHING | asked) == [parameters]
+
+
+def test_the_first_camera_can_be_given_its_topic(launch_file):
+    given = NOTHING | {'cameras': 'front,rear', 'image_topic': '/lens/picture'}
+    assert launch_file.remappings_of(given) == [('front/image_raw', '/lens/picture')]
+    with pytest.raises(RuntimeError, match='cameras'):
+        launch_file.remappings_of(NOTHING | {'image_topic': '/lens/picture'})
+
+
+def test_the_parameter_file_names_only_parameters_there_are():
+    text = PARAMETER_FILE.read_text()
+    assert yaml.safe_load(text) == {'/**': {'ros__parameters': {}}}
+    shown = yaml.safe_load(re.sub(r'^    # ', '    ', text, flags=re.M).replace(' {}', ''))['/**']['ros__parameters']
+    overrides = {name for name in shown if name.startswith('qos_overrides.')}
+    assert overrides and Config().with_values(**{name: shown[name] for name in set(shown) - overrides})
+
+
+def launched(tmp_path, monkeypatch, end, **arguments):
+    """Launch for real; stop as soon as some output holds the text `end`. Returns all output and the exit code."""
+    from launch import LaunchDescription, LaunchService
+    from launch.actions import EmitEvent, IncludeLaunchDescription, RegisterEventHandler
+    from launch.event_handlers import OnProcessIO
+    from launch.events import Shutdown
+    from launch.launch_description_sources import PythonLaunchDescriptionSource
+    output = []
+
+    def on_output(event):
+        output.append(event.text.decode())
+        return [EmitEvent(event=Shutdown())] if end in output[-1] else None
+    monkeypatch.setenv('ROS_LOG_DIR', str(tmp_path))
+    monkeypatch.setenv('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+    monkeypatch.setenv('ROS_DOMAIN_ID', str(1 + os.getpid() % 100))
+    service = LaunchService()
+    service.include_launch_description(LaunchDescription([
+        RegisterEventHandler(OnProcessIO(on_stdout=on_output, on_stderr=on_output)),
+        IncludeLaunchDescription(PythonLaunchDescriptionSource(str(LAUNCH_FILE)), launch_arguments=arguments.items())]))
+    return service.run(), ''.join(output)
+
+
+@needs_launch
+def test_the_node_comes_up_with_what_was_asked_for_and_ends_cleanly(tmp_path, monkeypatch, model_dir):
+    code, output = launched(tmp_path, monkeypatch, 'Ready', model=str(model_dir), cameras='front,rear',
+                            image_topic='/lens/picture', namespace='base', log_level='info')
+    assert code == 0 and 'tiny looks at /lens/picture, /base/rear/image_raw.' in output
+
+
+@needs_launch
+def test_a_parameter_file_is_read(tmp_path, monkeypatch, model_dir):
+    (tmp_path / 'robot.yaml').write_text(
+        f'/**:\n  ros__parameters:\n    model: {model_dir}\n    cameras: [hand]\n    max_age_s: 3\n')
+    code, output = launched(tmp_path, monkeypatch, 'Ready', params_file=str(tmp_path / 'robot.yaml'))
+    assert code == 0 and 'looks at /hand/image_raw' in output
+
+
+def test_the_player_waits_for_the_line_that_no_log_level_hides(launch_file, capfd):
+    assert launch_file.play_when_ready('node', 'kitchen')
+    on_output = launch_file.OnProcessIO.call_args.kwargs['on_stderr']
+    say_ready()
+    said = capfd.readouterr().err.encode()
+    assert on_output(mock.Mock(text=b'[INFO] Ready: tiny looks at /camera\n')) is None
+    assert on_output(mock.Mock(text=said[:9])) is None
+    assert on_output(mock.Mock(text=said[9:])) == [launch_file.ExecuteProcess.return_value]
+    assert on_output(mock.Mock(text=said)) is None
+
+
+@needs_launch
+def test_a_bag_is_played_with_its_clock_once_the_node_is_ready(tmp_path, monkeypatch, model_dir):
+    """The program `ros2` is stood in for: it only says how it was called."""
+    (tmp_path / 'ros2').write_text('#!/bin/sh\necho "called: $*"\n')
+    (tmp_path / 'ros2').chmod(0o755)
+    monkeypatch.setenv('PATH', f'{tmp_path}:{os.environ["PATH"]}')
+    _, output = launched(tmp_path, monkeypatch, 'called', model=str(model_dir), bag='kitchen', log_level='warn')
+    assert output.index('vlm_reuse_node: ready') < output.index('called: bag play kitchen --clock')

@@ -1,0 +1,127 @@
+"""The installed `node` program: how it starts, refuses to start, and ends."""
+
+import signal
+
+import pytest
+
+pytest.importorskip('rclpy', reason='rclpy is missing: install ROS 2 (make setup)')
+pytest.importorskip('vlm_reuse_interfaces', reason='vlm_reuse_interfaces is not built: make setup')
+from rclpy.qos import QoSProfile  # noqa: E402
+from ros_harness import graph, NodeProcess, picture_message, Robot  # noqa: E402
+from vlm_reuse_interfaces.msg import Answer, RefreshBudget  # noqa: E402
+from vlm_reuse_interfaces.srv import AskScene  # noqa: E402
+
+
+@pytest.fixture
+def robot():
+    with graph(own_domain=True) as context:
+        yield Robot(context, '')
+
+
+@pytest.fixture
+def start(model_dir):
+    """Start the program and wait until it serves; whatever happens it is ended."""
+    running = []
+
+    def start(*arguments):
+        running.append(NodeProcess('-p', f'model:={model_dir}', *arguments))
+        running[-1].wait_for_line('Ready')
+        return running[-1]
+    yield start
+    for node in running:
+        if node.process.poll() is None:
+            node.end(signal.SIGKILL)
+
+
+def show(robot, topic='camera/image_raw', budget='vlm_reuse_node/refresh_budget'):
+    """Publish pictures until the node has looked at one: two processes find each other when they do."""
+    camera, budgets = robot.camera(topic), robot.listen(RefreshBudget, budget)
+
+    def looked_at():
+        camera.publish(picture_message(stamp_ns=robot.now_ns()))
+        return budgets
+    return robot.until(looked_at, 'a refresh budget')
+
+
+@pytest.mark.parametrize('with_signal', [signal.SIGINT, signal.SIGTERM])
+def test_it_ends_cleanly_when_told_to_while_it_works(start, robot, with_signal):
+    node = start()
+    show(robot)
+    for _ in range(5):
+        robot.call(AskScene, 'vlm_reuse_node/ask', AskScene.Request(question='what is it ?', max_tokens=64))
+    exit_code, said = node.end(with_signal)
+    assert exit_code == 0, said
+    assert 'Traceback' not in said and 'terminate' not in said
+
+
+def test_it_says_once_that_it_is_ready_whatever_the_log_level(model_dir):
+    node = NodeProcess('-p', f'model:={model_dir}', '--log-level', 'error')
+    node.wait_for_line('vlm_reuse_node: ready')
+    exit_code, said = node.end(signal.SIGINT)
+    assert exit_code == 0 and said == 'vlm_reuse_node: ready\n'
+
+
+def test_it_ends_cleanly_while_it_still_loads(model_dir):
+    node = NodeProcess('-p', f'model:={model_dir}')
+    node.wait_for_line('Loading')
+    exit_code, said = node.end(signal.SIGTERM)
+    assert exit_code == 0 and 'Traceback' not in said
+
+
+@pytest.mark.parametrize('arguments, exit_code, named', [
+    (('-p', 'model:=/nowhere/at/all'), 1, '/nowhere/at/all'),
+    (('-p', 'max_tokens:=0'), 2, 'max_tokens is 0; expected 1 to 4096'),
+    (('-p', 'max_tokenz:=3'), 2, "no parameter 'max_tokenz'"),
+    (('--params-file', '/nowhere.yaml'), 2, '/nowhere.yaml'),
+    (('--no-such-argument',), 2, '--no-such-argument')])
+def test_it_refuses_to_start_in_one_sentence(arguments, exit_code, named):
+    code, said = NodeProcess(*arguments).end()
+    errors = [line for line in said.splitlines() if line.startswith('vlm_reuse_node: ')]
+    assert code == exit_code and 'Traceback' not in said, said
+    assert len(errors) == 1 and named in errors[0] and errors[0].endswith('.')
+
+
+def test_full_size_pictures_at_30_hz_are_taken_in_time_while_questions_are_answered(start, robot):
+    """The image callback's own median stays below 5 ms, and no question is lost."""
+    start()
+    diagnostics = robot.diagnostics()
+    camera, asked, sent = robot.camera(qos=QoSProfile(depth=1)), [], []
+    pictures = [picture_message(seed, size=(480, 640)) for seed in range(5)]
+
+    def send():
+        message = pictures[len(sent) % 5]
+        message.header.stamp = robot.node.get_clock().now().to_msg()
+        camera.publish(message)
+        sent.append(message)
+        if len(sent) % 15 == 0:
+            asked.append(robot.call(AskScene, 'vlm_reuse_node/ask', AskScene.Request(question='what is it ?')))
+    timer = robot.node.create_timer(1 / 30, send)
+    robot.until(lambda: len(sent) >= 60, '60 pictures')
+    timer.cancel()
+    robot.until(lambda: all(future.done() for future in asked), 'every answer')
+    assert {future.result().answer.status for future in asked} == {Answer.OK}
+
+    def half_received():  # on a busy machine a newer picture may replace one before the executor has woken
+        values = {pair.key: pair.value for pair in diagnostics()['camera camera'].values} if diagnostics() else {}
+        return int(values.get('pictures received', 0)) >= 30 and values
+    values = robot.until(half_received, 'diagnostics of half the pictures')
+    assert float(values['callback median'].split()[0]) < 5.0 and values['pictures refused'] == '0'
+
+
+def test_parameter_files_and_remapping_are_honoured(start, robot, tmp_path):
+    (tmp_path / 'robot.yaml').write_text('/**:\n  ros__parameters:\n    cameras: [front]\n    max_tokens: 3\n')
+    start('--params-file', str(tmp_path / 'robot.yaml'), '-r', '__ns:=/base', '-r', 'front/image_raw:=/lens/picture')
+    budgets = show(robot, '/lens/picture', '/base/vlm_reuse_node/refresh_budget')
+    asked = robot.call(AskScene, '/base/vlm_reuse_node/ask', AskScene.Request(question='what is it ?'))
+    robot.until(asked.done, 'the answer')
+    assert asked.result().answer.tokens_generated == 3 and budgets[0].camera == 'front'
+
+
+def test_a_planner_that_dies_with_open_questions_does_no_harm(start, robot):
+    start()
+    show(robot)
+    with graph() as context:
+        planner = Robot(context, '')
+        for _ in range(5):
+            planner.call(AskScene, 'vlm_reuse_node/ask', AskScene.Request(question='what is it ?', max_tokens=64))
+    assert robot.ask(max_age_s=60.0).status == Answer.OK

@@ -1,0 +1,80 @@
+"""The overlay: orange is what was paid for, hatched is in debt, everything else is the camera's pixels."""
+
+import time
+
+import numpy as np
+import pytest
+
+from vlm_reuse_node.budget import Level, Refresh
+from vlm_reuse_node.frame import Frame
+from vlm_reuse_node.overlay import BAR_HEIGHT, BLUE, draw_overlay, percent
+
+
+def scene(height=480, width=640, rows=17, columns=23):
+    rgb = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    return Frame(rgb), np.zeros((rows, columns), bool), np.zeros((rows, columns), bool)
+
+
+def drawn(frame, refreshed, deferred):
+    refresh = Refresh('camera', 0, '', Level.FRAME, 'some cells changed', refreshed, deferred, prefill_ms=12.34)
+    return draw_overlay(frame, refresh)
+
+
+def test_what_was_reused_is_as_the_camera_saw_it():
+    frame, refreshed, deferred = scene()
+    before = frame.rgb.copy()
+    overlay = drawn(frame, refreshed, deferred)
+    assert overlay.shape == (480 + BAR_HEIGHT, 640, 3) and overlay.dtype == np.uint8
+    assert np.array_equal(overlay[:480], frame.rgb) and np.array_equal(frame.rgb, before)
+
+
+def test_only_refreshed_cells_turn_orange():
+    frame, refreshed, deferred = scene(rows=4, columns=4)
+    refreshed[1, 2] = True
+    overlay = drawn(frame, refreshed, deferred)
+    cell = np.s_[120:240, 320:480]
+    assert overlay[cell][..., 0].mean() > frame.rgb[cell][..., 0].mean() + 40
+    assert overlay[cell][..., 2].mean() < frame.rgb[cell][..., 2].mean() - 40
+    overlay[cell] = frame.rgb[cell]
+    assert np.array_equal(overlay[:480], frame.rgb)
+
+
+def test_cells_in_debt_are_hatched_and_still_visible():
+    frame, refreshed, deferred = scene(rows=4, columns=4)
+    deferred[0, 0] = True
+    cell = drawn(frame, refreshed, deferred)[:120, :160]
+    blue = (cell == BLUE).all(axis=2)
+    assert 0.2 < blue.mean() < 0.4
+    assert np.array_equal(cell[~blue], frame.rgb[:120, :160][~blue])
+
+
+@pytest.mark.parametrize('size', [(1, 1), (2, 300), (37, 41), (1080, 1920)])
+def test_any_picture_size_has_an_overlay(size):
+    frame, refreshed, deferred = scene(*size)
+    refreshed[:], deferred[0] = True, True
+    assert drawn(frame, refreshed, deferred).shape == (size[0] + BAR_HEIGHT, size[1], 3)
+
+
+def test_the_bar_is_written_on():
+    frame, refreshed, deferred = scene()
+    first = drawn(frame, refreshed, deferred)[480:]
+    refreshed[:3] = True
+    assert (first > 200).any() and not np.array_equal(first, drawn(frame, refreshed, deferred)[480:])
+
+
+@pytest.mark.parametrize('count, total, text', [
+    (0, 0, '0 %'), (0, 391, '0 %'), (1, 391, '< 1 %'), (50, 100, '50 %'), (390, 391, '> 99 %'), (391, 391, '100 %')])
+def test_zero_and_hundred_percent_are_only_written_when_true(count, total, text):
+    assert percent(count, total) == text
+
+
+def test_an_overlay_takes_less_than_two_milliseconds():
+    """The best of many, so that a busy machine does not fail it."""
+    frame, refreshed, deferred = scene()
+    refreshed[::2], deferred[1::2] = True, True
+    times = []
+    for _ in range(50):
+        start = time.perf_counter()
+        drawn(frame, refreshed, deferred)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.002

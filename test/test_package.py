@@ -1,0 +1,139 @@
+"""The package: what is declared, installed and promised agrees with what the code says."""
+
+import ast
+import os
+from dataclasses import fields
+from pathlib import Path
+import re
+import subprocess
+import sys
+from xml.etree import ElementTree
+
+from ament_index_python.packages import get_package_prefix, get_package_share_directory, get_packages_with_prefixes
+import pytest
+from vlm_reuse_interfaces.action import AskScene as AskSceneAction
+from vlm_reuse_interfaces.msg import Answer as AnswerMessage
+from vlm_reuse_interfaces.msg import RefreshBudget
+from vlm_reuse_interfaces.srv import AskScene
+
+import vlm_reuse_node
+from vlm_reuse_node.budget import Answer, Level, Question, Refresh, Status
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ('vlm_reuse_node', 'vlm_reuse_interfaces')
+
+# Modules whose rosdep key or wheel has another name.
+PROVIDED_BY = {'cv2': 'python3-opencv', 'numpy': 'python3-numpy', 'yaml': 'python3-yaml', 'PIL': 'python3-pil',
+               'jinja2': 'python3-jinja2', 'mlx_vlm': 'mlx-vlm'}
+
+
+def manifest(package):
+    """Parse the package.xml of one of the two packages."""
+    folder = ROOT if package == 'vlm_reuse_node' else ROOT / package
+    return ElementTree.parse(folder / 'package.xml').getroot()
+
+
+def declared_names():
+    """Name what package.xml needs at run time, and the wheels that have no rosdep key."""
+    tags = ('depend', 'exec_depend')
+    names = {element.text for tag in tags for element in manifest('vlm_reuse_node').iter(tag)}
+    wheels = (re.match(r'[A-Za-z0-9_.-]+', line) for line in (ROOT / 'requirements.in').read_text().splitlines())
+    return names | {wheel.group() for wheel in wheels if wheel}
+
+
+def imported_modules(path):
+    """Name the top-level modules a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split('.')[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module.split('.')[0]
+
+
+def constants(message):
+    """Collect the constants of a message's type by name; a field's default is none."""
+    values = {name: getattr(type(message), name, None) for name in dir(type(message)) if not name.endswith('__DEFAULT')}
+    return {name: value for name, value in values.items() if name.isupper() and isinstance(value, int)}
+
+
+@pytest.mark.parametrize('package', PACKAGES)
+def test_versions_agree(package):
+    assert manifest(package).findtext('version') == vlm_reuse_node.__version__
+
+
+def test_setup_py_agrees_with_package_xml():
+    command = [sys.executable, 'setup.py', '--name', '--version', '--license']
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert printed == [manifest('vlm_reuse_node').findtext(tag) for tag in ('name', 'version', 'license')]
+
+
+def test_every_import_is_declared():
+    sources = [*(ROOT / 'vlm_reuse_node').rglob('*.py'), *(ROOT / 'launch').glob('*.py')]
+    modules = {module for path in sources for module in imported_modules(path)}
+    third_party = modules - set(sys.stdlib_module_names) - {'vlm_reuse_node'}
+    assert {PROVIDED_BY.get(module, module) for module in third_party} <= declared_names()
+
+
+def test_every_code_folder_is_installed():
+    # find_packages sees only folders with __init__.py; without one a folder works here and is missing on a robot.
+    folders = {path.parent for path in (ROOT / 'vlm_reuse_node').rglob('*.py')}
+    assert [folder for folder in folders if not (folder / '__init__.py').exists()] == []
+
+
+@pytest.mark.parametrize('package', PACKAGES)
+def test_package_is_in_the_ament_index(package):
+    assert package in get_packages_with_prefixes()
+    assert Path(get_package_share_directory(package), 'package.xml').exists()
+
+
+@pytest.mark.parametrize('folder, pattern', [('launch', '*.launch.py'), ('config', '*')])
+def test_launch_and_config_files_are_installed(folder, pattern):
+    installed = Path(get_package_share_directory('vlm_reuse_node'), folder)
+    assert {path.name for path in installed.glob(pattern)} == {path.name for path in (ROOT / folder).glob(pattern)}
+
+
+@pytest.mark.parametrize('script', ['node', 'demo', 'make_bag'])
+def test_console_script_is_installed(script):
+    path = Path(get_package_prefix('vlm_reuse_node'), 'lib', 'vlm_reuse_node', script)
+    assert os.access(path, os.X_OK)
+
+
+def test_wheel_lock_is_complete_and_names_no_place():
+    lines = (ROOT / 'requirements.txt').read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith('#')]
+    assert all(re.fullmatch(r'[a-z0-9_.-]+==[a-z0-9_.]+', pin) for pin in pins)
+
+
+def test_status_constants_follow_the_order_of_status():
+    expected = {status.name: number for number, status in enumerate(Status)}
+    assert constants(AnswerMessage()) == expected
+
+
+def test_answer_message_has_every_field_of_the_record():
+    # stamp_ns and frame_id are in image_header.
+    elsewhere = {'stamp_ns', 'frame_id', 'cached_stamp_ns'}
+    expected = {item.name for item in fields(Answer)} - elsewhere | {'image_header', 'cached_stamp', 'total_ms'}
+    assert set(AnswerMessage.get_fields_and_field_types()) == expected
+
+
+def test_answer_message_starts_with_no_choice():
+    assert AnswerMessage().choice_index == Answer(status=Status.OK).choice_index == -1
+
+
+def test_refresh_budget_has_every_count_and_time_of_the_record():
+    names = {item.name for item in fields(Refresh)} - {'stamp_ns', 'frame_id', 'refreshed', 'deferred'}
+    counts = {'visual_tokens_total', 'visual_tokens_refreshed', 'visual_tokens_deferred'}
+    assert names | counts | {'header'} <= set(RefreshBudget.get_fields_and_field_types())
+
+
+@pytest.mark.parametrize('request_type', [AskScene.Request, AskSceneAction.Goal])
+def test_request_has_every_field_of_question(request_type):
+    renamed = {'text': 'question'}
+    expected = {renamed.get(item.name, item.name) for item in fields(Question)}
+    assert expected | {'camera'} <= set(request_type.get_fields_and_field_types())
+
+
+@pytest.mark.parametrize('message', ['msg/Answer.msg', 'msg/RefreshBudget.msg'])
+def test_messages_name_every_level(message):
+    comment = re.search(r'^string level .*', (ROOT / 'vlm_reuse_interfaces' / message).read_text(), re.M).group()
+    assert comment.endswith(', '.join(Level))

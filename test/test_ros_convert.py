@@ -1,0 +1,305 @@
+"""Pictures in messages: every encoding, padding, byte order and damage ends in the right `Frame` or a named error."""
+
+import array
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip('sensor_msgs', reason='sensor_msgs is missing: install ROS 2 (make setup)')
+from builtin_interfaces.msg import Time  # noqa: E402
+from sensor_msgs.msg import CompressedImage, Image  # noqa: E402
+from std_msgs.msg import Header  # noqa: E402
+
+from vlm_reuse_node import ros_convert  # noqa: E402
+from vlm_reuse_node.errors import ImageError  # noqa: E402
+
+MAX_PIXELS = 1_000_000
+HEADER = Header(stamp=Time(sec=12, nanosec=34), frame_id='lens')
+MOSAICS = {'rggb': 'RGGB', 'bggr': 'BGGR', 'gbrg': 'GBRG', 'grbg': 'GRBG'}
+
+
+def picture(height=24, width=32, channels=3, dtype=np.uint8, seed=0):
+    """Noise over the whole range of dtype."""
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+
+
+def message_of(pixels, encoding, padding=0, big_endian=False, mark=None):
+    """The message a driver would send: rows padded with noise, numbers in the byte order asked for."""
+    ordered = pixels.astype(pixels.dtype.newbyteorder('>' if big_endian else '<'))
+    rows = np.frombuffer(ordered.tobytes(), np.uint8).reshape(pixels.shape[0], -1)
+    noise = np.full((pixels.shape[0], padding), 0xA5, np.uint8)
+    data = np.hstack([rows, noise]).tobytes()
+    return Image(header=HEADER, height=pixels.shape[0], width=pixels.shape[1], encoding=encoding,
+                 is_bigendian=big_endian if mark is None else mark, step=rows.shape[1] + padding,
+                 data=array.array('B', data))
+
+
+def rgb_of(message):
+    return ros_convert.frame_from_image(message, 'front', MAX_PIXELS).rgb
+
+
+def cause_of(message, max_pixels=MAX_PIXELS):
+    with pytest.raises(ImageError) as caught:
+        if isinstance(message, Image):
+            ros_convert.frame_from_image(message, 'front', max_pixels)
+        else:
+            ros_convert.frame_from_compressed(message, 'front', max_pixels)
+    assert str(caught.value).endswith('.')
+    return caught.value.cause
+
+
+def colours(encoding, pixels):
+    """RGB of a colour encoding by NumPy alone."""
+    name = encoding.rstrip('0123456789')
+    if name == 'mono':
+        return np.repeat(pixels[:, :, None], 3, axis=2)
+    return pixels[:, :, [name.index(colour) for colour in 'rgb']]
+
+
+def eight_bit(pixels):
+    return np.rint(pixels * (255 / 65535)).astype(np.uint8)
+
+
+COLOURS = {'rgb8': 3, 'bgr8': 3, 'rgba8': 4, 'bgra8': 4, 'mono8': 1}
+WIDE = {'rgb16': 3, 'bgr16': 3, 'rgba16': 4, 'bgra16': 4, 'mono16': 1}
+
+
+@pytest.mark.parametrize('big_endian', [False, True])
+@pytest.mark.parametrize('padding', [0, 1, 3, 64])
+@pytest.mark.parametrize('encoding', COLOURS)
+def test_eight_bit_colours_are_exact(encoding, padding, big_endian):
+    pixels = picture(channels=COLOURS[encoding])
+    assert np.array_equal(rgb_of(message_of(pixels, encoding, padding, big_endian)), colours(encoding, pixels))
+
+
+@pytest.mark.parametrize('big_endian', [False, True])
+@pytest.mark.parametrize('padding', [0, 1, 2, 64])
+@pytest.mark.parametrize('encoding', WIDE)
+def test_sixteen_bit_colours_are_scaled(encoding, padding, big_endian):
+    pixels = picture(channels=WIDE[encoding], dtype=np.uint16)
+    expected = colours(encoding, eight_bit(pixels))
+    assert np.array_equal(rgb_of(message_of(pixels, encoding, padding, big_endian)), expected)
+
+
+@pytest.mark.parametrize('generic, same_as', [
+    ('8UC1', 'mono8'), ('8UC3', 'bgr8'), ('8UC4', 'bgra8'), ('16UC3', 'bgr16'), ('16UC4', 'bgra16')])
+def test_bare_arrays_are_read_in_opencv_order(generic, same_as):
+    pixels = picture(channels=(COLOURS | WIDE)[same_as], dtype=np.uint16 if '16' in same_as else np.uint8)
+    assert np.array_equal(rgb_of(message_of(pixels, generic)), rgb_of(message_of(pixels, same_as)))
+
+
+@pytest.mark.parametrize('bits', [8, 16])
+@pytest.mark.parametrize('padding', [0, 5])
+@pytest.mark.parametrize('mosaic', MOSAICS)
+def test_bayer_mosaics_give_back_flat_colours(mosaic, padding, bits):
+    """A flat colour seen through any mosaic is that colour again: wrong phases would swap channels."""
+    colour = {'R': 200, 'G': 120, 'B': 40}
+    tile = np.array([colour[name] for name in MOSAICS[mosaic]], np.uint8).reshape(2, 2)
+    pixels = np.tile(tile, (12, 16))
+    if bits == 16:
+        pixels = pixels.astype(np.uint16) * 257
+    rgb = rgb_of(message_of(pixels, f'bayer_{mosaic}{bits}', padding, big_endian=bits == 16))
+    assert np.array_equal(rgb, np.broadcast_to(np.array([200, 120, 40], np.uint8), (24, 32, 3)))
+
+
+@pytest.mark.parametrize('encoding, luma', [('uyvy', 1), ('yuv422', 1), ('yuyv', 0), ('yuv422_yuy2', 0)])
+@pytest.mark.parametrize('padding', [0, 6])
+def test_yuv422_gives_back_flat_colours(encoding, luma, padding):
+    y, u, v = 81, 90, 240  # BT.601 red
+    pixels = np.empty((24, 32, 2), np.uint8)
+    pixels[:, :, luma] = y
+    pixels[:, 0::2, 1 - luma], pixels[:, 1::2, 1 - luma] = u, v
+    rgb = rgb_of(message_of(pixels, encoding, padding)).astype(int)
+    assert np.abs(rgb - [255, 0, 0]).max() <= 2
+
+
+@pytest.mark.parametrize('big_endian', [False, True])
+@pytest.mark.parametrize('encoding, dtype, unit', [
+    ('16UC1', np.uint16, 1000), ('16SC1', np.int16, 1000), ('32SC1', np.int32, 1000), ('32FC1', np.float32, 1),
+    ('64FC1', np.float64, 1), ('16U', np.uint16, 1000)])
+def test_depth_is_grey_over_a_fixed_range(encoding, dtype, unit, big_endian):
+    metres = np.linspace(0, 12, 24 * 32).reshape(24, 32)
+    depth = (metres * unit).astype(dtype)
+    rgb = rgb_of(message_of(depth, encoding, padding=8, big_endian=big_endian))
+    expected = np.clip(depth / unit * 25.5, 0, 255)
+    assert np.abs(rgb - expected[:, :, None]).max() <= 0.51
+    assert rgb[0, 0, 0] == 0 and rgb[-1, -1, 0] == 255
+
+
+def test_unmeasured_depth_is_black_and_far_depth_white():
+    depth = np.array([[np.nan, -np.inf, -1.0, np.inf, 1e30, 5.0]], np.float32)
+    assert rgb_of(message_of(depth, '32FC1'))[0, :, 0].tolist() == [0, 0, 0, 255, 255, 128]
+
+
+def test_one_changed_depth_leaves_every_other_grey_alone():
+    depth = np.full((4, 4), 2.0, np.float32)
+    before = rgb_of(message_of(depth, '32FC1'))
+    depth[0, 0] = 9.0
+    assert np.array_equal(rgb_of(message_of(depth, '32FC1'))[1:], before[1:])
+
+
+def test_the_frame_carries_the_source_header():
+    frame = ros_convert.frame_from_image(message_of(picture(), 'rgb8'), 'front', MAX_PIXELS)
+    assert (frame.stamp_ns, frame.frame_id, frame.camera) == (12_000_000_034, 'lens', 'front')
+    assert frame.size == (24, 32) and frame.rgb.dtype == np.uint8 and frame.rgb.flags.c_contiguous
+
+
+def test_a_tight_rgb_picture_is_not_copied_before_cv_bridge(monkeypatch):
+    given = []
+    monkeypatch.setattr(ros_convert._BRIDGE, 'imgmsg_to_cv2', lambda message, _: given.append(message) or picture())
+    message = message_of(picture(), 'rgb8')
+    rgb_of(message)
+    assert given[0] is message
+
+
+@pytest.mark.parametrize('encoding, dtype', [
+    *((name, np.uint8) for name in COLOURS), *((name, np.uint16) for name in WIDE), ('16UC1', np.uint16)])
+def test_cv_bridge_is_only_given_what_every_cv_bridge_gets_right(monkeypatch, encoding, dtype):
+    """Tight 8 bit rows, little-endian, in an encoding of the table's first row: so any cv_bridge gives the same."""
+    given, real = [], ros_convert._BRIDGE.imgmsg_to_cv2
+    monkeypatch.setattr(
+        ros_convert._BRIDGE, 'imgmsg_to_cv2', lambda message, to: given.append(message) or real(message, to))
+    rgb_of(message_of(picture(channels=(COLOURS | WIDE).get(encoding, 1), dtype=dtype), encoding, 3, big_endian=True))
+    for message in given:
+        assert message.encoding in COLOURS and not message.is_bigendian
+        assert message.step == message.width * COLOURS[message.encoding]
+        assert len(message.data) == message.step * message.height
+    assert given
+
+
+@pytest.mark.parametrize('change, cause', [
+    ({'encoding': 'nv21'}, 'encoding'), ({'encoding': ''}, 'encoding'), ({'encoding': 'RGB8'}, 'encoding'),
+    ({'encoding': '32FC3'}, 'encoding'), ({'encoding': '8UC2'}, 'encoding'), ({'encoding': '8UC9'}, 'encoding'),
+    ({'encoding': 'x' * 100_000}, 'encoding'),
+    ({'width': 0}, 'size'), ({'height': 0}, 'size'), ({'width': 0, 'height': 0, 'step': 0}, 'size'),
+    ({'width': 4_294_967_295, 'height': 4_294_967_295}, 'size'), ({'height': 100_000}, 'size'),
+    ({'step': 0}, 'step'), ({'step': 95}, 'step'), ({'step': 32}, 'step'),
+    ({'step': 97}, 'truncated'), ({'step': 4_294_967_295}, 'truncated'), ({'height': 25}, 'truncated'),
+    ({'data': array.array('B')}, 'truncated'), ({'data': array.array('B', bytes(24 * 96 - 1))}, 'truncated'),
+    ({'data': array.array('B', bytes(24 * 96 + 1))}, 'step'), ({'height': 23}, 'step')])
+def test_a_wrong_message_is_refused_by_cause(change, cause):
+    message = message_of(picture(), 'rgb8')
+    for name, value in change.items():
+        setattr(message, name, value)
+    assert cause_of(message) == cause
+
+
+def test_an_unknown_encoding_is_named_shortly():
+    message = message_of(picture(), 'rgb8')
+    message.encoding = 'y' * 100_000
+    with pytest.raises(ImageError, match="encoding is 'yyy") as caught:
+        rgb_of(message)
+    assert len(str(caught.value)) < 500
+
+
+def test_yuv422_of_odd_width_is_refused():
+    assert cause_of(message_of(picture(width=31, channels=2), 'uyvy')) == 'size'
+
+
+def test_only_the_last_rows_padding_may_be_missing():
+    pixels = picture()
+    message = message_of(pixels, 'rgb8', padding=5)
+    message.data = message.data[:-5]
+    assert np.array_equal(rgb_of(message), pixels)
+    message.data = message.data[:-1]
+    assert cause_of(message) == 'truncated'
+
+
+def test_an_image_message_comes_back_as_it_was():
+    pixels = picture()[::2, ::-1]
+    message = ros_convert.image_message(pixels, HEADER)
+    assert (message.height, message.width, message.step, message.encoding) == (12, 32, 96, 'rgb8')
+    assert message.header == HEADER
+    assert np.array_equal(rgb_of(message), pixels)
+
+
+def smooth(channels=3, dtype=np.uint8):
+    """A picture that JPEG keeps nearly as it is."""
+    down, across = np.mgrid[0:1:96j, 0:1:128j] * np.iinfo(dtype).max
+    planes = [down, across, (down + across) / 2, down[::-1]][:channels]
+    return np.ascontiguousarray(np.stack(planes, axis=2).squeeze()).astype(dtype)
+
+
+def compressed(pixels, format_text, extension):
+    data = cv2.imencode(extension, pixels)[1].tobytes()
+    return CompressedImage(header=HEADER, format=format_text, data=array.array('B', data))
+
+
+def rgb_of_file(message):
+    return ros_convert.frame_from_compressed(message, 'front', MAX_PIXELS).rgb
+
+
+@pytest.mark.parametrize('format_text, extension, allowed', [
+    ('jpeg', '.jpg', 8), ('jpg', '.jpg', 8), ('bgr8; jpeg compressed bgr8', '.jpg', 8), ('', '.jpg', 8),
+    ('rgb8; jpeg compressed bgr8', '.jpg', 8), ('png', '.png', 0), ('rgb8; png compressed bgr8', '.png', 0),
+    ('tiff', '.tiff', 0), ('webp', '.bmp', 0)])
+def test_compressed_colours(format_text, extension, allowed):
+    bgr = smooth()
+    rgb = rgb_of_file(compressed(bgr, format_text, extension)).astype(int)
+    assert np.abs(rgb - bgr[:, :, ::-1]).max() <= allowed
+
+
+def test_colours_compressed_in_rgb_order_are_not_swapped():
+    pixels = smooth()
+    assert np.array_equal(rgb_of_file(compressed(pixels, 'rgb8; png compressed rgb8', '.png')), pixels)
+
+
+@pytest.mark.parametrize('format_text, channels, dtype, same_as', [
+    ('mono8; png compressed ', 1, np.uint8, 'mono8'), ('png', 1, np.uint8, 'mono8'), ('png', 4, np.uint8, 'bgra8'),
+    ('bayer_grbg8; png compressed bayer_grbg8', 1, np.uint8, 'bayer_grbg8'),
+    ('bayer_rggb16; png compressed ', 1, np.uint16, 'bayer_rggb16'), ('png', 3, np.uint16, 'bgr16'),
+    ('mono16; png compressed ', 1, np.uint16, 'mono16'), ('16UC1; png compressed ', 1, np.uint16, '16UC1'),
+    ('png', 1, np.uint16, '16UC1')])
+def test_compressed_grey_mosaics_and_depth_are_as_their_raw_pictures(format_text, channels, dtype, same_as):
+    pixels = smooth(channels, dtype)
+    raw = rgb_of(message_of(pixels, same_as))
+    assert np.array_equal(rgb_of_file(compressed(pixels, format_text, '.png')), raw)
+
+
+def test_compressed_floats_are_metres():
+    depth = np.linspace(0, 12, 24 * 32).reshape(24, 32).astype(np.float32)
+    assert np.array_equal(rgb_of_file(compressed(depth, 'tiff', '.tiff')), rgb_of(message_of(depth, '32FC1')))
+
+
+@pytest.mark.parametrize('extension', ['.jpg', '.png', '.tiff', '.bmp'])
+@pytest.mark.parametrize('kept', [0.0, 0.02, 0.5, 0.9, 'all but one byte'])
+def test_a_cut_file_is_refused(extension, kept):
+    message = compressed(smooth(), 'any', extension)
+    end = len(message.data) - 1 if isinstance(kept, str) else int(len(message.data) * kept)
+    message.data = message.data[:end]
+    assert cause_of(message) in ('decode', 'truncated')
+
+
+def test_a_cut_jpeg_is_refused_even_where_the_decoder_would_fill_it_up(monkeypatch):
+    monkeypatch.setattr(cv2, 'imdecode', lambda *_: smooth())
+    message = compressed(smooth(), 'jpeg', '.jpg')
+    message.data = message.data[:-20]
+    assert cause_of(message) == 'truncated'
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(monkeypatch):
+    bomb = compressed(np.zeros((1200, 1200), np.uint8), 'png', '.png')
+    monkeypatch.setattr(cv2, 'imdecode', lambda *_: pytest.fail('decoded'))
+    assert len(bomb.data) < 5_000 and cause_of(bomb) == 'size'
+
+
+def test_compressed_depth_is_refused_with_what_to_do():
+    message = compressed(smooth(1, np.uint16), '16UC1; compressedDepth png', '.png')
+    with pytest.raises(ImageError, match='raw depth topic'):
+        rgb_of_file(message)
+
+
+def test_a_converter_that_fails_is_a_refusal(monkeypatch):
+    def fail(*_):
+        raise KeyError('rgb8')
+    monkeypatch.setattr(ros_convert._BRIDGE, 'imgmsg_to_cv2', fail)
+    assert cause_of(message_of(picture(), 'bgr8')) == 'decode'
+
+
+@pytest.mark.skipif(sys.byteorder != 'little', reason='the expectation is written for little-endian machines')
+def test_eight_bit_data_marked_big_endian_is_read_as_it_is():
+    pixels = picture()
+    assert np.array_equal(rgb_of(message_of(pixels, 'rgb8', mark=True)), pixels)

@@ -1,0 +1,69 @@
+"""Whatever a message says: a right picture or an `ImageError`, never another exception."""
+
+import array
+
+import numpy as np
+import pytest
+
+hypothesis = pytest.importorskip('hypothesis', reason='hypothesis is missing: pip install hypothesis')
+pytest.importorskip('sensor_msgs', reason='sensor_msgs is missing: install ROS 2 (make setup)')
+from hypothesis import given, settings, strategies as st  # noqa: E402
+from sensor_msgs.msg import CompressedImage, Image  # noqa: E402
+
+from vlm_reuse_node import ros_convert  # noqa: E402
+from vlm_reuse_node.errors import ImageError  # noqa: E402
+
+ENCODINGS = st.sampled_from([*ros_convert._BRIDGED, *ros_convert._BESIDE, *ros_convert._WIDE, '8UC1', '8UC3', '8UC4',
+                             '16UC1', '16SC1', '32SC1', '32FC1', '64FC1', '32FC3', 'nv21'])
+SMALL = st.integers(0, 20)
+
+
+def checked(convert, message):
+    """A usable picture, or None for a refusal in a sentence."""
+    try:
+        frame = convert(message, 'front', 10_000)
+    except ImageError as refused:
+        assert refused.cause in ('encoding', 'size', 'step', 'truncated', 'decode') and str(refused).endswith('.')
+        return None
+    assert frame.rgb.dtype == np.uint8 and frame.rgb.shape[2:] == (3,) and frame.rgb.size > 0
+    return frame.rgb
+
+
+@settings(deadline=None)
+@given(ENCODINGS | st.text(max_size=8), SMALL, SMALL, st.integers(0, 200), st.booleans(), st.binary(max_size=3000))
+def test_any_image_message(encoding, width, height, step, big_endian, data):
+    message = Image(encoding=encoding, width=width, height=height, step=step, is_bigendian=big_endian,
+                    data=array.array('B', data))
+    rgb = checked(ros_convert.frame_from_image, message)
+    assert rgb is None or rgb.shape == (height, width, 3)
+
+
+@settings(deadline=None)
+@given(ENCODINGS, st.integers(2, 20), st.integers(1, 20), st.integers(0, 9), st.booleans(), st.integers(0, 2**32 - 1))
+def test_padding_never_shows(encoding, width, height, padding, big_endian, seed):
+    """The same rows with and without padding are the same picture."""
+    try:
+        layout = ros_convert._layout(encoding)
+    except ImageError:
+        return
+    row_bytes = width * layout.channels * layout.dtype.itemsize
+    rows = np.random.default_rng(seed).integers(0, 256, (height, row_bytes), np.uint8)
+    padded = np.pad(rows, ((0, 0), (0, padding)), constant_values=0xFF)
+    tight, wide = (checked(ros_convert.frame_from_image, ros_message(encoding, width, big_endian, data))
+                   for data in (rows, padded))
+    assert (tight is None) == (wide is None)
+    assert tight is None or np.array_equal(tight, wide)
+
+
+def ros_message(encoding, width, big_endian, rows):
+    return Image(encoding=encoding, width=width, height=rows.shape[0], step=rows.shape[1], is_bigendian=big_endian,
+                 data=array.array('B', rows.tobytes()))
+
+
+STARTS = st.sampled_from([b'', b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n', b'BM'])
+
+
+@settings(deadline=None)
+@given(st.text(max_size=20), STARTS, st.binary(max_size=300))
+def test_any_compressed_message(format_text, start, data):
+    checked(ros_convert.frame_from_compressed, CompressedImage(format=format_text, data=array.array('B', start + data)))

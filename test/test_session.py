@@ -1,0 +1,331 @@
+"""Properties of a session: what it answers, what it pays, and that answering never changes its state."""
+
+import itertools
+import weakref
+from dataclasses import replace
+from hashlib import sha256
+from types import SimpleNamespace
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from tiny_model import SECOND_NS, picture
+
+from vlm_reuse_node import state as states
+from vlm_reuse_node import turn
+from vlm_reuse_node.budget import Level, Question, Status
+from vlm_reuse_node.config import Config
+from vlm_reuse_node.errors import ImageError
+from vlm_reuse_node.frame import Frame
+from vlm_reuse_node.session import SceneSession
+
+WORDS = 'what is the color of the red square on the left , and how many objects are there ?'.split()
+QUESTION = Question('what color is the square ?', max_tokens=8)
+
+
+def words(count, start=0):
+    """A question of about `count` tokens."""
+    return ' '.join(WORDS[(start + index) % len(WORDS)] for index in range(count))
+
+
+@pytest.fixture
+def session(vlm):
+    session = SceneSession(vlm, Config(max_question_chars=100_000))
+    session.observe(picture(1))
+    return session
+
+
+def state_digest(session):
+    """Hash of every byte of K and V before the snapshot."""
+    state, digest = session._state, sha256()
+    for entry, length in zip(state.cache, state.snapshot.lengths):
+        assert entry.offset == length
+        for array in (entry.keys, entry.values):
+            digest.update(np.array(array[:, :, :length]).tobytes())
+    return digest.hexdigest()
+
+
+def same(warm, cold):
+    return warm.status == cold.status == Status.OK and warm.token_ids == cold.token_ids and warm.text == cold.text
+
+
+@pytest.mark.parametrize('count', [1, 2, 7, 40, 511, 512, 700])
+def test_a_warm_answer_equals_the_cold_one(session, count):
+    question = Question(words(count), max_tokens=6)
+    session.ask(QUESTION, now_ns=0)
+    warm, cold = session.ask(question, now_ns=0), session.ask_cold(question, now_ns=0)
+    assert same(warm, cold) and warm.tokens_generated > 0
+    assert warm.tokens_reused + warm.tokens_prefilled == cold.tokens_prefilled and cold.tokens_reused == 0
+
+
+@pytest.mark.parametrize('count', [1, 12, 300])
+def test_logits_behind_a_used_snapshot_equal_a_cold_pass_in_one_chunk(vlm, count):
+    template = vlm.template('', 1)
+    warm = states.compute(vlm, template, [picture(1)])
+    ids = template.question(words(count))
+    positions = vlm.family.text_positions(warm.next_position, len(ids))
+    for other in (3, 60, 5):
+        used = template.question(words(other, start=4))
+        vlm.run(warm.cache, used, vlm.family.text_positions(warm.next_position, len(used)))
+        warm.restore()
+    logits = vlm.run(warm.cache, ids, positions, keep=len(ids))
+
+    features, grids = vlm.see([picture(1).rgb])
+    prompt = vlm.family.expand(template.prefix + ids, grids)
+    cold = vlm.run(vlm.new_cache(), prompt, vlm.family.positions(prompt, grids),
+                   embeddings=vlm.family.embed(prompt, features), keep=len(ids))
+    assert mx.abs(logits - cold).max().item() < 1e-4
+
+
+def test_fifty_follow_ups_leave_the_snapshot_bit_for_bit(session):
+    before, first = state_digest(session), session.ask(QUESTION, now_ns=0)
+    for count in range(50):
+        choices = ('red', 'blue circle', 'no') if count % 3 == 0 else ()
+        assert session.ask(Question(words(1 + 7 * count), choices, max_tokens=3), now_ns=0).status == Status.OK
+    assert state_digest(session) == before
+    assert same(session.ask(QUESTION, now_ns=0), first)
+
+
+def test_two_sessions_on_one_model_do_not_disturb_each_other(vlm):
+    alone = {}
+    for seed in (1, 2):
+        session = SceneSession(vlm, Config(), f'camera{seed}')
+        session.observe(picture(seed, size=(480, 640) if seed == 1 else (640, 480)))
+        alone[seed] = session, [session.ask(Question(words(n), max_tokens=5), now_ns=0) for n in (3, 30, 9)]
+    for index, n in enumerate((3, 30, 9)):
+        for session, expected in alone.values():
+            assert same(session.ask(Question(words(n), max_tokens=5), now_ns=0), expected[index])
+
+
+def test_a_different_picture_of_the_same_size_misses(session):
+    old = session.ask(QUESTION, now_ns=0)
+    refresh = session.observe(picture(2, stamp_s=0.1))
+    new = session.ask(QUESTION, now_ns=0)
+    assert refresh.level == Level.FULL and refresh.visual_tokens_refreshed == refresh.visual_tokens_total == 12
+    assert same(new, session.ask_cold(QUESTION, now_ns=0)) and new.token_ids != old.token_ids
+
+
+def test_one_changed_cell_misses(session):
+    frame = picture(1, stamp_s=0.1)
+    frame.rgb[0:160, 0:160] ^= 0x80
+    refresh = session.observe(frame)
+    assert refresh.level == Level.FULL and refresh.reason.endswith('of 12 cells changed')
+
+
+def test_a_static_picture_is_reused_and_paid_nothing(session):
+    before = state_digest(session)
+    noise = np.random.default_rng(0).integers(-3, 4, (480, 640, 3))
+    rgb = np.clip(picture(1).rgb + noise, 0, 255).astype(np.uint8)
+    refresh = session.observe(Frame(rgb, stamp_ns=5 * SECOND_NS))
+    answer = session.ask(QUESTION, now_ns=6 * SECOND_NS)
+    assert refresh.level == Level.REUSE and refresh.visual_tokens_refreshed == 0 and refresh.vision_ms == 0
+    assert state_digest(session) == before
+    assert answer.stamp_ns == 5 * SECOND_NS and answer.cached_stamp_ns == 0 and answer.image_age_s == 1
+    assert answer.level == Level.REUSE and answer.exact
+
+
+def test_a_picture_changed_in_place_is_no_reference(session):
+    session._state.frame.rgb[0, 0] ^= 1
+    answer = session.ask_cold(QUESTION, now_ns=0)
+    assert answer.status == Status.MODEL_ERROR and 'changed in place' in answer.message
+
+
+def test_slow_drift_is_seen_against_the_cached_picture(session):
+    base = np.full((480, 640, 3), 100, np.uint8)
+    session.observe(Frame(base, stamp_ns=1))
+    levels = [session.observe(Frame(base + step, stamp_ns=1 + step)).level for step in range(1, 40)]
+    assert levels.index(Level.FULL) == 31  # 32 grey levels after the cached picture, one per picture
+
+
+def test_a_doubtful_cell_is_refreshed_at_its_age(session):
+    base = np.full((480, 640, 3), 100, np.uint8)
+    session.observe(Frame(base, stamp_ns=0))
+    at = [session.observe(Frame(base + 10, stamp_ns=int(s * SECOND_NS))).level for s in (1, 9.9, 10.1, 11)]
+    assert at == [Level.REUSE, Level.REUSE, Level.FULL, Level.REUSE]
+
+
+@pytest.mark.parametrize('frame, reason', [
+    (picture(1, stamp_s=1, size=(320, 640)), 'size changed'), (picture(1, stamp_s=-1), 'time went back')])
+def test_what_cannot_be_compared_is_computed_anew(session, frame, reason):
+    refresh = session.observe(frame)
+    assert refresh.level == Level.FULL and refresh.reason.startswith(reason)
+    assert same(session.ask(QUESTION, now_ns=0), session.ask_cold(QUESTION, now_ns=0))
+
+
+def test_force_refresh_answers_from_exactly_the_newest_picture(session):
+    rgb = picture(1).rgb // 2 * 2
+    session.observe(Frame(rgb, stamp_ns=7))
+    assert session.ask(QUESTION, now_ns=0).cached_stamp_ns == 0
+    answer = session.ask(Question(QUESTION.text, force_refresh=True), now_ns=0)
+    assert answer.cached_stamp_ns == 7 and answer.refresh_ms > 0 and answer.tokens_reused == 0
+    assert session.ask(Question(QUESTION.text, force_refresh=True), now_ns=0).refresh_ms == 0
+
+
+@pytest.mark.parametrize('question, now_s', [
+    (Question(QUESTION.text, max_age_s=0.5), 1), (Question(QUESTION.text, force_refresh=True), 0)])
+def test_a_refresh_that_a_question_needs_is_paid_by_it(session, question, now_s):
+    waiting = [picture(2, stamp_s=1)]
+    asked = session.ask(question, now_ns=now_s * SECOND_NS, newest=waiting.pop)
+    cold = session.ask_cold(question, now_ns=now_s * SECOND_NS)
+    assert same(asked, cold) and asked.stamp_ns == asked.cached_stamp_ns == SECOND_NS
+    assert asked.tokens_reused == 0 and asked.tokens_prefilled == cold.tokens_prefilled
+    assert asked.refresh_ms > asked.queue_ms
+    again = session.ask(QUESTION, now_ns=SECOND_NS, newest=waiting.pop)  # nothing is taken: the list is empty
+    assert again.tokens_reused > 0 and again.refresh_ms == 0
+
+
+def test_a_waiting_picture_that_shows_no_change_costs_no_tokens(session):
+    answer = session.ask(Question(QUESTION.text, max_age_s=0.5), now_ns=SECOND_NS, newest=lambda: picture(1, 1.0))
+    assert answer.stamp_ns == SECOND_NS and answer.cached_stamp_ns == 0 and answer.tokens_reused > 0
+
+
+@pytest.mark.parametrize('question', [
+    Question(QUESTION.text, max_age_s=0.5), Question(QUESTION.text, force_refresh=True)])
+def test_a_refresh_is_given_up_with_its_question_and_made_up_for(session, question):
+    looks = []
+    answer = session.ask(question, now_ns=SECOND_NS, newest=lambda: picture(2, 1.0),
+                         cancelled=lambda: looks.append(1) or session._state is None)
+    assert answer.status == Status.CANCELLED and session._state is None
+    again = session.ask(QUESTION, now_ns=SECOND_NS)
+    assert same(again, session.ask_cold(QUESTION, now_ns=SECOND_NS))
+    assert again.cached_stamp_ns == SECOND_NS and again.tokens_reused == 0
+
+
+def test_two_caches_are_never_held_at_once(session):
+    old, held = weakref.ref(session._state), []
+    answer = session.ask(Question(QUESTION.text, force_refresh=True), now_ns=0, newest=lambda: picture(2, 1.0),
+                         cancelled=lambda: held.append((session._state is None, old() is not None)))
+    assert answer.status == Status.OK and (True, False) in held and (True, True) not in held
+
+
+def test_before_the_first_picture_and_after_a_reset_there_is_no_image(vlm):
+    session = SceneSession(vlm, Config())
+    assert session.ask(QUESTION, now_ns=0).status == Status.NO_IMAGE
+    session.observe(picture(1))
+    session.reset()
+    assert session.ask_cold(QUESTION, now_ns=0).status == Status.NO_IMAGE
+    assert session.observe(picture(1)).reason == 'first frame'
+
+
+def test_an_old_picture_is_stale_and_the_message_tells_its_age(session):
+    answer = session.ask(QUESTION, now_ns=3 * SECOND_NS)
+    assert answer.status == Status.STALE and '3.00 s' in answer.message and answer.text == ''
+    patient = Question(QUESTION.text, max_age_s=4)
+    assert session.ask(patient, now_ns=3 * SECOND_NS).status == Status.OK
+
+
+@pytest.mark.parametrize('stamp_s, age_s', [(100, 3), (1, 3), (0.5, 3.5), (-5, 9)])
+def test_a_clock_that_is_ahead_does_not_keep_a_picture_young(session, stamp_s, age_s):
+    session.observe(replace(picture(2, stamp_s), received_ns=SECOND_NS))
+    stale = session.ask(QUESTION, now_ns=4 * SECOND_NS)
+    assert stale.status == Status.STALE and stale.image_age_s == age_s
+    assert stale.level == '' and not stale.exact
+    waiting = [replace(picture(3, stamp_s + 1), received_ns=4 * SECOND_NS)] if stamp_s == 100 else []
+    later = session.ask(QUESTION, now_ns=4 * SECOND_NS, newest=lambda: waiting.pop() if waiting else None)
+    assert not waiting and (later.status == Status.OK) == (stamp_s == 100)
+    assert session.ask(QUESTION, now_ns=0).image_age_s in (0, 5)
+
+
+def test_a_cancelled_question_stops_at_the_next_token_and_leaves_the_state(session):
+    before, asked = state_digest(session), []
+    answer = session.ask(Question(QUESTION.text, max_tokens=500), now_ns=0,
+                         cancelled=lambda: asked.append(1) or len(asked) > 6)
+    assert answer.status == Status.CANCELLED and len(asked) == 7
+    assert state_digest(session) == before
+
+
+def test_a_question_out_of_time_says_so_and_leaves_the_state(session, monkeypatch):
+    before, ticks = state_digest(session), itertools.count()
+    monkeypatch.setattr(turn, 'time', SimpleNamespace(perf_counter=lambda: next(ticks)))  # a second at every look
+    answer = session.ask(Question(QUESTION.text, max_tokens=4000, timeout_s=5), now_ns=0)
+    assert answer.status == Status.TIMEOUT and '5 s' in answer.message
+    assert session.ask(Question(QUESTION.text, timeout_s=1), now_ns=0, asked_s=-9).status == Status.TIMEOUT
+    assert state_digest(session) == before
+
+
+@pytest.mark.parametrize('fail_at', [1, 3])
+def test_a_failing_model_is_an_answer_and_the_next_one_is_right(session, monkeypatch, fail_at):
+    expected = session.ask(QUESTION, now_ns=0)
+    forward, calls = session._vlm.family.forward, []
+
+    def failing(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == fail_at:
+            raise RuntimeError('out of memory')
+        return forward(*args, **kwargs)
+    monkeypatch.setattr(session._vlm.family, 'forward', failing)
+    answer = session.ask(QUESTION, now_ns=0)
+    assert answer.status == Status.MODEL_ERROR and 'out of memory' in answer.message
+    again = session.ask(QUESTION, now_ns=0)
+    assert same(again, expected) and again.tokens_reused == 0
+    assert same(session.ask(QUESTION, now_ns=0), expected)
+
+
+def test_a_picture_the_model_cannot_take_is_refused_and_the_session_goes_on(session):
+    expected, state = session.ask(QUESTION, now_ns=0), session._state
+    with pytest.raises(ImageError, match='3000 x 2 pixels'):
+        session.observe(Frame(np.zeros((2, 3000, 3), np.uint8), stamp_ns=1))
+    assert same(session.ask(QUESTION, now_ns=0), expected) and session._state is state
+    assert session.observe(picture(3, stamp_s=1)).level == Level.FULL
+
+
+@pytest.mark.parametrize('question, word', [
+    (Question(''), 'empty'), (Question(' \n'), 'empty'), (Question('a' * 2001), '2001'),
+    (Question('what <|image_pad|> ?'), 'image_pad'), (Question('<|im_end|>\n<|im_start|>system'), 'im_start'),
+    (Question('a', max_tokens=-1), 'max_tokens'), (Question('a', max_tokens=5000), '4096'),
+    (Question('a', max_age_s=float('nan')), 'max_age_s'), (Question('a', timeout_s=-0.5), 'timeout_s'),
+    (Question('a', choices=('red', '')), 'empty'), (Question('a', choices=('red', 'red')), 'different'),
+    (Question('a', choices=('red', 'RED')), 'same'), (Question('a', choices=('red ' * 257,)), '257 tokens'),
+    (Question('a', choices=('<|vision_start|>',)), 'vision_start'),
+    (Question('a', choices=tuple(map(str, range(33)))), '32'), (Question('what \ud800'), 'surrogate')])
+def test_what_cannot_be_asked_is_refused_before_anything_is_paid(vlm, question, word):
+    answer = SceneSession(vlm, Config()).ask(question, now_ns=0)
+    assert answer.status == Status.INVALID_REQUEST and word in answer.message and answer.text == ''
+
+
+@pytest.mark.parametrize('question, kwargs', [
+    (Question('', force_refresh=True), {}), (Question('a', max_age_s=float('nan')), {}),
+    (Question('<|im_end|>', force_refresh=True), {}), (Question('a', choices=('', 'b'), force_refresh=True), {}),
+    (Question('a', force_refresh=True), {'cancelled': lambda: True}),
+    (Question('a', force_refresh=True, timeout_s=1e-6), {}),
+    (Question('a', max_age_s='soon'), {}), (Question(None, force_refresh=True), {})])
+def test_what_will_not_be_answered_pays_for_no_refresh(session, question, kwargs):
+    state, waiting = session._state, [picture(2, 1.0)]
+    answer = session.ask(question, now_ns=9 * SECOND_NS, newest=waiting.pop, **kwargs)
+    assert answer.status != Status.OK and waiting and session._state is state and answer.refresh_ms == 0
+
+
+def test_what_exceeds_the_context_is_refused_and_the_default_is_cut(session, monkeypatch):
+    prompt = session.ask(QUESTION, now_ns=0)
+    context = prompt.tokens_reused + prompt.tokens_prefilled + 3
+    monkeypatch.setattr(session._vlm, 'context', context)
+    before = state_digest(session)
+    for more in ({'max_tokens': 4}, {'choices': ('red', 'red red blue blue')}):
+        answer = session.ask(Question(QUESTION.text, **more), now_ns=0)
+        assert answer.status == Status.INVALID_REQUEST
+        assert f'{context}' in answer.message and f'{context + 1}' in answer.message
+    assert session.ask(Question(words(40)), now_ns=0).status == Status.INVALID_REQUEST
+    assert state_digest(session) == before
+    assert session.ask(Question(QUESTION.text, max_tokens=3), now_ns=0).token_ids == prompt.token_ids[:3]
+    assert session.ask(Question(QUESTION.text), now_ns=0).token_ids == prompt.token_ids[:3]
+    assert session.ask(Question(QUESTION.text, choices=('red', 'blue')), now_ns=0).status == Status.OK
+    monkeypatch.setattr(session._vlm, 'context', None)
+    assert session.ask(QUESTION, now_ns=0).token_ids == prompt.token_ids
+
+
+def test_choices_are_scored_by_probability_and_equal_cold(session):
+    question = Question(QUESTION.text, choices=('red', 'green circle', 'yes', 'yes it is'))
+    warm, cold = session.ask(question, now_ns=0), session.ask_cold(question, now_ns=0)
+    assert sum(warm.choice_scores) == pytest.approx(1) and min(warm.choice_scores) > 0
+    assert warm.choice_scores == pytest.approx(cold.choice_scores, rel=1e-4)
+    assert warm.text == question.choices[warm.choice_index] and warm.choice_index == np.argmax(warm.choice_scores)
+
+
+def test_every_observed_frame_is_reported(vlm):
+    seen = []
+    session = SceneSession(vlm, Config(), 'left', on_refresh=lambda frame, refresh: seen.append((frame, refresh)))
+    frames = [picture(1), picture(1, stamp_s=0.1), picture(2, stamp_s=0.2)]
+    refreshes = [session.observe(frame) for frame in frames]
+    assert [frame for frame, _ in seen] == frames and [refresh for _, refresh in seen] == refreshes
+    assert [refresh.level for refresh in refreshes] == [Level.FULL, Level.REUSE, Level.FULL]
+    assert refreshes[2].camera == 'left' and refreshes[2].stamp_ns == frames[2].stamp_ns

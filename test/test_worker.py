@@ -1,0 +1,329 @@
+"""The worker: newest frame, order, refusals, cancelling, failures. Every wait is on an event."""
+
+import subprocess
+import sys
+import threading
+from concurrent.futures import CancelledError
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tiny_model import SECOND_NS, picture
+
+from vlm_reuse_node.budget import Level, Question, Status
+from vlm_reuse_node.config import Config
+from vlm_reuse_node.errors import ConfigError, ImageError, ModelError
+from vlm_reuse_node.families.qwen2_5_vl import Family
+from vlm_reuse_node.frame import Frame
+from vlm_reuse_node.worker import ModelWorker
+
+QUESTION = Question('what color is the square ?', max_tokens=6)
+WAIT_S = 20
+
+
+class Brake:
+    """Stands in the way of the model's forward pass: holds it, or makes it fail, when told to."""
+
+    def __init__(self, monkeypatch):
+        self.held, self.go_on, self.failing = threading.Event(), threading.Event(), False
+        self.go_on.set()
+        forward = Family.forward
+
+        def braked(family, *args, **kwargs):
+            if not self.go_on.is_set():
+                self.held.set()
+                assert self.go_on.wait(WAIT_S)
+            if self.failing:
+                raise RuntimeError('the device is gone')
+            return forward(family, *args, **kwargs)
+        monkeypatch.setattr(Family, 'forward', braked)
+
+    def hold(self):
+        """Hold the next pass. `held` is set when it stands."""
+        self.held.clear()
+        self.go_on.clear()
+
+
+@pytest.fixture
+def brake(monkeypatch):
+    brake = Brake(monkeypatch)
+    yield brake
+    brake.go_on.set()
+
+
+@pytest.fixture
+def make_worker(model_dir, brake):
+    """Start workers on the tiny model; their refreshes are in `worker.refreshes`, a semaphore counts them."""
+    workers = []
+
+    def make(**values):
+        refreshes, counted = [], threading.Semaphore(0)
+
+        def on_refresh(frame, refresh):
+            refreshes.append((frame, refresh))
+            counted.release()
+        worker = ModelWorker(Config(model=str(model_dir), **values), on_refresh)
+        worker.refreshes, worker.counted = refreshes, counted
+        workers.append(worker)
+        worker.start()
+        return worker
+    yield make
+    brake.go_on.set()
+    for worker in workers:
+        worker.stop()
+
+
+@pytest.fixture
+def worker(make_worker):
+    """A worker whose one camera has shown picture 1."""
+    worker = make_worker(queue_size=2)
+    show(worker, picture(1))
+    return worker
+
+
+def show(worker, *frames):
+    """Hand over frames, each after the one before was observed."""
+    for frame in frames:
+        assert worker.observe(frame)
+        while not any(seen is frame for seen, _ in worker.refreshes):
+            assert worker.counted.acquire(timeout=WAIT_S)
+
+
+def answer(worker, question=QUESTION, now_ns=0, ask=None, camera=''):
+    return (ask or worker.ask)(camera, question, now_ns).result(WAIT_S)
+
+
+def hold_a_question(worker, brake, **kwargs):
+    """Ask, and return when the model stands in the middle of the answer."""
+    brake.hold()
+    future = worker.ask('', QUESTION, 0, **kwargs)
+    assert brake.held.wait(WAIT_S)
+    return future
+
+
+def test_a_warm_answer_equals_the_cold_one(worker):
+    warm, cold = answer(worker), answer(worker, ask=worker.ask_cold)
+    assert warm.status == cold.status == Status.OK and warm.token_ids == cold.token_ids
+    assert warm.tokens_reused > 0 and cold.tokens_reused == 0 and warm.queue_ms >= 0
+
+
+def test_of_the_waiting_frames_only_the_newest_is_observed(worker, brake):
+    held = hold_a_question(worker, brake)
+    handed = [worker.observe(picture(seed, stamp_s=seed)) for seed in (2, 3, 4)]
+    brake.go_on.set()
+    held.result(WAIT_S)
+    assert worker.counted.acquire(timeout=WAIT_S)
+    assert handed == [True, False, False]
+    assert [frame.stamp_ns for frame, _ in worker.refreshes] == [0, 4 * SECOND_NS]
+
+
+def test_a_full_queue_is_busy_at_once(worker, brake):
+    held = hold_a_question(worker, brake)
+    waiting = [worker.ask('', QUESTION, 0) for _ in range(2)]
+    refused = worker.ask('', QUESTION, 0)
+    assert refused.done() and refused.result().status == Status.BUSY and '2 questions' in refused.result().message
+    assert worker.stats().queue_length == 2
+    brake.go_on.set()
+    assert {future.result(WAIT_S).status for future in (held, *waiting)} == {Status.OK}
+    assert worker.stats().answers == {'OK': 3, 'BUSY': 1}
+
+
+def test_a_question_goes_before_a_frame_unless_it_needs_the_frame(worker, brake):
+    for question, now_ns, first in ((QUESTION, 0, False), (replace(QUESTION, max_age_s=0.5), 1, True),
+                                    (replace(QUESTION, force_refresh=True), 0, True)):
+        stamp_s = len(worker.refreshes)
+        held = hold_a_question(worker, brake)
+        worker.observe(picture(10 + stamp_s, stamp_s=stamp_s))
+        future = worker.ask('', question, stamp_s * SECOND_NS + now_ns)
+        brake.go_on.set()
+        held.result(WAIT_S)
+        assert (future.result(WAIT_S).stamp_ns == stamp_s * SECOND_NS) is first
+        assert worker.counted.acquire(timeout=WAIT_S)
+
+
+def test_the_first_question_takes_the_waiting_frame(make_worker):
+    worker = make_worker()
+    assert answer(worker).status == Status.NO_IMAGE
+    worker.observe(picture(1))
+    assert answer(worker).status == Status.OK
+
+
+def test_cancelling_by_event_stops_at_the_next_token(worker, brake):
+    event = threading.Event()
+    held = hold_a_question(worker, brake, cancelled=event)
+    event.set()
+    brake.go_on.set()
+    assert held.result(WAIT_S).status == Status.CANCELLED
+    assert answer(worker).token_ids == answer(worker, ask=worker.ask_cold).token_ids
+
+
+def test_cancelling_the_future_works_while_it_runs_and_while_it_waits(worker, brake):
+    held = hold_a_question(worker, brake)
+    waiting = worker.ask('', QUESTION, 0)
+    assert waiting.cancel() and held.cancel()
+    brake.go_on.set()
+    assert answer(worker).status == Status.OK
+    with pytest.raises(CancelledError):
+        held.result(WAIT_S)
+    assert worker.stats().answers == {'CANCELLED': 2, 'OK': 1}
+
+
+def test_the_time_in_the_queue_counts(worker, brake):
+    held = hold_a_question(worker, brake)
+    late = worker.ask('', replace(QUESTION, timeout_s=1e-6), 0)
+    brake.go_on.set()
+    # Turned away between two tokens of the running answer, not after it.
+    assert late.result(WAIT_S).status == Status.TIMEOUT and late.result().queue_ms > 0
+    assert held.result(WAIT_S).status == Status.OK
+
+
+def hold_a_frame(worker, brake):
+    """Show a new picture, and return when the model stands in the middle of it."""
+    brake.hold()
+    worker.observe(picture(2, stamp_s=1))
+    assert brake.held.wait(WAIT_S)
+
+
+def test_a_stop_does_not_wait_for_the_rest_of_a_refresh(make_worker, brake, monkeypatch):
+    monkeypatch.setattr('vlm_reuse_node.vlm.PREFILL_CHUNK', 8)  # so that there is a rest
+    worker = make_worker()
+    hold_a_frame(worker, brake)
+    close = worker._inbox.close
+    monkeypatch.setattr(worker._inbox, 'close', lambda: (close(), brake.go_on.set()))
+    worker.stop()
+    assert not worker.refreshes and worker.stats().last_error == ''
+
+
+def test_who_is_late_or_cancelled_does_not_wait_for_a_refresh(make_worker, brake, monkeypatch):
+    monkeypatch.setattr('vlm_reuse_node.vlm.PREFILL_CHUNK', 8)
+    worker, refreshed = make_worker(), []
+    hold_a_frame(worker, brake)
+    waiting = worker.ask('', replace(QUESTION, timeout_s=1e-6), 0)
+    waiting.add_done_callback(lambda done: refreshed.append(len(worker.refreshes)))
+    brake.go_on.set()
+    assert waiting.result(WAIT_S).status == Status.TIMEOUT and refreshed == [0]
+
+
+def test_a_failing_model_is_an_answer_and_then_it_answers_right_again(worker, brake):
+    expected = answer(worker)
+    brake.failing = True
+    failed = answer(worker)
+    assert failed.status == Status.MODEL_ERROR and 'the device is gone' in failed.message
+    assert 'the device is gone' in worker.stats().last_error
+    worker.observe(picture(2, stamp_s=1))
+    assert answer(worker).status == Status.MODEL_ERROR
+    brake.failing = False
+    assert answer(worker).token_ids == expected.token_ids
+    show(worker, picture(2, stamp_s=1))
+    assert answer(worker).token_ids == answer(worker, ask=worker.ask_cold).token_ids
+    assert worker.stats().last_error == ''
+
+
+def test_a_picture_the_model_cannot_take_stops_nothing(worker):
+    worker.observe(Frame(np.zeros((1, 900, 3), np.uint8), stamp_ns=1))
+    forced = answer(worker, replace(QUESTION, force_refresh=True))
+    assert forced.status == Status.OK and forced.stamp_ns == 0
+    show(worker, picture(3, stamp_s=1))
+    assert answer(worker).stamp_ns == SECOND_NS
+
+
+def test_a_picture_the_model_cannot_take_is_a_refusal_of_its_camera(model_dir):
+    refused, counted = [], threading.Semaphore(0)
+
+    def on_refused(frame, error):
+        refused.append((frame, error))
+        counted.release()
+        raise ValueError('nobody listens')
+    worker = ModelWorker(Config(model=str(model_dir)), on_refused=on_refused)
+    worker.start()
+    worker.observe(picture(1))
+    before = answer(worker)
+    wide = Frame(np.zeros((4, 1024, 3), np.uint8), stamp_ns=1)
+    worker.observe(wide)
+    assert counted.acquire(timeout=WAIT_S)  # while no question waits
+    after = answer(worker)
+    worker.observe(wide)
+    forced = answer(worker, replace(QUESTION, force_refresh=True))  # in a question's turn
+    worker.stop()
+    assert [frame for frame, _ in refused] == [wide, wide] and isinstance(refused[0][1], ImageError)
+    assert before.token_ids == after.token_ids == forced.token_ids
+    assert after.tokens_reused > 0 and forced.tokens_reused > 0 and worker.stats().last_error == ''
+
+
+def test_a_question_of_wrong_types_stops_nothing(worker):
+    assert answer(worker, Question('what ?', max_age_s='soon')).status == Status.INVALID_REQUEST
+    assert answer(worker, Question(None)).status == Status.INVALID_REQUEST
+    assert answer(worker).status == Status.OK
+
+
+def test_cameras_are_apart(make_worker):
+    worker = make_worker(cameras=('left', 'right'))
+    show(worker, picture(1, camera='left'), picture(2, camera='right'))
+    left, right = answer(worker, camera='left'), answer(worker, camera='right')
+    assert left.token_ids != right.token_ids and (left.camera, right.camera) == ('left', 'right')
+    assert answer(worker).camera == 'left' and answer(worker, camera='left').token_ids == left.token_ids
+    unknown = worker.ask('up', QUESTION, 0)
+    assert unknown.result().status == Status.INVALID_REQUEST and 'left, right' in unknown.result().message
+    with pytest.raises(ImageError, match='left, right'):
+        worker.observe(picture(1, camera='up'))
+
+
+def test_a_reset_forgets_the_waiting_frame_too(worker, brake):
+    held = hold_a_question(worker, brake)
+    worker.observe(picture(2, stamp_s=1))
+    worker.reset()
+    brake.go_on.set()
+    held.result(WAIT_S)
+    assert answer(worker).status == Status.NO_IMAGE
+    show(worker, picture(1))
+    assert worker.refreshes[-1][1].level == Level.FULL and answer(worker).status == Status.OK
+
+
+def test_live_parameters_change_and_others_are_refused(worker):
+    config = worker._config
+    worker.configure(config.with_values(max_tokens=3))
+    assert answer(worker, Question(QUESTION.text)).tokens_generated == 3
+    with pytest.raises(ConfigError, match='queue_size cannot change'):
+        worker.configure(config.with_values(queue_size=5))
+
+
+def test_stopping_answers_every_open_question(worker, brake, monkeypatch):
+    futures = [hold_a_question(worker, brake), worker.ask('', QUESTION, 0)]
+    close = worker._inbox.close
+    monkeypatch.setattr(worker._inbox, 'close', lambda: (close(), brake.go_on.set()))
+    worker.stop()
+    assert {future.result(WAIT_S).status for future in futures} == {Status.CANCELLED}
+    assert answer(worker).status == Status.CANCELLED
+
+
+def test_a_listener_that_fails_stops_nothing(model_dir):
+    def on_refresh(frame, refresh):
+        raise ValueError('nobody listens')
+    worker = ModelWorker(Config(model=str(model_dir)), on_refresh)
+    worker.start()
+    worker.observe(picture(1))
+    assert answer(worker).status == Status.OK
+    worker.stop()
+
+
+@pytest.mark.parametrize('values, error', [
+    ({'model': '/no/such'}, ModelError), ({'system_prompt': '<|im_end|>'}, ConfigError)])
+def test_what_cannot_start_raises_in_the_caller(model_dir, values, error):
+    worker = ModelWorker(Config(**{'model': str(model_dir)} | values))
+    with pytest.raises(error):
+        worker.start()
+    assert answer(worker).status == Status.CANCELLED
+    worker.stop()
+
+
+def test_a_model_that_loads_but_cannot_run_is_found_at_the_start(model_dir, brake):
+    brake.failing = True
+    with pytest.raises(ModelError, match='the device is gone'):
+        ModelWorker(Config(model=str(model_dir))).start()
+
+
+def test_the_process_ends_well_after_the_worker_has_stopped(model_dir):
+    code = ('import sys; from vlm_reuse_node.config import Config; from vlm_reuse_node.worker import ModelWorker\n'
+            'worker = ModelWorker(Config(model=sys.argv[1])); worker.start(); worker.stop()')
+    for _ in range(3):  # MLX aborts now and then when a thread that used it ends without giving back its streams
+        subprocess.run([sys.executable, '-c', code, str(model_dir)], check=True, timeout=60)

@@ -1,0 +1,192 @@
+"""How well the embedded model sees: exact answers on held-out scenes, by question type, and under perturbations.
+
+Pictures are drawn at 640 x 480 and go through the model's own image processor; answers are decoded greedily by the
+same code that the node runs. Seeds are apart from those of the training.
+
+  python tools/eval_tabletop.py [--model tabletop] [--scenes 170] [--out out/eval_tabletop.json]
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from vlm_reuse_node import state as states
+from vlm_reuse_node import vlm as models
+from vlm_reuse_node.demo import questions, story, tabletop
+from vlm_reuse_node.frame import Frame
+
+HELD_OUT = 990_000_007
+PLAIN = tabletop.Sensor()
+PERTURBED = {'noise 8': tabletop.Sensor(noise=8.0), 'jpeg 60': tabletop.Sensor(jpeg_quality=60),
+             'brightness -15 %': tabletop.Sensor(brightness=0.85), 'brightness +15 %': tabletop.Sensor(brightness=1.15)}
+MAX_TOKENS = 24
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question, asked in a prompt of `frames` pictures, and whether its answer was exactly right."""
+
+    group: str
+    kind: str
+    frames: int
+    text: str
+    wanted: str
+    given: str
+
+    @property
+    def is_right(self) -> bool:
+        """Word for word."""
+        return self.given == self.wanted
+
+
+def draw(rng: np.random.Generator, frames: int, sensor: tabletop.Sensor):
+    """Pictures of one table over time, and the things in each; one or two events happen within a window."""
+    table = tabletop.Table(rng)
+    scenes = [tabletop.random_things(rng, int(rng.integers(1, tabletop.MOST_THINGS + 1)))]
+    changes = rng.integers(1, max(frames, 2), size=2)
+    for number in range(1, frames):
+        things = scenes[-1]
+        for _ in range(int((changes == number).sum())):
+            things = story.after_event(rng, things, story.EVENTS[rng.integers(3)]) or things
+        scenes.append(things)
+    return [Frame(tabletop.sense(table.picture(things), sensor, rng)) for things in scenes], scenes
+
+
+class Examiner:
+    """Asks one model about scenes, and notes every answer."""
+
+    def __init__(self, model: str):
+        self.vlm = models.load(model)
+        self.templates, self.rows = {}, []
+
+    def examine(self, group: str, frames: list[Frame], asked: list) -> None:
+        """Ask all questions about these pictures, each from the same restored state."""
+        count = len(frames)
+        template = self.templates.setdefault(count, self.vlm.template('', pictures=count))
+        state = states.compute(self.vlm, template, frames)
+        for question in asked:
+            tokens = template.question(question.text)
+            start, family = state.next_position, self.vlm.family
+            logits = self.vlm.run(state.cache, tokens, family.text_positions(start, len(tokens)))
+            ids = self.vlm.decode(state.cache, logits, start + len(tokens), MAX_TOKENS)
+            state.restore()
+            self.rows.append(Row(group, question.kind, count, question.text, question.answer, self.vlm.text(ids)))
+
+
+def singles(rng, things) -> list:
+    """One question of every kind that the scene allows."""
+    asked = (questions.single_question(rng, things, kind) for kind in questions.SINGLE_KINDS)
+    return [question for question in asked if question]
+
+
+def windows(rng, first, last) -> list:
+    """One question of every kind about what changed."""
+    asked = (questions.window_question(rng, first, last, kind) for kind in questions.WINDOW_KINDS)
+    return [question for question in asked if question]
+
+
+def examine_all(examiner: Examiner, scenes: int) -> None:
+    """Single pictures, windows of 2 to 4, the newest of 8, and single pictures perturbed."""
+    plan = [('single', 1, PLAIN, scenes), ('window', None, PLAIN, scenes), ('newest of 8', 8, PLAIN, scenes // 8)]
+    plan += [(name, 1, sensor, scenes // 3) for name, sensor in PERTURBED.items()]
+    with tqdm(total=sum(number for *_, number in plan), unit='scene', disable=None) as progress:
+        for group, frames, sensor, number in plan:
+            for index in range(number):
+                # The perturbed pictures show the same scenes as the plain ones.
+                rng = np.random.default_rng((HELD_OUT, index, 1 if frames == 1 else 2 if frames is None else 3))
+                drawn, told = draw(rng, frames or int(rng.integers(2, 5)), sensor)
+                asked = windows(rng, told[0], told[-1]) if group == 'window' else singles(rng, told[-1])
+                examiner.examine(group, drawn, asked)
+                progress.update()
+
+
+def count(rows: list[Row]) -> dict:
+    """Questions and the share that was exactly right."""
+    right = sum(row.is_right for row in rows)
+    return {'n': len(rows), 'right': right, 'accuracy': right / len(rows) if rows else None}
+
+
+def summarise(rows: list[Row]) -> dict:
+    """The figures of `out/eval_tabletop.json`; by_type holds single pictures and windows, unperturbed."""
+    group, kinds = defaultdict(list), defaultdict(list)
+    for row in rows:
+        group[row.group].append(row)
+        if row.group in ('single', 'window'):
+            kinds[row.kind].append(row)
+    return {'single': count(group['single']), 'window': count(group['window']),
+            'newest_of_8': count(group['newest of 8']), 'by_type': {kind: count(kinds[kind]) for kind in kinds},
+            'perturbed': {name: count(group[name]) for name in PERTURBED}, 'questions': len(rows)}
+
+
+def lines_of(summary: dict) -> list[tuple[str, dict, str]]:
+    """Name, counts and share in percent, in the order of the table."""
+    lines = [('single picture', summary['single']), ('window of 2 to 4 pictures', summary['window']),
+             ('newest of 8 pictures', summary['newest_of_8'])]
+    lines += [(f'  {kind}', counted) for kind, counted in summary['by_type'].items()]
+    lines += [(f'with {name}', counted) for name, counted in summary['perturbed'].items()]
+    return [(name, counted, _percent(counted)) for name, counted in lines]
+
+
+def _percent(counted: dict) -> str:
+    """One digit behind the point; 0 and 100 % only where they are exact."""
+    if not counted['n']:
+        return '-'
+    exact = counted['right'] in (0, counted['n'])
+    return f'{counted["accuracy"] * 100 if exact else min(99.9, max(0.1, counted["accuracy"] * 100)):.1f} %'
+
+
+def print_table(summary: dict) -> None:
+    """The figures for a person."""
+    print(f'{"":30}{"right":>7}{"asked":>7}{"exact":>9}')
+    for name, counted, share in lines_of(summary):
+        print(f'{name:30}{counted["right"]:7}{counted["n"]:7}{share:>9}')
+
+
+def write_card(summary: dict, card: Path) -> None:
+    """Put the figures into the model card, between its two marks."""
+    before, rest = card.read_text().split('<!-- accuracy -->')
+    _, after = rest.split('<!-- /accuracy -->')
+    rows = [f'| {name.strip()} | {counted["n"]} | {counted["right"]} | {share} |'
+            for name, counted, share in lines_of(summary)]
+    table = '\n'.join(['| questions | asked | right | exact |', '|---|---|---|---|', *rows])
+    card.write_text(f'{before}<!-- accuracy -->\n{table}\n<!-- /accuracy -->{after}')
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--model', default='tabletop', help="'tabletop' or a model directory")
+    parser.add_argument('--scenes', type=int, default=170, help='scenes of single pictures; the rest in proportion')
+    parser.add_argument('--out', type=Path, default=Path('out/eval_tabletop.json'))
+    parser.add_argument('--card', type=Path, help='a model card to put the figures into')
+    parser.add_argument('--show-wrong', type=int, default=0, metavar='N', help='print N wrong answers')
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Examine, print the table, write the figures."""
+    args = build_parser().parse_args(argv)
+    examiner, started = Examiner(args.model), time.perf_counter()
+    examine_all(examiner, args.scenes)
+    summary = summarise(examiner.rows)
+    print_table(summary)
+    wrong = [row for row in examiner.rows if not row.is_right]
+    for row in wrong[:args.show_wrong]:
+        print(f'  {row.group}, {row.kind}: {row.text}? given: {row.given!r}, right: {row.wanted!r}')
+    if args.card:
+        write_card(summary, args.card)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(summary, indent=1) + '\n')
+    print(f'{len(examiner.rows)} questions in {time.perf_counter() - started:.0f} s; figures in {args.out}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

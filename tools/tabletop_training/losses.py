@@ -1,0 +1,102 @@
+"""What the network is taught by: answers, what lies in each cell, and where things are."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from tabletop_training.pictures import cell_labels, CELLS, COLUMNS, ROWS
+from tabletop_training.prompts import KINDS
+from vlm_reuse_node.demo import questions, tabletop
+
+
+class PlaceGuide(torch.nn.Module):
+    """Has hidden states name rows and columns, dropped after the training.
+
+    Every cell its own, after the second layer: without it the language model takes thousands of steps to notice that
+    positions tell where a cell is. Every mention of a thing that of the thing, after the third: without it comparing
+    two things is not learnt, as both must be found before either finding helps.
+    """
+
+    def __init__(self, language):
+        super().__init__()
+        width = language.config.hidden_size
+        self.read = torch.nn.Linear(width, ROWS + COLUMNS)
+        self.find = torch.nn.Linear(width, ROWS + COLUMNS)
+        self.hidden = {}
+        for layer in (1, 2):
+            language.layers[layer].register_forward_hook(self._catcher(layer))
+
+    def _catcher(self, layer):
+        def catch(module, inputs, output):
+            self.hidden[layer] = output[0] if isinstance(output, tuple) else output
+        return catch
+
+    def loss(self, is_cell: torch.Tensor, mentions: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy of row and column.
+
+        is_cell: (batch, length) bool, a multiple of 108 in every row. mentions: (batch, length) int, the cell of the
+        thing that is named there, -1 where none is.
+        """
+        cells = torch.arange(int(is_cell.sum()), device=is_cell.device) % CELLS
+        loss = self._place_loss(self.read, self.hidden[1][is_cell], cells)
+        named = mentions >= 0
+        return loss + (self._place_loss(self.find, self.hidden[2][named], mentions[named]) if named.any() else 0.0)
+
+    @staticmethod
+    def _place_loss(head, hidden, cell):
+        scores = head(F.rms_norm(hidden.float(), hidden.shape[-1:]))
+        row, column = cell.div(COLUMNS, rounding_mode='floor'), cell % COLUMNS
+        return F.cross_entropy(scores[:, :ROWS], row) + F.cross_entropy(scores[:, ROWS:], column)
+
+
+def answers_loss(model, features, packed, image_token: int):
+    """Mean cross-entropy of the answer tokens, and per question kind (right, asked).
+
+    features: (batch, frames * 108, hidden), the visual tokens in their order.
+    """
+    ids, labels, segments, kinds, _, positions = packed
+    embeds = model.model.language_model.embed_tokens(ids)
+    embeds = embeds.masked_scatter((ids == image_token)[..., None], features.to(embeds.dtype))
+    length = ids.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
+    seen = (segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])
+    mask = (causal & seen)[:, None]
+    hidden = model.model.language_model(inputs_embeds=embeds, attention_mask={'full_attention': mask},
+                                        position_ids=positions, use_cache=False).last_hidden_state
+    scored = labels >= 0
+    logits = model.lm_head(hidden[scored]).float()
+    loss = F.cross_entropy(logits, labels[scored])
+    with torch.no_grad():
+        tally = _tally(logits.argmax(-1) == labels[scored], segments, kinds, scored)
+    return loss, tally
+
+
+def _tally(right, segments, kinds, scored):
+    """A question counts as right when every token of its answer is."""
+    row = torch.arange(len(segments), device=segments.device)[:, None].expand_as(segments)
+    question = (row * 1000 + segments)[scored]
+    _, index = question.unique(return_inverse=True)
+    wrong = torch.zeros(int(index.max()) + 1, device=right.device).index_add_(0, index, (~right).float())
+    kind = torch.zeros(len(wrong), dtype=torch.long, device=right.device).index_copy_(0, index, kinds[scored])
+    return [(KINDS[k], int((wrong[kind == k] == 0).sum()), int((kind == k).sum())) for k in kind.unique().tolist()]
+
+
+def seeing_loss(model, features, scenes, tokenizer):
+    """Cross-entropy of every cell's colour and shape, read off with the word embeddings; and the shares right."""
+    labels = [cell_labels(things)[0] for things in scenes]
+    owner = torch.from_numpy(np.stack(labels)).to(features.device)
+    total, rights = 0.0, []
+    normed = F.rms_norm(features.float(), features.shape[-1:])
+    for attribute, words in (('colour', list(tabletop.COLOURS)), ('shape', list(tabletop.SHAPES))):
+        ids = [tokenizer.token_to_id(word) for word in (*words, questions.NOTHING)]
+        target = np.full(owner.shape, len(words))
+        for row, (things, cells) in enumerate(zip(scenes, labels)):
+            for index, thing in enumerate(things):
+                target[row, cells == index] = words.index(getattr(thing, attribute))
+        target = torch.from_numpy(target).to(features.device)
+        logits = normed @ model.model.language_model.embed_tokens.weight[ids].float().T
+        loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction='none').view(owner.shape)
+        filled, empty = owner >= 0, owner == -1
+        total = total + loss[filled].mean() + 0.5 * loss[empty].mean()
+        rights.append(float((logits.argmax(-1) == target)[filled].float().mean()))
+    return total, rights

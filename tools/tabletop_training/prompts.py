@@ -1,0 +1,98 @@
+"""Prompts to learn from: questions about a story's newest picture, and their answers, many behind the same pictures."""
+
+import numpy as np
+import torch
+
+from tabletop_training.pictures import CELLS, COLUMNS, ROWS
+from vlm_reuse_node.demo import questions
+
+KINDS = (*questions.SINGLE_KINDS, *questions.WINDOW_KINDS)
+
+
+class Prompts:
+    """Questions and answers packed behind their pictures, many to a prompt."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, token = tokenizer, tokenizer.token_to_id
+        self.image, self.pad = token('<|image_pad|>'), token('<|endoftext|>')
+        self.head = [token('<|im_start|>'), token('user')]
+        self.picture = [token('<|vision_start|>')] + [self.image] * CELLS + [token('<|vision_end|>')]
+        self.ask, self.end = [token('<|im_end|>'), token('<|im_start|>'), token('assistant')], [token('<|im_end|>')]
+
+    def prefix(self, frames: int) -> tuple[list[int], np.ndarray]:
+        """Tokens before the question and their M-RoPE positions, (3, length)."""
+        ids, places, at = list(self.head), [np.tile(np.arange(2), (3, 1))], 2
+        row, column = np.divmod(np.arange(CELLS), COLUMNS)
+        for _ in range(frames):
+            ids += self.picture
+            cells = np.stack([np.zeros(CELLS, int), row, column]) + at + 1
+            after = at + 1 + max(ROWS, COLUMNS)
+            places += [np.full((3, 1), at), cells, np.full((3, 1), after)]
+            at = after + 1
+        return ids, np.concatenate(places, 1)
+
+    def pack(self, frames: int, asked: list[list], newest: list[tuple], device):
+        """Tensors (batch, length) of ids, labels (-100: not scored), segments (0: pictures), kinds, mentions.
+
+        Last, positions: (3, batch, length). newest: the things in the newest picture of each prompt.
+        """
+        head, places = self.prefix(frames)
+        rows = [self._row(head, places, group, things) for group, things in zip(asked, newest)]
+        length = max(len(row[0]) for row in rows)
+        fill = (self.pad, -100, -1, -1, -1)
+        flat = [np.stack([np.pad(row[i], (0, length - len(row[i])), constant_values=fill[i]) for row in rows])
+                for i in range(5)]
+        position = np.stack([np.pad(row[5], ((0, 0), (0, length - row[5].shape[1]))) for row in rows], 1)
+        return [torch.from_numpy(np.ascontiguousarray(x)).to(device) for x in (*flat, position)]
+
+    def _row(self, head, places, group, things):
+        ids, labels, segments, kinds = list(head), [-100] * len(head), [0] * len(head), [-1] * len(head)
+        mentions = [-1] * len(head)
+        positions, start = [places], int(places.max()) + 1
+        for number, question in enumerate(group, 1):
+            prompt = self.tokenizer.encode(question.text).ids + self.ask
+            answer = self.tokenizer.encode(question.answer).ids + self.end
+            ids += prompt + answer
+            # The token before predicts the next one, so labels are shifted here already.
+            labels += [-100] * (len(prompt) - 1) + answer + [-100]
+            segments += [number] * (len(prompt) + len(answer))
+            mentions += self._mentions(prompt, question.parts, things) + [-1] * len(answer)
+            kinds += [KINDS.index(question.kind)] * (len(prompt) + len(answer))
+            positions.append(np.tile(start + np.arange(len(prompt) + len(answer)), (3, 1)))
+        return (*(np.array(row) for row in (ids, labels, segments, kinds, mentions)), np.concatenate(positions, 1))
+
+    def _mentions(self, prompt, parts, things) -> list[int]:
+        """For the last word of every part that means one thing alone, the cell of its centre; -1 elsewhere."""
+        cells, start = [-1] * len(prompt), 0
+        for part in parts:
+            word = self.tokenizer.token_to_id(part.split()[-1])
+            fitting = [thing for thing in things if set(part.split()) <= {thing.colour, thing.shape}]
+            if word in prompt[start:] and len(fitting) == 1:
+                start = prompt.index(word, start) + 1
+                cells[start - 1] = int(fitting[0].y // 28) * COLUMNS + int(fitting[0].x // 28)
+        return cells
+
+
+def ask_about(rng, scenes, wanted: int, window: bool, list_share: float = 1.0) -> list:
+    """`wanted` questions about the newest picture, among them what changed since the first where `window`."""
+    asked = []
+    if rng.random() < list_share:
+        asked += [questions.single_question(rng, scenes[-1], 'list')]
+    if window:
+        asked += [questions.window_question(rng, scenes[0], scenes[-1], kind) for kind in questions.WINDOW_KINDS]
+    asked = [question for question in asked if question]
+    weights = np.array([1.2, 0.8, 1.2, 1.0, 3.0, 2.4, 1.6, 0, 0.7, 0.3])
+    for _ in range(3 * wanted):
+        if len(asked) >= wanted:
+            break
+        kind = questions.SINGLE_KINDS[rng.choice(len(weights), p=weights / weights.sum())]
+        question = questions.single_question(rng, scenes[-1], kind)
+        asked += [question] if question else []
+    return asked
+
+
+def draw_window(rng, progress: float) -> int:
+    """How many pictures a prompt has: one at first, then now and then, later often, 2 to 4, some 5 to 8."""
+    if rng.random() > (0.0 if progress < 0.35 else 0.2 if progress < 0.7 else 0.5):
+        return 1
+    return int(rng.integers(2, 5)) if rng.random() < 0.8 else int(rng.integers(5, 9))

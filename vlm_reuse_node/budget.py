@@ -1,0 +1,134 @@
+"""The refresh budget's records: what every picture and every answer cost.
+
+Raw additive counts and stage times only; ratios are properties.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+
+
+class Level(StrEnum):
+    """A rung of the refresh ladder, cheapest first."""
+
+    REUSE = 'reuse'
+    PATCH = 'patch'
+    FRAME = 'frame'
+    FULL = 'full'
+
+
+class Status(StrEnum):
+    """How a question ended. The numbers in `msg/Answer` follow this order."""
+
+    OK = 'OK'
+    NO_IMAGE = 'NO_IMAGE'
+    STALE = 'STALE'
+    BUSY = 'BUSY'
+    TIMEOUT = 'TIMEOUT'
+    CANCELLED = 'CANCELLED'
+    INVALID_REQUEST = 'INVALID_REQUEST'
+    MODEL_ERROR = 'MODEL_ERROR'
+
+
+@dataclass(frozen=True, eq=False)
+class Refresh:
+    """What bringing the state up to one picture cost.
+
+    refreshed: (rows, columns) bool, the cells that were paid for.
+    deferred: (rows, columns) bool, cells known to have changed and not yet refreshed.
+    oldest_cell_age_s: seconds between this picture and the oldest cached cell.
+    """
+
+    camera: str
+    stamp_ns: int
+    frame_id: str
+    level: Level
+    reason: str
+    refreshed: np.ndarray
+    deferred: np.ndarray
+    oldest_cell_age_s: float = 0.0
+    change_ms: float = 0.0
+    vision_ms: float = 0.0
+    prefill_ms: float = 0.0
+
+    @property
+    def visual_tokens_total(self) -> int:
+        """Visual tokens of the picture."""
+        return self.refreshed.size
+
+    @property
+    def visual_tokens_refreshed(self) -> int:
+        """Visual tokens whose state was computed anew."""
+        return int(self.refreshed.sum())
+
+    @property
+    def visual_tokens_deferred(self) -> int:
+        """Visual tokens in staleness debt."""
+        return int(self.deferred.sum())
+
+    @property
+    def total_ms(self) -> float:
+        """All stages together."""
+        return self.change_ms + self.vision_ms + self.prefill_ms
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a planner asks about a camera's newest picture.
+
+    choices: when given, the answer is one of them, scored by logits.
+    max_tokens: 0 takes the configured default.
+    max_age_s: the oldest picture that may be answered from; 0 takes the configured default.
+    timeout_s: from asking to the answer; 0 takes the configured default.
+    """
+
+    text: str
+    choices: tuple[str, ...] = ()
+    max_tokens: int = 0
+    max_age_s: float = 0.0
+    timeout_s: float = 0.0
+    force_refresh: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer with what it was given from and what it cost.
+
+    choice_index: index into the question's choices, -1 for none.
+    choice_scores: probability of each choice, from logits, in the question's order.
+    stamp_ns, frame_id: of the newest picture that the state stands for.
+    cached_stamp_ns: of the picture the state was computed from; older than stamp_ns while nothing has changed since.
+    image_age_s: from the picture of stamp_ns to the asking, or from its arrival when its stamp is later.
+    level: the refresh that brought the state up to that picture; '' without an answer.
+    exact: True when there is an answer, and the state equals a cold-dense one on the cached picture.
+    tokens_prefilled: prompt and choice tokens that this answer paid for.
+    refresh_ms: a refresh this answer had to wait for; for a cold answer, its image processor and vision tower.
+    """
+
+    status: Status
+    message: str = ''
+    text: str = ''
+    choice_index: int = -1
+    choice_scores: tuple[float, ...] = ()
+    camera: str = ''
+    stamp_ns: int = 0
+    frame_id: str = ''
+    cached_stamp_ns: int = 0
+    image_age_s: float = 0.0
+    model: str = ''
+    level: Level | str = ''
+    exact: bool = False
+    tokens_reused: int = 0
+    tokens_prefilled: int = 0
+    tokens_generated: int = 0
+    token_ids: tuple[int, ...] = field(default=(), repr=False)
+    queue_ms: float = 0.0
+    refresh_ms: float = 0.0
+    prefill_ms: float = 0.0
+    decode_ms: float = 0.0
+
+    @property
+    def total_ms(self) -> float:
+        """From asking to the answer."""
+        return self.queue_ms + self.refresh_ms + self.prefill_ms + self.decode_ms

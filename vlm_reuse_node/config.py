@@ -1,0 +1,88 @@
+"""Every default, once: one validated record that the node, the launch file and the replay read.
+
+ROS parameters take their names, defaults, ranges and descriptions from here; YAML files hold overrides only.
+"""
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from vlm_reuse_node.errors import ConfigError
+
+
+def _parameter(default, description: str, *, low=None, high=None, choices=(), live=False):
+    """Declare one parameter; `live` ones may change while the node runs."""
+    metadata = {'description': description, 'low': low, 'high': high, 'choices': choices, 'live': live}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole configuration. Construction raises `ConfigError` on a value that is out of range."""
+
+    model: str = _parameter(
+        'tabletop', "'tabletop' (embedded), a model directory in mlx-vlm's format, or a hub name")
+    cameras: tuple[str, ...] = _parameter(
+        ('camera',), 'camera names; each subscribes to <name>/image_raw (remap it to your topic)')
+    image_transport: str = _parameter(
+        'raw', 'raw: sensor_msgs/Image; compressed: sensor_msgs/CompressedImage on <topic>/compressed',
+        choices=('raw', 'compressed'))
+    system_prompt: str = _parameter('', 'text put before the pictures; empty: what the chat template puts there')
+    max_tokens: int = _parameter(
+        64, 'tokens an answer may have when the question does not say', low=1, high=4096, live=True)
+    max_question_chars: int = _parameter(2000, 'longest question accepted, characters', low=1, high=100_000, live=True)
+    max_choices: int = _parameter(32, 'most choices accepted with a question', low=1, high=256, live=True)
+    max_image_pixels: int = _parameter(
+        33_177_600, 'largest picture accepted, pixels', low=1, high=268_435_456, live=True)
+    max_age_s: float = _parameter(
+        2.0, 'oldest picture answered from when the question does not say, seconds; older gives STALE',
+        low=0.001, high=86_400.0, live=True)
+    timeout_s: float = _parameter(
+        30.0, 'time an answer may take when the question does not say, seconds', low=0.001, high=3600.0, live=True)
+    queue_size: int = _parameter(16, 'questions that may wait; one more gives BUSY', low=1, high=10_000)
+    change_threshold: int = _parameter(
+        32, 'a cell whose largest absolute difference is at or above this is changed, of 255',
+        low=1, high=255, live=True)
+    static_threshold: int = _parameter(
+        8, 'a cell whose largest absolute difference is below this is static, of 255', low=0, high=255, live=True)
+    max_cell_age_s: float = _parameter(
+        10.0, 'a cell that is neither static nor changed is refreshed at this age, seconds',
+        low=0.0, high=3600.0, live=True)
+    overlay: bool = _parameter(True, 'publish the overlay picture while somebody subscribes to it', live=True)
+
+    def __post_init__(self):
+        for parameter in fields(self):
+            object.__setattr__(self, parameter.name, _checked(parameter, getattr(self, parameter.name)))
+        if not self.cameras or len(set(self.cameras)) != len(self.cameras):
+            raise ConfigError(f'cameras is {list(self.cameras)}; expected one or more different names.')
+        if self.static_threshold > self.change_threshold:
+            raise ConfigError(f'static_threshold is {self.static_threshold}, above change_threshold '
+                              f'{self.change_threshold}; expected it at or below.')
+
+    def with_values(self, **values: Any) -> 'Config':
+        """A checked copy with some values changed.
+
+        Raises ConfigError for an unknown name, a wrong type, or a value out of range.
+        """
+        known = {parameter.name for parameter in fields(self)}
+        for name in values:
+            if name not in known:
+                raise ConfigError(f"There is no parameter '{name}'; known are {', '.join(sorted(known))}.")
+        return replace(self, **values)
+
+
+def _checked(parameter, value):
+    """The value in the parameter's type, or ConfigError with what was expected."""
+    name, wanted = parameter.name, type(parameter.default)
+    if wanted is tuple and isinstance(value, (list, tuple)) and all(isinstance(item, str) and item for item in value):
+        value = tuple(value)
+    if wanted is float and type(value) is int:
+        value = float(value)
+    if type(value) is not wanted:
+        kind = 'list of names' if wanted is tuple else wanted.__name__
+        raise ConfigError(f'{name} is {value!r}; expected a {kind}.')
+    low, high, choices = (parameter.metadata[key] for key in ('low', 'high', 'choices'))
+    if low is not None and not low <= value <= high:
+        raise ConfigError(f'{name} is {value}; expected {low} to {high}.')
+    if choices and value not in choices:
+        raise ConfigError(f"{name} is '{value}'; expected one of {', '.join(choices)}.")
+    return value

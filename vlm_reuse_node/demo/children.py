@@ -1,0 +1,77 @@
+"""Processes that the demo starts: each writes to a log, is ended by its pid, and none outlives the demo."""
+
+from collections.abc import Sequence
+import ctypes
+from pathlib import Path
+import signal
+import subprocess
+import sys
+
+from vlm_reuse_node.errors import VlmReuseError
+
+LOG_LINES_SHOWN = 12
+PATIENCE_S = {signal.SIGINT: 10.0, signal.SIGTERM: 3.0, signal.SIGKILL: 3.0}
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None) if sys.platform == 'linux' else None
+
+
+class ChildError(VlmReuseError):
+    """A process that was needed has ended."""
+
+
+class Child:
+    """One process; used as a context manager it has ended when the block is left, whatever the reason."""
+
+    def __init__(self, name: str, command: Sequence[str], log: Path):
+        """Start it in a session of its own, so that Ctrl-C reaches the demo alone and it ends in order."""
+        self.name, self.log = name, log
+        with log.open('wb') as output:
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                                             start_new_session=True, preexec_fn=_end_with_parent)
+
+    def __enter__(self) -> 'Child':
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.end()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it does not run any more."""
+        return self._process.poll() is not None
+
+    def check(self) -> None:
+        """Raise ChildError with its last words when it has ended, unless it ended well."""
+        if self._process.poll():
+            raise ChildError(f'The {self.name} ended with exit code {self._process.returncode}. The end of '
+                             f"'{self.log}':\n{self.tail()}")
+
+    def check_running(self) -> None:
+        """Raise ChildError with its last words when it has ended at all."""
+        self.check()
+        if self.has_ended:
+            raise ChildError(f"The {self.name} ended by itself, too early. The end of '{self.log}':\n{self.tail()}")
+
+    def end(self) -> None:
+        """Ask it to end, more firmly each time, and wait until it has."""
+        for request, patience_s in PATIENCE_S.items():
+            if self.has_ended:
+                return
+            self._process.send_signal(request)
+            try:
+                self._process.wait(patience_s)
+            except subprocess.TimeoutExpired:
+                continue
+
+    def tail(self) -> str:
+        """The last lines of its log, indented."""
+        lines = self.log.read_text(encoding='utf-8', errors='replace').splitlines()[-LOG_LINES_SHOWN:]
+        return '\n'.join(f'  {line}' for line in lines) or '  (it said nothing)'
+
+
+def _end_with_parent() -> None:
+    """In the child: signals as at a login, and on Linux an end when the demo is killed and can end nobody."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_DFL)
+    if _LIBC:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,83 @@
+"""A robot's planner: asks about the live scene by service, at the times the questions are due on the robot's clock."""
+
+from collections.abc import Callable
+import time
+
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.time import Time
+from vlm_reuse_interfaces.msg import Answer
+from vlm_reuse_interfaces.srv import AskScene
+
+from vlm_reuse_node.budget import Status
+from vlm_reuse_node.demo.recorder import NODE, Recorder
+from vlm_reuse_node.demo.sidecar import PlannedQuestion
+from vlm_reuse_node.demo.summary import Reply, Row
+from vlm_reuse_node.errors import VlmReuseError
+
+_STATUSES = [str(status) for status in Status]
+
+
+class PlannerError(VlmReuseError):
+    """Something the planner waited for did not happen."""
+
+
+class Planner:
+    """Spins one node of the demo's own; whatever it waits for, `check` may raise meanwhile."""
+
+    def __init__(self, node: Node, executor: SingleThreadedExecutor, recorder: Recorder, check: Callable[[], None]):
+        """Create the client. node: uses simulated time and is spun by `executor`."""
+        self._node, self._executor, self._recorder, self._check = node, executor, recorder, check
+        self._client = node.create_client(AskScene, f'/{NODE}/ask')
+
+    def wait_until(self, condition: Callable[[], bool], what: str, seconds: float) -> None:
+        """Spin until it is so.
+
+        Raises PlannerError after so many seconds, and whatever `check` raises.
+        """
+        self._spin_until(condition, seconds)
+        if not condition():
+            raise PlannerError(f'Waited {seconds:.0f} s in vain for {what}.')
+
+    def wait_for_node(self, seconds: float) -> None:
+        """Wait until the node serves and publishes: it loads its model before it does either."""
+        topics = (f'/{NODE}/refresh_budget', f'/{NODE}/overlay', '/diagnostics')
+        self.wait_until(lambda: self._client.service_is_ready() and all(map(self._node.count_publishers, topics)),
+                        'the node to serve', seconds)
+
+    def wait_for_time(self, due_ns: int, is_over: Callable[[], bool], seconds: float) -> None:
+        """Wait until the robot's clock shows that time, or nothing moves it any more."""
+        self.wait_until(lambda: self._node.get_clock().now().nanoseconds >= due_ns or is_over(), 'the clock', seconds)
+
+    def see_the_last(self, last_s: float, seconds: float) -> None:
+        """Spin until the node's word on the last picture is here too, at most that long."""
+        self._spin_until(lambda: any(look.picture_s >= last_s for look in self._recorder.looks[-3:]), seconds)
+
+    def ask_both(self, question: PlannedQuestion) -> Row:
+        """Ask warm, and right after it cold-dense: from nothing, on the same picture if none came in between."""
+        warm = self.ask(question)
+        return Row(question, warm, self.ask(question, cold=True) if warm.is_answer else None)
+
+    def ask(self, question: PlannedQuestion, *, cold: bool = False) -> Reply:
+        """Ask once and wait for the answer. cold: computed from nothing; the node's kept state stays as it is."""
+        request = AskScene.Request(question=question.text, choices=list(question.choices), cold=cold)
+        asked = self._client.call_async(request)
+        self.wait_until(asked.done, f"the answer to '{question.text}'", 120.0)
+        return self._reply(asked.result().answer)
+
+    def _spin_until(self, condition, seconds):
+        """Spin until it is so, or for so many seconds."""
+        end_s = time.monotonic() + seconds
+        while not condition() and time.monotonic() < end_s:
+            self._check()
+            self._executor.spin_once(timeout_sec=0.1)
+
+    def _reply(self, answer: Answer) -> Reply:
+        has_picture = answer.image_header.stamp.sec or answer.image_header.stamp.nanosec
+        return Reply(
+            status=_STATUSES[answer.status], message=answer.message, text=answer.text,
+            picture_s=self._recorder.seconds(answer.image_header) if has_picture else None,
+            image_age_s=answer.image_age_s, level=answer.level, tokens_reused=answer.tokens_reused,
+            tokens_prefilled=answer.tokens_prefilled, refresh_ms=answer.refresh_ms, prefill_ms=answer.prefill_ms,
+            decode_ms=answer.decode_ms, queue_ms=answer.queue_ms,
+            cached_ns=Time.from_msg(answer.cached_stamp).nanoseconds, token_ids=tuple(answer.token_ids))

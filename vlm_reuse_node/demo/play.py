@@ -1,0 +1,184 @@
+"""Plays a ROS 2 bag (mcap or sqlite3) over DDS in real time, as `ros2 bag play --clock` does where that is installed.
+
+Messages go out as they were recorded, header stamps included, on the recorded topics, with sensor-data QoS. `/clock`
+follows the times at which they were recorded.
+"""
+
+import argparse
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+import signal
+import sys
+import time
+
+from builtin_interfaces.msg import Time
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import qos_profile_sensor_data, QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+from rosbags.rosbag2 import Reader, ReaderError
+from rosgraph_msgs.msg import Clock
+
+from vlm_reuse_node.errors import VlmReuseError
+
+
+HOLD_S = 0.3
+
+
+class BagError(VlmReuseError):
+    """A bag that cannot be played."""
+
+
+@dataclass
+class Played:
+    """messages: published. latest_ms: how late the latest of them was, against the bag's own times."""
+
+    messages: int = 0
+    latest_ms: float = 0.0
+
+
+class BagPlayer:
+    """Publishes every topic of an open bag, and `/clock`."""
+
+    def __init__(self, node: Node, bag: Reader, *, rate: float = 1.0, clock_hz: float = 40.0):
+        """Create the publishers.
+
+        rate: bag seconds in a second. clock_hz: `/clock` messages in a second, besides one before each message.
+        Raises BagError for a message type that is not installed.
+        """
+        self.played = Played()
+        self._node, self._bag, self._rate, self._tick_s = node, bag, rate, 1.0 / clock_hz
+        self._clock = node.create_publisher(Clock, '/clock', QoSProfile(
+            depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
+        self._publishers = {
+            connection.id: node.create_publisher(message_class(connection.msgtype), connection.topic,
+                                                 qos_profile_sensor_data)
+            for connection in bag.connections}
+
+    def wait_for_subscribers(self, executor: SingleThreadedExecutor) -> None:
+        """Hold the clock at the bag's start until `/clock` and every topic have a subscriber."""
+        while not all(each.get_subscription_count() for each in (self._clock, *self._publishers.values())):
+            self._publish_time(self._bag.start_time)
+            executor.spin_once(timeout_sec=self._tick_s)
+        # The subscriber may learn a moment later than the publisher that they match.
+        self._hold_clock(self._bag.start_time)
+
+    def play(self) -> Played:
+        """Publish every message at its time; returns when the last one is out."""
+        self._began_s = self._ticked_s = time.monotonic()
+        for connection, stamp_ns, data in self._bag.messages():
+            self._run_clock_until(stamp_ns)
+            self._publishers[connection.id].publish(bytes(data))
+            late_ms = 1e3 * (time.monotonic() - self._due_s(stamp_ns))
+            self.played = Played(self.played.messages + 1, max(self.played.latest_ms, late_ms))
+        # Best effort asks for no receipt, and what nobody has fetched yet is gone with this process.
+        self._hold_clock(stamp_ns)
+        return self.played
+
+    def _hold_clock(self, stamp_ns: int) -> None:
+        for _ in range(max(1, round(HOLD_S / self._tick_s))):
+            self._publish_time(stamp_ns)
+            time.sleep(self._tick_s)
+
+    def _run_clock_until(self, stamp_ns: int) -> None:
+        """Sleep until a message is due; `/clock` ticks on meanwhile, and is not behind when the message comes."""
+        due_s = self._due_s(stamp_ns)
+        while (left_s := due_s - time.monotonic()) > 0:
+            time.sleep(min(left_s, max(0.0, self._ticked_s + self._tick_s - time.monotonic())))
+            self._publish_time(min(self._now_ns(), stamp_ns))
+        self._publish_time(stamp_ns)
+
+    def _due_s(self, stamp_ns: int) -> float:
+        return self._began_s + (stamp_ns - self._bag.start_time) / 1e9 / self._rate
+
+    def _now_ns(self) -> int:
+        return self._bag.start_time + round(1e9 * self._rate * (time.monotonic() - self._began_s))
+
+    def _publish_time(self, stamp_ns: int) -> None:
+        self._ticked_s = time.monotonic()
+        seconds, nanoseconds = divmod(stamp_ns, 1_000_000_000)
+        self._clock.publish(Clock(clock=Time(sec=seconds, nanosec=nanoseconds)))
+
+
+def message_class(name: str) -> type:
+    """Find the Python class of a message type such as 'sensor_msgs/msg/Image'.
+
+    Raises BagError when its package is not installed.
+    """
+    package, _, kind = name.partition('/msg/')
+    try:
+        return getattr(import_module(f'{package}.msg'), kind)
+    except (ImportError, AttributeError) as err:
+        raise BagError(f"The bag holds messages of type '{name}', which is not installed; install the package "
+                       f"'{package}', or record a bag without them.") from err
+
+
+def open_bag(path: Path) -> Reader:
+    """Open a bag, a directory with metadata.yaml.
+
+    Raises BagError that says what was found instead.
+    """
+    try:
+        bag = Reader(path)
+        bag.open()
+    except (ReaderError, OSError) as err:
+        raise BagError(f"'{path}' cannot be read as a ROS 2 bag: {err}. Expected the directory of an mcap or sqlite3 "
+                       'bag, with its metadata.yaml.') from err
+    if bag.message_count == 0:
+        bag.close()
+        raise BagError(f"The bag '{path}' is empty; there is nothing to play.")
+    return bag
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('bag', type=Path, help='directory of the bag')
+    parser.add_argument('--rate', type=float, default=1.0, help='bag seconds in a second')
+    parser.add_argument('--clock', type=float, default=40.0, metavar='HZ', help='/clock messages in a second')
+    parser.add_argument('--wait', action='store_true', help='start when every topic and /clock have a subscriber')
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Play one bag. Returns 0, also when it is interrupted, or 2 for a bag or an argument that cannot be used."""
+    args = build_parser().parse_args(argv)
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.default_int_handler)
+    try:
+        _check_positive(args)
+        _play(args)
+    except KeyboardInterrupt:
+        pass
+    except BagError as err:
+        print(f'play: {err}', file=sys.stderr)
+        return 2
+    return 0
+
+
+def _check_positive(args) -> None:
+    for name in ('rate', 'clock'):
+        if not 0 < getattr(args, name) < float('inf'):
+            raise BagError(f'--{name} is {getattr(args, name)}; expected a number above 0.')
+
+
+def _play(args) -> None:
+    bag = open_bag(args.bag)
+    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        node, executor = rclpy.create_node('bag_player', enable_rosout=False), SingleThreadedExecutor()
+        executor.add_node(node)
+        player = BagPlayer(node, bag, rate=args.rate, clock_hz=args.clock)
+        if args.wait:
+            player.wait_for_subscribers(executor)
+        played = player.play()
+        print(f'{played.messages} messages, the latest {played.latest_ms:.0f} ms behind its time')
+    finally:
+        rclpy.try_shutdown()
+        bag.close()
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""Everything the node says while the bag plays: refresh budget, overlay and diagnostics."""
+
+from functools import partial
+from pathlib import Path
+
+import cv2
+from diagnostic_msgs.msg import DiagnosticArray
+import numpy as np
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import Image
+from vlm_reuse_interfaces.msg import RefreshBudget
+
+from vlm_reuse_node.demo.summary import CameraCounts, Look
+from vlm_reuse_node.ros_convert import stamp_ns
+
+NODE = 'vlm_reuse_node'
+STILL_QUALITY = 92
+
+
+class Recorder:
+    """Subscribes to the node's outputs.
+
+    looks: what each picture cost, in order; times count from `first_ns`.
+    stills: JPEG of each picture's overlay, by the picture's time. diagnostics: the newest, as JSON types.
+    """
+
+    def __init__(self, node: Node, video: Path, *, first_ns: int, rate_hz: float):
+        """Subscribe; `video` (mp4) is written while the overlays come, at `rate_hz` pictures a second."""
+        self.looks: list[Look] = []
+        self.stills: dict[float, bytes] = {}
+        self.diagnostics: list[dict] = []
+        self._first_ns, self._rate_hz, self._path = first_ns, rate_hz, video
+        self._last: RefreshBudget | None = None
+        self._video: cv2.VideoWriter | None = None
+        node.create_subscription(RefreshBudget, f'/{NODE}/refresh_budget', self._on_budget, QoSProfile(depth=50))
+        node.create_subscription(Image, f'/{NODE}/overlay', self._on_overlay, QoSProfile(depth=10))
+        self._stop_diagnostics = partial(node.destroy_subscription, node.create_subscription(
+            DiagnosticArray, '/diagnostics', self._on_diagnostics, QoSProfile(depth=10)))
+
+    def keep_diagnostics(self) -> None:
+        """Take no newer diagnostics: what follows is only the silence after the bag."""
+        self._stop_diagnostics()
+
+    def close(self) -> None:
+        """Finish the video."""
+        if self._video:
+            self._video.release()
+
+    def camera(self, sent: int) -> CameraCounts:
+        """The node's own counts, from its newest message."""
+        last = self._last or RefreshBudget()
+        return CameraCounts(sent, last.frames_seen, last.frames_dropped, last.frames_refused)
+
+    def seconds(self, header) -> float:
+        """When a picture was taken, seconds from the first one."""
+        return (stamp_ns(header) - self._first_ns) / 1e9
+
+    def _on_budget(self, message: RefreshBudget) -> None:
+        self._last = message
+        self.looks.append(Look(
+            self.seconds(message.header), message.level, message.reason, message.visual_tokens_total,
+            message.visual_tokens_refreshed, message.spent_ms))
+
+    def _on_overlay(self, message: Image) -> None:
+        """Keep it as a still, and add it to the video."""
+        bgr = np.frombuffer(message.data, np.uint8).reshape(message.height, message.width, 3)[..., ::-1]
+        jpeg = cv2.imencode('.jpg', bgr, (cv2.IMWRITE_JPEG_QUALITY, STILL_QUALITY))[1]
+        self.stills[self.seconds(message.header)] = jpeg.tobytes()
+        self._video = self._video or cv2.VideoWriter(
+            str(self._path), cv2.VideoWriter_fourcc(*'mp4v'), self._rate_hz, (message.width, message.height))
+        self._video.write(np.ascontiguousarray(bgr))
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        self.diagnostics = [
+            {'name': status.name, 'level': int.from_bytes(status.level), 'message': status.message,
+             'values': {pair.key: pair.value for pair in status.values}} for status in message.status]

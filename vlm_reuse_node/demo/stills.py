@@ -1,0 +1,44 @@
+"""Which overlay pictures show best what the node does: before a change, at it, and after it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from vlm_reuse_node.demo.summary import Look
+
+
+@dataclass(frozen=True)
+class Still:
+    """One overlay picture as JPEG, and what the node did for it."""
+
+    look: Look
+    jpeg: bytes
+
+
+def choose_stills(looks: Sequence[Look], jpegs: Mapping[float, bytes]) -> tuple[Still, ...]:
+    """Up to three pictures in order: before a change, the change, after it.
+
+    jpegs: the overlays by `Look.picture_s`. A change that was paid for in part is the better example; else one from the
+    middle of the run, and without any change the first picture.
+    """
+    shown = [look for look in looks if look.picture_s in jpegs]
+    changes = [index for index in range(1, len(shown)) if shown[index].tokens_paid and not shown[index - 1].tokens_paid]
+    partial = [index for index in changes if shown[index].tokens_paid < shown[index].tokens]
+    candidates = partial or changes
+    if not candidates:
+        chosen = shown[:1]
+    else:
+        change = candidates[len(candidates) // 2]
+        quiet = (look for look in shown[change + 1:] if not look.tokens_paid)
+        chosen = [shown[change - 1], shown[change], *[look for look in [next(quiet, None)] if look]]
+    return tuple(Still(look, jpegs[look.picture_s]) for look in chosen)
+
+
+def write_still(stills: Sequence[Still], path: Path) -> None:
+    """Write the change and what came after it side by side, as PNG; nothing without stills."""
+    pictures = [cv2.imdecode(np.frombuffer(still.jpeg, np.uint8), cv2.IMREAD_COLOR) for still in stills[-2:]]
+    if pictures:
+        cv2.imwrite(str(path), np.hstack(pictures))

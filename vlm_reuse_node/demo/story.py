@@ -1,0 +1,80 @@
+"""How a tabletop changes over time: things appear, leave, move and change colour."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from vlm_reuse_node.demo.tabletop import COLOURS, MOST_THINGS, Thing, moved, random_thing, random_things
+
+EVENTS = ('appear', 'leave', 'move', 'recolour')
+MOVE_S = 0.8
+STEADY_S = (2.2, 3.6)
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of time, seconds from the start: the things at its begin and, where one is moving, at its end."""
+
+    from_s: float
+    to_s: float
+    things: tuple[Thing, ...]
+    goal: tuple[Thing, ...] = ()
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether nothing moves."""
+        return not self.goal
+
+    def things_at(self, time_s: float) -> tuple[Thing, ...]:
+        """The things at a time within the span."""
+        if self.is_steady:
+            return self.things
+        share = (time_s - self.from_s) / (self.to_s - self.from_s)
+        return tuple(replace(begin, x=begin.x + share * (end.x - begin.x), y=begin.y + share * (end.y - begin.y))
+                     for begin, end in zip(self.things, self.goal))
+
+
+def tell(rng: np.random.Generator, seconds: float) -> list[Span]:
+    """A story of this length: steady spans, with one event between each two, without gaps."""
+    things, now, spans = random_things(rng, 3), 0.0, []
+    while True:
+        end = now + rng.uniform(*STEADY_S)
+        if end + MOVE_S + STEADY_S[0] > seconds:
+            return [*spans, Span(now, seconds, things)]
+        spans.append(Span(now, end, things))
+        event, after = _happen(rng, things)
+        if event == 'move':
+            spans.append(Span(end, end + MOVE_S, things, after))
+            end += MOVE_S
+        things, now = after, end
+
+
+def _happen(rng, things):
+    """One event that is possible now, and the things after it."""
+    while True:
+        likely = (0.3, 0.1, 0.45, 0.15) if len(things) < 4 else (0.1, 0.3, 0.45, 0.15)
+        event = EVENTS[rng.choice(4, p=likely)]
+        after = after_event(rng, things, event)
+        if after:
+            return event, after
+
+
+def after_event(rng: np.random.Generator, things: tuple[Thing, ...], event: str) -> tuple[Thing, ...] | None:
+    """The things after one event of this kind, or None where it cannot happen now."""
+    if event == 'appear':
+        thing = random_thing(rng, things) if len(things) < MOST_THINGS else None
+        return things + (thing,) if thing else None
+    if not things:
+        return None
+    which = int(rng.integers(len(things)))
+    others = things[:which] + things[which + 1:]
+    if event == 'leave':
+        return others
+    if event == 'move':
+        pushed = moved(rng, things[which], others)
+        return pushed and (*things[:which], pushed, *things[which + 1:])
+    colour = list(COLOURS)[rng.integers(len(COLOURS))]
+    painted = replace(things[which], colour=colour)
+    if painted.name in {thing.name for thing in things}:
+        return None
+    return (*things[:which], painted, *things[which + 1:])

@@ -1,0 +1,218 @@
+"""Count, then derive: what the demo's answers and pictures add up to. No ROS, no files."""
+
+from collections import Counter
+from dataclasses import dataclass
+from statistics import median
+
+from vlm_reuse_node.demo.sidecar import PlannedQuestion
+
+OK = 'OK'
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer as a planner got it.
+
+    picture_s: when the picture it was given from was taken, seconds from the first; None: there was none.
+    refresh_ms: a refresh it had to wait for. prefill_ms, decode_ms: reading the question, writing the answer.
+    queue_ms: waiting for the model. cached_ns: stamp of the picture whose state it was computed from.
+    """
+
+    status: str
+    message: str = ''
+    text: str = ''
+    picture_s: float | None = None
+    image_age_s: float = 0.0
+    level: str = ''
+    tokens_reused: int = 0
+    tokens_prefilled: int = 0
+    refresh_ms: float = 0.0
+    prefill_ms: float = 0.0
+    decode_ms: float = 0.0
+    queue_ms: float = 0.0
+    cached_ns: int = 0
+    token_ids: tuple[int, ...] = ()
+
+    @property
+    def model_ms(self) -> float:
+        """The model's own time for it: waiting for the model (`queue_ms`) and DDS are not in it."""
+        return self.refresh_ms + self.prefill_ms + self.decode_ms
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether the question was answered at all."""
+        return self.status == OK
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question, asked warm (as a planner asks) and right after it cold (from nothing; None: it was not asked)."""
+
+    question: PlannedQuestion
+    warm: Reply
+    cold: Reply | None = None
+
+    @property
+    def truth(self) -> str | None:
+        """The true answer about the picture the warm answer was given from; None: nobody can judge."""
+        if not self.warm.is_answer or self.warm.picture_s is None:
+            return None
+        truth = self.question.truth_at(self.warm.picture_s)
+        return truth and truth.answer
+
+    @property
+    def is_right(self) -> bool | None:
+        """Whether the warm answer is true; None: nobody can judge."""
+        return None if self.truth is None else _plain(self.warm.text) == _plain(self.truth)
+
+    @property
+    def is_equal(self) -> bool | None:
+        """Whether warm and cold are the same, text and tokens; None: they are no pair."""
+        if not self.is_pair:
+            return None
+        return (self.warm.text, self.warm.token_ids) == (self.cold.text, self.cold.token_ids)
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether both were answered, computed from the same cached picture."""
+        return self._are_answers and self.warm.cached_ns == self.cold.cached_ns
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether both were answered, but a picture that was computed came in between."""
+        return self._are_answers and not self.is_pair
+
+    @property
+    def _are_answers(self) -> bool:
+        return self.warm.is_answer and self.cold is not None and self.cold.is_answer
+
+
+@dataclass(frozen=True)
+class Look:
+    """One picture the node looked at, and what that cost.
+
+    tokens, tokens_paid: visual tokens of the picture, and those of them that were computed.
+    """
+
+    picture_s: float
+    level: str
+    reason: str
+    tokens: int
+    tokens_paid: int
+    spent_ms: float
+
+
+@dataclass(frozen=True)
+class CameraCounts:
+    """Pictures the player sent, and what the node says became of them."""
+
+    sent: int
+    received: int = 0
+    dropped: int = 0
+    refused: int = 0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Everything the demo measured; the figures are properties of the counts.
+
+    looks: the pictures that were looked at, in order.
+    """
+
+    rows: tuple[Row, ...]
+    looks: tuple[Look, ...]
+    camera: CameraCounts
+
+    @property
+    def questions(self) -> int:
+        """Questions asked."""
+        return len(self.rows)
+
+    @property
+    def answered(self) -> int:
+        """Questions that got an answer."""
+        return sum(row.warm.is_answer for row in self.rows)
+
+    @property
+    def judged(self) -> int:
+        """Answers whose truth is known."""
+        return sum(row.is_right is not None for row in self.rows)
+
+    @property
+    def correct(self) -> int:
+        """Answers that are true."""
+        return sum(row.is_right is True for row in self.rows)
+
+    @property
+    def pairs(self) -> tuple[Row, ...]:
+        """Rows answered warm and cold from the same cached picture."""
+        return tuple(row for row in self.rows if row.is_pair)
+
+    @property
+    def equal(self) -> int:
+        """Of the pairs, the ones with the same text and tokens."""
+        return sum(row.is_equal is True for row in self.pairs)
+
+    @property
+    def apart(self) -> int:
+        """Rows answered warm and cold whose pictures differ; they are in no comparison."""
+        return sum(row.is_apart for row in self.rows)
+
+    @property
+    def warm_ms_median(self) -> float | None:
+        """Over the pairs."""
+        return _median(row.warm.model_ms for row in self.pairs)
+
+    @property
+    def cold_ms_median(self) -> float | None:
+        """Over the pairs."""
+        return _median(row.cold.model_ms for row in self.pairs)
+
+    @property
+    def speedup(self) -> float | None:
+        """Median cold time over median warm time; None without pairs."""
+        return self.cold_ms_median / self.warm_ms_median if self.pairs and self.warm_ms_median else None
+
+    @property
+    def tokens(self) -> int:
+        """Visual tokens of all pictures."""
+        return sum(look.tokens for look in self.looks)
+
+    @property
+    def tokens_paid(self) -> int:
+        """Of these, the ones that were computed."""
+        return sum(look.tokens_paid for look in self.looks)
+
+    @property
+    def refresh_ratio(self) -> float | None:
+        """Share of the visual tokens that was computed; None without pictures."""
+        return self.tokens_paid / self.tokens if self.tokens else None
+
+    @property
+    def refresh_levels(self) -> dict[str, int]:
+        """Pictures by the level of the refresh ladder."""
+        return dict(sorted(Counter(look.level for look in self.looks).items()))
+
+    @property
+    def refresh_ms(self) -> float:
+        """Time spent on keeping up with the camera."""
+        return sum(look.spent_ms for look in self.looks)
+
+    @property
+    def warm_ms(self) -> float:
+        """Time spent on the warm answers of the pairs."""
+        return sum(row.warm.model_ms for row in self.pairs)
+
+    @property
+    def cold_ms(self) -> float:
+        """Time spent on the cold answers of the pairs."""
+        return sum(row.cold.model_ms for row in self.pairs)
+
+
+def _median(values) -> float | None:
+    values = list(values)
+    return median(values) if values else None
+
+
+def _plain(text: str) -> str:
+    return ' '.join(text.lower().split())

@@ -1,0 +1,91 @@
+"""The demo's table for people: one line for each question as it is answered, and what they add up to."""
+
+from collections.abc import Sequence
+import shutil
+
+from vlm_reuse_node.demo.sidecar import PlannedQuestion
+from vlm_reuse_node.demo.summary import Row, Summary
+from vlm_reuse_node.overlay import percent
+
+NO_VALUE = '-'
+NUMBERS = (('right', 5), ('age s', 5), ('level', 6), ('reused', 6), ('filled', 6), ('warm ms', 7), ('cold ms', 7))
+LONGEST = {'question': 60, 'answer': 26, 'truth': 26}
+SHORTEST = 8
+GAP = '  '
+DENOMINATOR = 'cold-dense on the same picture'
+TIME_MEANT = "the model's own time, without waiting for the model and DDS"
+
+
+class Table:
+    """Lays out rows for a terminal: texts share the width that numbers leave."""
+
+    def __init__(self, questions: Sequence[PlannedQuestion], width: int = 0):
+        """Measure the texts. width: characters in a line; 0 takes the terminal's."""
+        width = width or shutil.get_terminal_size((150, 24)).columns
+        answers = max((len(truth.answer) for question in questions for truth in question.truths), default=6)
+        sizes = {'question': max((len(question.text) for question in questions), default=8),
+                 'answer': max(6, answers), 'truth': max(5, answers)}
+        sizes = {name: min(size, LONGEST[name]) for name, size in sizes.items()}
+        room = width - sum(size for _, size in NUMBERS) - len(GAP) * (len(NUMBERS) + len(sizes) - 1)
+        while sum(sizes.values()) > room and max(sizes.values()) > SHORTEST:
+            sizes[max(sizes, key=sizes.get)] -= 1
+        self._texts = tuple(sizes.items())
+
+    def header(self) -> str:
+        """The column titles, and a line under them."""
+        titles = GAP.join([name.ljust(size) for name, size in self._texts] + [n.rjust(size) for n, size in NUMBERS])
+        return f'{titles}\n{"-" * len(titles)}'
+
+    def line(self, row: Row) -> str:
+        """One question's line; a question without an answer says why instead."""
+        texts = (row.question.text, row.warm.text if row.warm.is_answer else row.warm.status, row.truth or NO_VALUE)
+        cells = [_fit(text, size) for text, (_, size) in zip(texts, self._texts)]
+        cells += [cell.rjust(size) for cell, (_, size) in zip(number_cells(row), NUMBERS)]
+        return GAP.join(cells) + ('' if row.warm.is_answer else f'\n    {row.warm.message}')
+
+
+def number_cells(row: Row) -> tuple[str, ...]:
+    """A row's figures as text, in the order of NUMBERS."""
+    warm, cold = row.warm, row.cold
+    right = {True: 'yes', False: 'NO', None: NO_VALUE}[row.is_right]
+    if not warm.is_answer:
+        return (right, *[NO_VALUE] * (len(NUMBERS) - 1))
+    cold_ms = f'{cold.model_ms:.1f}' if row.is_pair else NO_VALUE
+    return (right, f'{warm.image_age_s:.2f}', warm.level, f'{warm.tokens_reused}', f'{warm.tokens_prefilled}',
+            f'{warm.model_ms:.1f}', cold_ms)
+
+
+def closing_lines(summary: Summary) -> list[str]:
+    """The three lines under the table."""
+    return [_answers(summary), _times(summary), _shares(summary)]
+
+
+def _answers(summary):
+    line = f'{summary.answered} of {summary.questions} questions answered, {summary.correct} right'
+    if summary.judged < summary.answered:
+        line += f' of {summary.judged} that can be judged'
+    return f'{line}; {equality(summary)}.'
+
+
+def equality(summary: Summary) -> str:
+    """How many warm answers are the cold ones, of how many that can be compared."""
+    line = f'warm equals {DENOMINATOR} in {summary.equal} of {len(summary.pairs)} pairs'
+    return f'{line} ({summary.apart} more had another picture in between)' if summary.apart else line
+
+
+def _times(summary):
+    if summary.speedup is None:
+        return 'No question has both a warm and a cold time; there is no speedup to tell.'
+    return (f'Median answer: warm {summary.warm_ms_median:.1f} ms, {DENOMINATOR} {summary.cold_ms_median:.1f} ms: '
+            f'{summary.speedup:.1f} times as fast ({len(summary.pairs)} pairs; {TIME_MEANT}).')
+
+
+def _shares(summary):
+    levels = ', '.join(f'{name} {count}' for name, count in summary.refresh_levels.items()) or 'none'
+    return (f'{percent(summary.tokens_paid, summary.tokens)} of the picture paid for, over {len(summary.looks)} '
+            f'pictures looked at ({levels}); {summary.camera.sent} sent, {summary.camera.received} received, '
+            f'{summary.camera.dropped} dropped for a newer one, {summary.camera.refused} refused.')
+
+
+def _fit(text: str, size: int) -> str:
+    return (text if len(text) <= size else f'{text[:size - 1]}…').ljust(size)

@@ -1,0 +1,199 @@
+"""A tabletop seen by a camera: textured, unevenly lit, noisy, with coloured things on it.
+
+Positions and sizes are in scene units: the table is `WIDTH` x `HEIGHT` units whatever the resolution of the picture.
+"""
+
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+WIDTH, HEIGHT = 336, 252
+SMALLEST, LARGEST = 46, 68
+GAP = 8
+EDGE = 6
+MOST_THINGS = 5
+COLOURS = {'red': (205, 40, 42), 'green': (40, 150, 62), 'blue': (42, 84, 205),
+           'yellow': (228, 204, 48), 'purple': (142, 58, 172), 'white': (236, 236, 232)}
+SHAPES = ('circle', 'square', 'triangle', 'cross')
+_TABLE_TONES = np.array([(150, 118, 84), (118, 92, 66), (128, 128, 126), (92, 92, 96), (170, 152, 126),
+                         (104, 112, 118)])
+_SUBPIXEL_BITS = 4
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object: centre and size (diameter of its outline) in scene units, angle in degrees, shade around 1."""
+
+    shape: str
+    colour: str
+    x: float
+    y: float
+    size: float
+    angle: float = 0.0
+    shade: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+        return f'{self.colour} {self.shape}'
+
+
+@dataclass(frozen=True)
+class Sensor:
+    """What the camera adds: noise (standard deviation, grey levels), JPEG quality (0: none), brightness factor."""
+
+    noise: float = 3.0
+    jpeg_quality: int = 0
+    brightness: float = 1.0
+
+
+class Table:
+    """The empty table under its light; the same seed gives the same table."""
+
+    def __init__(self, rng: np.random.Generator, width: int = 640, height: int = 480):
+        self.width, self.height = width, height
+        tone = _TABLE_TONES[rng.integers(len(_TABLE_TONES))] * rng.uniform(0.85, 1.15)
+        self._surface = (tone + self._texture(rng)).astype(np.float32)
+        self._light = self._uneven_light(rng)
+        self._shadow_shift = rng.uniform(-0.14, 0.14, 2) + np.sign(rng.uniform(-1, 1, 2)) * 0.04
+
+    def picture(self, things: tuple[Thing, ...]) -> np.ndarray:
+        """What an ideal camera sees: (height, width, 3) float32 of 0 to 255."""
+        canvas = self._surface.copy()
+        for thing in things:
+            self._cast_shadow(canvas, thing)
+        for thing in things:
+            self._lay(canvas, thing)
+        canvas *= self._light
+        return canvas
+
+    def _texture(self, rng) -> np.ndarray:
+        """Grain at three scales, stretched along one axis as wood or weave is."""
+        texture = np.zeros((self.height, self.width, 1), np.float32)
+        for cells, strength in ((6, 7.0), (24, 4.5), (90, 3.0)):
+            stretch = rng.choice((1, 3))
+            coarse = rng.standard_normal((cells, max(3, cells * 4 // (3 * stretch)))).astype(np.float32)
+            texture[..., 0] += strength * cv2.resize(coarse, (self.width, self.height), interpolation=cv2.INTER_LINEAR)
+        return texture
+
+    def _uneven_light(self, rng) -> np.ndarray:
+        """A slope and a lamp's pool of light, around 1."""
+        y, x = np.mgrid[-1:1:18j, -1:1:24j].astype(np.float32)
+        slope = rng.uniform(-0.14, 0.14, 2)
+        lamp = rng.uniform(-0.9, 0.9, 2)
+        light = 1 + slope[0] * x + slope[1] * y
+        light += rng.uniform(0.0, 0.18) * np.exp(-((x - lamp[0]) ** 2 + (y - lamp[1]) ** 2))
+        return cv2.resize(light.astype(np.float32), (self.width, self.height))[..., None]
+
+    def _window(self, thing: Thing, margin: float):
+        """The picture's rows and columns around a thing, and the scale in pixels per unit."""
+        scale = self.width / WIDTH
+        reach = (thing.size * (0.75 + margin)) * scale
+        x, y = thing.x * scale, thing.y * scale
+        left, right = max(0, int(x - reach)), min(self.width, int(x + reach) + 2)
+        top, bottom = max(0, int(y - reach)), min(self.height, int(y + reach) + 2)
+        return slice(top, bottom), slice(left, right), scale
+
+    def _mask(self, thing: Thing, rows: slice, columns: slice, scale: float, shift=(0.0, 0.0)) -> np.ndarray:
+        """Coverage of each pixel by the thing, (rows, columns) float32 of 0 to 1, edges smooth."""
+        mask = np.zeros((rows.stop - rows.start, columns.stop - columns.start), np.uint8)
+        points = outline(thing) + np.asarray(shift) * thing.size
+        points = points * scale - (columns.start, rows.start)
+        cv2.fillPoly(mask, [np.round(points * 2 ** _SUBPIXEL_BITS).astype(np.int32)], 255, cv2.LINE_AA, _SUBPIXEL_BITS)
+        return mask.astype(np.float32) / 255
+
+    def _cast_shadow(self, canvas: np.ndarray, thing: Thing) -> None:
+        rows, columns, scale = self._window(thing, 0.35)
+        if rows.stop <= rows.start or columns.stop <= columns.start:
+            return
+        mask = self._mask(thing, rows, columns, scale, self._shadow_shift)
+        mask = cv2.blur(mask, (2 * round(thing.size * scale * 0.08) + 1,) * 2)
+        canvas[rows, columns] *= 1 - 0.45 * mask[..., None]
+
+    def _lay(self, canvas: np.ndarray, thing: Thing) -> None:
+        rows, columns, scale = self._window(thing, 0.0)
+        if rows.stop <= rows.start or columns.stop <= columns.start:
+            return
+        mask = self._mask(thing, rows, columns, scale)[..., None]
+        grain = 0.25 * (self._surface[rows, columns] - self._surface[rows, columns].mean())
+        paint = np.array(COLOURS[thing.colour], np.float32) * thing.shade + grain
+        canvas[rows, columns] += mask * (paint - canvas[rows, columns])
+
+
+def outline(thing: Thing) -> np.ndarray:
+    """The thing's corners, (n, 2) in scene units; all shapes of one size look about as large."""
+    if thing.shape == 'circle':
+        turn = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+        corners = np.stack([np.cos(turn), np.sin(turn)], 1) * 0.48
+    elif thing.shape == 'square':
+        corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * 0.43
+    elif thing.shape == 'triangle':
+        corners = np.array([(0, -0.56), (0.53, 0.4), (-0.53, 0.4)])
+    else:
+        arm, half = 0.5, 0.17
+        corners = np.array([(-half, -arm), (half, -arm), (half, -half), (arm, -half), (arm, half), (half, half),
+                            (half, arm), (-half, arm), (-half, half), (-arm, half), (-arm, -half), (-half, -half)])
+    turn = np.deg2rad(thing.angle)
+    spin = np.array([(np.cos(turn), np.sin(turn)), (-np.sin(turn), np.cos(turn))])
+    return corners @ spin * thing.size + (thing.x, thing.y)
+
+
+def sense(picture: np.ndarray, sensor: Sensor, rng: np.random.Generator) -> np.ndarray:
+    """What the camera delivers: (height, width, 3) uint8, with brightness, noise and JPEG artefacts."""
+    noisy = picture * sensor.brightness
+    if sensor.noise:
+        noisy += sensor.noise * rng.standard_normal(picture.shape, dtype=np.float32)
+    rgb = np.clip(noisy, 0, 255).astype(np.uint8)
+    if not sensor.jpeg_quality:
+        return rgb
+    _, data = cv2.imencode('.jpg', rgb[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, sensor.jpeg_quality))
+    return np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
+
+
+def random_thing(rng: np.random.Generator, others: tuple[Thing, ...]) -> Thing | None:
+    """A thing that lies clear of the others and of the border, or None where no room was found."""
+    shape, colour = SHAPES[rng.integers(len(SHAPES))], list(COLOURS)[rng.integers(len(COLOURS))]
+    size = rng.uniform(SMALLEST, LARGEST)
+    angle = rng.uniform(-12, 12)
+    shade = rng.uniform(0.88, 1.06)
+    if any(other.name == f'{colour} {shape}' for other in others):
+        return None
+    place = free_place(rng, size, others)
+    return place and Thing(shape, colour, *place, size, angle, shade)
+
+
+def free_place(rng: np.random.Generator, size: float, others: tuple[Thing, ...]) -> tuple[float, float] | None:
+    """A centre for a thing of this size, clear of the others, or None where no room was found."""
+    reach = size / 2 + EDGE
+    for _ in range(30):
+        x, y = rng.uniform(reach, WIDTH - reach), rng.uniform(reach, HEIGHT - reach)
+        if all(np.hypot(x - other.x, y - other.y) > (size + other.size) / 2 + GAP for other in others):
+            return x, y
+    return None
+
+
+def random_things(rng: np.random.Generator, count: int) -> tuple[Thing, ...]:
+    """`count` things of different names, clear of each other (fewer where the table is full)."""
+    things: tuple[Thing, ...] = ()
+    for _ in range(20 * count):
+        if len(things) == count:
+            break
+        thing = random_thing(rng, things)
+        things += (thing,) if thing else ()
+    return things
+
+
+def moved(rng: np.random.Generator, thing: Thing, others: tuple[Thing, ...]) -> Thing | None:
+    """The thing pushed clearly left, right, up or down, or None where no room was found."""
+    for _ in range(12):
+        distance = rng.uniform(45, 130)
+        drift = rng.uniform(-0.25, 0.25) * distance
+        step = ((distance, drift), (-distance, drift), (drift, distance), (drift, -distance))[rng.integers(4)]
+        pushed = replace(thing, x=thing.x + step[0], y=thing.y + step[1])
+        reach = thing.size / 2 + EDGE
+        inside = reach <= pushed.x <= WIDTH - reach and reach <= pushed.y <= HEIGHT - reach
+        if inside and all(np.hypot(pushed.x - other.x, pushed.y - other.y) > (thing.size + other.size) / 2 + GAP
+                          for other in others):
+            return pushed
+    return None

@@ -1,0 +1,176 @@
+"""What an operator reads: one status per part, with the reason and the remedy in its message (REP-107).
+
+Pure functions of counts; the node gathers these and publishes the result.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from threading import Lock
+
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+import numpy as np
+
+from vlm_reuse_node.budget import Refresh
+
+OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
+FUTURE_S = 1.0
+LOST_REMEDY = ('Make the publisher reliable, send smaller or compressed pictures, or give its process larger DDS '
+               'buffers (Fast DDS: config/fastdds_large_pictures.xml).')
+
+
+@dataclass(frozen=True)
+class CameraState:
+    """One camera's counts since the start, and how it is now.
+
+    lost: pictures that the middleware began to receive and could not complete.
+    silent_s: since the last usable picture, steady clock; None before the first.
+    arrival_age_s: how old that picture was when it arrived, node clock; negative: from the future.
+    incompatible_qos: the policy a publisher offers and the subscription does not accept, '' for none.
+    callback_ms: how long the newest image callbacks took.
+    """
+
+    name: str
+    topic: str
+    publishers: int = 0
+    received: int = 0
+    lost: int = 0
+    dropped: int = 0
+    refused: Mapping[str, int] = field(default_factory=dict)
+    refused_in_a_row: int = 0
+    last_refusal: str = ''
+    incompatible_qos: str = ''
+    silent_s: float | None = None
+    arrival_age_s: float = 0.0
+    callback_ms: tuple[float, ...] = ()
+
+    @property
+    def refused_total(self) -> int:
+        """Refused, whatever the cause."""
+        return sum(self.refused.values())
+
+    @property
+    def image_age_s(self) -> float:
+        """Age of the newest usable picture now."""
+        return self.arrival_age_s + (self.silent_s or 0.0)
+
+
+class RefreshWindow:
+    """Adds up refreshes on the model's thread until diagnostics take them."""
+
+    def __init__(self):
+        """Start empty."""
+        self._lock = Lock()
+        self._refreshes: list[Refresh] = []
+
+    def add(self, refresh: Refresh) -> None:
+        """Count one."""
+        with self._lock:
+            self._refreshes.append(refresh)
+
+    def take(self) -> list[Refresh]:
+        """Everything since the last call."""
+        with self._lock:
+            taken, self._refreshes = self._refreshes, []
+        return taken
+
+
+def camera_trouble(state: CameraState, max_age_s: float) -> tuple[bytes, str]:
+    """Why this camera cannot be answered from, with what to do about it; (OK, '') when it can."""
+    if state.incompatible_qos and state.silent_s is None:
+        return ERROR, (f'A publisher on {state.topic} offers a {state.incompatible_qos} policy that the subscription '
+                       'does not accept; change the publisher or qos_overrides.')
+    if state.received == 0 and state.lost:
+        return ERROR, f'All {state.lost} pictures on {state.topic} are lost on the way. {LOST_REMEDY}'
+    if state.received == 0 and state.publishers == 0:
+        return WARN, f'Nobody publishes {state.topic}; start the camera, or remap {state.name}/image_raw to its topic.'
+    if state.received == 0:
+        return WARN, f"No picture yet on {state.topic}; compare the QoS with 'ros2 topic info -v {state.topic}'."
+    if state.silent_s is None:
+        return ERROR, f'All {state.received} pictures are refused. The last: {state.last_refusal}'
+    if state.silent_s > max_age_s:
+        level, why = _why_silent(state)
+        return level, f'No usable picture for {state.silent_s:.1f} s on {state.topic}. {why}'
+    return _clock_trouble(state, max_age_s)
+
+
+def _why_silent(state: CameraState) -> tuple[bytes, str]:
+    if state.refused_in_a_row:
+        return ERROR, f'All {state.refused_in_a_row} since then are refused. The last: {state.last_refusal}'
+    if state.publishers:
+        return WARN, 'Its publisher is there but silent, or slow: check the camera driver, or raise max_age_s.'
+    return ERROR, 'Its publisher is gone; start the camera again.'
+
+
+def _clock_trouble(state: CameraState, max_age_s: float) -> tuple[bytes, str]:
+    if state.arrival_age_s > max_age_s:
+        return ERROR, (f'Pictures are {state.arrival_age_s:.1f} s old when they arrive. Synchronise the clocks; for a '
+                       'bag, play it with --clock and set use_sim_time.')
+    if state.arrival_age_s < -FUTURE_S:
+        return WARN, (f'Pictures are stamped {-state.arrival_age_s:.1f} s in the future. Synchronise the clocks; with '
+                      'use_sim_time, check that /clock is published.')
+    return OK, ''
+
+
+def camera_status(node: str, state: CameraState, before: CameraState, seconds: float,
+                  max_age_s: float) -> DiagnosticStatus:
+    """How a camera is; `before` is its state `seconds` ago."""
+    received = state.received - before.received
+    refused = state.refused_total - before.refused_total
+    lost = state.lost - before.lost
+    level, message = camera_trouble(state, max_age_s)
+    if level == OK and lost > received // 10:
+        level, message = WARN, f'{lost} pictures lost on the way while {received} arrived. {LOST_REMEDY}'
+    if level == OK and refused:
+        level, message = WARN, f'{refused} of {received} pictures refused. The last: {state.last_refusal}'
+    values = {
+        'topic': state.topic, 'publishers': state.publishers, 'rate': f'{received / seconds:.1f} Hz',
+        'image age': 'no image' if state.silent_s is None else f'{state.image_age_s:.2f} s',
+        'pictures received': state.received, 'pictures lost': state.lost, 'pictures dropped': state.dropped,
+        'pictures refused': state.refused_total,
+        **{f'refused: {cause}': count for cause, count in sorted(state.refused.items())},
+        'callback median': _milliseconds(state.callback_ms, 50), 'callback p95': _milliseconds(state.callback_ms, 95)}
+    return status(f'{node}: camera {state.name}', level, message or f'{received / seconds:.1f} pictures/s', values,
+                  hardware_id=state.name)
+
+
+def _milliseconds(times: tuple[float, ...], percentile: int) -> str:
+    return f'{np.percentile(times, percentile):.2f} ms' if times else 'none yet'
+
+
+def budget_status(node: str, refreshes: list[Refresh], seconds: float) -> DiagnosticStatus:
+    """What the pictures of the last interval cost."""
+    total = sum(refresh.visual_tokens_total for refresh in refreshes)
+    paid = sum(refresh.visual_tokens_refreshed for refresh in refreshes)
+    debt = refreshes[-1].visual_tokens_deferred if refreshes else 0
+    levels = Counter(str(refresh.level) for refresh in refreshes)
+    share = f'{100 * paid / total:.1f} %' if total else 'no pictures'
+    values = {
+        'pictures looked at': f'{len(refreshes) / seconds:.1f} Hz', 'visual tokens': total,
+        'visual tokens refreshed': paid, 'refreshed': share, 'visual tokens in debt': debt,
+        'spent': f'{sum(refresh.total_ms for refresh in refreshes) / seconds:.1f} ms/s',
+        **{f'level: {level}': count for level, count in sorted(levels.items())}}
+    if debt:
+        return status(f'{node}: refresh budget', WARN, f'{debt} visual tokens are known to be out of date; allow a '
+                      'larger budget, or fewer pictures per second.', values)
+    return status(f'{node}: refresh budget', OK, f'{share} refreshed' if total else share, values)
+
+
+def model_status(node: str, stats, queue_size: int) -> DiagnosticStatus:
+    """How the model is, from a `worker.WorkerStats`."""
+    level, message = OK, 'Ready'
+    if stats.last_error:
+        level, message = ERROR, (f'{stats.last_error} The state is rebuilt with the next picture; restart the node if '
+                                 'this stays.')
+    elif stats.queue_length >= queue_size:
+        level, message = WARN, (f'{stats.queue_length} questions wait, new ones get BUSY; ask less often, or raise '
+                                'queue_size.')
+    values = {'model': stats.model, 'questions waiting': stats.queue_length,
+              **{f'answers: {name}': count for name, count in sorted(stats.answers.items())}}
+    return status(f'{node}: model', level, message, values, hardware_id=stats.model)
+
+
+def status(name: str, level: bytes, message: str, values: Mapping, hardware_id: str = '') -> DiagnosticStatus:
+    """Build one status; every value becomes text."""
+    pairs = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
+    return DiagnosticStatus(name=name, level=level, message=message, hardware_id=hardware_id, values=pairs)

@@ -1,0 +1,83 @@
+"""The contract of a model family, and the table of families.
+
+A family knows how one architecture cuts a picture, where the picture sits in the prompt, which positions its tokens
+have, and how to run the language model once on a cache. It holds no state: everything is passed and returned.
+"""
+
+from importlib import import_module
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from vlm_reuse_node.errors import ModelError
+
+# model_type in config.json -> the module whose class `Family` serves it.
+FAMILIES = {
+    'qwen2_5_vl': 'vlm_reuse_node.families.qwen2_5_vl',
+}
+
+
+class Grid(NamedTuple):
+    """Cells of one picture; a cell is the block of pixels of one visual token."""
+
+    rows: int
+    columns: int
+
+    @property
+    def cells(self) -> int:
+        """Visual tokens of the picture."""
+        return self.rows * self.columns
+
+
+class Family(Protocol):
+    """What a session asks of an architecture. Arrays named `mx` belong to the thread that made them.
+
+    cell_px: pixels of a cell's side, on the picture as the model sees it.
+    """
+
+    cell_px: int
+
+    def __init__(self, model: Any, processor: Any):
+        """Serve a model and a processor as `mlx_vlm.load` returns them."""
+
+    def prepare(self, rgb: np.ndarray) -> tuple[Any, Grid]:
+        """Run the model's own image processor on a (height, width, 3) uint8 picture.
+
+        Returns the pixel values for `encode`, and the picture's grid.
+        Raises ImageError('size', ...) for a picture the processor refuses.
+        """
+
+    def encode(self, pixels: Any, grid: Grid) -> Any:
+        """Run the vision tower: mx (cells, hidden), row by row. Not evaluated yet."""
+
+    def split(self, ids: list[int]) -> int:
+        """Return where the live picture's slot ends in a prompt: the snapshot is taken before this token."""
+
+    def expand(self, ids: list[int], grids: list[Grid]) -> list[int]:
+        """Give every picture, one token in the chat template, as many tokens as it has cells."""
+
+    def positions(self, ids: list[int], grids: list[Grid]) -> np.ndarray:
+        """Positions of an expanded prompt that starts at 0: (axes, length) int32."""
+
+    def text_positions(self, start: int, count: int) -> np.ndarray:
+        """Positions of `count` text tokens, the first at `start`: (axes, count) int32."""
+
+    def embed(self, ids: list[int], features: Any = None) -> Any:
+        """Embed an expanded prompt, with `features` (all pictures' cells in order) in the cells' place.
+
+        Returns mx (1, length, hidden). Not evaluated yet.
+        """
+
+    def forward(self, ids: list[int], embeddings: Any, positions: np.ndarray, cache: list, keep: int = 1) -> Any:
+        """Run the language model once behind what `cache` holds, and add these tokens to it.
+
+        Returns the logits of the last `keep` tokens: mx (keep, vocabulary) float32. Not evaluated yet.
+        """
+
+
+def family_for(model_type: str) -> type[Family]:
+    """Return the class that serves a model_type. Raises ModelError that names the supported ones."""
+    if model_type not in FAMILIES:
+        raise ModelError(f"The model's type is '{model_type}'; supported are {', '.join(sorted(FAMILIES))}. "
+                         f'Choose a model of one of these types.')
+    return import_module(FAMILIES[model_type]).Family

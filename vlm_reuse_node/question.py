@@ -1,0 +1,61 @@
+"""Checks a planner's question and fills in what it left to the configuration."""
+
+import math
+from dataclasses import replace
+
+from vlm_reuse_node.budget import Question
+from vlm_reuse_node.config import Config
+from vlm_reuse_node.errors import InvalidRequestError
+
+LONGEST_ANSWER_TOKENS = 4096
+
+
+def checked(question: Question, config: Config) -> Question:
+    """Return the question with every 0 replaced by the configured default.
+
+    Raises InvalidRequestError for a value of a wrong type, for a text that is empty or too long, for too many, empty or
+    duplicate choices, and for numbers that are negative or not a number. Special tokens are found by
+    `prompt.PromptTemplate`.
+    """
+    _check_types(question)
+    _check_text(question.text, config.max_question_chars)
+    _check_choices(question.choices, config)
+    for name in ('max_tokens', 'max_age_s', 'timeout_s'):
+        value = getattr(question, name)
+        if math.isnan(value) or value < 0:
+            raise InvalidRequestError(f'{name} is {value}; expected 0 (the configured default) or more.')
+    if question.max_tokens > LONGEST_ANSWER_TOKENS:
+        raise InvalidRequestError(f'max_tokens is {question.max_tokens}; expected at most {LONGEST_ANSWER_TOKENS}.')
+    return replace(question, max_tokens=question.max_tokens or config.max_tokens,
+                   max_age_s=question.max_age_s or config.max_age_s,
+                   timeout_s=question.timeout_s or config.timeout_s)
+
+
+def _check_types(question):
+    numbers = question.max_tokens, question.max_age_s, question.timeout_s
+    if not all(isinstance(text, str) for text in (question.text, *question.choices)):
+        raise InvalidRequestError('The question or a choice is no text; expected strings.')
+    if not all(isinstance(number, (int, float)) for number in numbers):
+        raise InvalidRequestError(f'max_tokens, max_age_s and timeout_s are {numbers}; expected numbers.')
+
+
+def _check_text(text, limit):
+    if not text.strip():
+        raise InvalidRequestError('The question is empty; expected a sentence about the scene.')
+    if len(text) > limit:
+        raise InvalidRequestError(f'The question has {len(text)} characters; expected at most {limit} '
+                                  f'(max_question_chars).')
+    if any('\ud800' <= letter <= '\udfff' for letter in text):
+        raise InvalidRequestError('The question holds half a surrogate pair; expected valid Unicode text.')
+
+
+def _check_choices(choices, config):
+    if len(choices) > config.max_choices:
+        raise InvalidRequestError(f'The question has {len(choices)} choices; expected at most {config.max_choices} '
+                                  f'(max_choices).')
+    for choice in choices:
+        if not choice.strip():
+            raise InvalidRequestError('A choice is empty; expected a text for each.')
+        _check_text(choice, config.max_question_chars)
+    if len({choice.strip() for choice in choices}) != len(choices):
+        raise InvalidRequestError(f'The choices {list(choices)} are not all different; expected each one once.')

@@ -1,0 +1,98 @@
+"""`Config` as ROS parameters: names, defaults, ranges and descriptions come from the record, nothing is said twice."""
+
+from collections.abc import Callable
+from dataclasses import fields
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rclpy.exceptions import NameValidationException
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+from vlm_reuse_node.config import Config
+from vlm_reuse_node.errors import ConfigError
+
+NAMES = tuple(parameter.name for parameter in fields(Config))
+QOS_OVERRIDES = 'qos_overrides.'
+
+
+def declare_parameters(node: Node) -> Config:
+    """Declare every field of `Config` on the node and return the values it was started with.
+
+    Raises ConfigError for a value of the wrong type or out of range, a camera that cannot be a topic, and a parameter
+    this node does not have.
+    """
+    overrides = _overrides(node)
+    config = Config(**{name: value for name, value in overrides.items() if name in NAMES})
+    for field in fields(Config):
+        value = getattr(config, field.name)
+        value = list(value) if isinstance(value, tuple) else value
+        # Checked above, where a whole number is taken for a float too; rclpy would refuse `max_age_s: 2`.
+        node.declare_parameter(field.name, value, descriptor_of(field), ignore_override=True)
+    for name in sorted(overrides):
+        if not node.has_parameter(name) and not name.startswith(QOS_OVERRIDES):
+            raise ConfigError(f"There is no parameter '{name}'; known are {', '.join(sorted(NAMES))}.")
+    for camera in config.cameras:
+        _check_topic(node, camera)
+    return config
+
+
+def check_qos_overrides_are_used(node: Node) -> None:
+    """Refuse QoS overrides that name no topic or policy of this node; call it when every topic exists.
+
+    Raises ConfigError that names the parameter.
+    """
+    known = sorted(QOS_OVERRIDES + name for name in node.get_parameters_by_prefix(QOS_OVERRIDES.rstrip('.')))
+    for name in sorted(_overrides(node)):
+        if name.startswith(QOS_OVERRIDES) and name not in known:
+            raise ConfigError(f"'{name}' overrides nothing of this node; known are {', '.join(known)}.")
+
+
+def watch_parameters(node: Node, get_config: Callable[[], Config], apply: Callable[[Config], None]) -> None:
+    """Check every later change as a whole, then hand the new configuration to `apply`.
+
+    A change that `Config` refuses is refused with its sentence; parameters that are not live are read-only.
+    """
+    def check(parameters: list[Parameter]) -> SetParametersResult:
+        try:
+            get_config().with_values(**_ours(parameters))
+        except ConfigError as err:
+            return SetParametersResult(successful=False, reason=str(err))
+        return SetParametersResult(successful=True)
+
+    def take(parameters: list[Parameter]) -> None:
+        if _ours(parameters):
+            apply(get_config().with_values(**_ours(parameters)))
+
+    node.add_on_set_parameters_callback(check)
+    node.add_post_set_parameters_callback(take)
+
+
+def descriptor_of(field) -> ParameterDescriptor:
+    """Describe one field of `Config`: text, range, choices, and whether it may change while the node runs."""
+    low, high, choices, live = (field.metadata[key] for key in ('low', 'high', 'choices', 'live'))
+    descriptor = ParameterDescriptor(description=field.metadata['description'], read_only=not live)
+    if choices:
+        descriptor.additional_constraints = f'one of {", ".join(choices)}'
+    if low is not None and isinstance(field.default, int):
+        descriptor.integer_range = [IntegerRange(from_value=low, to_value=high)]
+    elif low is not None:
+        descriptor.floating_point_range = [FloatingPointRange(from_value=float(low), to_value=float(high))]
+    return descriptor
+
+
+def _check_topic(node: Node, camera: str) -> None:
+    try:
+        node.resolve_topic_name(f'overlay/{camera}')  # below another name, so that only relative ones pass
+    except (RuntimeError, NameValidationException) as err:
+        raise ConfigError(f"cameras has '{camera}', which cannot begin a topic name; expected letters, digits and "
+                          "underscores, as in 'front_camera'.") from err
+
+
+def _overrides(node: Node) -> dict:
+    """What the command line and the parameter files say for this node; rclpy has no public way to list it."""
+    return {name: parameter.value for name, parameter in node._parameter_overrides.items()}
+
+
+def _ours(parameters: list[Parameter]) -> dict:
+    """The values among these that `Config` holds; use_sim_time and QoS overrides belong to rclpy."""
+    return {parameter.name: parameter.value for parameter in parameters if parameter.name in NAMES}

@@ -1,0 +1,256 @@
+"""One camera's conversation with the model. Start reading here.
+
+`observe(frame)` keeps the model's state up to the newest picture and pays only when the picture changed;
+`ask(question)` answers from that state and puts it back as it was.
+Prompt: `[system] [live frame] | snapshot | [question] -> answer`.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from vlm_reuse_node import question as questions
+from vlm_reuse_node import state as states
+from vlm_reuse_node.budget import Answer, Level, Question, Refresh, Status
+from vlm_reuse_node.config import Config
+from vlm_reuse_node.errors import ImageError, InvalidRequestError, ModelError
+from vlm_reuse_node.frame import Frame
+from vlm_reuse_node.state import State
+from vlm_reuse_node.turn import Stopped, Turn
+from vlm_reuse_node.vlm import Vlm
+
+_log = logging.getLogger(__name__)
+
+
+class SceneSession:
+    """Keeps one camera's state and answers from it. Every call belongs to the thread that loaded the model.
+
+    config: may be replaced between calls by one whose live parameters differ.
+    newest: the newest observed frame, None before the first.
+    """
+
+    def __init__(self, vlm: Vlm, config: Config, camera: str = 'camera',
+                 on_refresh: Callable[[Frame, Refresh], None] | None = None,
+                 on_refused: Callable[[Frame, ImageError], None] | None = None):
+        """Start without a picture.
+
+        on_refresh: called after every observed frame. on_refused: called after every frame that the model cannot take.
+        Raises ConfigError when config.system_prompt holds special tokens of the model.
+        """
+        self.config = config
+        self.newest: Frame | None = None
+        self._vlm, self._camera, self._on_refresh, self._on_refused = vlm, camera, on_refresh, on_refused
+        self._template = vlm.template(config.system_prompt, pictures=1)
+        self._state: State | None = None
+        self._level = Level.FULL
+
+    def observe(self, frame: Frame, *, force: bool = False, check: Callable[[], None] = lambda: None) -> Refresh:
+        """Bring the state up to a new picture at the cheapest allowed level (DESIGN.md, the refresh ladder).
+
+        force: compute the state of exactly this picture, even when nothing seems to have changed. check: may raise
+        Stopped between two steps of the model; the picture is kept and its state computed when it is needed.
+        Raises ImageError for a picture the model cannot take: the state stays as it was, and on_refused is called. Or
+        raises whatever the model raises: the state is gone then, and the next call computes it again.
+        """
+        # 1. What changed, against the picture whose state is cached?
+        started = time.perf_counter()
+        reason = self._incomparable(frame, force)
+        stale = None if reason else self._stale_cells(frame)
+        change_ms = 1e3 * (time.perf_counter() - started)
+        # 2. Nothing: the state stands for this picture too.
+        if not reason and not stale.any():
+            refresh = self._reused(frame, change_ms)
+        # 3. Something: compute the state of this picture.
+        else:
+            reason = reason or f'{np.count_nonzero(stale)} of {stale.size} cells changed'
+            refresh = self._rebuilt(frame, reason, change_ms, check)
+        # 4. Say what it cost.
+        self.newest, self._level = frame, refresh.level
+        if self._on_refresh:
+            self._on_refresh(frame, refresh)
+        return refresh
+
+    def ask(self, question: Question, *, now_ns: int, cancelled: Callable[[], bool] | None = None,
+            asked_s: float | None = None, newest: Callable[[], Frame | None] = lambda: None) -> Answer:
+        """Answer from the kept state; afterwards the state is what it was, bit for bit.
+
+        now_ns: the time of asking on the clock of the frames' stamps, for the image age. cancelled: looked at before
+        every token. asked_s: `time.perf_counter()` of the asking, now when None; the timeout counts from there.
+        newest: takes the frame that waits to be observed; called when the kept state is not fresh enough for this
+        question, which then pays for the refresh.
+        Never raises for anything that a question or the model can cause: that is the answer's status.
+        """
+        return self._guarded(question, now_ns, cancelled, asked_s, newest, cold=False)
+
+    def ask_cold(self, question: Question, *, now_ns: int, cancelled: Callable[[], bool] | None = None,
+                 asked_s: float | None = None, newest: Callable[[], Frame | None] = lambda: None) -> Answer:
+        """Answer the same question on the same cached picture from nothing, on a cache of its own.
+
+        The reference that `ask` is compared with: image processor, vision tower, prefill of everything, decode, in the
+        same chunks. The kept state is not touched.
+        """
+        return self._guarded(question, now_ns, cancelled, asked_s, newest, cold=True)
+
+    def reset(self) -> None:
+        """Forget picture and state; questions get NO_IMAGE until the next frame."""
+        self.newest = self._state = None
+
+    def _incomparable(self, frame, force):
+        """Why the picture cannot be compared with the cached one, '' when it can."""
+        state = self._state
+        if state is None:
+            return 'first frame' if self.newest is None else 'the state was lost'
+        if frame.size != state.frame.size:
+            return f'size changed from {state.frame.size} to {frame.size}'
+        if frame.stamp_ns < self.newest.stamp_ns:
+            return 'time went back'
+        if force:
+            return 'forced'
+        return ''
+
+    def _stale_cells(self, frame):
+        """Cells that must be refreshed, (rows, columns) bool: changed, or doubtful for too long."""
+        difference, ages = self._state.detector.difference(frame.rgb), self._state.ages
+        ages.see_static(difference < self.config.static_threshold, frame.stamp_ns)
+        overdue = ages.seconds(frame.stamp_ns) > self.config.max_cell_age_s
+        return (difference >= self.config.change_threshold) | overdue
+
+    def _reused(self, frame, change_ms):
+        nothing = np.zeros(self._state.grid, bool)
+        oldest = float(self._state.ages.seconds(frame.stamp_ns).max())
+        return Refresh(self._camera, frame.stamp_ns, frame.frame_id, Level.REUSE, 'no cell changed',
+                       refreshed=nothing, deferred=nothing, oldest_cell_age_s=oldest, change_ms=change_ms)
+
+    def _rebuilt(self, frame, reason, change_ms, check):
+        try:
+            state = states.compute(self._vlm, self._template, [frame], check, accepted=self._drop_state)
+        except Stopped:
+            self.newest = frame
+            raise
+        except ImageError as error:
+            if self._on_refused:
+                self._on_refused(frame, error)
+            raise
+        self._state = state
+        everything = np.ones(state.grid, bool)
+        return Refresh(self._camera, frame.stamp_ns, frame.frame_id, Level.FULL, reason,
+                       refreshed=everything, deferred=~everything, change_ms=change_ms,
+                       vision_ms=state.vision_ms, prefill_ms=state.prefill_ms)
+
+    def _drop_state(self):
+        """Before another is computed, so that two caches are never held at once, and a failure leaves none."""
+        self._state = None
+
+    def _guarded(self, question, now_ns, cancelled, asked_s, newest, cold):
+        """The answer, with everything that can go wrong as its status."""
+        turn = Turn(asked_s, cancelled)
+        try:
+            return self._respond(question, turn, now_ns, newest, cold)
+        except InvalidRequestError as error:
+            status, message = Status.INVALID_REQUEST, str(error)
+        except Stopped as stop:
+            status, message = stop.status, str(stop)
+        except Exception as error:
+            self._state = None
+            status, message = Status.MODEL_ERROR, f'The model failed: {type(error).__name__}: {error}'
+            _log.exception("Camera '%s': the model failed; its state will be computed again.", self._camera)
+        return Answer(status, message, **self._source(now_ns), **turn.stages)
+
+    def _respond(self, question, turn, now_ns, newest, cold):
+        # 1. Refuse what cannot be asked.
+        wanted, question = question.max_tokens, questions.checked(question, self.config)
+        tokens = self._template.question(question.text)
+        choices = self._template.choices(question.choices)
+        turn.set_timeout(question.timeout_s)
+        turn.check()
+        # 2. Find the state: the kept one, or for a cold answer one computed from nothing from the same picture.
+        state, reused = self._fresh_state(question, turn, now_ns, newest)
+        if cold:
+            state, reused = self._cold_twin(state, turn), 0
+        longest = max(map(len, choices), default=wanted or 1)
+        room = self._room(state.tokens + len(tokens), longest)
+        try:
+            # 3. Prefill the question right behind the snapshot.
+            family, start = self._vlm.family, state.next_position
+            logits = self._vlm.run(state.cache, tokens, family.text_positions(start, len(tokens)), check=turn.check)
+            turn.lap('prefill_ms')
+            # 4. Score the choices, or decode.
+            start += len(tokens)
+            if choices:
+                outcome = self._chosen(question, self._vlm.score(state.cache, logits, start, choices, turn.check))
+            else:
+                ids = self._vlm.decode(state.cache, logits, start, min(question.max_tokens, room), turn.check)
+                outcome = self._told(ids, min(question.max_tokens, room))
+            turn.lap('decode_ms')
+        finally:
+            # 5. Put the state back, whatever happened.
+            state.restore()
+        paid = state.tokens - reused + len(tokens) + sum(map(len, choices))
+        level = Level.FULL if cold else self._level
+        return Answer(Status.OK, tokens_reused=reused, tokens_prefilled=paid, cached_stamp_ns=state.frame.stamp_ns,
+                      level=level, exact=True, **outcome, **self._source(now_ns), **turn.stages)
+
+    def _fresh_state(self, question, turn, now_ns, newest):
+        """The kept state and how many of its tokens this question did not pay for."""
+        before = self._state and self._state.identity  # not the state: its cache must be gone before the next one's
+        if not self._is_usable(question, now_ns) and (frame := newest()) is not None:
+            self._take(frame, question, turn)
+        if self.newest is None:
+            raise Stopped(Status.NO_IMAGE, f"Camera '{self._camera}' has given no picture yet; check that it "
+                                           f'publishes and that topic and QoS match.')
+        age_s = self.newest.age_s(now_ns)
+        if age_s > question.max_age_s:
+            raise Stopped(Status.STALE, f"The newest picture of camera '{self._camera}' is {age_s:.2f} s old, more "
+                                        f'than max_age {question.max_age_s:g} s; check the camera or allow more.')
+        if self._state is None or (question.force_refresh and self._state.frame is not self.newest):
+            self.observe(self.newest, force=True, check=turn.check)
+            turn.lap('refresh_ms')
+        return self._state, self._state.tokens if self._state.identity is before else 0
+
+    def _is_usable(self, question, now_ns):
+        """Whether the kept state will do, with no newer picture needed."""
+        return (self._state is not None and not question.force_refresh
+                and self.newest.age_s(now_ns) <= question.max_age_s)
+
+    def _take(self, frame, question, turn):
+        """Observe the frame that waited, at this question's expense; one the model cannot take changes nothing."""
+        try:
+            self.observe(frame, force=question.force_refresh, check=turn.check)
+        except ImageError:
+            pass  # on_refused was told
+        turn.lap('refresh_ms')
+
+    def _room(self, prompt, answer):
+        """Tokens that the model's context leaves for an answer. Refuses an answer that may need more."""
+        context = self._vlm.context or sys.maxsize
+        if prompt + answer > context:
+            raise InvalidRequestError(f'Prompt and answer may take {prompt + answer} tokens; expected up to {context}, '
+                                      f"the model's context. Ask shorter, or for fewer tokens (max_tokens).")
+        return context - prompt
+
+    def _cold_twin(self, kept, turn):
+        """The kept state once more, computed from nothing on a cache of its own."""
+        state = states.compute(self._vlm, self._template, kept.frames, turn.check)
+        if state.identity != kept.identity:
+            raise ModelError('The cached picture was changed in place since it was observed; hand over a copy.')
+        turn.book('refresh_ms', state.vision_ms)
+        return state
+
+    def _chosen(self, question, scores):
+        best = int(np.argmax(scores))
+        return {'text': question.choices[best], 'choice_index': best, 'choice_scores': scores}
+
+    def _told(self, ids, most):
+        cut = f'The answer was cut at max_tokens {most}.' if len(ids) == most else ''
+        return {'text': self._vlm.text(ids), 'token_ids': tuple(ids), 'tokens_generated': len(ids), 'message': cut}
+
+    def _source(self, now_ns):
+        """Which camera, model and picture an answer comes from."""
+        source = {'camera': self._camera, 'model': self._vlm.name}
+        if self.newest is not None:
+            source |= {'stamp_ns': self.newest.stamp_ns, 'frame_id': self.newest.frame_id,
+                       'image_age_s': self.newest.age_s(now_ns)}
+        return source

@@ -1,0 +1,212 @@
+"""A vision-language model loaded through mlx-vlm: run it on a cache, decode greedily, score choices by logits."""
+
+import json
+import logging
+import re
+from collections.abc import Callable
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx_vlm
+import numpy as np
+
+from vlm_reuse_node import kv_cache
+from vlm_reuse_node.errors import ModelError
+from vlm_reuse_node.families.base import Family, Grid, family_for
+from vlm_reuse_node.prompt import PromptTemplate
+
+EMBEDDED = {'tabletop': Path(__file__).parent / 'demo' / 'tabletop_model'}
+HUB_NAME = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*')
+# Tokens in one forward call. The same grid everywhere: K/V rows depend slightly on the shapes of the calls.
+PREFILL_CHUNK = 512
+# Files of a model above this size are told apart by name, size and time, not by content.
+LARGE_FILE_BYTES = 10_000_000
+
+_log = logging.getLogger(__name__)
+
+
+class Vlm:
+    """One loaded model. It belongs to the thread that loaded it, and holds no state of any camera.
+
+    name: what answers call the model: as it was given, of a directory the last part.
+    fingerprint: digest of the model, its processor and its chat template.
+    stop_ids: tokens that end an answer. context: most tokens of prompt and answer together, None when not known.
+    """
+
+    def __init__(self, name: str, model: Any, processor: Any, family: Family, fingerprint: str):
+        """Wrap what `mlx_vlm.load` returned."""
+        self.name, self.family, self.fingerprint = name, family, fingerprint
+        self._model, self._processor = model, processor
+        self.context: int | None = getattr(getattr(model.config, 'text_config', None), 'max_position_embeddings', None)
+        self.stop_ids = tuple(sorted(processor.tokenizer.stopping_criteria.eos_token_ids))
+
+    def template(self, system: str, pictures: int) -> PromptTemplate:
+        """The chat with a system text ('': the template's own) and a number of pictures."""
+        return PromptTemplate(self._processor, self._model.config, self.family, system, pictures)
+
+    def new_cache(self) -> list:
+        """An empty cache. Raises ModelError for a kind that cannot be restored."""
+        return kv_cache.new_cache(self._model.language_model)
+
+    def see(self, pictures: list[np.ndarray], check: Callable[[], None] = lambda: None,
+            accepted: Callable[[], None] = lambda: None) -> tuple[mx.array, list[Grid]]:
+        """Run the image processor and the vision tower on (height, width, 3) uint8 pictures.
+
+        Returns the features of all cells, picture after picture: mx (cells, hidden), evaluated; and the grids.
+        `check` may raise between two pictures. accepted: called when the processor has taken all of them, before the
+        vision tower. Raises ImageError for a picture the model cannot take.
+        """
+        prepared = [self.family.prepare(rgb) for rgb in pictures]
+        accepted()
+        features, grids = [], []
+        for pixels, grid in prepared:
+            check()
+            features.append(self.family.encode(pixels, grid))
+            grids.append(grid)
+            mx.eval(features)
+        return mx.concatenate(features), grids
+
+    def run(self, cache: list, ids: list[int], positions: np.ndarray, *, embeddings: mx.array | None = None,
+            keep: int = 1, check: Callable[[], None] = lambda: None) -> mx.array:
+        """Add tokens to the cache, chunk by chunk; `check` may raise between two chunks.
+
+        positions: (axes, length). embeddings: mx (1, length, hidden), the tokens' own when None.
+        Returns the logits of the last `keep` tokens (of the last chunk): mx (keep, vocabulary), evaluated.
+        """
+        if embeddings is None:
+            embeddings = self.family.embed(ids)
+        for first in range(0, len(ids), PREFILL_CHUNK):
+            check()
+            part = slice(first, first + PREFILL_CHUNK)
+            logits = self.family.forward(ids[part], embeddings[:, part], positions[:, part], cache, keep)
+            mx.eval(logits)  # every layer's keys and values with it
+        return logits
+
+    def decode(self, cache: list, logits: mx.array, start: int, max_tokens: int,
+               check: Callable[[], None] = lambda: None) -> list[int]:
+        """Decode greedily from the prompt's last logits, the first token at position `start`.
+
+        Returns the tokens without the one that ends the answer; `check` may raise before each.
+        """
+        ids: list[int] = []
+        while True:
+            check()
+            token = mx.argmax(logits[-1]).item()
+            if token in self.stop_ids:
+                return ids
+            ids.append(token)
+            if len(ids) == max_tokens:
+                return ids
+            logits = self.run(cache, [token], self.family.text_positions(start + len(ids) - 1, 1))
+
+    def score(self, cache: list, logits: mx.array, start: int, choices: list[list[int]],
+              check: Callable[[], None] = lambda: None) -> tuple[float, ...]:
+        """Probability of each choice, among the choices, as the whole answer to the prompt in the cache.
+
+        A choice's score is the log-probability of its tokens and of ending there (any stop token): without the end,
+        'yes' could never lose to 'yes it is'. Scores are normalised by softmax. The prompt is computed once; every
+        choice restores its state. logits: the prompt's last, mx (1, vocabulary).
+        """
+        prompt = kv_cache.take(cache)
+        totals = []
+        for ids in choices:
+            check()
+            later = self.run(cache, ids, self.family.text_positions(start, len(ids)), keep=len(ids))
+            kv_cache.restore(cache, prompt)
+            table = mx.concatenate([logits[-1:], later])  # (length + 1, vocabulary)
+            table = table - mx.logsumexp(table, axis=-1, keepdims=True)
+            tokens = table[mx.arange(len(ids)), mx.array(ids)].sum()
+            totals.append((tokens + mx.logsumexp(table[-1, mx.array(self.stop_ids)])).item())
+        shares = np.exp(np.array(totals) - max(totals))
+        return tuple((shares / shares.sum()).tolist())
+
+    def text(self, ids: list[int]) -> str:
+        """The words of an answer's tokens."""
+        return self._processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def load(name: str) -> Vlm:
+    """Load 'tabletop' (the embedded model), a model directory, or a hub name such as 'org/name'.
+
+    On MLX's CPU backend half-precision weights are computed in float32, which is an order of magnitude faster there;
+    elsewhere the weights keep their type. Raises ModelError with one sentence that says what to do.
+    """
+    folder = _folder(name)
+    family = family_for(_model_type(folder))
+    try:
+        model, processor = mlx_vlm.load(str(folder))
+    except Exception as error:
+        raise ModelError(f"The model in '{folder}' cannot be loaded by mlx-vlm: {_one_line(error)}. Expected the files "
+                         f'of one complete model; copy or convert it again (python -m mlx_vlm.convert).') from error
+    if mx.default_device() == mx.Device(mx.cpu):
+        model.set_dtype(mx.float32)
+    given_folder = name not in EMBEDDED and Path(name).expanduser().is_dir()
+    return Vlm(folder.name if given_folder else name, model, processor, family(model, processor),
+               _fingerprint(folder))
+
+
+def release_thread() -> None:
+    """Give back what MLX holds for this thread; the last thing a thread that used a model does.
+
+    Without it MLX 0.32 may abort the process at its end (ml-explore/mlx issue 4327).
+    """
+    mx.clear_streams()
+
+
+def _folder(name):
+    """The local directory of a model, from the hub only for a name like 'org/name'."""
+    path = EMBEDDED.get(name, Path(name).expanduser())
+    if name.strip() and path.is_dir():
+        return path.resolve()
+    if HUB_NAME.fullmatch(name) and not path.exists():
+        return _from_hub(name)
+    raise ModelError(f"There is no model directory '{EMBEDDED.get(name, name)}'; expected 'tabletop', a directory with "
+                     f'config.json and *.safetensors, or a hub name such as '
+                     f"'mlx-community/Qwen2.5-VL-7B-Instruct-4bit'.")
+
+
+def _from_hub(name):
+    from huggingface_hub import snapshot_download
+    from mlx_vlm.utils import get_model_path
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except Exception:
+        _log.warning("'%s' is no directory and not in the hub's cache of this host; asking the hub for it.", name)
+    try:
+        return get_model_path(name)
+    except Exception as error:
+        raise ModelError(f"The model '{name}' is neither a directory, nor in this host's hub cache, nor could the hub "
+                         f'give it: {_one_line(error)}. Download it first, or give a model directory.') from error
+
+
+def _model_type(folder):
+    """The model_type in config.json, when the directory holds a vision-language model."""
+    try:
+        config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+        model_type = config['model_type']
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"'{folder}' is not a model directory: its config.json cannot be read ({_one_line(error)}). "
+                         f"Expected a directory in mlx-vlm's format.") from error
+    if 'vision_config' not in config:
+        raise ModelError(f"The model in '{folder}' ({model_type}) is a text-only model; expected a vision-language "
+                         f'model, such as Qwen2.5-VL.')
+    if not any(folder.glob('*.safetensors')):
+        raise ModelError(f"'{folder}' has no *.safetensors files; expected the model's weights. Copy the whole model.")
+    return model_type
+
+
+def _fingerprint(folder):
+    """Digest of every small file of the model, and of the weights' and large files' names, sizes and times."""
+    digest = blake2b(digest_size=16)
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        status = path.stat()
+        large = path.suffix == '.safetensors' or status.st_size > LARGE_FILE_BYTES
+        digest.update(f'{path.name} {status.st_size} {status.st_mtime_ns if large else 0}'.encode())
+        digest.update(b'' if large else path.read_bytes())
+    return digest.hexdigest()
+
+
+def _one_line(error):
+    return ' '.join(f'{type(error).__name__}: {error}'.split())[:300]

@@ -1,0 +1,268 @@
+"""The one thread that owns the model and every array.
+
+Everything else hands it frames and questions and never blocks. Of the frames, only the newest of each camera waits.
+Questions go before frames, except that the waiting frame goes first when the question needs it: it asks for a refresh,
+there is no state yet, or the state's picture is older than the question's max_age. So a planner that must see the
+newest picture says how new, and a stream of questions cannot hold up the refresh for longer than that.
+"""
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, fields
+from threading import Event
+
+import numpy as np
+
+from vlm_reuse_node.budget import Answer, Question, Refresh, Status
+from vlm_reuse_node.config import Config
+from vlm_reuse_node.errors import ConfigError, ImageError, ModelError
+from vlm_reuse_node.frame import Frame
+from vlm_reuse_node.inbox import Ask, Inbox
+from vlm_reuse_node.session import SceneSession
+from vlm_reuse_node.turn import Stopped
+from vlm_reuse_node.vlm import load, release_thread
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WorkerStats:
+    """A snapshot of the worker's counts.
+
+    model: the loaded model's name, '' before `start`.
+    queue_length: questions that wait now, the running one not counted.
+    answers: answers given, by status name.
+    last_error: the newest failure of the model; '' when a picture was taken since.
+    """
+
+    model: str
+    queue_length: int
+    answers: dict[str, int]
+    last_error: str
+
+
+class ModelWorker:
+    """Answers questions about the newest picture of each camera, on one thread with one model."""
+
+    def __init__(self, config: Config, on_refresh: Callable[[Frame, Refresh], None] | None = None,
+                 on_refused: Callable[[Frame, ImageError], None] | None = None):
+        """Prepare; nothing is loaded and no thread runs until `start`.
+
+        on_refresh: called on the worker's thread after each observed frame; it must not block.
+        on_refused: likewise after each frame that the model cannot take, such as one far too wide.
+        """
+        self._config, self._on_refresh, self._on_refused = config, on_refresh, on_refused
+        self._inbox = Inbox()
+        self._thread = threading.Thread(target=self._run, name='model', daemon=True)
+        self._ready: Future[None] = Future()
+        self._sessions: dict[str, SceneSession] = {}
+        self._counting = threading.Lock()
+        self._answers: Counter[str] = Counter()
+        self._model = self._last_error = ''
+
+    def start(self) -> None:
+        """Start the thread and load the model on it; returns when it is ready. Once in a worker's life.
+
+        Raises ModelError when the model cannot be loaded (the thread has ended then), ConfigError when system_prompt
+        holds special tokens of the model.
+        """
+        self._thread.start()
+        try:
+            self._ready.result()
+        except Exception:
+            self._thread.join()  # MLX aborts a process that ends under a thread which still gives back its streams
+            raise
+
+    def observe(self, frame: Frame) -> bool:
+        """Hand over a frame of `frame.camera`; never blocks.
+
+        Returns False when an older frame still waited and was replaced.
+        Raises ImageError('camera', ...) for a camera that is not configured.
+        """
+        if frame.camera not in self._config.cameras:
+            raise ImageError('camera', self._unknown(frame.camera))
+        return self._inbox.put_frame(frame)
+
+    def ask(self, camera: str, question: Question, now_ns: int, cancelled: Event | None = None) -> Future[Answer]:
+        """Queue a question; never blocks and never raises: whatever goes wrong is the answer's status.
+
+        camera: '' takes the first configured one; an unknown one is INVALID_REQUEST.
+        now_ns: the node clock's time of asking (may be simulated); used for the image age only. Latency, the time
+            waited in the queue included, is measured with the steady clock.
+        cancelled: set it to stop at the next token; the Future then gives a CANCELLED answer. `Future.cancel()`
+            stops the work too, at any time before the answer, and no answer is given.
+        """
+        return self._queue(Ask(camera or self._config.cameras[0], question, now_ns, False, cancelled))
+
+    def ask_cold(self, camera: str, question: Question, now_ns: int, cancelled: Event | None = None) -> Future[Answer]:
+        """Like `ask`, computed from nothing on the cached picture: the reference that `ask` is compared with."""
+        return self._queue(Ask(camera or self._config.cameras[0], question, now_ns, True, cancelled))
+
+    def reset(self, camera: str = '') -> None:
+        """Forget a camera's picture and state ('': every camera's), a waiting frame included; never blocks.
+
+        Questions get NO_IMAGE until the next frame.
+        """
+        for name in self._config.cameras:
+            if camera in ('', name):
+                self._inbox.put_reset(name)
+
+    def configure(self, config: Config) -> None:
+        """Take new values of the live parameters from the next question or frame on.
+
+        Raises ConfigError when a parameter that is not live differs.
+        """
+        fixed = [parameter.name for parameter in fields(Config) if not parameter.metadata['live']
+                 and getattr(config, parameter.name) != getattr(self._config, parameter.name)]
+        if fixed:
+            raise ConfigError(f"{', '.join(fixed)} cannot change while the node runs; restart it with the new value.")
+        self._config = config
+
+    def stop(self) -> None:
+        """End the thread after the running step; every open question is answered CANCELLED. May be called twice."""
+        self._inbox.close()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def stats(self) -> WorkerStats:
+        """The counts now; never blocks on the model."""
+        with self._counting:
+            return WorkerStats(self._model, len(self._inbox), dict(self._answers), self._last_error)
+
+    def _queue(self, ask):
+        """Put a question in the inbox, or answer it at once when it cannot wait there."""
+        limit = self._config.queue_size
+        if ask.camera not in self._config.cameras:
+            self._refuse(ask, Status.INVALID_REQUEST, self._unknown(ask.camera))
+        elif not self._inbox.put_ask(ask, limit):
+            if self._inbox.is_open:
+                self._refuse(ask, Status.BUSY, f'{limit} questions wait already (queue_size); ask again later.')
+            else:
+                self._refuse(ask, Status.CANCELLED, 'The model does not run any more; start the node again.')
+        return ask.future
+
+    def _unknown(self, camera):
+        return f"There is no camera '{camera}'; known are {', '.join(self._config.cameras)}."
+
+    def _run(self):
+        """The thread: load, then one step after the other until `stop`."""
+        try:
+            self._load()
+        except Exception as error:
+            self._inbox.close()
+            self._ready.set_exception(error)
+        else:
+            self._ready.set_result(None)
+            while (step := self._inbox.next()) is not None:
+                self._do(step)
+        self._turn_away()
+        self._sessions.clear()
+        release_thread()
+
+    def _load(self):
+        vlm = load(self._config.model)
+        _rehearse(vlm, self._config)
+        self._sessions = {name: SceneSession(vlm, self._config, name, self._refreshed, self._refused)
+                          for name in self._config.cameras}
+        self._model = vlm.name
+
+    def _do(self, step):
+        """One step, whatever it is. Never raises."""
+        session = self._sessions[step.camera]
+        session.config = self._config
+        if isinstance(step, Frame):
+            self._observe(session, step)
+        elif isinstance(step, Ask):
+            try:
+                answer = self._answer(session, step)
+            except Exception as error:  # not the model's doing (that is an answer already): a record of wrong types
+                _log.exception('A question could not be handled.')
+                answer = Answer(Status.MODEL_ERROR, f'The question could not be handled: {error}', camera=step.camera)
+            self._finish(step, answer)
+        else:
+            session.reset()
+
+    def _observe(self, session, frame):
+        try:
+            session.observe(frame, check=self._check_open)
+        except (Stopped, ImageError):
+            pass  # the thread ends, or on_refused was told: the picture is to blame, not the model
+        except Exception as error:
+            message = f"A picture of camera '{frame.camera}' could not be used: {error}"
+            if message != self._last_error:  # once, not at the camera's rate
+                _log.exception(message)
+            self._last_error = message
+
+    def _answer(self, session, ask):
+        """Answer one question, behind the waiting frame when it needs that."""
+        run = session.ask_cold if ask.cold else session.ask
+        answer = run(ask.question, now_ns=ask.now_ns, asked_s=ask.asked_s, cancelled=lambda: self._must_stop(ask),
+                     newest=lambda: self._inbox.take_frame(ask.camera))
+        if answer.status is Status.MODEL_ERROR:
+            self._last_error = answer.message
+        return answer
+
+    def _check_open(self):
+        """Asked while a frame is looked at: give up after `stop`, and turn away who need not wait for the frame."""
+        self._turn_away()
+        if not self._inbox.is_open:
+            raise Stopped(Status.CANCELLED, 'The model does not run any more.')
+
+    def _must_stop(self, ask):
+        """Asked before every token: whether to give up. Also the moment to turn away who waited too long."""
+        self._turn_away()
+        return ask.is_cancelled or not self._inbox.is_open
+
+    def _turn_away(self):
+        """Answer the waiting questions that were cancelled or are late, and all of them after `stop`."""
+        for ask in self._inbox.take_leaving(self._config.timeout_s):
+            if ask.is_cancelled or not self._inbox.is_open:
+                self._refuse(ask, Status.CANCELLED, 'The question was cancelled while it waited.')
+            else:
+                self._refuse(ask, Status.TIMEOUT, 'Its time was over while it waited for other questions; '
+                                                  'ask less often or allow more (timeout).')
+
+    def _refuse(self, ask, status, message):
+        waited_ms = 1e3 * (time.perf_counter() - ask.asked_s)
+        self._finish(ask, Answer(status, message, camera=ask.camera, model=self._model, queue_ms=waited_ms))
+
+    def _finish(self, ask, answer):
+        """Hand over the answer, unless the future was cancelled."""
+        wanted = ask.future.set_running_or_notify_cancel()
+        with self._counting:
+            self._answers[str(answer.status if wanted else Status.CANCELLED)] += 1
+        if wanted:
+            ask.future.set_result(answer)
+
+    def _refreshed(self, frame, refresh):
+        """Called by the sessions after each observed frame."""
+        self._last_error = ''
+        _tell(self._on_refresh, frame, refresh)
+
+    def _refused(self, frame, error):
+        """Called by the sessions after each frame that the model cannot take."""
+        _log.debug("A picture of camera '%s' is refused: %s", frame.camera, error)
+        _tell(self._on_refused, frame, error)
+
+
+def _tell(listener, frame, news):
+    """Call a listener, if there is one; its failures are its own."""
+    try:
+        if listener:
+            listener(frame, news)
+    except Exception:
+        _log.exception('A listener failed; the model goes on.')
+
+
+def _rehearse(vlm, config):
+    """Answer once before the first real question: kernels are compiled, and a model that cannot run is found now."""
+    session = SceneSession(vlm, config)
+    session.newest = Frame(np.full((480, 640, 3), 128, np.uint8))  # `ask` computes its state
+    for question in (Question('what is this?', max_tokens=2), Question('what is this?', choices=('a', 'b'))):
+        answer = session.ask(question, now_ns=0)
+        if answer.status is Status.MODEL_ERROR:
+            raise ModelError(f"The model '{vlm.name}' loads but cannot answer. {answer.message}")
