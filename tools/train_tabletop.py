@@ -1,18 +1,19 @@
 """Train the embedded tabletop model, from nothing, on pictures that this project draws.
 
-A small Qwen2.5-VL (transformers' class) learns in three stages; each resumes where it was interrupted:
+A small Qwen2.5-VL (transformers' class) learns in four stages; each resumes where it was interrupted:
 
 1. see: the vision tower alone. Every cell's feature must name the colour and the shape of what lies in it, read off
    with the language model's own word embeddings; so the language model later finds the words in the picture.
 2. answer: the language model alone, on the frozen tower's features of a pool of stories (kept in memory), with prompts
    of 1 to 8 pictures and many questions on each; from few objects to many.
-3. all: everything together on new pictures.
+3. window: the same on new stories, most prompts with several pictures and questions about what changed.
+4. all: everything together on new pictures.
 
 Only ordinary dense prompts are used. Many questions share one picture: each sees the pictures and itself, not the
 others, at the positions it would have alone, which is what separate prompts would compute.
 
   python tools/train_tabletop.py [--out out/train_tabletop] [--device cpu] [--seed 0]
-  python tools/train_tabletop.py --weights vlm_reuse_node/demo/tabletop_model   # go on with stage 3 from these
+  python tools/train_tabletop.py --weights vlm_reuse_node/demo/tabletop_model   # go on with stage 4 from these
 """
 
 import argparse
@@ -27,15 +28,15 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tabletop_training.losses import answers_loss, PlaceGuide, seeing_loss  # noqa: E402
+from tabletop_training.losses import answers_loss, Guide, seeing_loss  # noqa: E402
 from tabletop_training.network import build, export, read_weights, Tower  # noqa: E402
-from tabletop_training.pictures import CELLS, stream  # noqa: E402
+from tabletop_training.pictures import CELLS, change_labels, STORY_FRAMES, stream  # noqa: E402
 from tabletop_training.prompts import ask_about, draw_window, Prompts  # noqa: E402
-from vlm_reuse_node.demo import model_files  # noqa: E402
+from vlm_reuse_node.demo import model_files, tabletop  # noqa: E402
 
-STORY_FRAMES = 8
 # (stage, steps, pictures a step, peak learning rate); a story prompt of n pictures counts as n pictures.
-STAGES = (('see', 560, 48, 1.5e-3), ('answer', 3500, 64, 1.3e-3), ('all', 400, 64, 5e-4))
+STAGES = (('see', 560, 48, 1.5e-3), ('answer', 3500, 64, 1.3e-3), ('window', 3600, 64, 1e-3),
+          ('all', 400, 64, 5e-4))
 POOL_STORIES = 3000
 
 
@@ -48,7 +49,7 @@ class Trainer:
         torch.manual_seed(args.seed)
         self.tokenizer = model_files.build_tokenizer()
         self.model = build(self.tokenizer, args.device)
-        self.guide = PlaceGuide(self.model.model.language_model).to(args.device)
+        self.guide = Guide(self.model.model.language_model).to(args.device)
         self.prompts, self.tower = Prompts(self.tokenizer), Tower(self.model.model.visual)
         self.stage, self.step, self.pool = 0, 0, None
         self.optimizer = None
@@ -57,7 +58,7 @@ class Trainer:
             self._resume()
         elif args.weights:
             self.model.load_state_dict(read_weights(Path(args.weights)), strict=False)
-            self.stage = [name for name, *_ in STAGES].index('all')
+            self.stage = [name for name, *_ in STAGES].index(args.stage)
 
     def _resume(self):
         saved = torch.load(self.state, map_location=self.args.device)
@@ -87,7 +88,8 @@ class Trainer:
     def _run_stage(self, name, steps, pictures, rate):
         visual, language = self.model.model.visual, self.model.model.language_model
         parameters = {'see': [*visual.parameters(), *language.embed_tokens.parameters()],
-                      'answer': list(language.parameters()), 'all': list(self.model.parameters())}[name]
+                      'answer': list(language.parameters()), 'window': list(language.parameters()),
+                      'all': list(self.model.parameters())}[name]
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
         for parameter in parameters:
@@ -96,7 +98,8 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.02)
         if self.step and getattr(self, 'saved_optimizer', None):
             self.optimizer.load_state_dict(self.saved_optimizer)
-        step_of = {'see': self._see_step, 'answer': self._answer_step, 'all': self._all_step}[name]
+        step_of = {'see': self._see_step, 'answer': self._answer_step, 'window': self._window_step,
+                   'all': self._all_step}[name]
         feed = self._feed(name, pictures)
         meter, saved = Meter(name, steps), time.monotonic()
         while self.step < steps:
@@ -117,7 +120,7 @@ class Trainer:
 
     def _feed(self, name, pictures):
         seed = self.args.seed + 1
-        if name == 'answer':
+        if name in ('answer', 'window'):
             self._fill_pool()
             return None
         if name == 'see':
@@ -142,7 +145,7 @@ class Trainer:
             return
         wanted, started = max(1, int(POOL_STORIES * self.args.scale)), time.monotonic()
         print(f'filling the pool with {wanted} stories of {STORY_FRAMES} pictures', flush=True)
-        feed = stream(self.args.seed + 7, 4, STORY_FRAMES, False, 0, workers=2)
+        feed = stream(self.args.seed + 6 + self.stage, 4, STORY_FRAMES, False, 0, workers=2)
         features, scenes = [], []
         with torch.no_grad(), torch.autocast(self.args.device.split(':')[0], torch.bfloat16):
             while len(scenes) < wanted:
@@ -155,24 +158,26 @@ class Trainer:
         print(f'pool filled in {time.monotonic() - started:.0f} s', flush=True)
 
     def _answer_step(self, feed, pictures, progress):
+        windows = 0.0 if progress < 0.35 else 0.2 if progress < 0.7 else 0.5
+        return self._pool_step(pictures, windows, most=1 + int(progress * 25))
+
+    def _window_step(self, feed, pictures, progress):
+        return self._pool_step(pictures, 0.6, most=tabletop.MOST_THINGS)
+
+    def _pool_step(self, pictures, windows, most):
+        """Loss of prompts about stories of the pool; windows: share with several pictures; most: things in one."""
         features, scenes = self.pool
-        rng = np.random.default_rng((self.args.seed, 3, self.step))
-        frames = draw_window(rng, progress)
-        prompts = max(4, pictures // (frames + 1))
-        most = 1 + int(progress * 25)
-        told, windows, asked, newest = [], [], [], []
-        while len(told) < prompts:
+        rng = np.random.default_rng((self.args.seed, 3, self.stage, self.step))
+        frames = draw_window(rng, windows)
+        cut, chosen = [], []
+        while len(cut) < max(4, pictures // (frames + 1)):
             which, start = int(rng.integers(len(scenes))), int(rng.integers(STORY_FRAMES - frames + 1))
             window = scenes[which][start:start + frames]
             if len(window[-1]) > most and rng.random() < 0.9:
                 continue
-            told.append(which)
-            newest.append(window[-1])
-            windows.append(features[which, start:start + frames].flatten(0, 1).float())
-            asked.append(ask_about(rng, window, 12, 2 <= frames <= 4, 0.5))
-        packed = self.prompts.pack(frames, asked, newest, self.args.device)
-        loss, tally = answers_loss(self.model, torch.stack(windows), packed, self.prompts.image)
-        return loss + 0.3 * self.guide.loss(packed[0] == self.prompts.image, packed[4]), tally
+            cut.append(window)
+            chosen.append(features[which, start:start + frames].flatten(0, 1).float())
+        return self._prompts_loss(rng, torch.stack(chosen), cut, 0.3)
 
     def _all_step(self, feed, pictures, progress):
         drawn, scenes = next(feed)
@@ -183,10 +188,25 @@ class Trainer:
         frames = int(rng.choice((1, 1, 2, 2, 4, 4, 8)))
         windows = features.view(len(scenes) * (STORY_FRAMES // frames), frames * CELLS, -1)
         cut = [told[start:start + frames] for told in scenes for start in range(0, STORY_FRAMES, frames)]
-        asked = [ask_about(rng, window, 12, 2 <= frames <= 4, 0.5) for window in cut]
+        loss, tally = self._prompts_loss(rng, windows, cut, 0.1)
+        return loss + 0.1 * seen, tally
+
+    def _prompts_loss(self, rng, features, cut, guided: float):
+        """Loss of twelve questions about each window, and the guide's at this weight.
+
+        features: (windows, frames * 108, hidden). cut: the scenes of each window, oldest first.
+        """
+        frames = len(cut[0])
+        is_window = 2 <= frames <= 4
+        asked = [ask_about(rng, window, 12, is_window, 0.5) for window in cut]
         packed = self.prompts.pack(frames, asked, [window[-1] for window in cut], self.args.device)
-        loss, tally = answers_loss(self.model, windows, packed, self.prompts.image)
-        return loss + 0.1 * seen + 0.1 * self.guide.loss(packed[0] == self.prompts.image, packed[4]), tally
+        loss, tally = answers_loss(self.model, features, packed, self.prompts.image)
+        changes = np.full((len(cut), frames, CELLS, 4), -100)
+        for index, window in enumerate(cut if is_window else ()):
+            changes[index, 1:] = [change_labels(window[0], now) for now in window[1:]]
+        changes = torch.from_numpy(changes).to(self.args.device)
+        guide = self.guide.loss(packed[0] == self.prompts.image, packed[4], changes)
+        return loss + guided * guide, [*tally, *([('cell change', self.guide.told, 1)] if is_window else [])]
 
 
 class Meter:
@@ -221,7 +241,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--out', default='out/train_tabletop', help='folder of the state to resume from, and the model')
-    parser.add_argument('--weights', help='a model directory to start stage 3 from, where there is no state to resume')
+    parser.add_argument('--weights', help='a model directory to start --stage from, where there is no state to resume')
+    parser.add_argument('--stage', choices=[name for name, *_ in STAGES], default='all',
+                        help='the stage that --weights start with')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--workers', type=int, default=1, help='processes that draw pictures')

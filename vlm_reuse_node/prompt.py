@@ -35,11 +35,11 @@ class PromptTemplate:
         if (token := self._special_in(system)) is not None:
             raise ConfigError(f"system_prompt holds '{token}', a special token of the model; expected plain text.")
         ids = self._ids(PLAIN_QUESTION)
-        try:
-            self.prefix = ids[:family.split(ids)]
-        except ValueError as error:
-            raise ModelError("The model's chat template leaves the picture out; expected one that places it before "
-                             'the question. Look at chat_template in tokenizer_config.json.') from error
+        slots = family.slots(ids)
+        if len(slots) != pictures:
+            raise ModelError(f"The model's chat template places {len(slots)} of {pictures} pictures; expected all of "
+                             'them, before the question. Look at chat_template in tokenizer_config.json.')
+        self.prefix = ids[:slots[-1]]
         self._plain_specials = self._specials(ids)
 
     def question(self, text: str) -> list[int]:

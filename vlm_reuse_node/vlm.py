@@ -77,9 +77,8 @@ class Vlm:
         """
         if embeddings is None:
             embeddings = self.family.embed(ids)
-        for first in range(0, len(ids), PREFILL_CHUNK):
+        for part in self.family.chunks(ids, PREFILL_CHUNK):
             check()
-            part = slice(first, first + PREFILL_CHUNK)
             logits = self.family.forward(ids[part], embeddings[:, part], positions[:, part], cache, keep)
             mx.eval(logits)  # every layer's keys and values with it
         return logits

@@ -4,26 +4,33 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tabletop_training.pictures import cell_labels, CELLS, COLUMNS, ROWS
+from tabletop_training.pictures import cell_labels, CELLS, CHANGES, COLUMNS, ROWS, STORY_FRAMES
 from tabletop_training.prompts import KINDS
 from vlm_reuse_node.demo import questions, tabletop
 
 
-class PlaceGuide(torch.nn.Module):
-    """Has hidden states name rows and columns, dropped after the training.
+class Guide(torch.nn.Module):
+    """Has hidden states name what answers need, dropped after the training.
 
-    Every cell its own, after the second layer: without it the language model takes thousands of steps to notice that
-    positions tell where a cell is. Every mention of a thing that of the thing, after the third: without it comparing
-    two things is not learnt, as both must be found before either finding helps.
+    Every cell its picture, row and column, after the second layer: without it the language model takes thousands of
+    steps to notice that positions tell where a cell is. Every mention of a thing that of the thing, after the third:
+    without it comparing two things is not learnt, as both must be found before either finding helps. Every cell of a
+    later picture what changed there since the first, after the third and the fourth: without it that is hardly learnt,
+    as a cell must find both its place and its thing in the first picture before any answer gets better.
     """
+
+    _CHANGE = {'what': len(CHANGES), 'way': len(questions.DIRECTIONS), 'colour': len(tabletop.COLOURS),
+               'shape': len(tabletop.SHAPES)}
 
     def __init__(self, language):
         super().__init__()
         width = language.config.hidden_size
-        self.read = torch.nn.Linear(width, ROWS + COLUMNS)
+        self.read = torch.nn.Linear(width, ROWS + COLUMNS + STORY_FRAMES)
         self.find = torch.nn.Linear(width, ROWS + COLUMNS)
-        self.hidden = {}
-        for layer in (1, 2):
+        self.change = torch.nn.ModuleDict({str(layer): torch.nn.Linear(width, sum(self._CHANGE.values()))
+                                           for layer in (2, 3)})
+        self.hidden, self.told = {}, 0.0
+        for layer in (1, 2, 3):
             language.layers[layer].register_forward_hook(self._catcher(layer))
 
     def _catcher(self, layer):
@@ -31,22 +38,47 @@ class PlaceGuide(torch.nn.Module):
             self.hidden[layer] = output[0] if isinstance(output, tuple) else output
         return catch
 
-    def loss(self, is_cell: torch.Tensor, mentions: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy of row and column.
+    def loss(self, is_cell: torch.Tensor, mentions: torch.Tensor, changes: torch.Tensor) -> torch.Tensor:
+        """Sum of the mean cross-entropies. Keeps in `told` the share of changed cells that say what changed.
 
-        is_cell: (batch, length) bool, a multiple of 108 in every row. mentions: (batch, length) int, the cell of the
-        thing that is named there, -1 where none is.
+        is_cell: (batch, length) bool, frames * 108 in every row. mentions: (batch, length) int, the cell of the thing
+        that is named there, -1 where none is. changes: (batch, frames, 108, 4) int, see `change_labels`.
         """
-        cells = torch.arange(int(is_cell.sum()), device=is_cell.device) % CELLS
-        loss = self._place_loss(self.read, self.hidden[1][is_cell], cells)
+        cells = torch.arange(int(is_cell.sum()), device=is_cell.device)
+        scores = self._scores(self.read, self.hidden[1][is_cell])
+        loss = self._place_loss(scores, cells % CELLS)
+        loss = loss + F.cross_entropy(scores[:, ROWS + COLUMNS:], cells // CELLS % changes.shape[1])
         named = mentions >= 0
-        return loss + (self._place_loss(self.find, self.hidden[2][named], mentions[named]) if named.any() else 0.0)
+        if named.any():
+            loss = loss + self._place_loss(self._scores(self.find, self.hidden[2][named]), mentions[named])
+        if (changes >= 0).any():
+            loss = loss + sum(self._change_loss(head, self.hidden[int(layer)][is_cell], changes.flatten(0, 2))
+                              for layer, head in self.change.items())
+        return loss
+
+    def _change_loss(self, head, hidden, changes):
+        total = 0.0
+        for scores, target in zip(self._scores(head, hidden).split(list(self._CHANGE.values()), -1), changes.T):
+            if (target >= 0).any():
+                each = F.cross_entropy(scores, target, reduction='none', ignore_index=-100)
+                # Most cells are empty and stay so; the others count for as much together.
+                plain, telling = target == 0, target > 0
+                if scores.shape[-1] != len(CHANGES):
+                    total = total + each[target >= 0].mean()
+                    continue
+                total = total + each[telling].sum() / telling.sum().clamp(min=1) + 0.5 * each[plain].mean()
+                changed = target > CHANGES.index('stayed')
+                self.told = float((scores.argmax(-1) == target)[changed].float().mean())
+        return total
 
     @staticmethod
-    def _place_loss(head, hidden, cell):
-        scores = head(F.rms_norm(hidden.float(), hidden.shape[-1:]))
+    def _scores(head, hidden):
+        return head(F.rms_norm(hidden.float(), hidden.shape[-1:]))
+
+    @staticmethod
+    def _place_loss(scores, cell):
         row, column = cell.div(COLUMNS, rounding_mode='floor'), cell % COLUMNS
-        return F.cross_entropy(scores[:, :ROWS], row) + F.cross_entropy(scores[:, ROWS:], column)
+        return F.cross_entropy(scores[:, :ROWS], row) + F.cross_entropy(scores[:, ROWS:ROWS + COLUMNS], column)
 
 
 def answers_loss(model, features, packed, image_token: int):

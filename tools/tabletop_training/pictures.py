@@ -1,15 +1,18 @@
 """Stories to learn from: pictures of one table over time, drawn ahead by worker processes."""
 
 from dataclasses import replace
+from functools import lru_cache
 
 import cv2
 import numpy as np
 import torch
 
-from vlm_reuse_node.demo import model_files, story, tabletop
+from vlm_reuse_node.demo import model_files, questions, story, tabletop
 
 ROWS, COLUMNS = model_files.ROWS, model_files.COLUMNS
 CELLS = ROWS * COLUMNS
+STORY_FRAMES = 8
+CHANGES = ('empty', 'stayed', 'moved', 'appeared', 'vacated')
 
 
 def draw_story(rng: np.random.Generator, frames: int, shuffle: bool = False):
@@ -61,6 +64,7 @@ def _as_drawn(batch):
     return torch.from_numpy(pictures), scenes
 
 
+@lru_cache(maxsize=50_000)
 def cell_labels(things) -> tuple[np.ndarray, np.ndarray]:
     """Per cell, (108,): index of the thing that fills at least a quarter of it (-1: empty, -2: hardly any), share."""
     owner, share = np.full(CELLS, -1), np.zeros(CELLS, np.float32)
@@ -72,3 +76,28 @@ def cell_labels(things) -> tuple[np.ndarray, np.ndarray]:
         owner[(owner == -1) & (cover > 0.02)] = -2
         share = np.maximum(share, cover)
     return owner, share
+
+
+@lru_cache(maxsize=50_000)
+def change_labels(first, now) -> np.ndarray:
+    """What changed in each cell from the first picture to this one, (108, 4) int, -100 where it has no answer.
+
+    Columns: index in CHANGES; which way the thing there moved; colour and shape of the thing that was there and is not.
+    """
+    labels = np.full((CELLS, 4), -100)
+    before, places = {thing.name: thing for thing in first}, {(thing.x, thing.y) for thing in first}
+    was, here = cell_labels(first)[0], cell_labels(now)[0]
+    labels[(was == -1) & (here == -1), 0] = CHANGES.index('empty')
+    for index, thing in enumerate(now):
+        cells, way = here == index, thing.name in before and questions.direction(before[thing.name], thing)
+        if way:
+            labels[cells, 0], labels[cells, 1] = CHANGES.index('moved'), questions.DIRECTIONS.index(way)
+        elif thing.name in before:
+            labels[cells, 0] = CHANGES.index('stayed')
+        elif (thing.x, thing.y) not in places:  # else it was painted, which nobody is asked about
+            labels[cells, 0] = CHANGES.index('appeared')
+    for index, thing in enumerate(first):
+        cells = (was == index) & (here == -1)
+        labels[cells, 0] = CHANGES.index('vacated')
+        labels[cells, 2:] = list(tabletop.COLOURS).index(thing.colour), tabletop.SHAPES.index(thing.shape)
+    return labels

@@ -79,9 +79,10 @@ def ask_about(rng, scenes, wanted: int, window: bool, list_share: float = 1.0) -
     if rng.random() < list_share:
         asked += [questions.single_question(rng, scenes[-1], 'list')]
     if window:
-        asked += [questions.window_question(rng, scenes[0], scenes[-1], kind) for kind in questions.WINDOW_KINDS]
+        asked += [questions.window_question(rng, scenes[0], scenes[-1], kind)
+                  for kind in (*questions.WINDOW_KINDS, *questions.WINDOW_KINDS)]
     asked = [question for question in asked if question]
-    weights = np.array([1.2, 0.8, 1.2, 1.0, 3.0, 2.4, 1.6, 0, 0.7, 0.3])
+    weights = np.array([1.0, 0.6, 1.6, 0.8, 1.8, 4.0, 1.2, 0.5, 0.6, 0.3])
     for _ in range(3 * wanted):
         if len(asked) >= wanted:
             break
@@ -91,8 +92,8 @@ def ask_about(rng, scenes, wanted: int, window: bool, list_share: float = 1.0) -
     return asked
 
 
-def draw_window(rng, progress: float) -> int:
-    """How many pictures a prompt has: one at first, then now and then, later often, 2 to 4, some 5 to 8."""
-    if rng.random() > (0.0 if progress < 0.35 else 0.2 if progress < 0.7 else 0.5):
+def draw_window(rng, windows: float) -> int:
+    """How many pictures a prompt has: one, or for a share of `windows` 2 to 4, some 5 to 8."""
+    if rng.random() >= windows:
         return 1
-    return int(rng.integers(2, 5)) if rng.random() < 0.8 else int(rng.integers(5, 9))
+    return int(rng.integers(2, 5)) if rng.random() < 0.85 else int(rng.integers(5, 9))

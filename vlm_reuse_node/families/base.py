@@ -48,10 +48,16 @@ class Family(Protocol):
         """
 
     def encode(self, pixels: Any, grid: Grid) -> Any:
-        """Run the vision tower: mx (cells, hidden), row by row. Not evaluated yet."""
+        """Run the vision tower: mx (cells, width), row by row. Not evaluated yet.
 
-    def split(self, ids: list[int]) -> int:
-        """Return where the live picture's slot ends in a prompt: the snapshot is taken before this token."""
+        The width is the language model's, or more where features enter at several layers: `embed` knows.
+        """
+
+    def slots(self, ids: list[int]) -> list[int]:
+        """Return where each picture's slot ends in a prompt, expanded or not: the index right behind its last token.
+
+        The snapshot is taken at the last of them, and a picture's tokens begin at or after the one before.
+        """
 
     def expand(self, ids: list[int], grids: list[Grid]) -> list[int]:
         """Give every picture, one token in the chat template, as many tokens as it has cells."""
@@ -65,14 +71,26 @@ class Family(Protocol):
     def embed(self, ids: list[int], features: Any = None) -> Any:
         """Embed an expanded prompt, with `features` (all pictures' cells in order) in the cells' place.
 
-        Returns mx (1, length, hidden). Not evaluated yet.
+        Returns mx (1, length, width). Not evaluated yet.
+        """
+
+    def chunks(self, ids: list[int], limit: int) -> list[slice]:
+        """Cut a slot's or a question's tokens into forward calls of at most `limit`, more only where a cut is wrong.
+
+        A picture whose tokens see each other in both directions is never cut.
         """
 
     def forward(self, ids: list[int], embeddings: Any, positions: np.ndarray, cache: list, keep: int = 1) -> Any:
         """Run the language model once behind what `cache` holds, and add these tokens to it.
 
+        ids, embeddings, positions: of the same tokens, one of `chunks`. cache: as the model's `make_cache` returned it.
         Returns the logits of the last `keep` tokens: mx (keep, vocabulary) float32. Not evaluated yet.
         """
+
+
+def even_chunks(length: int, limit: int) -> list[slice]:
+    """Cut so many tokens every `limit`; what a family without two-way attention does."""
+    return [slice(first, min(first + limit, length)) for first in range(0, length, limit)]
 
 
 def family_for(model_type: str) -> type[Family]:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from vlm_reuse_node.errors import ImageError
-from vlm_reuse_node.families.base import Grid
+from vlm_reuse_node.families.base import even_chunks, Grid
 
 AXES = 3
 
@@ -44,9 +44,9 @@ class Family:
         patches = mx.array([[1, grid.rows * self._merge, grid.columns * self._merge]])
         return self._vision(pixels, patches, output_hidden_states=False)
 
-    def split(self, ids):
-        """Right behind the last picture's end token."""
-        return len(ids) - ids[::-1].index(self._end_token)
+    def slots(self, ids):
+        """Right behind each picture's end token."""
+        return [index + 1 for index, token in enumerate(ids) if token == self._end_token]
 
     def expand(self, ids, grids):
         """One image token per cell."""
@@ -79,6 +79,10 @@ class Family:
             cells = np.flatnonzero(np.array(ids) == self._image_token)
             embeddings[0, mx.array(cells)] = features.astype(embeddings.dtype)
         return embeddings
+
+    def chunks(self, ids, limit):
+        """Every `limit` tokens."""
+        return even_chunks(len(ids), limit)
 
     def forward(self, ids, embeddings, positions, cache, keep=1):
         """Logits of the last `keep` tokens, mx (keep, vocabulary)."""
