@@ -55,8 +55,8 @@ def test_a_text_only_model_is_refused(model_dir, tmp_path):
 
 
 def test_another_family_is_refused_with_the_supported_ones(model_dir, tmp_path):
-    folder = changed(model_dir, tmp_path / 'llava', model_type='llava')
-    with pytest.raises(ModelError, match="type is 'llava'; supported are .*qwen2_5_vl"):
+    folder = changed(model_dir, tmp_path / 'other', model_type='unheard_of')
+    with pytest.raises(ModelError, match="type is 'unheard_of', and mlx-vlm knows no .*supported are .*qwen2_5_vl"):
         vlms.load(str(folder))
 
 

@@ -94,8 +94,16 @@ def even_chunks(length: int, limit: int) -> list[slice]:
 
 
 def family_for(model_type: str) -> type[Family]:
-    """Return the class that serves a model_type. Raises ModelError that names the supported ones."""
-    if model_type not in FAMILIES:
-        raise ModelError(f"The model's type is '{model_type}'; supported are {', '.join(sorted(FAMILIES))}. "
+    """Return the class that serves a model_type: its own, or for any other type that mlx-vlm loads the generic one.
+
+    The generic one looks at the loaded model too, and refuses it when its answers would not be exact.
+    Raises ModelError that names what is missing and the types with a family of their own.
+    """
+    if model_type in FAMILIES:
+        return import_module(FAMILIES[model_type]).Family
+    generic = import_module('vlm_reuse_node.families.generic')
+    if (missing := generic.missing(model_type)):
+        raise ModelError(f"The model's type is '{model_type}', and {missing}; supported are "
+                         f'{", ".join(sorted(FAMILIES))}, and most vision-language models of mlx-vlm. '
                          f'Choose a model of one of these types.')
-    return import_module(FAMILIES[model_type]).Family
+    return generic.Family

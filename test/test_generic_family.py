@@ -1,0 +1,287 @@
+"""The generic family against mlx-vlm itself, on three model types that differ in what a picture becomes."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import mlx.core as mx
+import mlx_vlm
+import numpy as np
+import pytest
+from mlx_vlm.models import base as upstream_base
+from mlx_vlm.prompt_utils import apply_chat_template
+from PIL import Image
+from tiny_generic import TYPES, write_tiny_generic
+from tiny_model import picture, write_tiny_model
+
+from vlm_reuse_node import kv_cache
+from vlm_reuse_node import vlm as vlms
+from vlm_reuse_node.budget import Level, Question, Status
+from vlm_reuse_node.config import Config
+from vlm_reuse_node.errors import ImageError, ModelError
+from vlm_reuse_node.families import generic
+from vlm_reuse_node.families.base import family_for
+from vlm_reuse_node.frame import Frame
+from vlm_reuse_node.session import SceneSession
+
+TEXT = 'how many objects are there , and what is the color of the square on the left ?'
+SIZES = [[(480, 640)], [(480, 640), (640, 480)], [(320, 960), (480, 480)]]
+NOISE = 1e-4  # of logits that spread over several units
+
+
+@pytest.fixture(scope='module', params=TYPES)
+def model_dir(request, tmp_path_factory):
+    """A tiny model of each type."""
+    return write_tiny_generic(tmp_path_factory.mktemp('models') / request.param, request.param)
+
+
+@pytest.fixture(scope='module')
+def vlm(model_dir):
+    """The model as we load it."""
+    return vlms.load(str(model_dir))
+
+
+@pytest.fixture(scope='module')
+def upstream(model_dir):
+    """Model and processor as a user of mlx-vlm has them, loaded apart from ours."""
+    return mlx_vlm.load(str(model_dir))
+
+
+def frames(sizes):
+    return [picture(seed, size=size) for seed, size in enumerate(sizes, start=1)]
+
+
+def batch(upstream, text, pictures):
+    """What the processor makes of a chat: tokens, and everything else."""
+    model, processor = upstream
+    prompt = apply_chat_template(processor, model.config, text, num_images=len(pictures))
+    given = dict(processor(text=[prompt], images=[Image.fromarray(frame.rgb) for frame in pictures]))
+    return given.pop('input_ids'), {name: value for name, value in given.items() if name != 'attention_mask'}
+
+
+def ours(vlm, text, pictures):
+    """Tokens, positions and embeddings of a whole chat, the contract's way."""
+    seen = [vlm.see(frame.rgb) for frame in pictures]
+    grids = [grid for _, grid in seen]
+    template = vlm.template('', len(pictures))
+    ids = vlm.family.expand(template.prefix + template.question(text), grids)
+    embeddings = vlm.family.embed(ids, mx.concatenate([features for features, _ in seen]))
+    return ids, vlm.family.positions(ids, grids), embeddings
+
+
+def cold(vlm, text, pictures):
+    """Logits of all tokens of a chat, in one run."""
+    ids, positions, embeddings = ours(vlm, text, pictures)
+    return vlm.run(vlm.new_cache(), ids, positions, embeddings=embeddings, keep=len(ids))
+
+
+def furthest(one, other):
+    return mx.abs(one - other).max().item()
+
+
+def same(warm, other):
+    return warm.status == other.status == Status.OK and warm.token_ids == other.token_ids
+
+
+@pytest.mark.parametrize('sizes', SIZES)
+def test_an_expanded_prompt_has_the_tokens_of_the_processor(vlm, upstream, sizes):
+    pictures = frames(sizes)
+    assert ours(vlm, TEXT, pictures)[0] == batch(upstream, TEXT, pictures)[0][0].tolist()
+
+
+@pytest.mark.parametrize('sizes', SIZES)
+def test_cold_logits_equal_the_library_s_own_forward(vlm, upstream, sizes):
+    pictures = frames(sizes)
+    ids, others = batch(upstream, TEXT, pictures)
+    theirs = upstream[0](ids, others.pop('pixel_values'), mask=None, **others).logits[0]
+    mine = cold(vlm, TEXT, pictures)
+    assert furthest(mine, theirs) < NOISE < 1e-3 * mx.std(theirs).item()
+    assert mx.array_equal(mx.argmax(mine, axis=-1), mx.argmax(theirs, axis=-1))
+
+
+def test_cold_answers_equal_mlx_vlm_generate(vlm, upstream):
+    if vlm.family._type == 'llava':
+        pytest.skip('mlx-vlm 0.7.10 hands LLaVA\'s image processor a tokenizer\'s "padding", and fails')
+    session, frame = SceneSession(vlm, Config()), picture(3)
+    session.observe(frame)
+    prompt = apply_chat_template(upstream[1], upstream[0].config, TEXT, num_images=1)
+    theirs = mlx_vlm.generate(*upstream, prompt, image=[Image.fromarray(frame.rgb)], max_tokens=24, temperature=0.0)
+    stops = upstream[1].tokenizer.stopping_criteria.eos_token_ids
+    answer = session.ask_cold(Question(TEXT, max_tokens=24), now_ns=0)
+    assert list(answer.token_ids) == [token for token in theirs.token_ids if token not in stops]
+
+
+@pytest.mark.parametrize('limit', [1, 7, 64])
+def test_where_a_prefill_is_cut_makes_no_difference(vlm, monkeypatch, limit):
+    pictures = frames([(480, 640), (480, 640)])
+    whole = cold(vlm, TEXT, pictures)[-1:]
+    monkeypatch.setattr(vlms, 'PREFILL_CHUNK', limit)
+    ids, positions, embeddings = ours(vlm, TEXT, pictures)
+    assert furthest(whole, vlm.run(vlm.new_cache(), ids, positions, embeddings=embeddings)) < NOISE
+
+
+@pytest.mark.parametrize('count', [1, 2, 12, 300, 600])
+def test_logits_and_tokens_behind_a_used_snapshot_equal_cold_ones(vlm, count):
+    frame, family = picture(1), vlm.family
+    template, (features, grid) = vlm.template('', 1), vlm.see(frame.rgb)
+    prefix, cache = family.expand(template.prefix, [grid]), vlm.new_cache()
+    vlm.run(cache, prefix, family.positions(prefix, [grid]), embeddings=family.embed(prefix, features))
+    snapshot, start = kv_cache.take(cache), len(prefix)
+    for text in ('what is it ?', TEXT, 'no'):
+        used = template.question(text)
+        vlm.run(cache, used, family.text_positions(start, len(used)))
+        kv_cache.restore(cache, snapshot)
+    text = ' '.join((TEXT.split() * count)[:count])
+    ids = template.question(text)
+    warm = vlm.run(cache, ids, family.text_positions(start, len(ids)))
+    tokens = vlm.decode(cache, warm, start + len(ids), 8)
+
+    again, other = ours(vlm, text, [frame]), vlm.new_cache()
+    logits = vlm.run(other, again[0], again[1], embeddings=again[2])
+    assert furthest(warm, logits) < NOISE
+    assert tokens == vlm.decode(other, logits, len(again[0]), 8) and tokens
+
+
+def test_a_session_answers_warm_as_cold(vlm):
+    session = SceneSession(vlm, Config(max_question_chars=100_000))
+    for step, seed in enumerate((1, 2, 1)):
+        refresh = session.observe(picture(seed, stamp_s=step))
+        assert refresh.visual_tokens_refreshed == refresh.visual_tokens_total == len(vlm.see(picture(seed).rgb)[0])
+        for count in (1, 3, 40, 520):
+            question = Question(' '.join((TEXT.split() * count)[:count]), max_tokens=6)
+            assert same(session.ask(question, now_ns=0), session.ask_cold(question, now_ns=0))
+    question = Question(TEXT, choices=('red', 'blue circle', 'yes it is'))
+    warm, other = session.ask(question, now_ns=0), session.ask_cold(question, now_ns=0)
+    assert warm.choice_scores == pytest.approx(other.choice_scores, rel=1e-4)
+
+
+def test_two_sessions_do_not_disturb_each_other(vlm):
+    texts = 'what is it ?', TEXT, 'describe the scene'
+    sessions = [SceneSession(vlm, Config(), f'camera{seed}') for seed in (1, 2)]
+    alone = []
+    for seed, (session, size) in enumerate(zip(sessions, [(480, 640), (640, 480)]), start=1):
+        session.observe(picture(seed, size=size))
+        alone.append([session.ask(Question(text, max_tokens=6), now_ns=0) for text in texts])
+    for index, text in enumerate(texts):
+        for session, expected in zip(sessions, alone):
+            assert same(session.ask(Question(text, max_tokens=6), now_ns=0), expected[index])
+
+
+def test_another_picture_of_the_same_size_has_other_logits(vlm):
+    one, other = (cold(vlm, TEXT, [picture(seed)])[-1:] for seed in (1, 2))
+    assert furthest(one, other) > 1000 * NOISE
+
+
+def test_slots_end_behind_the_pictures_expanded_or_not(vlm):
+    template = vlm.template('', 2)
+    plain, pictures = template.prefix + template.question(TEXT), frames([(480, 640), (320, 960)])
+    grids = [vlm.see(frame.rgb)[1] for frame in pictures]
+    first, last = vlm.family.slots(plain)
+    assert last == len(template.prefix)
+    assert vlm.family.slots(vlm.family.expand(plain, grids)) == [
+        len(vlm.family.expand(plain[:first], grids)), len(vlm.family.expand(plain[:last], grids))]
+
+
+@pytest.mark.parametrize('size', [(480, 640), (640, 480), (1080, 1920), (100, 100)])
+def test_a_grid_has_exactly_the_visual_tokens(vlm, size):
+    features, grid = vlm.see(picture(1, size=size).rgb)
+    assert grid.cells == len(features) == grid.ids.count(vlm.family._image_token)
+
+
+def test_pictures_with_equally_many_tokens_in_another_order_are_not_equal():
+    one = generic.Span(2, 3, (7, 7, 7, 8, 7, 7, 7))
+    assert one == generic.Span(2, 3, (7, 7, 7, 8, 7, 7, 7)) and tuple(one) == (2, 3)
+    assert one != generic.Span(2, 3, (7, 7, 8, 7, 7, 8, 7, 7)) and one != (2, 3)
+
+
+@pytest.mark.parametrize('at', [(0, 0), (200, 300), (456, 616)])
+def test_a_small_change_anywhere_is_seen(vlm, at):
+    session, frame = SceneSession(vlm, Config()), picture(1)
+    session.observe(frame)
+    rgb = frame.rgb.copy()
+    rgb[at[0]:at[0] + 24, at[1]:at[1] + 24] ^= 0x80
+    assert session.observe(Frame(rgb, stamp_ns=1)).level != Level.REUSE
+
+
+@pytest.mark.parametrize('size', [(2, 3000), (1, 1)])
+def test_a_picture_that_no_camera_takes_is_refused_or_seen_as_a_whole(vlm, size):
+    try:
+        features, grid = vlm.see(np.zeros((*size, 3), np.uint8))
+    except ImageError as error:
+        assert f'{size[1]} x {size[0]} pixels' in str(error) and error.cause == 'size'
+    else:
+        assert grid.cells == len(features)
+
+
+@pytest.mark.parametrize('start', [0, 4, 6])
+def test_positions_that_are_not_the_cache_s_are_refused(vlm, start):
+    cache, ids = vlm.new_cache(), [1, 2, 3, 4, 5]
+    vlm.run(cache, ids, vlm.family.text_positions(0, 5))
+    with pytest.raises(ModelError, match='holds 5 tokens'):
+        vlm.run(cache, [1], vlm.family.text_positions(start, 1))
+
+
+def test_a_type_without_a_family_of_its_own_gets_the_generic_one():
+    assert {family_for(model_type) for model_type in (*TYPES, 'smolvlm', 'lfm2-vl')} == {generic.Family}
+
+
+@pytest.mark.parametrize('model_type, missing', [
+    ('unheard_of', 'knows no such model'), ('../llava', 'knows no such model'), ('', 'knows no such model'),
+    ('bert', 'gives no embeddings')])
+def test_a_type_that_mlx_vlm_cannot_serve_is_refused_with_what_is_missing(model_type, missing):
+    with pytest.raises(ModelError, match=f"type is '{model_type}', and mlx-vlm {missing}.*supported are .*qwen2_5_vl"):
+        family_for(model_type)
+
+
+def test_a_model_that_keeps_positions_is_refused(tmp_path):
+    with pytest.raises(ModelError, match="'qwen2_5_vl' cannot be served exactly: it keeps positions in _rope_deltas"):
+        generic.Family(*mlx_vlm.load(str(write_tiny_model(tmp_path))))
+
+
+def test_a_model_whose_pictures_give_more_than_embeddings_is_refused(upstream, monkeypatch):
+    model, processor = upstream
+    plain = type(model).get_input_embeddings
+
+    def more(self, *args, **kwargs):
+        given = plain(self, *args, **kwargs)
+        return upstream_base.InputEmbeddingsFeatures(given.inputs_embeds, attention_mask_4d=mx.ones((1, 1, 4, 4)))
+    monkeypatch.setattr(type(model), 'get_input_embeddings', more)
+    with pytest.raises(ModelError, match='give attention_mask_4d beside embeddings'):
+        generic.Family(model, processor)
+
+
+def test_a_model_whose_pictures_are_seen_in_both_directions_is_refused(upstream, monkeypatch):
+    model, processor = upstream
+    language = type(model.language_model)
+    plain = language.__call__
+
+    def looking_ahead(self, *args, mask=None, **kwargs):
+        return plain(self, *args, mask=mx.array(0.0), **kwargs)
+    monkeypatch.setattr(language, '__call__', looking_ahead)
+    with pytest.raises(ModelError, match='off its own forward'):
+        generic.Family(model, processor)
+
+
+def test_a_model_whose_own_forward_knows_more_is_refused(upstream, monkeypatch):
+    model, processor = upstream
+    plain = type(model).__call__
+    monkeypatch.setattr(type(model), '__call__', lambda *args, **kwargs: SimpleNamespace(
+        logits=plain(*args, **kwargs).logits[:, ::-1]))
+    with pytest.raises(ModelError, match='off its own forward'):
+        generic.Family(model, processor)
+
+
+@pytest.mark.parametrize('change, reason', [
+    (lambda processor: partial(dict, input_ids=[[1, 2, 3]]), 'changes more of a chat'),
+    (lambda processor: partial(dict, pixel_values=None), 'does not go through it .KeyError')])
+def test_a_processor_that_does_something_else_is_refused(upstream, monkeypatch, change, reason):
+    model, processor = upstream
+    call = change(processor)
+    monkeypatch.setattr(type(processor), '__call__', lambda self, text, images: call())
+    with pytest.raises(ModelError, match=reason):
+        generic.Family(model, processor)
+
+
+def test_a_chat_without_a_token_for_the_picture_is_refused(upstream, monkeypatch):
+    monkeypatch.setattr(generic, 'apply_chat_template', lambda *args, **kwargs: 'what is it ?')
+    with pytest.raises(ModelError, match='no single token for a picture'):
+        generic.Family(*upstream)
