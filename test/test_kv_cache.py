@@ -2,6 +2,7 @@
 
 import gc
 from hashlib import blake2b
+from importlib import import_module
 from types import SimpleNamespace
 
 import mlx.core as mx
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mlx.utils import tree_flatten, tree_unflatten
 from mlx_vlm.models.cache import (
     ArraysCache, BufferedRotatingKVCache, CacheList, ChunkedKVCache, ConcatenateKVCache, KVCache, PoolingCache,
     QuantizedKVCache, RotatingKVCache, SimpleKVCache)
@@ -357,3 +359,121 @@ def test_a_snapshot_does_not_pin_what_its_arrays_were_cut_from():
         cache[0][0] = None
         return snapshot
     assert used(work)[0] < 10_000
+
+
+VOCABULARY = 64
+TEXT = {'hidden_size': 32, 'intermediate_size': 48, 'num_attention_heads': 2, 'num_key_value_heads': 1,
+        'vocab_size': VOCABULARY, 'rms_norm_eps': 1e-6}
+MODELS = {
+    # Three gated-delta layers, then one of attention.
+    'qwen3_5': TEXT | {
+        'model_type': 'qwen3_5_text', 'num_hidden_layers': 4, 'head_dim': 32, 'max_position_embeddings': 4096,
+        'linear_num_value_heads': 2, 'linear_num_key_heads': 2, 'linear_key_head_dim': 32, 'linear_value_head_dim': 32,
+        'linear_conv_kernel_dim': 4, 'rope_parameters': {
+            'type': 'default', 'mrope_section': [2, 1, 1], 'rope_theta': 1e4, 'partial_rotary_factor': 0.25}},
+    'gemma3': TEXT | {
+        'model_type': 'gemma3_text', 'num_hidden_layers': 3, 'head_dim': 16, 'query_pre_attn_scalar': 16,
+        'sliding_window': WINDOW, 'sliding_window_pattern': 3},
+    # The last two of four layers share the keys and values of the first two.
+    'gemma4': TEXT | {
+        'num_hidden_layers': 4, 'num_kv_shared_layers': 2, 'head_dim': 16, 'global_head_dim': 16,
+        'hidden_size_per_layer_input': 0, 'sliding_window': WINDOW,
+        'layer_types': ['sliding_attention', 'full_attention'] * 2},
+    'llama4': TEXT | {
+        'model_type': 'llama4_text', 'num_hidden_layers': 4, 'head_dim': 16, 'intermediate_size_mlp': 48,
+        'num_local_experts': 2, 'attention_chunk_size': WINDOW, 'use_qk_norm': False},
+}
+CACHES = {'qwen3_5': [ArraysCache] * 3 + [KVCache], 'gemma3': [RotatingKVCache] * 2 + [KVCache],
+          'gemma4': [RotatingKVCache, KVCache], 'llama4': [ChunkedKVCache] * 3 + [KVCache]}
+
+
+@pytest.fixture(scope='module', params=MODELS)
+def language_model(request):
+    package = import_module(f'mlx_vlm.models.{request.param}')
+    tiny = package.LanguageModel(package.TextConfig(**MODELS[request.param]))
+    key, weights = mx.random.key(0), []
+    for name, value in tree_flatten(tiny.parameters()):
+        key, draw = mx.random.split(key)
+        noise = mx.random.normal(value.shape, key=draw)
+        weights.append((name, 1 + 0.1 * noise if value.ndim == 1 else 1.5 / value[0].size ** 0.5 * noise))
+    tiny.update(tree_unflatten(weights))
+    tiny.kind = request.param
+    return tiny
+
+
+def logits_of(language_model, cache, ids):
+    """The logits of one call: (tokens, vocabulary)."""
+    start, more = kv_cache._lengths(cache), {}
+    if language_model.kind == 'qwen3_5':
+        more['position_ids'] = mx.broadcast_to(mx.arange(max(start), max(start) + len(ids)), (3, 1, len(ids)))
+    logits = language_model(mx.array([ids]), cache=cache, **more).logits[0]
+    mx.eval(logits)
+    return np.array(logits)
+
+
+def answer(language_model, cache, question, tokens=WINDOW + 2):
+    """Greedy tokens and all logits of a question and its answer, which wraps a window that is not full."""
+    logits, ids = [logits_of(language_model, cache, question)], []
+    for _ in range(tokens):
+        ids.append(int(logits[-1][-1].argmax()))
+        logits.append(logits_of(language_model, cache, ids[-1:]))
+    return ids, np.concatenate(logits)
+
+
+def prompt(tokens, seed):
+    return np.random.default_rng(seed).integers(0, VOCABULARY, tokens).tolist()
+
+
+@pytest.mark.parametrize('history', [WINDOW - 1, WINDOW + 1, 2 * WINDOW])
+def test_a_models_answers_behind_nested_snapshots_equal_cold_ones(language_model, history):
+    cache = kv_cache.new_cache(language_model)
+    assert [type(part) for part in cache] == CACHES[language_model.kind]
+    logits_of(language_model, cache, prompt(history, 1))
+    older = kv_cache.take(cache)
+    for picture in (2, 3):
+        slot = prompt(WINDOW + picture, picture)
+        logits_of(language_model, cache, slot)
+        state = kv_cache.take(cache)
+        assert state.tokens == history + len(slot)
+        before = hashed(state), hashed(older)
+        for seed in (4, 5, 4):
+            question = prompt(seed, seed)
+            cold = kv_cache.new_cache(language_model)
+            for ids in (prompt(history, 1), slot):
+                logits_of(language_model, cold, ids)
+            ids, logits = answer(language_model, cold, question)
+            warm_ids, warm_logits = answer(language_model, cache, question)
+            assert warm_ids == ids
+            assert np.array_equal(warm_logits, logits)  # the same calls in both arms, so no rounding either
+            kv_cache.restore(cache, state)
+        assert (hashed(state), hashed(older)) == before
+        kv_cache.restore(cache, older)
+
+
+def test_a_model_that_fails_in_a_middle_layer_goes_on_from_the_snapshot(language_model, monkeypatch):
+    cache = kv_cache.new_cache(language_model)
+    logits_of(language_model, cache, prompt(WINDOW + 3, 1))
+    snapshot = kv_cache.take(cache)
+    expected = answer(language_model, cache, prompt(3, 2))
+    layers = language_model.model.layers
+    for reached in range(1, len(layers)):
+        for ids in (prompt(5, 3), prompt(1, 3)):
+            kv_cache.restore(cache, snapshot)
+            with monkeypatch.context() as patch, pytest.raises(RuntimeError, match='out of memory'):
+                patch.setattr(type(layers[reached]), '__call__', failing(type(layers[reached]), reached))
+                logits_of(language_model, cache, ids)
+            kv_cache.restore(cache, snapshot)
+            ids, logits = answer(language_model, cache, prompt(3, 2))
+            assert ids == expected[0]
+            assert np.array_equal(logits, expected[1])
+
+
+def failing(layer_class, calls):
+    """A layer's `__call__` that fails after so many calls."""
+    original, left = layer_class.__call__, iter(range(calls))
+
+    def call(self, *args, **kwargs):
+        if next(left, None) is None:
+            raise RuntimeError('out of memory')
+        return original(self, *args, **kwargs)
+    return call
