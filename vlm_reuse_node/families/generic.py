@@ -24,7 +24,10 @@ KEPT_POSITIONS = ('_rope_deltas', '_position_ids')
 # Both names of the token that a picture's features stand for.
 IMAGE_TOKENS = ('image_token_index', 'image_token_id')
 PROBE_PX = 64
+# Of logits against the model's own, a share of their spread: half precision alone makes a few hundredths.
 MOST_ERROR = 0.1
+# Pixels of a picture to one that is compared, where the other axis is not shrunk: OpenCV skips rows then, not means.
+MOST_SHRUNK = 8
 
 
 class Span(Grid):
@@ -84,11 +87,20 @@ class Family:
         if self.slots(list(span)) != [len(span)]:
             raise _size_error(rgb, 'its tokens cannot be told from the text')
         height, width = rgb.shape[:2]
-        return _pixels(inputs), Span(*_layout(span.count(self._image_token), height / width), span)
+        rows, columns = _layout(span.count(self._image_token), height / width)
+        shrunk = height / (rows * self.cell_px), width / (columns * self.cell_px)
+        if max(shrunk) > MOST_SHRUNK and min(shrunk) < 1:
+            raise _size_error(rgb, f'its {rows * columns} visual tokens make no rows and columns near its shape, so '
+                                   'that small changes would not be seen')
+        return _pixels(inputs), Span(rows, columns, span)
 
     def encode(self, pixels, grid):
-        """Features of the picture's visual tokens, mx (cells, hidden)."""
-        return self._embeddings(grid.ids, pixels)[self._visual(grid.ids)]
+        """Features of the picture's visual tokens, mx (cells, hidden). Raises ImageError as `prepare` does."""
+        try:
+            return self._embeddings(grid.ids, pixels)[self._visual(grid.ids)]
+        except ValueError as error:  # shapes that the processor lets through
+            raise ImageError('size', f'The model cannot take a picture of {grid.cells} visual tokens: {error}. '
+                                     'Expected the ratio of a camera; try another size.') from error
 
     def slots(self, ids):
         """Right behind each picture's last token, its closing separators too."""
@@ -231,10 +243,9 @@ class Family:
         ours = mx.concatenate([
             self.forward(ids[part], embeddings[:, part], positions[:, part], cache, keep=len(ids[part]))
             for part in (slice(0, middle), slice(middle, len(ids)))])
-        # Per token, as a share of the logits' spread; half precision alone makes a few hundredths.
         error = mx.linalg.norm(ours - theirs, axis=-1) / mx.linalg.norm(theirs - theirs.mean(), axis=-1)
         if not (share := error.mean().item()) < MOST_ERROR:
-            self._refuse(f'computed call by call its logits are {share:.0%} off its own forward, so that its pictures '
+            self._refuse(f'computed call by call its logits are {share:.1%} off its own forward, so that its pictures '
                          'are seen in both directions, or it takes more than embeddings')
 
     def _refuse(self, reason):
@@ -267,4 +278,4 @@ def _layout(count, ratio):
 def _size_error(rgb, reason):
     height, width = rgb.shape[:2]
     return ImageError('size', f'The model cannot take a picture of {width} x {height} pixels: {reason}. '
-                              f'Expected sides of at least {PROBE_PX} pixels and a ratio such as a camera has.')
+                              f'Expected a ratio that cameras have and at least {PROBE_PX} pixels a side; try another.')
