@@ -14,6 +14,10 @@ from vlm_reuse_node.errors import ModelError
 # model_type in config.json -> the module whose class `Family` serves it.
 FAMILIES = {
     'qwen2_5_vl': 'vlm_reuse_node.families.qwen2_5_vl',
+    'qwen3_5': 'vlm_reuse_node.families.qwen3_5',
+    'qwen3_5_moe': 'vlm_reuse_node.families.qwen3_5',
+    'qwen3_vl': 'vlm_reuse_node.families.qwen3_vl',
+    'qwen3_vl_moe': 'vlm_reuse_node.families.qwen3_vl',
 }
 
 

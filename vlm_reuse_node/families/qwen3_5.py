@@ -1,0 +1,16 @@
+"""Qwen3.5: the cells and the vision tower of Qwen3-VL without DeepStack; gated-delta layers between full attention.
+
+Source: mlx_vlm/models/qwen3_5 and qwen3_5_moe. A gated-delta layer has no positions; its cache is a whole state that
+every call replaces by a new one, so it cannot be cut back, only put back. One sequence needs no mask.
+"""
+
+from vlm_reuse_node.families.qwen_vision import QwenFamily
+
+
+class Family(QwenFamily):
+    """See `families.base.Family`."""
+
+    def encode(self, pixels, grid):
+        """Vision features, mx (cells, hidden)."""
+        features, _ = self._vision(pixels, self.patches(grid))
+        return features

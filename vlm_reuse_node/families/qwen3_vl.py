@@ -1,0 +1,44 @@
+"""Qwen3-VL: square cells of 32 px, interleaved M-RoPE, DeepStack, a flat KV cache; serves the mixture of experts too.
+
+Source: mlx_vlm/models/qwen3_vl and qwen3_vl_moe. With DeepStack the vision tower gives each cell one vector for the
+prompt and one more, a level, for each of the first language layers; they are carried side by side. mlx-vlm drops the
+levels when features come from its cache (`cached_image_features`), or when their number is not that of the mask: this
+file hands every call the levels of exactly its own tokens.
+"""
+
+import mlx.core as mx
+import numpy as np
+
+from vlm_reuse_node.families.qwen_vision import QwenFamily
+
+
+class Family(QwenFamily):
+    """See `families.base.Family`. The width of features is hidden * (1 + levels), that of text alone is hidden."""
+
+    takes_mask = True
+
+    def encode(self, pixels, grid):
+        """Vision features and their levels side by side, mx (cells, hidden * (1 + levels))."""
+        features, levels = self._vision(pixels, self.patches(grid))
+        return mx.concatenate([features, *levels], axis=-1)
+
+    def embed(self, ids, features=None):
+        """Token embeddings, mx (1, length, hidden); with features as wide as those, and zeros in the text's levels."""
+        embeddings = super().embed(ids)
+        if features is None:
+            return embeddings
+        added = features.shape[-1] - embeddings.shape[-1]
+        embeddings = mx.pad(embeddings, ((0, 0), (0, 0), (0, added)))
+        embeddings[0, self.cells(ids)] = features.astype(embeddings.dtype)
+        return embeddings
+
+    def forward(self, ids, embeddings, positions, cache, keep=1, mask=None):
+        """Logits of the last `keep` tokens, mx (keep, vocabulary)."""
+        hidden = self._language.args.hidden_size
+        levels = embeddings.shape[-1] // hidden - 1
+        visual = np.array(ids) == self._image_token
+        if not levels or not visual.any():
+            return self.run_layers(embeddings[..., :hidden], positions, cache, keep, mask=mask)
+        first, *rest = mx.split(embeddings, 1 + levels, axis=-1)
+        return self.run_layers(first, positions, cache, keep, mask=mask, visual_pos_masks=visual[None],
+                               deepstack_visual_embeds=[level[0, self.cells(ids)] for level in rest])
