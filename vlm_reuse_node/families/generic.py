@@ -62,6 +62,7 @@ class Family:
     """See `families.base.Family`."""
 
     cell_px = 28
+    takes_mask = False  # some of these models overlook it
 
     def __init__(self, model, processor):
         """Serve a model and a processor as `mlx_vlm.load` returns them, after one small picture went through both.
@@ -136,8 +137,10 @@ class Family:
         """Every `limit` tokens: no token looks ahead."""
         return even_chunks(len(ids), limit)
 
-    def forward(self, ids, embeddings, positions, cache, keep=1):
+    def forward(self, ids, embeddings, positions, cache, keep=1, mask=None):
         """Logits of the last `keep` tokens, mx (keep, vocabulary). Raises ModelError for positions of its own."""
+        if mask is not None:
+            raise ModelError(f'A {self._type} model was given a mask; expected none, because it may overlook it.')
         held = next((int(entry.offset) for entry in cache if hasattr(entry, 'offset')), None)
         if held is None or not np.array_equal(positions, self.text_positions(held, len(ids))):
             raise ModelError(f'The cache holds {held} tokens, and the next ones have the positions {positions[:, :1]} '
