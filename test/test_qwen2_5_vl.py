@@ -1,5 +1,7 @@
 """The Qwen2.5-VL family against mlx-vlm itself: tokens, positions, generated answers, choice scores."""
 
+from functools import partial
+
 import mlx.core as mx
 import mlx_vlm
 import numpy as np
@@ -13,6 +15,7 @@ from vlm_reuse_node.budget import Question
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.families.base import FAMILIES, Grid, family_for
 from vlm_reuse_node.session import SceneSession
+from vlm_reuse_node.state import Picture
 from vlm_reuse_node.vlm import load
 
 TEXT = 'how many objects are there , and what is the color of the square on the left ?'
@@ -52,7 +55,7 @@ def test_tokens_and_positions_equal_those_of_the_full_prompt(vlm, upstream, size
     pictures = [picture(index, size=size) for index, size in enumerate(sizes)]
     _, ids, _, patches = inputs(upstream, TEXT, pictures, system)
     template = vlm.template(system, len(pictures))
-    state = states.compute(vlm, template, pictures)
+    state = states.build(vlm, partial(vlm.template, system), [Picture.see(vlm, frame) for frame in pictures])
     prefix = vlm.family.expand(template.prefix, state.identity.grids)
     question = template.question(TEXT)
     assert prefix + question == ids[0].tolist() and state.tokens == len(prefix)

@@ -3,6 +3,7 @@
 import itertools
 import weakref
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ImageError
 from vlm_reuse_node.frame import Frame
 from vlm_reuse_node.session import SceneSession
+from vlm_reuse_node.state import Picture
 
 WORDS = 'what is the color of the red square on the left , and how many objects are there ?'.split()
 QUESTION = Question('what color is the square ?', max_tokens=8)
@@ -38,8 +40,8 @@ def session(vlm):
 def state_digest(session):
     """Hash of every byte of K and V before the snapshot."""
     state, digest = session._state, sha256()
-    for entry, length in zip(state.cache, state.snapshot.lengths):
-        assert entry.offset == length
+    for entry in state.cache:
+        assert entry.offset == (length := state.tokens)
         for array in (entry.keys, entry.values):
             digest.update(np.array(array[:, :, :length]).tobytes())
     return digest.hexdigest()
@@ -61,7 +63,7 @@ def test_a_warm_answer_equals_the_cold_one(session, count):
 @pytest.mark.parametrize('count', [1, 12, 300])
 def test_logits_behind_a_used_snapshot_equal_a_cold_pass_in_one_chunk(vlm, count):
     template = vlm.template('', 1)
-    warm = states.compute(vlm, template, [picture(1)])
+    warm = states.build(vlm, partial(vlm.template, ''), [Picture.see(vlm, picture(1))])
     ids = template.question(words(count))
     positions = vlm.family.text_positions(warm.next_position, len(ids))
     for other in (3, 60, 5):
@@ -70,9 +72,9 @@ def test_logits_behind_a_used_snapshot_equal_a_cold_pass_in_one_chunk(vlm, count
         warm.restore()
     logits = vlm.run(warm.cache, ids, positions, keep=len(ids))
 
-    features, grids = vlm.see([picture(1).rgb])
-    prompt = vlm.family.expand(template.prefix + ids, grids)
-    cold = vlm.run(vlm.new_cache(), prompt, vlm.family.positions(prompt, grids),
+    features, grid = vlm.see(picture(1).rgb)
+    prompt = vlm.family.expand(template.prefix + ids, [grid])
+    cold = vlm.run(vlm.new_cache(), prompt, vlm.family.positions(prompt, [grid]),
                    embeddings=vlm.family.embed(prompt, features), keep=len(ids))
     assert mx.abs(logits - cold).max().item() < 1e-4
 
@@ -101,7 +103,7 @@ def test_a_different_picture_of_the_same_size_misses(session):
     old = session.ask(QUESTION, now_ns=0)
     refresh = session.observe(picture(2, stamp_s=0.1))
     new = session.ask(QUESTION, now_ns=0)
-    assert refresh.level == Level.FULL and refresh.visual_tokens_refreshed == refresh.visual_tokens_total == 12
+    assert refresh.level == Level.FRAME and refresh.visual_tokens_refreshed == refresh.visual_tokens_total == 12
     assert same(new, session.ask_cold(QUESTION, now_ns=0)) and new.token_ids != old.token_ids
 
 
@@ -109,7 +111,7 @@ def test_one_changed_cell_misses(session):
     frame = picture(1, stamp_s=0.1)
     frame.rgb[0:160, 0:160] ^= 0x80
     refresh = session.observe(frame)
-    assert refresh.level == Level.FULL and refresh.reason.endswith('of 12 cells changed')
+    assert refresh.level == Level.FRAME and refresh.reason.endswith('of 12 cells changed')
 
 
 def test_a_static_picture_is_reused_and_paid_nothing(session):
@@ -125,7 +127,7 @@ def test_a_static_picture_is_reused_and_paid_nothing(session):
 
 
 def test_a_picture_changed_in_place_is_no_reference(session):
-    session._state.frame.rgb[0, 0] ^= 1
+    session._state.live.frame.rgb[0, 0] ^= 1
     answer = session.ask_cold(QUESTION, now_ns=0)
     assert answer.status == Status.MODEL_ERROR and 'changed in place' in answer.message
 
@@ -134,14 +136,14 @@ def test_slow_drift_is_seen_against_the_cached_picture(session):
     base = np.full((480, 640, 3), 100, np.uint8)
     session.observe(Frame(base, stamp_ns=1))
     levels = [session.observe(Frame(base + step, stamp_ns=1 + step)).level for step in range(1, 40)]
-    assert levels.index(Level.FULL) == 31  # 32 grey levels after the cached picture, one per picture
+    assert levels.index(Level.FRAME) == 31  # 32 grey levels after the cached picture, one per picture
 
 
 def test_a_doubtful_cell_is_refreshed_at_its_age(session):
     base = np.full((480, 640, 3), 100, np.uint8)
     session.observe(Frame(base, stamp_ns=0))
     at = [session.observe(Frame(base + 10, stamp_ns=int(s * SECOND_NS))).level for s in (1, 9.9, 10.1, 11)]
-    assert at == [Level.REUSE, Level.REUSE, Level.FULL, Level.REUSE]
+    assert at == [Level.REUSE, Level.REUSE, Level.FRAME, Level.REUSE]
 
 
 @pytest.mark.parametrize('frame, reason', [
@@ -184,8 +186,8 @@ def test_a_waiting_picture_that_shows_no_change_costs_no_tokens(session):
 def test_a_refresh_is_given_up_with_its_question_and_made_up_for(session, question):
     looks = []
     answer = session.ask(question, now_ns=SECOND_NS, newest=lambda: picture(2, 1.0),
-                         cancelled=lambda: looks.append(1) or session._state is None)
-    assert answer.status == Status.CANCELLED and session._state is None
+                         cancelled=lambda: looks.append(1) or not session._state.has_live)
+    assert answer.status == Status.CANCELLED and not session._state.has_live
     again = session.ask(QUESTION, now_ns=SECOND_NS)
     assert same(again, session.ask_cold(QUESTION, now_ns=SECOND_NS))
     assert again.cached_stamp_ns == SECOND_NS and again.tokens_reused == 0
@@ -193,7 +195,8 @@ def test_a_refresh_is_given_up_with_its_question_and_made_up_for(session, questi
 
 def test_two_caches_are_never_held_at_once(session):
     old, held = weakref.ref(session._state), []
-    answer = session.ask(Question(QUESTION.text, force_refresh=True), now_ns=0, newest=lambda: picture(2, 1.0),
+    waiting = picture(2, 1.0, size=(640, 480))  # another size: nothing can be kept
+    answer = session.ask(Question(QUESTION.text, force_refresh=True), now_ns=0, newest=lambda: waiting,
                          cancelled=lambda: held.append((session._state is None, old() is not None)))
     assert answer.status == Status.OK and (True, False) in held and (True, True) not in held
 
@@ -266,7 +269,7 @@ def test_a_picture_the_model_cannot_take_is_refused_and_the_session_goes_on(sess
     with pytest.raises(ImageError, match='3000 x 2 pixels'):
         session.observe(Frame(np.zeros((2, 3000, 3), np.uint8), stamp_ns=1))
     assert same(session.ask(QUESTION, now_ns=0), expected) and session._state is state
-    assert session.observe(picture(3, stamp_s=1)).level == Level.FULL
+    assert session.observe(picture(3, stamp_s=1)).level == Level.FRAME
 
 
 @pytest.mark.parametrize('question, word', [
@@ -321,11 +324,43 @@ def test_choices_are_scored_by_probability_and_equal_cold(session):
     assert warm.text == question.choices[warm.choice_index] and warm.choice_index == np.argmax(warm.choice_scores)
 
 
+def test_choices_scored_in_one_pass_equal_those_scored_one_by_one(session, monkeypatch):
+    question = Question(QUESTION.text, choices=('red', 'green circle', 'yes', 'yes it is', 'no it is not green'))
+    together = session.ask(question, now_ns=0)
+    monkeypatch.setattr(session._vlm.family, 'takes_mask', False)
+    apart = session.ask(question, now_ns=0)
+    assert together.choice_scores == pytest.approx(apart.choice_scores, rel=1e-4)
+    assert together.tokens_prefilled == apart.tokens_prefilled
+
+
+def test_a_choice_needs_one_forward_call_for_the_question_and_one_for_the_choices(session, monkeypatch):
+    forward, calls = session._vlm.family.forward, []
+    monkeypatch.setattr(session._vlm.family, 'forward', lambda *args, **kwargs: calls.append(1) or forward(
+        *args, **kwargs))
+    session.ask(Question(QUESTION.text, choices=('red', 'green circle', 'yes', 'no')), now_ns=0)
+    assert len(calls) == 2
+
+
+def test_sampled_text_depends_on_the_seed_alone_and_is_the_same_cold(session):
+    question, drawn = Question(QUESTION.text, max_tokens=12), set()
+    for seed in range(8):
+        session.config = Config(temperature=1.5, top_p=0.9, seed=seed)
+        warm, again = session.ask(question, now_ns=0), session.ask(question, now_ns=0)
+        assert same(warm, again) and same(warm, session.ask_cold(question, now_ns=0))
+        drawn.add(warm.token_ids)
+    assert len(drawn) > 4
+    session.config = Config(temperature=1.5, top_p=0.01)
+    assert same(session.ask(question, now_ns=0), SceneSession.ask(session, question, now_ns=0))
+    likeliest = session.ask(question, now_ns=0)
+    session.config = Config()
+    assert same(session.ask(question, now_ns=0), likeliest)
+
+
 def test_every_observed_frame_is_reported(vlm):
     seen = []
     session = SceneSession(vlm, Config(), 'left', on_refresh=lambda frame, refresh: seen.append((frame, refresh)))
     frames = [picture(1), picture(1, stamp_s=0.1), picture(2, stamp_s=0.2)]
     refreshes = [session.observe(frame) for frame in frames]
     assert [frame for frame, _ in seen] == frames and [refresh for _, refresh in seen] == refreshes
-    assert [refresh.level for refresh in refreshes] == [Level.FULL, Level.REUSE, Level.FULL]
+    assert [refresh.level for refresh in refreshes] == [Level.FULL, Level.REUSE, Level.FRAME]
     assert refreshes[2].camera == 'left' and refreshes[2].stamp_ns == frames[2].stamp_ns

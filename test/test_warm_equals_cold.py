@@ -54,7 +54,7 @@ def test_warm_is_warm_and_cold_is_cold(asked):
 
 def test_states_that_were_kept_for_several_pictures_are_among_them(asked):
     answers, refreshes = asked
-    assert {refresh.level for refresh in refreshes} == {Level.REUSE, Level.FULL}
+    assert {refresh.level for refresh in refreshes} == {Level.REUSE, Level.FRAME, Level.FULL}
     assert any(warm.cached_stamp_ns < warm.stamp_ns for _, warm, _ in answers)
 
 

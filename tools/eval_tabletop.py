@@ -12,6 +12,7 @@ import sys
 import time
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from vlm_reuse_node import state as states
 from vlm_reuse_node import vlm as models
 from vlm_reuse_node.demo import questions, story, tabletop
 from vlm_reuse_node.frame import Frame
+from vlm_reuse_node.state import Picture
 
 HELD_OUT = 990_000_007
 PLAIN = tabletop.Sensor()
@@ -64,20 +66,18 @@ class Examiner:
 
     def __init__(self, model: str):
         self.vlm = models.load(model)
-        self.templates, self.rows = {}, []
+        self.template_for, self.rows = cache(lambda pictures: self.vlm.template('', pictures)), []
 
     def examine(self, group: str, frames: list[Frame], asked: list) -> None:
         """Ask all questions about these pictures, each from the same restored state."""
-        count = len(frames)
-        template = self.templates.setdefault(count, self.vlm.template('', pictures=count))
-        state = states.compute(self.vlm, template, frames)
+        state = states.build(self.vlm, self.template_for, [Picture.see(self.vlm, frame) for frame in frames])
         for question in asked:
-            tokens = template.question(question.text)
+            tokens = state.template.question(question.text)
             start, family = state.next_position, self.vlm.family
             logits = self.vlm.run(state.cache, tokens, family.text_positions(start, len(tokens)))
             ids = self.vlm.decode(state.cache, logits, start + len(tokens), MAX_TOKENS)
             state.restore()
-            self.rows.append(Row(group, question.kind, count, question.text, question.answer, self.vlm.text(ids)))
+            self.rows.append(Row(group, question.kind, len(frames), question.text, question.answer, self.vlm.text(ids)))
 
 
 def singles(rng, things) -> list:

@@ -29,6 +29,13 @@ class Config:
     system_prompt: str = _parameter('', 'text put before the pictures; empty: what the chat template puts there')
     max_tokens: int = _parameter(
         64, 'tokens an answer may have when the question does not say', low=1, high=4096, live=True)
+    temperature: float = _parameter(
+        0.0, 'of the sampling of free text; 0 takes the likeliest token', low=0.0, high=5.0, live=True)
+    top_p: float = _parameter(
+        1.0, 'sample among the likeliest tokens that have this probability together', low=0.01, high=1.0, live=True)
+    seed: int = _parameter(
+        0, 'of the sampling: the same question on the same state gets the same answer', low=0, high=2**31 - 1,
+        live=True)
     max_question_chars: int = _parameter(2000, 'longest question accepted, characters', low=1, high=100_000, live=True)
     max_choices: int = _parameter(32, 'most choices accepted with a question', low=1, high=256, live=True)
     max_image_pixels: int = _parameter(
@@ -47,6 +54,18 @@ class Config:
     max_cell_age_s: float = _parameter(
         10.0, 'a cell that is neither static nor changed is refreshed at this age, seconds',
         low=0.0, high=3600.0, live=True)
+    history_frames: int = _parameter(
+        0, 'past pictures (keyframes) before the newest one in the prompt; 0: the newest one alone', low=0, high=256,
+        live=True)
+    keyframe_interval_s: float = _parameter(
+        1.0, 'a picture becomes a keyframe when it is at least this much newer than the last one, seconds',
+        low=0.0, high=3600.0, live=True)
+    scene_change_share: float = _parameter(
+        0.6, 'share of changed cells from which on the picture before the change becomes a keyframe at once',
+        low=0.01, high=1.0, live=True)
+    max_cache_mb: int = _parameter(
+        4096, 'most memory for the state of one camera, megabytes; above it the history shrinks', low=1, high=1_000_000,
+        live=True)
     overlay: bool = _parameter(True, 'publish the overlay picture while somebody subscribes to it', live=True)
 
     def __post_init__(self):

@@ -85,11 +85,15 @@ class Inbox:
             self._resets.append(Reset(camera))
             self._changed.notify()
 
-    def next(self) -> Reset | Ask | Frame | None:
-        """Wait for the next thing to do: resets first, then questions, then frames. None when closed."""
+    def next(self, wait: bool = True) -> Reset | Ask | Frame | None:
+        """Wait for the next thing to do: resets first, then questions, then frames. None when closed.
+
+        wait: False gives None at once where nothing is to do.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._resets or self._asks or self._frames or not self.is_open)
-            if not self.is_open:
+            self._changed.wait_for(
+                lambda: self._resets or self._asks or self._frames or not self.is_open, None if wait else 0)
+            if not self.is_open or not (self._resets or self._asks or self._frames):
                 return None
             for waiting in (self._resets, self._asks):
                 if waiting:

@@ -40,7 +40,11 @@ class PromptTemplate:
             raise ModelError(f"The model's chat template places {len(slots)} of {pictures} pictures; expected all of "
                              'them, before the question. Look at chat_template in tokenizer_config.json.')
         self.prefix = ids[:slots[-1]]
-        self._plain_specials = self._specials(ids)
+        self._behind, self._plain_specials = ids[slots[-1]:], self._specials(ids)
+
+    def extends(self, shorter: 'PromptTemplate') -> bool:
+        """Whether this is the prompt of that one, which has fewer pictures, with more of them before the snapshot."""
+        return self.prefix[:len(shorter.prefix)] == shorter.prefix and self._behind == shorter._behind
 
     def question(self, text: str) -> list[int]:
         """Return the tokens behind the snapshot, up to where the answer starts.

@@ -2,25 +2,28 @@
 
 `observe(frame)` keeps the model's state up to the newest picture and pays only when the picture changed;
 `ask(question)` answers from that state and puts it back as it was.
-Prompt: `[system] [live frame] | snapshot | [question] -> answer`.
+Prompt: `[system] [history keyframe 1] ... [history keyframe n] [live frame] | snapshot | [question] -> answer`.
 """
 
 import logging
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 
 from vlm_reuse_node import question as questions
 from vlm_reuse_node import state as states
 from vlm_reuse_node.budget import Answer, Level, Question, Refresh, Status
+from vlm_reuse_node.change import CellAges, ChangeDetector
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ImageError, InvalidRequestError, ModelError
 from vlm_reuse_node.frame import Frame
-from vlm_reuse_node.state import State
+from vlm_reuse_node.history import History
+from vlm_reuse_node.state import Picture, State
 from vlm_reuse_node.turn import Stopped, Turn
-from vlm_reuse_node.vlm import Vlm
+from vlm_reuse_node.vlm import sampler, Vlm
 
 _log = logging.getLogger(__name__)
 
@@ -43,8 +46,13 @@ class SceneSession:
         self.config = config
         self.newest: Frame | None = None
         self._vlm, self._camera, self._on_refresh, self._on_refused = vlm, camera, on_refresh, on_refused
-        self._template = vlm.template(config.system_prompt, pictures=1)
+        self._template_for = cache(lambda pictures: vlm.template(config.system_prompt, pictures))
+        self._template_for(1)
+        self._history = History(vlm, self._template_for, camera)
         self._state: State | None = None
+        self._detector: ChangeDetector | None = None
+        self._ages: CellAges | None = None
+        self._prefilled = 0  # prompt tokens computed for refreshes so far
         self._level = Level.FULL
 
     def observe(self, frame: Frame, *, force: bool = False, check: Callable[[], None] = lambda: None) -> Refresh:
@@ -57,21 +65,43 @@ class SceneSession:
         """
         # 1. What changed, against the picture whose state is cached?
         started = time.perf_counter()
-        reason = self._incomparable(frame, force)
-        stale = None if reason else self._stale_cells(frame)
+        full = self._why_full(frame)
+        stale = None if full or not self._state.has_live else self._stale_cells(frame)
         change_ms = 1e3 * (time.perf_counter() - started)
         # 2. Nothing: the state stands for this picture too.
-        if not reason and not stale.any():
+        if stale is not None and not force and not stale.any():
             refresh = self._reused(frame, change_ms)
-        # 3. Something: compute the state of this picture.
+        # 3. Something: compute the live picture's slot, or when nothing of the state can be kept, everything.
         else:
-            reason = reason or f'{np.count_nonzero(stale)} of {stale.size} cells changed'
-            refresh = self._rebuilt(frame, reason, change_ms, check)
+            refresh = self._computed(frame, full, stale, force, change_ms, check)
         # 4. Say what it cost.
-        self.newest, self._level = frame, refresh.level
-        if self._on_refresh:
-            self._on_refresh(frame, refresh)
+        self._tell(frame, refresh)
         return refresh
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a shorter history waits to be computed; the kept one serves until then."""
+        return self._history.can_step(self._state)
+
+    def work(self) -> None:
+        """Compute one picture of the shorter history, and take it over when it is complete; call it while idle.
+
+        Never raises: the kept state serves on whatever happens.
+        """
+        try:
+            newer = self._history.step(self._state)
+        except Exception:
+            _log.exception("Camera '%s': a shorter history could not be computed; the kept one goes on.", self._camera)
+            self._history.stop()
+            return
+        if newer is None:
+            return
+        self._state = newer
+        everything = np.ones(newer.live.grid, bool)
+        live = newer.live.frame
+        self._tell(live, Refresh(self._camera, live.stamp_ns, live.frame_id, Level.FULL, 'history rollover',
+                                 refreshed=everything, deferred=~everything, prefill_ms=self._history.spent_ms),
+                   newest=self.newest)
 
     def ask(self, question: Question, *, now_ns: int, cancelled: Callable[[], bool] | None = None,
             asked_s: float | None = None, newest: Callable[[], Frame | None] = lambda: None) -> Answer:
@@ -96,37 +126,75 @@ class SceneSession:
 
     def reset(self) -> None:
         """Forget picture and state; questions get NO_IMAGE until the next frame."""
-        self.newest = self._state = None
+        self.newest = None
+        self._forget()
 
-    def _incomparable(self, frame, force):
-        """Why the picture cannot be compared with the cached one, '' when it can."""
-        state = self._state
-        if state is None:
+    def _forget(self):
+        """Before a state is computed from nothing: two are never held at once, and a failure leaves none."""
+        self._state = None
+        self._history.stop()
+
+    def _tell(self, frame, refresh, newest=None):
+        self.newest, self._level = newest or frame, refresh.level
+        if self._on_refresh:
+            self._on_refresh(frame, refresh)
+
+    def _why_full(self, frame):
+        """Why nothing of the state can be kept for this picture, '' when its history can."""
+        if self._state is None:
             return 'first frame' if self.newest is None else 'the state was lost'
-        if frame.size != state.frame.size:
-            return f'size changed from {state.frame.size} to {frame.size}'
-        if frame.stamp_ns < self.newest.stamp_ns:
+        if self._state.pictures and frame.size != (cached := self._state.pictures[-1].frame).size:
+            return f'size changed from {cached.size} to {frame.size}'
+        if self.newest and frame.stamp_ns < self.newest.stamp_ns:
             return 'time went back'
-        if force:
-            return 'forced'
         return ''
 
     def _stale_cells(self, frame):
         """Cells that must be refreshed, (rows, columns) bool: changed, or doubtful for too long."""
-        difference, ages = self._state.detector.difference(frame.rgb), self._state.ages
-        ages.see_static(difference < self.config.static_threshold, frame.stamp_ns)
-        overdue = ages.seconds(frame.stamp_ns) > self.config.max_cell_age_s
+        difference = self._detector.difference(frame.rgb)
+        self._ages.see_static(difference < self.config.static_threshold, frame.stamp_ns)
+        overdue = self._ages.seconds(frame.stamp_ns) > self.config.max_cell_age_s
         return (difference >= self.config.change_threshold) | overdue
 
     def _reused(self, frame, change_ms):
-        nothing = np.zeros(self._state.grid, bool)
-        oldest = float(self._state.ages.seconds(frame.stamp_ns).max())
+        nothing = np.zeros(self._state.live.grid, bool)
+        oldest = float(self._ages.seconds(frame.stamp_ns).max())
         return Refresh(self._camera, frame.stamp_ns, frame.frame_id, Level.REUSE, 'no cell changed',
                        refreshed=nothing, deferred=nothing, oldest_cell_age_s=oldest, change_ms=change_ms)
 
-    def _rebuilt(self, frame, reason, change_ms, check):
+    def _computed(self, frame, full, stale, force, change_ms, check):
+        """The refresh at level `frame`, or `full` for a reason."""
+        started = time.perf_counter()
+        picture = self._seen(frame, check)
+        seen = time.perf_counter()
         try:
-            state = states.compute(self._vlm, self._template, [frame], check, accepted=self._drop_state)
+            if full:
+                self._forget()
+                self._state = states.build(self._vlm, self._template_for, [picture], check)
+                self._prefilled += self._state.tokens
+                level, reason = Level.FULL, full
+            else:
+                level, reason = Level.FRAME, self._why(stale, force)
+                scene_changed = stale is not None and stale.mean() >= self.config.scene_change_share
+                self._prefilled += self._history.refresh(self._state, picture, scene_changed, self.config, check)
+        except Stopped:
+            self.newest = frame
+            raise
+        except Exception:
+            self._forget()
+            raise
+        done = time.perf_counter()
+        self._detector = ChangeDetector(frame.rgb, *picture.grid, self._vlm.family.cell_px)
+        self._ages = CellAges(*picture.grid, frame.stamp_ns)
+        everything = np.ones(picture.grid, bool)
+        return Refresh(self._camera, frame.stamp_ns, frame.frame_id, level, reason, refreshed=everything,
+                       deferred=~everything, change_ms=change_ms, vision_ms=1e3 * (seen - started),
+                       prefill_ms=1e3 * (done - seen))
+
+    def _seen(self, frame, check):
+        """The picture as the model sees it."""
+        try:
+            return Picture.see(self._vlm, frame, check)
         except Stopped:
             self.newest = frame
             raise
@@ -134,15 +202,15 @@ class SceneSession:
             if self._on_refused:
                 self._on_refused(frame, error)
             raise
-        self._state = state
-        everything = np.ones(state.grid, bool)
-        return Refresh(self._camera, frame.stamp_ns, frame.frame_id, Level.FULL, reason,
-                       refreshed=everything, deferred=~everything, change_ms=change_ms,
-                       vision_ms=state.vision_ms, prefill_ms=state.prefill_ms)
+        except Exception:
+            self._forget()
+            raise
 
-    def _drop_state(self):
-        """Before another is computed, so that two caches are never held at once, and a failure leaves none."""
-        self._state = None
+    @staticmethod
+    def _why(stale, force):
+        if stale is None:
+            return 'the last refresh was given up'
+        return f'{np.count_nonzero(stale)} of {stale.size} cells changed' if stale.any() or not force else 'forced'
 
     def _guarded(self, question, now_ns, cancelled, asked_s, newest, cold):
         """The answer, with everything that can go wrong as its status."""
@@ -154,7 +222,7 @@ class SceneSession:
         except Stopped as stop:
             status, message = stop.status, str(stop)
         except Exception as error:
-            self._state = None
+            self._forget()
             status, message = Status.MODEL_ERROR, f'The model failed: {type(error).__name__}: {error}'
             _log.exception("Camera '%s': the model failed; its state will be computed again.", self._camera)
         return Answer(status, message, **self._source(now_ns), **turn.stages)
@@ -162,8 +230,8 @@ class SceneSession:
     def _respond(self, question, turn, now_ns, newest, cold):
         # 1. Refuse what cannot be asked.
         wanted, question = question.max_tokens, questions.checked(question, self.config)
-        tokens = self._template.question(question.text)
-        choices = self._template.choices(question.choices)
+        template = self._template_for(1)
+        tokens, choices = template.question(question.text), template.choices(question.choices)
         turn.set_timeout(question.timeout_s)
         turn.check()
         # 2. Find the state: the kept one, or for a cold answer one computed from nothing from the same picture.
@@ -182,7 +250,8 @@ class SceneSession:
             if choices:
                 outcome = self._chosen(question, self._vlm.score(state.cache, logits, start, choices, turn.check))
             else:
-                ids = self._vlm.decode(state.cache, logits, start, min(question.max_tokens, room), turn.check)
+                sample = sampler(self.config.temperature, self.config.top_p, self.config.seed)
+                ids = self._vlm.decode(state.cache, logits, start, min(question.max_tokens, room), turn.check, sample)
                 outcome = self._told(ids, min(question.max_tokens, room))
             turn.lap('decode_ms')
         finally:
@@ -190,12 +259,13 @@ class SceneSession:
             state.restore()
         paid = state.tokens - reused + len(tokens) + sum(map(len, choices))
         level = Level.FULL if cold else self._level
-        return Answer(Status.OK, tokens_reused=reused, tokens_prefilled=paid, cached_stamp_ns=state.frame.stamp_ns,
+        return Answer(Status.OK, tokens_reused=reused, tokens_prefilled=paid,
+                      cached_stamp_ns=state.live.frame.stamp_ns,
                       level=level, exact=True, **outcome, **self._source(now_ns), **turn.stages)
 
     def _fresh_state(self, question, turn, now_ns, newest):
         """The kept state and how many of its tokens this question did not pay for."""
-        before = self._state and self._state.identity  # not the state: its cache must be gone before the next one's
+        before = self._prefilled
         if not self._is_usable(question, now_ns) and (frame := newest()) is not None:
             self._take(frame, question, turn)
         if self.newest is None:
@@ -205,14 +275,17 @@ class SceneSession:
         if age_s > question.max_age_s:
             raise Stopped(Status.STALE, f"The newest picture of camera '{self._camera}' is {age_s:.2f} s old, more "
                                         f'than max_age {question.max_age_s:g} s; check the camera or allow more.')
-        if self._state is None or (question.force_refresh and self._state.frame is not self.newest):
+        if not self._has_state() or (question.force_refresh and self._state.live.frame is not self.newest):
             self.observe(self.newest, force=True, check=turn.check)
             turn.lap('refresh_ms')
-        return self._state, self._state.tokens if self._state.identity is before else 0
+        return self._state, max(0, self._state.tokens - (self._prefilled - before))
+
+    def _has_state(self):
+        return self._state is not None and self._state.has_live
 
     def _is_usable(self, question, now_ns):
         """Whether the kept state will do, with no newer picture needed."""
-        return (self._state is not None and not question.force_refresh
+        return (self._has_state() and not question.force_refresh
                 and self.newest.age_s(now_ns) <= question.max_age_s)
 
     def _take(self, frame, question, turn):
@@ -233,10 +306,12 @@ class SceneSession:
 
     def _cold_twin(self, kept, turn):
         """The kept state once more, computed from nothing on a cache of its own."""
-        state = states.compute(self._vlm, self._template, kept.frames, turn.check)
+        started = time.perf_counter()
+        pictures = [Picture.see(self._vlm, picture.frame, turn.check) for picture in kept.pictures]
+        turn.book('refresh_ms', 1e3 * (time.perf_counter() - started))
+        state = states.build(self._vlm, self._template_for, pictures, turn.check)
         if state.identity != kept.identity:
             raise ModelError('The cached picture was changed in place since it was observed; hand over a copy.')
-        turn.book('refresh_ms', state.vision_ms)
         return state
 
     def _chosen(self, question, scores):

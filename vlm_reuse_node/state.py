@@ -1,17 +1,42 @@
-"""One camera's working state: the cache right before the question, and what it was computed from."""
+"""One camera's working state: a cache that ends right before the question, and the pictures it was computed from.
 
-import time
-from collections.abc import Callable, Sequence
+`[system] [history picture 1] ... [live picture] | snapshot |`: every picture has a slot of its own, the live one the
+last, so that it can be replaced without touching what lies before it.
+"""
+
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Any
 
 from vlm_reuse_node import kv_cache
-from vlm_reuse_node.change import CellAges, ChangeDetector
 from vlm_reuse_node.families.base import Grid
 from vlm_reuse_node.frame import Frame
-from vlm_reuse_node.kv_cache import Snapshot
 from vlm_reuse_node.prompt import PromptTemplate
 from vlm_reuse_node.vlm import Vlm
+
+
+def _go_on() -> None:
+    """Nothing to check between two steps."""
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A frame as the model has seen it.
+
+    digest: of the frame's bytes. features: mx (cells, width), kept so that another prefill pays for no vision tower.
+    """
+
+    frame: Frame
+    digest: bytes
+    grid: Grid
+    features: Any
+
+    @classmethod
+    def see(cls, vlm: Vlm, frame: Frame, check: Callable[[], None] = _go_on) -> 'Picture':
+        """Run image processor and vision tower. Raises ImageError for a picture the model cannot take."""
+        features, grid = vlm.see(frame.rgb, check)
+        return cls(frame, blake2b(frame.rgb.tobytes(), digest_size=16).digest(), grid, features)
 
 
 @dataclass(frozen=True)
@@ -28,69 +53,87 @@ class Identity:
     prefix: tuple[int, ...]
 
 
-@dataclass(frozen=True, eq=False)
 class State:
-    """A cache that ends right before the question, with its snapshot.
+    """A cache with its snapshot. Every slot is prefilled by itself, whichever way the state came about.
 
-    frames: the pictures it was computed from, the live one last. next_position: that of the question's first token.
-    vision_ms, prefill_ms: what computing it took.
+    pictures: in the cache, oldest first. has_live: whether the last of them is the live one; False while it is being
+    replaced, or when that was given up half-way. tokens: in the cache at the snapshot. next_position: that of the
+    question's first token. cache: the model's, one entry a layer.
     """
 
-    identity: Identity
-    frames: tuple[Frame, ...]
-    cache: list
-    snapshot: Snapshot
-    next_position: int
-    detector: ChangeDetector
-    ages: CellAges
-    vision_ms: float
-    prefill_ms: float
+    def __init__(self, vlm: Vlm, template_for: Callable[[int], PromptTemplate]):
+        """Start with nothing in the cache. template_for: the prompt with so many pictures."""
+        self._vlm, self._template_for = vlm, template_for
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.pictures: tuple[Picture, ...] = ()
+        self.has_live, self.tokens, self.next_position = False, 0, 0
+        self.cache = None  # before there is another
+        self.cache = self._vlm.new_cache()
+        self._snapshot = self._before_live = kv_cache.take(self.cache), 0
 
     @property
-    def frame(self) -> Frame:
+    def live(self) -> Picture:
         """The live picture."""
-        return self.frames[-1]
+        return self.pictures[-1]
 
     @property
-    def grid(self) -> Grid:
-        """The live picture's cells."""
-        return self.identity.grids[-1]
+    def template(self) -> PromptTemplate:
+        """The prompt that this state is the beginning of."""
+        return self._template_for(len(self.pictures))
 
     @property
-    def tokens(self) -> int:
-        """Tokens in the cache at the snapshot."""
-        return self.snapshot.lengths[0]
+    def identity(self) -> Identity:
+        """Of these pictures, this model and this prompt."""
+        return Identity(tuple(picture.digest for picture in self.pictures),
+                        tuple(picture.grid for picture in self.pictures), self._vlm.fingerprint,
+                        tuple(self.template.prefix))
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of cache, snapshots and features."""
+        features = sum(picture.features.nbytes for picture in self.pictures)
+        return features + kv_cache.held_bytes(self.cache, self._snapshot[0], self._before_live[0])
+
+    def append(self, picture: Picture, check: Callable[[], None] = _go_on) -> int:
+        """Prefill a picture behind those that are here; it is the live one then. Returns the tokens of its slot.
+
+        `check` may raise between two chunks. Whatever is raised, the state is what it was before.
+        """
+        pictures = (*self.pictures, picture)
+        family, grids = self._vlm.family, [each.grid for each in pictures]
+        ids = family.expand(self._template_for(len(pictures)).prefix, grids)
+        start, positions = self.tokens, family.positions(ids, grids)
+        slot = ids[start:]
+        try:
+            self._vlm.run(self.cache, slot, positions[:, start:], embeddings=family.embed(slot, picture.features),
+                          check=check)
+        except BaseException:
+            self.restore()
+            raise
+        self._before_live, self._snapshot = self._snapshot, (kv_cache.take(self.cache), len(ids))
+        self.pictures, self.has_live, self.tokens = pictures, True, len(ids)
+        self.next_position = int(positions.max()) + 1
+        return len(slot)
+
+    def drop_live(self) -> None:
+        """Take the live picture's slot out, so that another can be appended in its place."""
+        if self.has_live:
+            self._snapshot = self._before_live
+            self.pictures, self.has_live, self.tokens = self.pictures[:-1], False, self._snapshot[1]
+            self.restore()
 
     def restore(self) -> None:
         """Forget everything behind the snapshot."""
-        kv_cache.restore(self.cache, self.snapshot)
+        kv_cache.restore(self.cache, self._snapshot[0])
 
 
-def compute(vlm: Vlm, template: PromptTemplate, frames: Sequence[Frame],
-            check: Callable[[], None] = lambda: None, accepted: Callable[[], None] = lambda: None) -> State:
-    """Compute a state from nothing: image processor, vision tower, prefill up to the snapshot.
-
-    frames: as many as the template has pictures, history first, the live one last. `check` may raise between two
-    pictures or chunks. accepted: called when the image processor has taken the pictures, before anything is held on
-    the device. Raises ImageError for a picture the model cannot take.
-    """
-    started = time.perf_counter()
-    features, grids = vlm.see([frame.rgb for frame in frames], check, accepted)
-    seen = time.perf_counter()
-    ids = vlm.family.expand(template.prefix, grids)
-    positions = vlm.family.positions(ids, grids)
-    cache = vlm.new_cache()
-    vlm.run(cache, ids, positions, embeddings=vlm.family.embed(ids, features), check=check)
-    prefilled = time.perf_counter()
-    live = frames[-1]
-    return State(
-        identity=identity(vlm, template, frames, grids), frames=tuple(frames), cache=cache,
-        snapshot=kv_cache.take(cache), next_position=int(positions.max()) + 1,
-        detector=ChangeDetector(live.rgb, *grids[-1], vlm.family.cell_px), ages=CellAges(*grids[-1], live.stamp_ns),
-        vision_ms=1e3 * (seen - started), prefill_ms=1e3 * (prefilled - seen))
-
-
-def identity(vlm: Vlm, template: PromptTemplate, frames: Sequence[Frame], grids: Sequence[Grid]) -> Identity:
-    """Identify the state of these pictures, this model and this prompt."""
-    pixels = tuple(blake2b(frame.rgb.tobytes(), digest_size=16).digest() for frame in frames)
-    return Identity(pixels, tuple(grids), vlm.fingerprint, tuple(template.prefix))
+def build(vlm: Vlm, template_for: Callable[[int], PromptTemplate], pictures: Iterable[Picture],
+          check: Callable[[], None] = _go_on) -> State:
+    """Compute a state from nothing, the last picture the live one. `check` may raise between two chunks."""
+    state = State(vlm, template_for)
+    for picture in pictures:
+        state.append(picture, check)
+    return state

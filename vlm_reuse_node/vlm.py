@@ -1,4 +1,4 @@
-"""A vision-language model loaded through mlx-vlm: run it on a cache, decode greedily, score choices by logits."""
+"""A vision-language model loaded through mlx-vlm: run it on a cache, decode, score choices by logits."""
 
 import json
 import logging
@@ -50,23 +50,17 @@ class Vlm:
         """An empty cache. Raises ModelError for a kind that cannot be restored."""
         return kv_cache.new_cache(self._model.language_model)
 
-    def see(self, pictures: list[np.ndarray], check: Callable[[], None] = lambda: None,
-            accepted: Callable[[], None] = lambda: None) -> tuple[mx.array, list[Grid]]:
-        """Run the image processor and the vision tower on (height, width, 3) uint8 pictures.
+    def see(self, rgb: np.ndarray, check: Callable[[], None] = lambda: None) -> tuple[mx.array, Grid]:
+        """Run the image processor and the vision tower on a (height, width, 3) uint8 picture.
 
-        Returns the features of all cells, picture after picture: mx (cells, hidden), evaluated; and the grids.
-        `check` may raise between two pictures. accepted: called when the processor has taken all of them, before the
-        vision tower. Raises ImageError for a picture the model cannot take.
+        Returns the features of its cells: mx (cells, width), evaluated; and its grid. `check` may raise between the
+        two. Raises ImageError for a picture the model cannot take.
         """
-        prepared = [self.family.prepare(rgb) for rgb in pictures]
-        accepted()
-        features, grids = [], []
-        for pixels, grid in prepared:
-            check()
-            features.append(self.family.encode(pixels, grid))
-            grids.append(grid)
-            mx.eval(features)
-        return mx.concatenate(features), grids
+        pixels, grid = self.family.prepare(rgb)
+        check()
+        features = self.family.encode(pixels, grid)
+        mx.eval(features)
+        return features, grid
 
     def run(self, cache: list, ids: list[int], positions: np.ndarray, *, embeddings: mx.array | None = None,
             keep: int = 1, check: Callable[[], None] = lambda: None) -> mx.array:
@@ -84,15 +78,17 @@ class Vlm:
         return logits
 
     def decode(self, cache: list, logits: mx.array, start: int, max_tokens: int,
-               check: Callable[[], None] = lambda: None) -> list[int]:
-        """Decode greedily from the prompt's last logits, the first token at position `start`.
+               check: Callable[[], None] = lambda: None, sample: Callable[[mx.array], int] | None = None) -> list[int]:
+        """Decode from the prompt's last logits, the first token at position `start`.
 
+        sample: picks a token from logits, mx (vocabulary,), see `sampler`; greedily when None.
         Returns the tokens without the one that ends the answer; `check` may raise before each.
         """
+        sample = sample or _likeliest
         ids: list[int] = []
         while True:
             check()
-            token = mx.argmax(logits[-1]).item()
+            token = sample(logits[-1])
             if token in self.stop_ids:
                 return ids
             ids.append(token)
@@ -105,25 +101,69 @@ class Vlm:
         """Probability of each choice, among the choices, as the whole answer to the prompt in the cache.
 
         A choice's score is the log-probability of its tokens and of ending there (any stop token): without the end,
-        'yes' could never lose to 'yes it is'. Scores are normalised by softmax. The prompt is computed once; every
-        choice restores its state. logits: the prompt's last, mx (1, vocabulary).
+        'yes' could never lose to 'yes it is'. Scores are normalised by softmax. The prompt is computed once, and the
+        choices in one forward call behind it, blind to each other; one call each where the family takes no mask.
+        The cache is as it was afterwards. logits: the prompt's last, mx (1, vocabulary).
         """
         prompt = kv_cache.take(cache)
+        together = self.family.takes_mask and sum(map(len, choices)) <= PREFILL_CHUNK
+        groups = [choices] if together else [[ids] for ids in choices]
         totals = []
-        for ids in choices:
+        for group in groups:
             check()
-            later = self.run(cache, ids, self.family.text_positions(start, len(ids)), keep=len(ids))
+            later = self._side_by_side(cache, group, start) if together else self.run(
+                cache, group[0], self.family.text_positions(start, len(group[0])), keep=len(group[0]))
             kv_cache.restore(cache, prompt)
-            table = mx.concatenate([logits[-1:], later])  # (length + 1, vocabulary)
-            table = table - mx.logsumexp(table, axis=-1, keepdims=True)
-            tokens = table[mx.arange(len(ids)), mx.array(ids)].sum()
-            totals.append((tokens + mx.logsumexp(table[-1, mx.array(self.stop_ids)])).item())
-        shares = np.exp(np.array(totals) - max(totals))
+            for ids in group:
+                own, later = later[:len(ids)], later[len(ids):]
+                table = mx.concatenate([logits[-1:], own])  # (length + 1, vocabulary)
+                table = table - mx.logsumexp(table, axis=-1, keepdims=True)
+                tokens = table[mx.arange(len(ids)), mx.array(ids)].sum()
+                totals.append(tokens + mx.logsumexp(table[-1, mx.array(self.stop_ids)]))
+        totals = np.array(mx.stack(totals), np.float64)
+        shares = np.exp(totals - totals.max())
         return tuple((shares / shares.sum()).tolist())
+
+    def _side_by_side(self, cache, choices, start):
+        """Logits of all choices' tokens in one call: each sees the prompt and itself, at the positions it has alone."""
+        owner = np.repeat(np.arange(len(choices)), [len(ids) for ids in choices])
+        among = (owner[:, None] == owner[None]) & np.tri(len(owner), dtype=bool)
+        held = kv_cache.take(cache).tokens
+        mask = mx.array(np.concatenate([np.ones((len(owner), held), bool), among], axis=1))
+        ids = [token for choice in choices for token in choice]
+        positions = np.concatenate([self.family.text_positions(start, len(choice)) for choice in choices], axis=1)
+        logits = self.family.forward(ids, self.family.embed(ids), positions, cache, keep=len(ids), mask=mask)
+        mx.eval(logits)
+        return logits
 
     def text(self, ids: list[int]) -> str:
         """The words of an answer's tokens."""
         return self._processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def sampler(temperature: float, top_p: float, seed: int) -> Callable[[mx.array], int]:
+    """Pick tokens by chance from logits, mx (vocabulary,): the same ones for the same seed and the same logits.
+
+    temperature: 0 picks the likeliest. top_p: only among the likeliest tokens that have this probability together.
+    """
+    if temperature == 0:
+        return _likeliest
+    key = mx.random.key(seed)
+
+    def sample(logits):
+        nonlocal key
+        key, draw = mx.random.split(key)
+        logits = logits / temperature
+        order = mx.argsort(-logits)
+        probabilities = mx.softmax(logits[order])
+        # A token counts while those before it fall short of top_p, so there is always one.
+        kept = mx.cumsum(probabilities) - probabilities < top_p
+        return order[mx.random.categorical(mx.where(kept, logits[order], -mx.inf), key=draw)].item()
+    return sample
+
+
+def _likeliest(logits):
+    return mx.argmax(logits).item()
 
 
 def load(name: str) -> Vlm:

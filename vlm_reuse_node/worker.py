@@ -157,8 +157,8 @@ class ModelWorker:
             self._ready.set_exception(error)
         else:
             self._ready.set_result(None)
-            while (step := self._inbox.next()) is not None:
-                self._do(step)
+            while self._inbox.is_open:
+                self._go_on()
         self._turn_away()
         self._sessions.clear()
         release_thread()
@@ -169,6 +169,15 @@ class ModelWorker:
         self._sessions = {name: SceneSession(vlm, self._config, name, self._refreshed, self._refused)
                           for name in self._config.cameras}
         self._model = vlm.name
+
+    def _go_on(self):
+        """One thing that waits; then, where nobody asks, one step of what a session has left to do."""
+        busy = next((session for session in self._sessions.values() if session.has_work), None)
+        step = self._inbox.next(wait=busy is None)
+        if step is not None:
+            self._do(step)
+        if busy and self._inbox.is_open and not len(self._inbox):
+            busy.work()
 
     def _do(self, step):
         """One step, whatever it is. Never raises."""

@@ -52,6 +52,10 @@ class Child:
         if self.has_ended:
             raise ChildError(f"The {self.name} ended by itself, too early. The end of '{self.log}':\n{self.tail()}")
 
+    def has_said(self, words: str) -> bool:
+        """Whether these words are among the last lines of its log."""
+        return words in self.tail()
+
     def end(self) -> None:
         """Ask it to end, more firmly each time, and wait until it has."""
         for request, patience_s in PATIENCE_S.items():

@@ -16,7 +16,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from vlm_reuse_node.demo.children import Child
 from vlm_reuse_node.demo.planner import Planner
-from vlm_reuse_node.demo.play import BagError, open_bag
+from vlm_reuse_node.demo.play import ALL_OUT, BagError, open_bag
 from vlm_reuse_node.demo.recorder import Recorder
 from vlm_reuse_node.demo.sidecar import read_sidecar, Sidecar
 from vlm_reuse_node.demo.summary import Summary
@@ -73,20 +73,23 @@ def run_live(args: argparse.Namespace, sidecar: Sidecar, check: Callable[[], Non
         planner.wait_for_node(LOAD_PATIENCE_S)
         player = stack.enter_context(Child('player', _player_command(args), args.out / 'player.log'))
         watched.append(player.check)
-        rows = _ask_all(planner, player, sidecar, first_ns)
+
+        def is_over():
+            return player.has_said(ALL_OUT) or player.has_ended
+        rows = _ask_all(planner, is_over, sidecar, first_ns)
         recorder.keep_diagnostics()
-        planner.wait_until(lambda: player.has_ended, 'the end of the bag', sidecar.seconds + END_PATIENCE_S)
+        planner.wait_until(is_over, 'the end of the bag', sidecar.seconds + END_PATIENCE_S)
         planner.see_the_last((last_ns - first_ns) / 1e9, seconds=2.0)
         return Summary(tuple(rows), tuple(recorder.looks), recorder.camera(sent)), recorder
 
 
-def _ask_all(planner, player, sidecar, first_ns):
+def _ask_all(planner, is_over, sidecar, first_ns):
     """Ask each question when it is due, and print its line."""
     table, rows, patience_s = Table(sidecar.questions), [], sidecar.seconds + END_PATIENCE_S
     print(f'Playing {sidecar.seconds:g} s of {sidecar.topic}; {len(sidecar.questions)} questions.\n\n{table.header()}',
           flush=True)
     for question in sidecar.questions:
-        planner.wait_for_time(first_ns + round(1e9 * question.at_s), lambda: player.has_ended, patience_s)
+        planner.wait_for_time(first_ns + round(1e9 * question.at_s), is_over, patience_s)
         rows.append(planner.ask_both(question))
         print(table.line(rows[-1]), flush=True)
     return rows

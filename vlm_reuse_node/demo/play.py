@@ -25,6 +25,7 @@ from vlm_reuse_node.errors import VlmReuseError
 
 
 HOLD_S = 0.3
+ALL_OUT = 'all messages are out'
 
 
 class BagError(VlmReuseError):
@@ -174,7 +175,8 @@ def _play(args) -> None:
         if args.wait:
             player.wait_for_subscribers(executor)
         played = player.play()
-        print(f'{played.messages} messages, the latest {played.latest_ms:.0f} ms behind its time')
+        # At once, and before the middleware shuts down: whoever waits for the bag need not wait for that.
+        print(f'{ALL_OUT}: {played.messages}, the latest {played.latest_ms:.0f} ms behind its time', flush=True)
     finally:
         rclpy.try_shutdown()
         bag.close()

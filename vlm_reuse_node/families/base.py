@@ -13,6 +13,7 @@ from vlm_reuse_node.errors import ModelError
 
 # model_type in config.json -> the module whose class `Family` serves it.
 FAMILIES = {
+    'gemma4': 'vlm_reuse_node.families.gemma4',
     'qwen2_5_vl': 'vlm_reuse_node.families.qwen2_5_vl',
     'qwen3_5': 'vlm_reuse_node.families.qwen3_5',
     'qwen3_5_moe': 'vlm_reuse_node.families.qwen3_5',
@@ -37,9 +38,11 @@ class Family(Protocol):
     """What a session asks of an architecture. Arrays named `mx` belong to the thread that made them.
 
     cell_px: pixels of a cell's side, on the picture as the model sees it.
+    takes_mask: whether `forward` takes a mask: attention layers with a flat cache alone.
     """
 
     cell_px: int
+    takes_mask: bool
 
     def __init__(self, model: Any, processor: Any):
         """Serve a model and a processor as `mlx_vlm.load` returns them."""
@@ -84,10 +87,12 @@ class Family(Protocol):
         A picture whose tokens see each other in both directions is never cut.
         """
 
-    def forward(self, ids: list[int], embeddings: Any, positions: np.ndarray, cache: list, keep: int = 1) -> Any:
+    def forward(self, ids: list[int], embeddings: Any, positions: np.ndarray, cache: list, keep: int = 1,
+                mask: Any = None) -> Any:
         """Run the language model once behind what `cache` holds, and add these tokens to it.
 
         ids, embeddings, positions: of the same tokens, one of `chunks`. cache: as the model's `make_cache` returned it.
+        mask: mx (length, held + length) bool, which tokens see which ones; None: all that come before.
         Returns the logits of the last `keep` tokens: mx (keep, vocabulary) float32. Not evaluated yet.
         """
 

@@ -1,0 +1,206 @@
+"""Keyframes of the past: what is kept, what a refresh pays with them, and that answers stay those of a cold run."""
+
+from hashlib import sha256
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from tiny_model import SECOND_NS, picture
+
+from vlm_reuse_node import kv_cache
+from vlm_reuse_node.budget import Level, Question, Status
+from vlm_reuse_node.config import Config
+from vlm_reuse_node.frame import Frame
+from vlm_reuse_node.session import SceneSession
+from vlm_reuse_node.turn import Stopped
+
+QUESTION = Question('what color is the square ?', max_tokens=6)
+SLOT = 14  # 12 cells, begin and end
+
+
+def observed(vlm, *stamps, **config):
+    """A session that has seen another picture at each of these times."""
+    session = SceneSession(vlm, Config(**({'history_frames': 3, 'keyframe_interval_s': 1.0} | config)))
+    for seed, stamp_s in enumerate(stamps):
+        session.observe(picture(seed, stamp_s))
+    return session
+
+
+def stamps(session):
+    return [kept.frame.stamp_ns / SECOND_NS for kept in session._state.pictures]
+
+
+def answers_equal(session):
+    now_ns = session.newest.stamp_ns
+    warm, cold = session.ask(QUESTION, now_ns=now_ns), session.ask_cold(QUESTION, now_ns=now_ns)
+    assert warm.status == cold.status == Status.OK
+    assert warm.token_ids == cold.token_ids and warm.tokens_reused == session._state.tokens
+    return warm
+
+
+def dump(state):
+    digest = sha256()
+    for entry in state.cache:
+        for array in (entry.keys, entry.values):
+            digest.update(np.array(array[:, :, :state.tokens]).tobytes())
+    return digest.hexdigest()
+
+
+def finish(session):
+    while session.has_work:
+        session.work()
+
+
+def test_without_history_only_the_newest_picture_is_kept(vlm):
+    assert stamps(observed(vlm, 0, 5, 10, history_frames=0)) == [10]
+
+
+def test_a_picture_becomes_a_keyframe_when_it_is_old_enough_and_changed(vlm):
+    session, seen = observed(vlm, 0, history_frames=9), []
+    rgb = session.newest.rgb.copy()
+    for step in range(1, 12):
+        rgb[:60, :60] ^= 255  # most of the picture stays: no change of scene
+        session.observe(Frame(rgb.copy(), stamp_ns=int(0.4 * step * SECOND_NS)))
+        seen.append(stamps(session))
+    history = seen[-1][:-1]
+    assert len(history) > 3 and all(1.0 <= b - a < 1.5 for a, b in zip(history[1:], history[2:]))
+    assert all(kept[:-1] == history[:len(kept) - 1] for kept in seen)  # what is kept stays
+    answers_equal(session)
+
+
+def test_a_change_of_scene_keeps_the_picture_before_it_at_once(vlm):
+    assert stamps(observed(vlm, 0, 0.1, 0.2, keyframe_interval_s=60, scene_change_share=0.5)) == [0, 0.1, 0.2]
+
+
+def test_a_picture_that_did_not_change_costs_nothing_and_is_no_keyframe(vlm):
+    session = observed(vlm, 0, 1)
+    refresh = session.observe(picture(1, 5.0))
+    assert refresh.level == Level.REUSE and stamps(session) == [0, 1]
+
+
+@pytest.mark.parametrize('count', [1, 2, 3, 4])
+def test_warm_equals_cold_at_every_length(vlm, count):
+    session = observed(vlm, *range(count))
+    assert len(session._state.pictures) == count
+    answers_equal(session)
+
+
+def test_a_changed_picture_pays_for_its_own_slot_alone(vlm):
+    session = observed(vlm, 0, 1, 2)
+    tokens = session._state.tokens
+    asked = session.ask(Question(QUESTION.text, force_refresh=True), now_ns=0, newest=lambda: picture(7, 2.1))
+    assert session._state.tokens in (tokens, tokens + SLOT)
+    assert asked.tokens_reused == session._state.tokens - SLOT and asked.level == Level.FRAME
+    answers_equal(session)
+
+
+def test_a_grown_state_is_bit_for_bit_one_computed_from_nothing(vlm):
+    session = observed(vlm, 0, 1, 1.2, 2, 2.3)
+    cold = session._cold_twin(session._state, SimpleNamespace(check=lambda: None, book=lambda *_: None))
+    assert dump(session._state) == dump(cold)
+
+
+def test_a_full_history_is_made_shorter_while_nobody_asks(vlm):
+    refreshes = []
+    session = observed(vlm, 0, 1, 2, 3)
+    session._on_refresh = lambda frame, refresh: refreshes.append(refresh)
+    assert not session.has_work
+    session.observe(picture(9, 4.0))
+    assert session.has_work and refreshes[-1].level == Level.FRAME  # the kept state serves on
+    session.work()
+    answers_equal(session)
+    session.observe(picture(10, 4.5))
+    answers_equal(session)
+    finish(session)
+    assert stamps(session) == [3, 4.5] and session.newest.stamp_ns == 4.5 * SECOND_NS
+    assert refreshes[-1].level == Level.FULL and refreshes[-1].reason == 'history rollover'
+    answers_equal(session)
+
+
+def test_memory_is_bounded_and_the_log_says_so(vlm, caplog, monkeypatch):
+    real = kv_cache.held_bytes
+    monkeypatch.setattr(kv_cache, 'held_bytes', lambda *args: 4 * real(*args))  # as if the model were larger
+    session = observed(vlm, 0, history_frames=200, max_cache_mb=1)
+    lengths = []
+    for step in range(1, 45):
+        session.observe(picture(step % 7, float(step)))
+        finish(session)
+        assert session._state.held_bytes <= 1e6
+        lengths.append(len(session._state.pictures))
+    assert 'max_cache_mb 1' in caplog.text and 10 < max(lengths) < 44
+    answers_equal(session)
+
+
+def test_the_models_context_bounds_the_history(vlm, monkeypatch):
+    monkeypatch.setattr(vlm, 'context', 100)
+    session = observed(vlm, *range(9), history_frames=50)
+    assert session._state.tokens <= 75
+    answers_equal(session)
+
+
+@pytest.mark.parametrize('config', [{}, {'keyframe_interval_s': 60.0, 'scene_change_share': 1.0}])
+@pytest.mark.parametrize('at', [1, 2])
+def test_a_refresh_that_was_given_up_is_made_up_for(vlm, config, at):
+    session, checks = observed(vlm, 0, 1, 2, **config), []
+
+    def check():
+        checks.append(1)
+        if len(checks) == at:
+            raise Stopped(Status.CANCELLED, 'enough')
+    with pytest.raises(Stopped):
+        session.observe(picture(8, 3.0), check=check)
+    answer = session.ask(Question(QUESTION.text, max_tokens=6), now_ns=3 * SECOND_NS)
+    assert answer.status == Status.OK
+    session.observe(picture(8, 3.1))
+    assert stamps(session)[-1] in (3.0, 3.1)
+    answers_equal(session)
+
+
+def test_a_failing_rollover_leaves_the_kept_state(vlm, monkeypatch, caplog):
+    session = observed(vlm, 0, 1, 2, 3, 4)
+    assert session.has_work
+    monkeypatch.setattr(session._history._next, 'append', lambda *_: 1 / 0)
+    session.work()
+    assert not session.has_work and 'could not be computed' in caplog.text
+    answers_equal(session)
+
+
+@pytest.mark.parametrize('frame', [picture(1, 5.0, size=(640, 480)), picture(1, 0.5)])
+def test_another_size_and_time_going_back_forget_the_history(vlm, frame):
+    session = observed(vlm, 0, 1, 2, 3, 4)
+    assert session.observe(frame).level == Level.FULL
+    assert len(session._state.pictures) == 1 and not session.has_work
+    answers_equal(session)
+
+
+def test_a_chat_template_that_numbers_its_pictures_at_the_end_keeps_no_history(vlm, monkeypatch, caplog):
+    monkeypatch.setattr('vlm_reuse_node.prompt.PromptTemplate.extends', lambda *_: False)
+    session = observed(vlm, 0, 1, 2)
+    assert stamps(session) == [2] and 'no history' in caplog.text
+
+
+@pytest.mark.parametrize('seed', range(6))
+def test_any_sequence_leaves_warm_equal_to_cold(vlm, seed):
+    rng, session = np.random.default_rng(seed), observed(vlm, 0, history_frames=int(seed % 4))
+    now_s = 0.0
+    for _ in range(25):
+        now_s += rng.choice((0.1, 0.6, 1.5))
+        act = rng.choice(('new', 'same', 'work', 'ask', 'cancel', 'reset'), p=(0.35, 0.1, 0.25, 0.15, 0.1, 0.05))
+        if act == 'reset':
+            session.reset()
+        if act in ('new', 'reset'):
+            session.observe(picture(int(rng.integers(5)), now_s))
+        elif act == 'same':
+            session.observe(Frame(session.newest.rgb, stamp_ns=int(now_s * SECOND_NS)))
+        elif act == 'work' and session.has_work:
+            session.work()
+        elif act == 'cancel':
+            looks, limit = [], int(rng.integers(1, 8))
+            session.ask(Question(QUESTION.text, force_refresh=True), now_ns=int(now_s * SECOND_NS),
+                        newest=lambda: picture(int(rng.integers(5)), now_s),
+                        cancelled=lambda: looks.append(1) or len(looks) > limit)
+        if session._has_state():
+            answers_equal(session)
+    finish(session)
+    if session._has_state():
+        answers_equal(session)
