@@ -63,7 +63,7 @@ class Trainer:
     def _resume(self):
         saved = torch.load(self.state, map_location=self.args.device)
         self.model.load_state_dict(saved['model'])
-        self.guide.load_state_dict(saved['guide'])
+        self.guide.load_state_dict(saved['guide'], strict=False)
         self.stage, self.step = saved['stage'], saved['step']
         self.saved_optimizer = saved['optimizer']
         name = STAGES[self.stage][0] if self.stage < len(STAGES) else 'done'
@@ -96,14 +96,19 @@ class Trainer:
             parameter.requires_grad_(True)
         parameters += [] if name == 'see' else self.guide.parameters()
         self.optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.02)
+        first = self.step
         if self.step and getattr(self, 'saved_optimizer', None):
-            self.optimizer.load_state_dict(self.saved_optimizer)
+            try:
+                self.optimizer.load_state_dict(self.saved_optimizer)
+                first = 0
+            except ValueError:
+                print('the guide has changed since: the optimiser starts anew', flush=True)
         step_of = {'see': self._see_step, 'answer': self._answer_step, 'window': self._window_step,
                    'all': self._all_step}[name]
         feed = self._feed(name, pictures)
         meter, saved = Meter(name, steps), time.monotonic()
         while self.step < steps:
-            warm = min(1.0, (self.step + 1) / 100)
+            warm = min(1.0, (self.step - first + 1) / 100)
             falling = min(1.0, 4 * (1 - self.step / steps) + 0.02)  # steady for three quarters, then down
             self.optimizer.param_groups[0]['lr'] = rate * warm * falling
             with torch.autocast(self.args.device.split(':')[0], torch.bfloat16):
@@ -205,7 +210,7 @@ class Trainer:
         for index, window in enumerate(cut if is_window else ()):
             changes[index, 1:] = [change_labels(window[0], now) for now in window[1:]]
         changes = torch.from_numpy(changes).to(self.args.device)
-        guide = self.guide.loss(packed[0] == self.prompts.image, packed[4], changes)
+        guide = self.guide.loss(packed[0] == self.prompts.image, packed[4], packed[5], changes)
         return loss + guided * guide, [*tally, *([('cell change', self.guide.told, 1)] if is_window else [])]
 
 

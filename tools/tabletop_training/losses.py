@@ -14,7 +14,8 @@ class Guide(torch.nn.Module):
 
     Every cell its picture, row and column, after the second layer: without it the language model takes thousands of
     steps to notice that positions tell where a cell is. Every mention of a thing that of the thing, after the third:
-    without it comparing two things is not learnt, as both must be found before either finding helps. Every cell of a
+    without it comparing two things is not learnt, as both must be found before either finding helps. The second of two
+    things where the first one lies from there, after the fourth: without it above was learnt, and left of not. Every cell of a
     later picture what changed there since the first, after the third and the fourth: without it that is hardly learnt,
     as a cell must find both its place and its thing in the first picture before any answer gets better.
     """
@@ -27,6 +28,7 @@ class Guide(torch.nn.Module):
         width = language.config.hidden_size
         self.read = torch.nn.Linear(width, ROWS + COLUMNS + STORY_FRAMES)
         self.find = torch.nn.Linear(width, ROWS + COLUMNS)
+        self.compare = torch.nn.Linear(width, 6)
         self.change = torch.nn.ModuleDict({str(layer): torch.nn.Linear(width, sum(self._CHANGE.values()))
                                            for layer in (2, 3)})
         self.hidden, self.told = {}, 0.0
@@ -38,11 +40,12 @@ class Guide(torch.nn.Module):
             self.hidden[layer] = output[0] if isinstance(output, tuple) else output
         return catch
 
-    def loss(self, is_cell: torch.Tensor, mentions: torch.Tensor, changes: torch.Tensor) -> torch.Tensor:
+    def loss(self, is_cell: torch.Tensor, mentions: torch.Tensor, relations: torch.Tensor,
+             changes: torch.Tensor) -> torch.Tensor:
         """Sum of the mean cross-entropies. Keeps in `told` the share of changed cells that say what changed.
 
         is_cell: (batch, length) bool, frames * 108 in every row. mentions: (batch, length) int, the cell of the thing
-        that is named there, -1 where none is. changes: (batch, frames, 108, 4) int, see `change_labels`.
+        that is named there, -1 where none is. relations: likewise, see `Prompts`. changes: (batch, frames, 108, 4) int, see `change_labels`.
         """
         cells = torch.arange(int(is_cell.sum()), device=is_cell.device)
         scores = self._scores(self.read, self.hidden[1][is_cell])
@@ -51,6 +54,10 @@ class Guide(torch.nn.Module):
         named = mentions >= 0
         if named.any():
             loss = loss + self._place_loss(self._scores(self.find, self.hidden[2][named]), mentions[named])
+        second = relations >= 0
+        if second.any():
+            scores, target = self._scores(self.compare, self.hidden[3][second]), relations[second]
+            loss = loss + F.cross_entropy(scores[:, :3], target // 3) + F.cross_entropy(scores[:, 3:], target % 3)
         if (changes >= 0).any():
             loss = loss + sum(self._change_loss(head, self.hidden[int(layer)][is_cell], changes.flatten(0, 2))
                               for layer, head in self.change.items())
@@ -86,7 +93,7 @@ def answers_loss(model, features, packed, image_token: int):
 
     features: (batch, frames * 108, hidden), the visual tokens in their order.
     """
-    ids, labels, segments, kinds, _, positions = packed
+    ids, labels, segments, kinds, *_, positions = packed
     embeds = model.model.language_model.embed_tokens(ids)
     embeds = embeds.masked_scatter((ids == image_token)[..., None], features.to(embeds.dtype))
     length = ids.shape[1]

@@ -34,22 +34,22 @@ class Prompts:
         return ids, np.concatenate(places, 1)
 
     def pack(self, frames: int, asked: list[list], newest: list[tuple], device):
-        """Tensors (batch, length) of ids, labels (-100: not scored), segments (0: pictures), kinds, mentions.
+        """Tensors (batch, length) of ids, labels (-100: not scored), segments (0: pictures), kinds, mentions, relations.
 
         Last, positions: (3, batch, length). newest: the things in the newest picture of each prompt.
         """
         head, places = self.prefix(frames)
         rows = [self._row(head, places, group, things) for group, things in zip(asked, newest)]
         length = max(len(row[0]) for row in rows)
-        fill = (self.pad, -100, -1, -1, -1)
+        fill = (self.pad, -100, -1, -1, -1, -1)
         flat = [np.stack([np.pad(row[i], (0, length - len(row[i])), constant_values=fill[i]) for row in rows])
-                for i in range(5)]
-        position = np.stack([np.pad(row[5], ((0, 0), (0, length - row[5].shape[1]))) for row in rows], 1)
+                for i in range(6)]
+        position = np.stack([np.pad(row[6], ((0, 0), (0, length - row[6].shape[1]))) for row in rows], 1)
         return [torch.from_numpy(np.ascontiguousarray(x)).to(device) for x in (*flat, position)]
 
     def _row(self, head, places, group, things):
         ids, labels, segments, kinds = list(head), [-100] * len(head), [0] * len(head), [-1] * len(head)
-        mentions = [-1] * len(head)
+        mentions, relations = [-1] * len(head), [-1] * len(head)
         positions, start = [places], int(places.max()) + 1
         for number, question in enumerate(group, 1):
             prompt = self.tokenizer.encode(question.text).ids + self.ask
@@ -58,21 +58,39 @@ class Prompts:
             # The token before predicts the next one, so labels are shifted here already.
             labels += [-100] * (len(prompt) - 1) + answer + [-100]
             segments += [number] * (len(prompt) + len(answer))
-            mentions += self._mentions(prompt, question.parts, things) + [-1] * len(answer)
+            named = self._mentions(prompt, question.parts, things)
+            listed = question.answer.split(' and ') if question.kind == 'list' else ()
+            mentions += named + self._mentions(answer, listed, things)
+            relations += self._relations(named, question, things) + [-1] * len(answer)
             kinds += [KINDS.index(question.kind)] * (len(prompt) + len(answer))
             positions.append(np.tile(start + np.arange(len(prompt) + len(answer)), (3, 1)))
-        return (*(np.array(row) for row in (ids, labels, segments, kinds, mentions)), np.concatenate(positions, 1))
+        return (*(np.array(row) for row in (ids, labels, segments, kinds, mentions, relations)),
+                np.concatenate(positions, 1))
 
     def _mentions(self, prompt, parts, things) -> list[int]:
         """For the last word of every part that means one thing alone, the cell of its centre; -1 elsewhere."""
         cells, start = [-1] * len(prompt), 0
         for part in parts:
             word = self.tokenizer.token_to_id(part.split()[-1])
-            fitting = [thing for thing in things if set(part.split()) <= {thing.colour, thing.shape}]
-            if word in prompt[start:] and len(fitting) == 1:
+            thing = questions.find(part, things)
+            if word in prompt[start:] and thing:
                 start = prompt.index(word, start) + 1
-                cells[start - 1] = int(fitting[0].y // 28) * COLUMNS + int(fitting[0].x // 28)
+                cells[start - 1] = int(thing.y // 28) * COLUMNS + int(thing.x // 28)
         return cells
+
+    @staticmethod
+    def _relations(named, question, things) -> list[int]:
+        """At the second of two things that are compared: 3 * across + down, of the first thing seen from there.
+
+        Each is 0 where it is too close to call, 1 for left or above, 2 for right or below.
+        """
+        marks, places = [-1] * len(named), [index for index, cell in enumerate(named) if cell >= 0]
+        if question.kind == 'relation' and len(places) == 2:
+            one, other = (questions.find(part, things) for part in question.parts)
+            across, down = (0 if abs(gap) < questions.RELATION_MARGIN else 1 if gap < 0 else 2
+                            for gap in (one.x - other.x, one.y - other.y))
+            marks[places[1]] = 3 * across + down
+        return marks
 
 
 def ask_about(rng, scenes, wanted: int, window: bool, list_share: float = 1.0) -> list:

@@ -110,7 +110,7 @@ def truth(topic: str, parts: tuple[str, ...], things: tuple[Thing, ...]) -> str 
     if topic == 'nearest':
         return _nearest_name(parts[0], things)
     if topic in _RELATIONS:
-        return _relation(topic, *(_find(part, things) for part in parts))
+        return _relation(topic, *(find(part, things) for part in parts))
     found = [thing for thing in things if _fits(thing, parts[0])]
     if len(found) != 1:
         return None if found else NONE
@@ -124,7 +124,7 @@ def window_truth(topic: str, parts: tuple[str, ...], first: tuple[Thing, ...], l
         return None  # something changed its colour: did it leave and another come?
     before, after = {thing.name: thing for thing in first}, {thing.name: thing for thing in last}
     if topic == 'direction':
-        name = _find(parts[0], tuple({**before, **after}.values()))
+        name = find(parts[0], tuple({**before, **after}.values()))
         both = name and name.name in before and name.name in after
         return (direction(before[name.name], after[name.name]) or STAYED) if both else None
     changed = {'appeared': [name for name in after if name not in before],
@@ -147,7 +147,7 @@ def _fits(thing: Thing, what: str) -> bool:
     return set(what.split()) <= {thing.colour, thing.shape}
 
 
-def _find(what: str, things) -> Thing | None:
+def find(what: str, things) -> Thing | None:
     """The only thing that fits, or None."""
     found = [thing for thing in things if _fits(thing, what)]
     return found[0] if len(found) == 1 else None
