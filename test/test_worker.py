@@ -279,6 +279,28 @@ def test_a_reset_forgets_the_waiting_frame_too(worker, brake):
     assert worker.refreshes[-1][1].level == Level.FULL and answer(worker).status == Status.OK
 
 
+def test_a_shorter_history_is_computed_while_nothing_waits(make_worker):
+    worker = make_worker(history_frames=2, keyframe_interval_s=0.0)
+    show(worker, *(picture(seed, stamp_s=seed) for seed in range(4)))
+    while worker.refreshes[-1][1].reason != 'history rollover':
+        assert worker.counted.acquire(timeout=WAIT_S)
+    warm, cold = answer(worker), answer(worker, ask=worker.ask_cold)
+    assert warm.token_ids == cold.token_ids and warm.stamp_ns == 3 * SECOND_NS
+    pictures, held = worker.stats().held['camera']
+    assert pictures == 2 and held > 0
+
+
+def test_questions_go_before_the_shorter_history(make_worker, brake):
+    worker = make_worker(history_frames=2, keyframe_interval_s=0.0)
+    show(worker, *(picture(seed, stamp_s=seed) for seed in range(3)))
+    held = hold_a_question(worker, brake)
+    worker.observe(picture(3, stamp_s=3))
+    waiting = [worker.ask('', QUESTION, 0) for _ in range(3)]
+    brake.go_on.set()
+    assert {future.result(WAIT_S).level for future in (held, *waiting)} <= {Level.FRAME}
+    assert all(refresh.reason != 'history rollover' for _, refresh in worker.refreshes[:3])
+
+
 def test_live_parameters_change_and_others_are_refused(worker):
     config = worker._config
     worker.configure(config.with_values(max_tokens=3))

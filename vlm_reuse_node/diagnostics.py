@@ -166,6 +166,8 @@ def model_status(node: str, stats, queue_size: int) -> DiagnosticStatus:
         level, message = WARN, (f'{stats.queue_length} questions wait, new ones get BUSY; ask less often, or raise '
                                 'queue_size.')
     values = {'model': stats.model, 'questions waiting': stats.queue_length,
+              **{f'state of {camera}': f'{pictures} pictures, {held / 1e6:.1f} MB'
+                 for camera, (pictures, held) in sorted(stats.held.items())},
               **{f'answers: {name}': count for name, count in sorted(stats.answers.items())}}
     return status(f'{node}: model', level, message, values, hardware_id=stats.model)
 

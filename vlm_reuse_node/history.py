@@ -39,6 +39,11 @@ class History:
         """Whether a state with a shorter history is being computed."""
         return self._next is not None
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the state with the shorter history, beside the kept one."""
+        return self._next.held_bytes if self._next else 0
+
     def can_step(self, state: State | None) -> bool:
         """Whether `step` has something to do now; without a live picture the next one decides."""
         return self.is_rolling_over and (bool(self._waiting) or (state is not None and state.has_live))
@@ -117,7 +122,8 @@ class History:
 
     def _say_short(self, state, pictures, config):
         _log.warning("Camera '%s': the state of %d pictures takes about %.0f MB, more than max_cache_mb %d; the "
-                     'history is kept shorter.', self._camera, pictures, self._needed_mb(state, pictures), config.max_cache_mb)
+                     'history is kept shorter.', self._camera, pictures, self._needed_mb(state, pictures),
+                     config.max_cache_mb)
 
     def _cut(self, state, kept, picture, check):
         """A shorter history at once, in the kept state's place: there is no memory for both. Returns the tokens."""

@@ -79,6 +79,13 @@ class SceneSession:
         return refresh
 
     @property
+    def held(self) -> tuple[int, int]:
+        """Pictures in the kept state, the live one included, and the bytes of all that is held for them."""
+        if self._state is None:
+            return 0, 0
+        return len(self._state.pictures), self._state.held_bytes + self._history.held_bytes
+
+    @property
     def has_work(self) -> bool:
         """Whether a shorter history waits to be computed; the kept one serves until then."""
         return self._history.can_step(self._state)

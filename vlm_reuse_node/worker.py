@@ -37,12 +37,14 @@ class WorkerStats:
     queue_length: questions that wait now, the running one not counted.
     answers: answers given, by status name.
     last_error: the newest failure of the model; '' when a picture was taken since.
+    held: pictures and bytes of each camera's state.
     """
 
     model: str
     queue_length: int
     answers: dict[str, int]
     last_error: str
+    held: dict[str, tuple[int, int]]
 
 
 class ModelWorker:
@@ -62,6 +64,7 @@ class ModelWorker:
         self._sessions: dict[str, SceneSession] = {}
         self._counting = threading.Lock()
         self._answers: Counter[str] = Counter()
+        self._held: dict[str, tuple[int, int]] = {}
         self._model = self._last_error = ''
 
     def start(self) -> None:
@@ -131,7 +134,7 @@ class ModelWorker:
     def stats(self) -> WorkerStats:
         """The counts now; never blocks on the model."""
         with self._counting:
-            return WorkerStats(self._model, len(self._inbox), dict(self._answers), self._last_error)
+            return WorkerStats(self._model, len(self._inbox), dict(self._answers), self._last_error, dict(self._held))
 
     def _queue(self, ask):
         """Put a question in the inbox, or answer it at once when it cannot wait there."""
@@ -178,6 +181,9 @@ class ModelWorker:
             self._do(step)
         if busy and self._inbox.is_open and not len(self._inbox):
             busy.work()
+        held = {name: session.held for name, session in self._sessions.items()}
+        with self._counting:
+            self._held = held
 
     def _do(self, step):
         """One step, whatever it is. Never raises."""

@@ -15,9 +15,9 @@ class Guide(torch.nn.Module):
     Every cell its picture, row and column, after the second layer: without it the language model takes thousands of
     steps to notice that positions tell where a cell is. Every mention of a thing that of the thing, after the third:
     without it comparing two things is not learnt, as both must be found before either finding helps. The second of two
-    things where the first one lies from there, after the fourth: without it above was learnt, and left of not. Every cell of a
-    later picture what changed there since the first, after the third and the fourth: without it that is hardly learnt,
-    as a cell must find both its place and its thing in the first picture before any answer gets better.
+    things where the first one lies from there, after the fourth: without it above was learnt, and left of not. Every
+    cell of a later picture what changed there since the first, after the third and the fourth: without it that is
+    hardly learnt, as a cell must find its place and its thing in the first picture before any answer gets better.
     """
 
     _CHANGE = {'what': len(CHANGES), 'way': len(questions.DIRECTIONS), 'colour': len(tabletop.COLOURS),
@@ -45,7 +45,8 @@ class Guide(torch.nn.Module):
         """Sum of the mean cross-entropies. Keeps in `told` the share of changed cells that say what changed.
 
         is_cell: (batch, length) bool, frames * 108 in every row. mentions: (batch, length) int, the cell of the thing
-        that is named there, -1 where none is. relations: likewise, see `Prompts`. changes: (batch, frames, 108, 4) int, see `change_labels`.
+        that is named there, -1 where none is. relations: likewise, see `Prompts`.
+        changes: (batch, frames, 108, 4) int, see `change_labels`.
         """
         cells = torch.arange(int(is_cell.sum()), device=is_cell.device)
         scores = self._scores(self.read, self.hidden[1][is_cell])

@@ -34,7 +34,7 @@ class Prompts:
         return ids, np.concatenate(places, 1)
 
     def pack(self, frames: int, asked: list[list], newest: list[tuple], device):
-        """Tensors (batch, length) of ids, labels (-100: not scored), segments (0: pictures), kinds, mentions, relations.
+        """Tensors (batch, length): ids, labels (-100: not scored), segments (0: pictures), kinds, mentions, relations.
 
         Last, positions: (3, batch, length). newest: the things in the newest picture of each prompt.
         """
