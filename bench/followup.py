@@ -8,7 +8,8 @@ floor  forward of the question's tokens, then of the answer's, on a ready cache,
        which no snapshot shares: what a snapshot makes the first write pay counts against warm. A choice has as many
        forward calls as `Vlm.score` makes: one for all, or one for each where the model takes no mask
 peers  mlx-vlm's `generate` cold; with `PromptCacheState`; with APC. The last two have answered another question about
-       the same pictures before, untimed; follow-ups are timed until one is slow, at most three, and checked
+       the same pictures before, in one untimed run that fills both; follow-ups are timed until one is slow, at most
+       three, and checked
 
 A question is 12 tokens behind the snapshot, the chat template's end with it; a text has 8 tokens, greedily. Warm and
 floor alternate and are medians; cold is one run where it takes long, the median of three at one or two pictures.
@@ -56,7 +57,7 @@ from vlm_reuse_node.budget import Answer, Level, Question, Status
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.frame import Frame
 from vlm_reuse_node.session import SceneSession
-from vlm_reuse_node.state import Picture, State
+from vlm_reuse_node.state import State
 from vlm_reuse_node.vlm import Vlm
 
 OUTPUT = Path(__file__).parents[1] / 'out' / 'bench' / 'followup.json'
@@ -92,6 +93,22 @@ class Scene:
         if answer.status != Status.OK or (not choices and answer.tokens_generated != ANSWER_TOKENS):
             raise RuntimeError(f'{answer.status}, {answer.tokens_generated} tokens: {answer.message}')
         return answer
+
+
+class ColdBuilds:
+    """Notes how long a session's cold answers take for their states (`full`), and keeps the newest of these."""
+
+    def __init__(self, session: SceneSession):
+        """Stand in for what builds them."""
+        self.times_ms: list[float] = []
+        self.newest: State | None = None
+        self._build, session._cold_twin = session._cold_twin, self
+
+    def __call__(self, *arguments) -> State:
+        """Build one."""
+        ms, self.newest = timed(lambda: self._build(*arguments))
+        self.times_ms.append(ms)
+        return self.newest
 
 
 def timed(call: Callable) -> tuple[float, object]:
@@ -196,8 +213,8 @@ def snapshot_restore_ms(scene: Scene) -> float:
     return take_ms + restore_ms
 
 
-def measure_question(scene: Scene, choices: tuple[str, ...], colds: list[State], repeats: int) -> dict:
-    """One row. colds: the state computed from nothing on two chunk grids, the kept state's first."""
+def measure_question(scene: Scene, choices: tuple[str, ...], builds: ColdBuilds, other: State, repeats: int) -> dict:
+    """One row. other: the state computed on another chunk grid."""
     warm, floor = [], []
     for _ in range(repeats + 1):
         warm.append(timed(lambda: scene.ask(scene.question, choices)))
@@ -208,7 +225,7 @@ def measure_question(scene: Scene, choices: tuple[str, ...], colds: list[State],
         raise RuntimeError(f'The floor answers {floor[-1][1]}, the session {answer.token_ids}.')
     cold = [timed(lambda: scene.ask(scene.question, choices, cold=True)) for _ in range(cold_runs(scene))]
     cold_ms = median(ms for ms, _ in cold)
-    tables = [log_probabilities(scene, state, answer, choices) for state in (scene.state, *colds)]
+    tables = [log_probabilities(scene, state, answer, choices) for state in (scene.state, builds.newest, other)]
     kept_ms = median(snapshot_restore_ms(scene) for _ in range(repeats))
     return {
         'question': 'choice' if choices else 'text', 'prompt_tokens': scene.state.tokens + QUESTION_TOKENS,
@@ -227,13 +244,11 @@ def cold_runs(scene: Scene) -> int:
     return FEW_RUNS if len(scene.state.pictures) <= FEW_FRAMES else 1
 
 
-def build_cold(scene: Scene, grid: int, pictures: list[Picture] | None = None) -> State:
-    """The kept state from nothing, in chunks of at most `grid` tokens; from pictures already seen if given."""
-    usual, vlms.PREFILL_CHUNK = vlms.PREFILL_CHUNK, grid
+def build_on_grid(scene: Scene, tokens: int) -> State:
+    """The kept pictures' state, prefilled in chunks of at most so many tokens."""
+    usual, vlms.PREFILL_CHUNK = vlms.PREFILL_CHUNK, tokens
     try:
-        if pictures is None:
-            pictures = [Picture.see(scene.vlm, kept.frame) for kept in scene.state.pictures]
-        return states.build(scene.vlm, scene.session._template_for, pictures)
+        return states.build(scene.vlm, scene.session._template_for, scene.state.pictures)
     finally:
         vlms.PREFILL_CHUNK = usual
 
@@ -291,8 +306,12 @@ class Peers:
         answer = runs[0][1]
         cold = {'ms': median(ms for ms, *_ in runs), 'tokens_reused': 0, 'answer_right': True,
                 'answer_right_after_new_picture': True, 'answer_equal_to_ours': answer == list(ours.token_ids)}
-        caches = {'prompt_cache_state': PromptCacheState()}, {'apc_manager': apc.APCManager()}
-        return dict(zip(PEERS, (cold, *(self.follow_up(answer, **options) for options in caches))))
+        caches = {'prompt_cache_state': PromptCacheState(), 'apc_manager': apc.APCManager()}
+        try:
+            self.run(self.scene.other, self.old, **caches)  # fills both
+        except Exception as error:
+            return {PEERS[0]: cold} | dict.fromkeys(PEERS[1:], failed(error))
+        return dict(zip(PEERS, (cold, *(self.follow_up(answer, **{name: kept}) for name, kept in caches.items()))))
 
     def run(self, text: str, frames: list[Frame], **options) -> tuple[float, list[int], int]:
         """Milliseconds, the answer's tokens, and the prompt tokens that were reused."""
@@ -308,7 +327,6 @@ class Peers:
         """The entry of one that keeps something between questions. answer: the right one."""
         question, other = self.scene.question, self.scene.other
         try:
-            self.run(other, self.old, **options)
             asked = [self.run(question, self.old, **options)]
             while len(asked) < FEW_RUNS and asked[-1][0] < SLOW_MS:
                 self.run(other, self.old, **options)
@@ -335,16 +353,14 @@ def measure(vlm: Vlm, frames: int, repeats: int) -> tuple[dict, list[dict]]:
     """One state and its rows."""
     scene = see(vlm, frames)
     grids = [vlms.PREFILL_CHUNK, scene.state.live.grid.cells // 2]
-    full_ms, cold = timed(lambda: build_cold(scene, grids[0]))
-    colds = [cold, build_cold(scene, grids[1], cold.pictures)]
-    rows = [measure_question(scene, choices, colds, repeats) for choices in ((), CHOICES)]
-    del cold, colds
-    state = {'frames': frames, **memory(scene.state)}
+    builds, other = ColdBuilds(scene.session), build_on_grid(scene, grids[1])
+    rows = [measure_question(scene, choices, builds, other, repeats) for choices in ((), CHOICES)]
+    state = {'frames': frames, **memory(scene.state), 'full_ms': median(builds.times_ms)}
     ours, old = scene.ask(scene.question), [kept.frame for kept in scene.state.pictures]
     frame_ms, told_apart = replace_newest(scene, FEW_RUNS)
     new = [kept.frame for kept in scene.state.pictures]
     rows[0]['peers'] = Peers(scene, old, new, told_apart).measure(ours)
-    return state | {'frame_ms': frame_ms, 'full_ms': full_ms}, [
+    return state | {'frame_ms': frame_ms}, [
         {'frames': frames, **row, 'noise_grids': grids} for row in rows]
 
 
@@ -391,7 +407,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument('--shapes', nargs='+', choices=SHAPES, default=list(SHAPES), help='default: all')
     parser.add_argument('--frames', nargs='+', type=int, default=[1, 8, 20, 32],
                         help='pictures in the state; default: %(default)s')
-    parser.add_argument('--repeats', type=int, default=7, help='warm and floor runs of each; default: %(default)s')
+    parser.add_argument('--repeats', type=int, default=5, help='warm and floor runs of each; default: %(default)s')
     parser.add_argument('--tiny', action='store_true', help="the tests' models: to try this program, not to time")
     parser.add_argument('--output', type=Path, default=OUTPUT, help='the JSON file; default: %(default)s')
     return parser

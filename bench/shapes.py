@@ -30,13 +30,13 @@ QWEN = {
 QWEN_VISION = {'depth': 2, 'hidden_size': 320, 'intermediate_size': 1280, 'out_hidden_size': 512, 'num_heads': 4,
                'window_size': 112, 'fullatt_block_indexes': [1]}
 GEMMA_TEXT = {
-    'hidden_size': 512, 'intermediate_size': 2432, 'num_hidden_layers': 6, 'num_attention_heads': 4,
+    'hidden_size': 512, 'intermediate_size': 2560, 'num_hidden_layers': 6, 'num_attention_heads': 4,
     'num_key_value_heads': 2, 'head_dim': 128, 'global_head_dim': 256, 'num_global_key_value_heads': 1,
     'sliding_window': 512, 'layer_types': ['sliding_attention'] * 5 + ['full_attention'],
     'max_position_embeddings': CONTEXT}
 GEMMA_VISION = {
-    'hidden_size': 256, 'intermediate_size': 1024, 'num_hidden_layers': 2, 'num_attention_heads': 4,
-    'num_key_value_heads': 4, 'head_dim': 64, 'global_head_dim': 64, 'patch_size': 16, 'pooling_kernel_size': 3,
+    'hidden_size': 192, 'intermediate_size': 768, 'num_hidden_layers': 2, 'num_attention_heads': 3,
+    'num_key_value_heads': 3, 'head_dim': 64, 'global_head_dim': 64, 'patch_size': 16, 'pooling_kernel_size': 3,
     'position_embedding_size': 64, 'default_output_length': CELLS}
 
 
