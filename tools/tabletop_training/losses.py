@@ -15,9 +15,9 @@ class Guide(torch.nn.Module):
     Every cell its picture, row and column, after the second layer: without it the language model takes thousands of
     steps to notice that positions tell where a cell is. Every mention of a thing that of the thing, after the third:
     without it comparing two things is not learnt, as both must be found before either finding helps. The second of two
-    things where the first one lies from there, after the fourth: without it above was learnt, and left of not. Every
-    cell of a later picture what changed there since the first, after the third and the fourth: without it that is
-    hardly learnt, as a cell must find its place and its thing in the first picture before any answer gets better.
+    things where the first one lies from there, and whether that is what is asked, after the fourth. Every cell of a
+    later picture what changed there since the first, after the third and the fourth: without it that is hardly learnt,
+    as a cell must find its place and its thing in the first picture before any answer gets better.
     """
 
     _CHANGE = {'what': len(CHANGES), 'way': len(questions.DIRECTIONS), 'colour': len(tabletop.COLOURS),
@@ -28,7 +28,7 @@ class Guide(torch.nn.Module):
         width = language.config.hidden_size
         self.read = torch.nn.Linear(width, ROWS + COLUMNS + STORY_FRAMES)
         self.find = torch.nn.Linear(width, ROWS + COLUMNS)
-        self.compare = torch.nn.Linear(width, 6)
+        self.compare = torch.nn.Linear(width, 8)
         self.change = torch.nn.ModuleDict({str(layer): torch.nn.Linear(width, sum(self._CHANGE.values()))
                                            for layer in (2, 3)})
         self.hidden, self.told = {}, 0.0
@@ -58,7 +58,8 @@ class Guide(torch.nn.Module):
         second = relations >= 0
         if second.any():
             scores, target = self._scores(self.compare, self.hidden[3][second]), relations[second]
-            loss = loss + F.cross_entropy(scores[:, :3], target // 3) + F.cross_entropy(scores[:, 3:], target % 3)
+            loss = loss + sum(F.cross_entropy(part, label) for part, label in zip(
+                scores.split((3, 3, 2), -1), (target // 3 % 3, target % 3, target // 9)))
         if (changes >= 0).any():
             loss = loss + sum(self._change_loss(head, self.hidden[int(layer)][is_cell], changes.flatten(0, 2))
                               for layer, head in self.change.items())

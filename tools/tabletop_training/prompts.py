@@ -80,16 +80,16 @@ class Prompts:
 
     @staticmethod
     def _relations(named, question, things) -> list[int]:
-        """At the second of two things that are compared: 3 * across + down, of the first thing seen from there.
+        """At the second of two things that are compared: 9 * holds + 3 * across + down, of the first seen from there.
 
-        Each is 0 where it is too close to call, 1 for left or above, 2 for right or below.
+        holds: 1 where the answer is yes. across and down: 0 too close to call, 1 left or above, 2 right or below.
         """
         marks, places = [-1] * len(named), [index for index, cell in enumerate(named) if cell >= 0]
         if question.kind == 'relation' and len(places) == 2:
             one, other = (questions.find(part, things) for part in question.parts)
             across, down = (0 if abs(gap) < questions.RELATION_MARGIN else 1 if gap < 0 else 2
                             for gap in (one.x - other.x, one.y - other.y))
-            marks[places[1]] = 3 * across + down
+            marks[places[1]] = 9 * (question.answer == 'yes') + 3 * across + down
         return marks
 
 
@@ -102,7 +102,7 @@ def ask_about(rng, scenes, wanted: int, window: bool, list_share: float = 1.0) -
         asked += [questions.window_question(rng, scenes[0], scenes[-1], kind)
                   for kind in (*questions.WINDOW_KINDS, *questions.WINDOW_KINDS)]
     asked = [question for question in asked if question]
-    weights = np.array([1.0, 0.6, 1.6, 0.8, 1.8, 4.0, 1.2, 0.5, 0.6, 0.3])
+    weights = np.array([1.0, 0.6, 1.6, 0.8, 1.8, 6.0, 1.2, 0.5, 0.6, 0.3])
     for _ in range(3 * wanted):
         if len(asked) >= wanted:
             break
