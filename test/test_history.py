@@ -141,18 +141,85 @@ def test_the_models_context_bounds_the_history(vlm, monkeypatch):
 @pytest.mark.parametrize('config', [{}, {'keyframe_interval_s': 60.0, 'scene_change_share': 1.0}])
 @pytest.mark.parametrize('at', [1, 2])
 def test_a_refresh_that_was_given_up_is_made_up_for(vlm, config, at):
-    session, checks = observed(vlm, 0, 1, 2, **config), []
+    session = observed(vlm, 0, 1, 2, **config)
+    with pytest.raises(Stopped):
+        session.observe(picture(8, 3.0), check=stopping_at(at))
+    answer = session.ask(Question(QUESTION.text, max_tokens=6), now_ns=3 * SECOND_NS)
+    assert answer.status == Status.OK and answer.cached_stamp_ns == answer.stamp_ns == 3 * SECOND_NS
+    answers_equal(session)
+
+
+def stopping_at(count):
+    """A check that stops the model at its nth look."""
+    looks = []
 
     def check():
-        checks.append(1)
-        if len(checks) == at:
+        looks.append(1)
+        if len(looks) == count:
             raise Stopped(Status.CANCELLED, 'enough')
+    return check
+
+
+@pytest.mark.parametrize('frame', [picture(8, 0.5), picture(8, 3.0, size=(640, 480))])
+def test_a_jump_that_was_given_up_is_not_forgotten(vlm, frame):
+    session = observed(vlm, 1, 2)
     with pytest.raises(Stopped):
-        session.observe(picture(8, 3.0), check=check)
-    answer = session.ask(Question(QUESTION.text, max_tokens=6), now_ns=3 * SECOND_NS)
-    assert answer.status == Status.OK
-    session.observe(picture(8, 3.1))
-    assert stamps(session)[-1] in (3.0, 3.1)
+        session.observe(frame, check=stopping_at(1))
+    session.observe(picture(9, 3.5, size=frame.size[::-1]))
+    assert stamps(session) == [3.5]
+    answers_equal(session)
+
+
+@pytest.mark.parametrize('at', range(1, 7))
+def test_a_cut_that_was_given_up_never_serves_an_old_picture(vlm, monkeypatch, at):
+    session = observed(vlm, 0, 1, 2, 3, history_frames=5)
+    session.config = Config(history_frames=2, keyframe_interval_s=1.0)
+    try:
+        session.observe(picture(8, 4.0), check=stopping_at(at))
+    except Stopped:
+        pass
+    session.observe(picture(3, 4.1))  # what was live before
+    assert np.array_equal(session._state.live.frame.rgb, picture(3).rgb)
+    answers_equal(session)
+
+
+def test_a_rollover_waits_for_a_live_picture(vlm):
+    session = observed(vlm, 0, 1, 2, 3, 4)
+    while session._history._waiting:
+        session.work()
+    with pytest.raises(Stopped):
+        session.observe(picture(8, 4.1), check=stopping_at(2))  # in the middle of the slot
+    assert not session._state.has_live and not session.has_work
+    session.work()
+    answer = session.ask(QUESTION, now_ns=int(4.1 * SECOND_NS))
+    assert answer.cached_stamp_ns == int(4.1 * SECOND_NS)
+    session.reset()
+    session.work()
+    assert session.newest is None
+
+
+def test_what_was_stopped_in_a_rollover_is_made_again(vlm):
+    session = observed(vlm, 0, 1, 2, 3, 4)
+    session.work(stopping_at(1))
+    finish(session)
+    assert stamps(session) == [3, 4]
+    answers_equal(session)
+
+
+def test_one_picture_that_fills_memory_or_context_keeps_no_history(vlm, monkeypatch, caplog):
+    monkeypatch.setattr(vlm, 'context', 45)
+    session = observed(vlm, 0, 1, 2, history_frames=3)
+    finish(session)
+    assert stamps(session) == [2] and not session.has_work and 'kept to 0 keyframes' in caplog.text
+    answers_equal(session)
+
+
+@pytest.mark.parametrize('frames', [0, 1, 2])
+def test_a_lower_limit_holds_from_the_next_change_on(vlm, frames):
+    session = observed(vlm, 0, 1, 2, 3, 4, 5, history_frames=5)
+    session.config = Config(history_frames=frames)
+    session.observe(picture(9, 6.0))
+    assert len(stamps(session)) == frames + 1 and stamps(session)[-1] == 6
     answers_equal(session)
 
 
@@ -162,6 +229,9 @@ def test_a_failing_rollover_leaves_the_kept_state(vlm, monkeypatch, caplog):
     monkeypatch.setattr(session._history._next, 'append', lambda *_: 1 / 0)
     session.work()
     assert not session.has_work and 'could not be computed' in caplog.text
+    answers_equal(session)
+    session.observe(picture(9, 9.0))  # from now on in the kept state's place
+    assert not session.has_work and stamps(session)[-1] == 9
     answers_equal(session)
 
 

@@ -30,14 +30,11 @@ class History:
         """Start without a rollover."""
         self._vlm, self._template_for, self._camera = vlm, template_for, camera
         self._next: State | None = None
-        self._waiting: list[Picture] = []
-        self._can_grow = None
+        self._waiting: tuple[Picture, ...] = ()
+        self._can_grow: bool | None = None
+        self._at_once = False  # a rollover beside the kept state has failed
+        self._said_room: int | None = None
         self.spent_ms = 0.0
-
-    @property
-    def is_rolling_over(self) -> bool:
-        """Whether a state with a shorter history is being computed."""
-        return self._next is not None
 
     @property
     def held_bytes(self) -> int:
@@ -46,40 +43,52 @@ class History:
 
     def can_step(self, state: State | None) -> bool:
         """Whether `step` has something to do now; without a live picture the next one decides."""
-        return self.is_rolling_over and (bool(self._waiting) or (state is not None and state.has_live))
+        return self._next is not None and state is not None and (bool(self._waiting) or state.has_live)
 
     def stop(self) -> None:
         """Give a rollover up."""
-        self._next, self._waiting = None, []
+        self._next, self._waiting = None, ()
+
+    def fail(self) -> None:
+        """Give a rollover up, and from now on compute a shorter history in the kept state's place."""
+        self.stop()
+        self._at_once = True
 
     def refresh(self, state: State, picture: Picture, scene_changed: bool, config: Config,
                 check: Callable[[], None]) -> int:
         """Put a new live picture behind the history; what was live becomes a keyframe when one is due.
 
-        Returns the prompt tokens that were computed: one slot, unless memory is so short that a shorter history must be
-        computed at once. `check` may raise between two chunks: the state has no live picture then, or still the old
-        one, and can be refreshed again.
+        Returns the prompt tokens that were computed: one slot, unless the history must be cut at once. `check` may
+        raise between two chunks: the state has no live picture then, or still the old one, and can be refreshed again.
         """
-        if not self._is_due(state, scene_changed, config):
-            state.drop_live()
-        elif not self._has_room(state, config):
-            kept = state.pictures[-max(1, (len(state.pictures) - 1) // 2):]
-            if self._needed_mb(state, len(state.pictures) + len(kept) + 1) > config.max_cache_mb:
-                return self._cut(state, kept, picture, check)
-            self._next, self._waiting, self.spent_ms = State(self._vlm, self._template_for), list(kept), 0.0
+        room, keyframes = self._room(state, config), len(state.pictures) - state.has_live
+        if self._next and len(self._next.pictures) + len(self._waiting) > room:
+            self.stop()
+        is_due = room > 0 and self._is_due(state, scene_changed, config)
+        if keyframes > room:
+            return self._cut(state, state.pictures[:keyframes], room, picture, check)
+        if is_due and keyframes == room:
+            kept = max(1, room // 2)
+            if self._at_once or self._needed_mb(state, len(state.pictures) + kept + 1) > config.max_cache_mb:
+                return self._cut(state, state.pictures, kept, picture, check)
+            self._next, self._waiting, self.spent_ms = State(self._vlm, self._template_for), state.pictures[-kept:], 0.0
+            is_due = False
+        if not is_due:
             state.drop_live()
         paid = state.append(picture, check)
-        count = len(state.pictures)
-        if count > 1 and self._needed_mb(state, count) > config.max_cache_mb:
-            self._say_short(state, count, config)
-            paid += self._cut(state, state.pictures[1 + count // 2:-1], picture, check)
+        keyframes = len(state.pictures) - 1
+        if keyframes > (room := self._room(state, config)):
+            paid = self._cut(state, state.pictures[:-1], room, picture, check)
         return paid
 
-    def step(self, state: State) -> State | None:
-        """Compute one picture of the shorter history. Returns the new state when the live one is in it too."""
+    def step(self, state: State, check: Callable[[], None]) -> State | None:
+        """Compute one picture of the shorter history. Returns the new state when the live one is in it too.
+
+        `check` may raise between two chunks; the step can be made again.
+        """
         started = time.perf_counter()
         newer = self._next
-        newer.append(self._waiting[0] if self._waiting else state.live)
+        newer.append(self._waiting[0] if self._waiting else state.live, check)
         self.spent_ms += 1e3 * (time.perf_counter() - started)
         if self._waiting:
             self._waiting = self._waiting[1:]
@@ -89,7 +98,7 @@ class History:
 
     def _is_due(self, state, scene_changed, config):
         """Whether the live picture is to be kept as a keyframe."""
-        if not state.has_live or config.history_frames == 0 or self.is_rolling_over or not self._grows():
+        if not state.has_live or self._next or not self._grows():
             return False
         if len(state.pictures) == 1 or scene_changed:
             return True
@@ -105,28 +114,34 @@ class History:
                              'first; no history is kept.', self._camera)
         return self._can_grow
 
-    def _has_room(self, state, config):
-        """Whether one more picture may be kept."""
-        count = len(state.pictures)
-        if count > config.history_frames:
-            return False
-        if self._needed_mb(state, count + 1) > config.max_cache_mb:
-            self._say_short(state, count + 1, config)
-            return False
-        return self._vlm.context is None or state.tokens * (count + 1) / count <= CONTEXT_SHARE * self._vlm.context
+    def _room(self, state, config):
+        """Most keyframes before a live picture: by parameter, memory and context, as far as the pictures held tell."""
+        count, wanted = len(state.pictures), config.history_frames
+        if count == 0 or wanted == 0:
+            return wanted
+        fitting = int(config.max_cache_mb / self._needed_mb(state, 1)) - 1
+        if self._vlm.context is not None:
+            fitting = min(fitting, int(CONTEXT_SHARE * self._vlm.context * count / state.tokens) - 1)
+        room = max(0, min(wanted, fitting))
+        if room < wanted and room != self._said_room:
+            self._said_room = room
+            _log.warning("Camera '%s': the history is kept to %d keyframes of %d (history_frames): a picture takes "
+                         'about %.1f MB of max_cache_mb %d, and %d tokens.', self._camera, room, wanted,
+                         self._needed_mb(state, 1), config.max_cache_mb, state.tokens // count)
+        return room
 
     @staticmethod
     def _needed_mb(state, pictures):
         """Memory of so many pictures, as far as those that are held tell."""
         return state.held_bytes / len(state.pictures) * pictures / 1e6
 
-    def _say_short(self, state, pictures, config):
-        _log.warning("Camera '%s': the state of %d pictures takes about %.0f MB, more than max_cache_mb %d; the "
-                     'history is kept shorter.', self._camera, pictures, self._needed_mb(state, pictures),
-                     config.max_cache_mb)
-
-    def _cut(self, state, kept, picture, check):
-        """A shorter history at once, in the kept state's place: there is no memory for both. Returns the tokens."""
+    def _cut(self, state, pictures, most, picture, check):
+        """The newest `most` of the pictures as history at once, in the kept state's place. Returns the tokens."""
         self.stop()
+        kept = pictures[len(pictures) - min(most, len(pictures)):]
         state.clear()
-        return sum(state.append(each, check) for each in (*kept, picture))
+        try:
+            return sum(state.append(each, check) for each in (*kept, picture))
+        except BaseException:
+            state.clear()  # what is half-way has an old picture where the live one belongs
+            raise

@@ -40,7 +40,8 @@ class SceneSession:
                  on_refused: Callable[[Frame, ImageError], None] | None = None):
         """Start without a picture.
 
-        on_refresh: called after every observed frame. on_refused: called after every frame that the model cannot take.
+        on_refresh: called after every observed frame, and with the newest one after a history rollover.
+        on_refused: called after every frame that the model cannot take.
         Raises ConfigError when config.system_prompt holds special tokens of the model.
         """
         self.config = config
@@ -53,6 +54,7 @@ class SceneSession:
         self._detector: ChangeDetector | None = None
         self._ages: CellAges | None = None
         self._prefilled = 0  # prompt tokens computed for refreshes so far
+        self._is_current = False  # whether the state stands for the newest picture
         self._level = Level.FULL
 
     def observe(self, frame: Frame, *, force: bool = False, check: Callable[[], None] = lambda: None) -> Refresh:
@@ -75,7 +77,9 @@ class SceneSession:
         else:
             refresh = self._computed(frame, full, stale, force, change_ms, check)
         # 4. Say what it cost.
-        self._tell(frame, refresh)
+        self.newest, self._level, self._is_current = frame, refresh.level, True
+        if self._on_refresh:
+            self._on_refresh(frame, refresh)
         return refresh
 
     @property
@@ -90,25 +94,31 @@ class SceneSession:
         """Whether a shorter history waits to be computed; the kept one serves until then."""
         return self._history.can_step(self._state)
 
-    def work(self) -> None:
+    def work(self, check: Callable[[], None] = lambda: None) -> None:
         """Compute one picture of the shorter history, and take it over when it is complete; call it while idle.
 
-        Never raises: the kept state serves on whatever happens.
+        check: may raise Stopped between two steps of the model; the picture is computed the next time. Raises nothing
+        but what on_refresh raises: the kept state serves on whatever happens.
         """
+        if not self.has_work:
+            return
         try:
-            newer = self._history.step(self._state)
+            newer = self._history.step(self._state, check)
+        except Stopped:
+            return
         except Exception:
-            _log.exception("Camera '%s': a shorter history could not be computed; the kept one goes on.", self._camera)
-            self._history.stop()
+            _log.exception("Camera '%s': a shorter history could not be computed beside the kept one.", self._camera)
+            self._history.fail()
             return
         if newer is None:
             return
-        self._state = newer
+        self._state, self._level, newest = newer, Level.FULL, self.newest
         everything = np.ones(newer.live.grid, bool)
-        live = newer.live.frame
-        self._tell(live, Refresh(self._camera, live.stamp_ns, live.frame_id, Level.FULL, 'history rollover',
-                                 refreshed=everything, deferred=~everything, prefill_ms=self._history.spent_ms),
-                   newest=self.newest)
+        refresh = Refresh(self._camera, newest.stamp_ns, newest.frame_id, Level.FULL, 'history rollover',
+                          refreshed=everything, deferred=~everything, prefill_ms=self._history.spent_ms,
+                          oldest_cell_age_s=float(self._ages.seconds(newest.stamp_ns).max()))
+        if self._on_refresh:
+            self._on_refresh(newest, refresh)
 
     def ask(self, question: Question, *, now_ns: int, cancelled: Callable[[], bool] | None = None,
             asked_s: float | None = None, newest: Callable[[], Frame | None] = lambda: None) -> Answer:
@@ -127,7 +137,7 @@ class SceneSession:
         """Answer the same question on the same cached picture from nothing, on a cache of its own.
 
         The reference that `ask` is compared with: image processor, vision tower, prefill of everything, decode, in the
-        same chunks. The kept state is not touched.
+        same chunks. The kept state is not touched, unless the model fails.
         """
         return self._guarded(question, now_ns, cancelled, asked_s, newest, cold=True)
 
@@ -141,10 +151,11 @@ class SceneSession:
         self._state = None
         self._history.stop()
 
-    def _tell(self, frame, refresh, newest=None):
-        self.newest, self._level = newest or frame, refresh.level
-        if self._on_refresh:
-            self._on_refresh(frame, refresh)
+    def _give_up(self, frame, full):
+        """A refresh was stopped: the state, if any, stands for an older picture than the newest."""
+        self.newest, self._is_current = frame, False
+        if full:
+            self._forget()
 
     def _why_full(self, frame):
         """Why nothing of the state can be kept for this picture, '' when its history can."""
@@ -172,7 +183,7 @@ class SceneSession:
     def _computed(self, frame, full, stale, force, change_ms, check):
         """The refresh at level `frame`, or `full` for a reason."""
         started = time.perf_counter()
-        picture = self._seen(frame, check)
+        picture = self._seen(frame, full, check)
         seen = time.perf_counter()
         try:
             if full:
@@ -185,7 +196,7 @@ class SceneSession:
                 scene_changed = stale is not None and stale.mean() >= self.config.scene_change_share
                 self._prefilled += self._history.refresh(self._state, picture, scene_changed, self.config, check)
         except Stopped:
-            self.newest = frame
+            self._give_up(frame, full)
             raise
         except Exception:
             self._forget()
@@ -198,12 +209,12 @@ class SceneSession:
                        deferred=~everything, change_ms=change_ms, vision_ms=1e3 * (seen - started),
                        prefill_ms=1e3 * (done - seen))
 
-    def _seen(self, frame, check):
+    def _seen(self, frame, full, check):
         """The picture as the model sees it."""
         try:
             return Picture.see(self._vlm, frame, check)
         except Stopped:
-            self.newest = frame
+            self._give_up(frame, full)
             raise
         except ImageError as error:
             if self._on_refused:
@@ -288,7 +299,8 @@ class SceneSession:
         return self._state, max(0, self._state.tokens - (self._prefilled - before))
 
     def _has_state(self):
-        return self._state is not None and self._state.has_live
+        """Whether there is a state of the newest picture."""
+        return self._state is not None and self._state.has_live and self._is_current
 
     def _is_usable(self, question, now_ns):
         """Whether the kept state will do, with no newer picture needed."""

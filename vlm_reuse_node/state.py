@@ -110,10 +110,11 @@ class State:
         try:
             self._vlm.run(self.cache, slot, positions[:, start:], embeddings=family.embed(slot, picture.features),
                           check=check)
+            taken = kv_cache.take(self.cache)
         except BaseException:
             self.restore()
             raise
-        self._before_live, self._snapshot = self._snapshot, (kv_cache.take(self.cache), len(ids))
+        self._before_live, self._snapshot = self._snapshot, (taken, len(ids))
         self.pictures, self.has_live, self.tokens = pictures, True, len(ids)
         self.next_position = int(positions.max()) + 1
         return len(slot)

@@ -26,6 +26,9 @@ from vlm_reuse_node.session import SceneSession
 from vlm_reuse_node.turn import Stopped
 from vlm_reuse_node.vlm import load, release_thread
 
+# Things done while a shorter history waits, before one of its pictures is computed all the same.
+MOST_PUT_OFF = 16
+
 _log = logging.getLogger(__name__)
 
 
@@ -65,6 +68,7 @@ class ModelWorker:
         self._counting = threading.Lock()
         self._answers: Counter[str] = Counter()
         self._held: dict[str, tuple[int, int]] = {}
+        self._put_off = 0
         self._model = self._last_error = ''
 
     def start(self) -> None:
@@ -174,13 +178,15 @@ class ModelWorker:
         self._model = vlm.name
 
     def _go_on(self):
-        """One thing that waits; then, where nobody asks, one step of what a session has left to do."""
+        """One thing that waits; then one step of what a session has left to do, where nobody asks or it waited long."""
         busy = next((session for session in self._sessions.values() if session.has_work), None)
         step = self._inbox.next(wait=busy is None)
         if step is not None:
             self._do(step)
-        if busy and self._inbox.is_open and not len(self._inbox):
-            busy.work()
+        self._put_off = self._put_off + 1 if busy else 0
+        if busy and (not len(self._inbox) or self._put_off > MOST_PUT_OFF):
+            busy.work(self._check_open if self._put_off > MOST_PUT_OFF else self._check_idle)
+            self._put_off = 0
         held = {name: session.held for name, session in self._sessions.items()}
         with self._counting:
             self._held = held
@@ -226,6 +232,12 @@ class ModelWorker:
         self._turn_away()
         if not self._inbox.is_open:
             raise Stopped(Status.CANCELLED, 'The model does not run any more.')
+
+    def _check_idle(self):
+        """Asked during what can wait: give up for any question."""
+        self._check_open()
+        if len(self._inbox):
+            raise Stopped(Status.BUSY, 'A question waits.')
 
     def _must_stop(self, ask):
         """Asked before every token: whether to give up. Also the moment to turn away who waited too long."""
