@@ -348,6 +348,14 @@ def test_an_empty_cache_holds_nothing():
             assert kv_cache.held_bytes(make()) == 0
 
 
+def test_a_ring_that_a_long_update_stretched_is_held_at_the_size_of_its_window():
+    cache = [RotatingKVCache(max_size=WINDOW), KVCache()]
+    run(cache, [(WINDOW, 1), (2 * WINDOW, 2)])
+    assert cache[0].keys.shape[2] > WINDOW
+    kv_cache.take(cache)
+    assert cache[0].keys.shape[2] == WINDOW
+
+
 def test_a_snapshot_does_not_pin_what_its_arrays_were_cut_from():
     cache = [ArraysCache(size=1), KVCache()]
 

@@ -66,6 +66,8 @@ def new_cache(language_model: Any) -> list:
 def take(cache: list) -> Snapshot:
     """Remember what the cache holds now; it is evaluated, so that the snapshot pins no computation."""
     parts = _parts(cache)
+    for part in parts:
+        _drop_unseen(part)
     snapshot = Snapshot(_lengths(cache), tuple(
         part.offset if type(part) in FLAT else _held(part) for part in parts))
     mx.eval(list(_arrays(snapshot._parts)))
@@ -113,6 +115,14 @@ def _parts(cache):
 def _lengths(cache):
     return tuple(max((part.offset for part in _parts([entry]) if type(part) in (*FLAT, *WINDOWED)), default=0)
                  for entry in cache)
+
+
+def _drop_unseen(part):
+    """Let go of what a ring holds beyond its window: a long update needed it, no later one sees it."""
+    if type(part) is RotatingKVCache and not part.keep and part.keys is not None and (
+            part.keys.shape[2] > part.max_size):
+        part.keys, part.values = (mx.contiguous(rows[..., -part.max_size:, :]) for rows in (part.keys, part.values))
+        part._idx = part.max_size
 
 
 def _held(part):
