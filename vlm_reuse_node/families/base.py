@@ -34,15 +34,33 @@ class Grid(NamedTuple):
         return self.rows * self.columns
 
 
+class VisionState(NamedTuple):
+    """What is kept of an encoded picture, so that a few cells of the next one can be encoded in its surroundings.
+
+    features: mx (cells, width), row by row. blocks: keys and values of each block of the vision tower that looks beyond
+    what is encoded anew, mx (heads, patches, head width), patches in the order the family runs them in.
+    """
+
+    features: Any
+    blocks: tuple[tuple[Any, Any], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of it."""
+        return self.features.nbytes + sum(keys.nbytes + values.nbytes for keys, values in self.blocks)
+
+
 class Family(Protocol):
     """What a session asks of an architecture. Arrays named `mx` belong to the thread that made them.
 
     cell_px: pixels of a cell's side, on the picture as the model sees it.
     takes_mask: whether `forward` takes a mask: attention layers with a flat cache alone.
+    encodes_cells: whether it has `encode_cells`.
     """
 
     cell_px: int
     takes_mask: bool
+    encodes_cells: bool
 
     def __init__(self, model: Any, processor: Any):
         """Serve a model and a processor as `mlx_vlm.load` returns them."""
@@ -58,6 +76,13 @@ class Family(Protocol):
         """Run the vision tower: mx (cells, width), row by row. Not evaluated yet.
 
         The width is the language model's, or more where features enter at several layers: `embed` knows.
+        """
+
+    def encode_cells(self, pixels: Any, grid: Grid, cells: np.ndarray, kept: VisionState | None) -> VisionState:
+        """Run the vision tower for some cells alone, in the surroundings that were kept of an older picture.
+
+        cells: their numbers, row by row, ascending. kept: None when it is all of them: then the features are those of
+        `encode`. Returns what to keep now, in which all else is as it was. Not evaluated yet.
         """
 
     def slots(self, ids: list[int]) -> list[int]:

@@ -7,10 +7,13 @@ layers below it, with masks and per-layer inputs made for exactly the tokens of 
 
 import mlx.core as mx
 import numpy as np
+from mlx_vlm.models.base import ensure_fused_sdpa
+from mlx_vlm.models.gemma4.vision import apply_multidimensional_rope
 from PIL import Image
 
 from vlm_reuse_node.errors import ImageError, ModelError
-from vlm_reuse_node.families.base import even_chunks, Grid
+from vlm_reuse_node.families.base import even_chunks, Grid, VisionState
+from vlm_reuse_node.families.sparse_vision import padded, patches, written
 
 # What stands for a picture's token where the E models look up a token's inputs for every layer.
 NO_TOKEN = 0
@@ -20,6 +23,7 @@ class Family:
     """See `families.base.Family`."""
 
     takes_mask = False
+    encodes_cells = True
 
     def __init__(self, model, processor):
         """Serve a model and a processor as `mlx_vlm.load` returns them."""
@@ -30,7 +34,8 @@ class Family:
             config.image_token_id, config.boi_token_id, config.eoi_token_id)
         self._two_way = config.text_config.use_bidirectional_attention == 'vision'
         self._window = config.text_config.sliding_window
-        self.cell_px = config.vision_config.patch_size * config.vision_config.pooling_kernel_size
+        self._pooled = config.vision_config.pooling_kernel_size
+        self.cell_px = config.vision_config.patch_size * self._pooled
 
     def prepare(self, rgb):
         """Pixel values mx (1, 3, height, width) of whole cells, and the grid."""
@@ -51,6 +56,39 @@ class Family:
     def encode(self, pixels, grid):
         """Vision features, mx (cells, hidden)."""
         return self._model.encode_image(pixels)[0]
+
+    def encode_cells(self, pixels, grid, cells, kept):
+        """In every block in the kept surroundings; patches cell by cell."""
+        tower, each = self._model.vision_tower, self._pooled ** 2
+        asked = padded(cells, grid.cells)
+        rows, places = patches(asked, each), self._places(grid, asked)
+        hidden = self._embedded(pixels)[:, mx.array(places[:, 1] * grid.columns * self._pooled + places[:, 0])]
+        blocks = []
+        for layer in tower.encoder.layers:
+            hidden, keys_values = _run_vision_layer(layer, hidden, mx.array(places)[None], rows,
+                                                    kept and kept.blocks[len(blocks)])
+            blocks.append(keys_values)
+        pooled = hidden.reshape(len(asked), each, -1).astype(mx.float32).mean(axis=1).astype(hidden.dtype)
+        pooled = pooled * tower.pooler.root_hidden_size
+        if tower.config.standardize:
+            pooled = (pooled - tower.std_bias) * tower.std_scale
+        features = self._model.embed_vision(pooled[None])[0]
+        return VisionState(features if kept is None else written(kept.features, mx.array(asked), features),
+                           tuple(blocks))
+
+    def _places(self, grid, cells):
+        """Column and row of each patch of these cells, (patches, 2)."""
+        rows, columns = np.divmod(cells, grid.columns)
+        down, right = np.divmod(np.arange(self._pooled ** 2), self._pooled)
+        return np.stack([columns[:, None] * self._pooled + right, rows[:, None] * self._pooled + down],
+                        axis=-1).reshape(-1, 2).astype(np.int32)
+
+    def _embedded(self, pixels):
+        """All patches of a picture, row by row: mx (1, patches, width)."""
+        tower = self._model.vision_tower
+        height, width = pixels.shape[-2:]
+        places, is_padding, _ = tower._patch_positions_single(height, width, (height * width) // tower.patch_size ** 2)
+        return tower.patch_embedder(pixels, mx.array(places)[None], mx.array(is_padding)[None])
 
     def slots(self, ids):
         """Right behind each picture's end token, which a prompt has once it is expanded."""
@@ -162,6 +200,28 @@ class Family:
             return None
         tokens = mx.array([[NO_TOKEN if token == self._image_token else token for token in ids]])
         return self._text.project_per_layer_inputs(embeddings, self._text.get_per_layer_inputs(tokens))
+
+
+def _run_vision_layer(layer, hidden, places, rows, kept):
+    """Run one vision layer on patches: these, mx (1, patches, width), and keys and values of the whole picture.
+
+    places: column and row of each, mx (1, patches, 2). rows: which of all patches they are. kept: keys and values of
+    all, None when these are all of them.
+    """
+    attention, normed = layer.self_attn, layer.input_layernorm(hidden)
+    queries, keys, values = (
+        part(normed).reshape(*hidden.shape[:2], -1, attention.head_dim)
+        for part in (attention.q_proj, attention.k_proj, attention.v_proj))
+    queries, keys = (apply_multidimensional_rope(part, places, attention.rope_base_frequency)
+                     for part in (attention.q_norm(queries), attention.k_norm(keys)))
+    queries, keys, values = (part[0].transpose(1, 0, 2) for part in (queries, keys, attention._v_norm(values)))
+    if kept is not None:
+        keys, values = written(kept[0], rows, keys, axis=1), written(kept[1], rows, values, axis=1)
+    seen = ensure_fused_sdpa(queries[None], keys[None], values[None], scale=1.0)
+    seen = attention.o_proj(seen.transpose(0, 2, 1, 3).reshape(*hidden.shape[:2], -1))
+    hidden = hidden + layer.post_attention_layernorm(seen)
+    out = layer.mlp(layer.pre_feedforward_layernorm(hidden))
+    return hidden + layer.post_feedforward_layernorm(out), (keys, values)
 
 
 def _with_two_way(mask, pictures):

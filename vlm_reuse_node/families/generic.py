@@ -63,6 +63,7 @@ class Family:
 
     cell_px = 28
     takes_mask = False  # some of these models overlook it
+    encodes_cells = False
 
     def __init__(self, model, processor):
         """Serve a model and a processor as `mlx_vlm.load` returns them, after one small picture went through both.

@@ -6,9 +6,12 @@ levels when features come from its cache (`cached_image_features`), or when thei
 file hands every call the levels of exactly its own tokens.
 """
 
+from functools import cache
+
 import mlx.core as mx
 import numpy as np
 
+from vlm_reuse_node.families import qwen_blocks
 from vlm_reuse_node.families.qwen_vision import QwenFamily
 
 
@@ -16,11 +19,27 @@ class Family(QwenFamily):
     """See `families.base.Family`. The width of features is hidden * (1 + levels), that of text alone is hidden."""
 
     takes_mask = True
+    encodes_cells = True
+
+    def __init__(self, model, processor):
+        """Serve a model and a processor as `mlx_vlm.load` returns them."""
+        super().__init__(model, processor)
+        self._layout = cache(self._one_window)
 
     def encode(self, pixels, grid):
         """Vision features and their levels side by side, mx (cells, hidden * (1 + levels))."""
         features, levels = self._vision(pixels, self.patches(grid))
         return mx.concatenate([features, *levels], axis=-1)
+
+    def encode_cells(self, pixels, grid, cells, kept):
+        """In every block in the kept surroundings, levels too."""
+        levels = dict(zip(self._vision.deepstack_visual_indexes, self._vision.deepstack_merger_list))
+        return qwen_blocks.encode_cells(self._vision, self._layout(grid), pixels, cells, kept, 0, levels)
+
+    def _one_window(self, grid):
+        patches = self.patches(grid)
+        return qwen_blocks.Layout(np.arange(grid.cells), np.array([0, grid.cells]), self._vision.rot_pos_emb(patches),
+                                  self._vision.fast_pos_embed_interpolate(patches))
 
     def embed(self, ids, features=None):
         """Token embeddings, mx (1, length, hidden); with features as wide as those, and zeros in the text's levels."""

@@ -19,6 +19,7 @@ class QwenFamily:
     """All of `families.base.Family` but `encode`."""
 
     takes_mask = False
+    encodes_cells = False
 
     def __init__(self, model, processor):
         """Serve a model and a processor as `mlx_vlm.load` returns them."""

@@ -1,0 +1,122 @@
+"""Sparse vision: some cells of a picture, encoded in the surroundings that were kept of an older one."""
+
+import json
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from tiny_gemma4 import write_tiny_gemma4
+from tiny_model import _write_weights, picture, write_tiny_model
+from tiny_qwen3 import write_tiny_qwen3
+
+from vlm_reuse_node.families.sparse_vision import padded
+from vlm_reuse_node.vlm import load
+
+NOISE = 2e-4
+
+
+def write_windows(folder):
+    """A tiny Qwen2.5-VL with two blocks before the first full attention, and one window block between two full ones."""
+    config = json.loads((write_tiny_model(folder) / 'config.json').read_text())
+    config['vision_config'] |= {'depth': 5, 'fullatt_block_indexes': [2, 4]}
+    (folder / 'config.json').write_text(json.dumps(config))
+    (folder / 'preprocessor_config.json').write_text(
+        (folder / 'preprocessor_config.json').read_text().replace(str(112 * 112), str(168 * 168)))
+    _write_weights(folder, config, seed=0)
+    return folder
+
+
+WRITERS = {'qwen2_5_vl': write_windows, 'qwen3_vl': lambda folder: write_tiny_qwen3(folder, 'qwen3_vl'),
+           'gemma4': write_tiny_gemma4}
+
+
+@pytest.fixture(scope='module', params=WRITERS)
+def family(request, tmp_path_factory):
+    """Every family that encodes cells."""
+    return load(str(WRITERS[request.param](tmp_path_factory.mktemp('models') / request.param))).family
+
+
+@pytest.fixture(scope='module')
+def windows(tmp_path_factory):
+    return load(str(write_windows(tmp_path_factory.mktemp('models') / 'windows'))).family
+
+
+def seen(family, frame, cells=None, kept=None):
+    """What is kept of a picture, after some of its cells were encoded; all of them when None."""
+    pixels, grid = family.prepare(frame.rgb)
+    return family.encode_cells(pixels, grid, np.arange(grid.cells) if cells is None else np.array(cells), kept)
+
+
+def difference(one, other):
+    return max(mx.abs(a - b).max().item() for a, b in zip(arrays(one), arrays(other)))
+
+
+def arrays(state):
+    return [state.features, *(array for block in state.blocks for array in block)]
+
+
+def test_all_cells_are_the_dense_pass(family):
+    pixels, grid = family.prepare(picture(1).rgb)
+    dense, width = family.encode(pixels, grid), family.encode(pixels, grid).shape[-1]
+    state = seen(family, picture(1))
+    assert state.features.shape == (grid.cells, width)
+    assert mx.abs(state.features - dense).max().item() < NOISE
+    again = seen(family, picture(1), kept=seen(family, picture(2)))
+    assert difference(again, state) < NOISE
+
+
+@pytest.mark.parametrize('cells', [[0], [5], [0, 1, 2, 6, 11]])
+def test_cells_that_did_not_change_stay_what_they_were(family, cells):
+    state = seen(family, picture(1))
+    assert difference(seen(family, picture(1), cells, kept=state), state) < NOISE
+
+
+def test_only_the_asked_cells_get_new_features_and_the_kept_state_is_left_alone(family):
+    old, before = seen(family, picture(1)), [np.array(array) for array in arrays(seen(family, picture(1)))]
+    cells = [1, 2, 6, 10, 11]
+    new = seen(family, picture(2), cells, kept=old)
+    changed = np.abs(np.array(new.features - old.features)).max(axis=1) > NOISE
+    assert np.flatnonzero(changed).tolist() == cells
+    others = np.setdiff1d(np.arange(len(changed)), cells)
+    assert np.array_equal(np.array(new.features)[others], before[0][others])
+    assert all(np.array_equal(kept, array) for kept, array in zip(before, arrays(old)))
+
+
+def test_padding_changes_nothing(family):
+    """Five cells are run at the length of six; the sixth, asked for beside them, is the fifth once more."""
+    old, cells = seen(family, picture(1)), [1, 2, 6, 7, 10]
+    assert len(padded(np.array(cells), 12)) == 6
+    assert difference(seen(family, picture(2), [*cells, 10], kept=old), seen(family, picture(2), cells, kept=old)) == 0
+
+
+def test_up_to_the_first_full_attention_a_window_is_exact_and_the_others_are_not_touched(windows):
+    pixels, grid = windows.prepare(picture(1).rgb)
+    cell, everything, layout = grid.columns + 3, np.arange(grid.cells), windows._layout(grid)
+    changed = mx.array(pixels)
+    changed[4 * cell:4 * cell + 4] = windows.prepare(picture(2).rgb)[0][4 * cell:4 * cell + 4]
+    old, dense = (windows.encode_cells(each, grid, everything, None) for each in (pixels, changed))
+    new = windows.encode_cells(changed, grid, np.array([cell]), old)
+    window = layout.window_of(np.flatnonzero(layout.order == cell))[0]
+    inside = np.zeros(4 * grid.cells, bool)
+    inside[4 * layout.starts[window]:4 * layout.starts[window + 1]] = True
+    assert 0 < inside.sum() < len(inside)
+    for kept, now, fresh in zip(*(map(np.array, state.blocks[0]) for state in (old, new, dense))):
+        assert np.abs(now - fresh).max() < NOISE  # the whole picture, as the dense pass has it
+        assert np.array_equal(now[:, ~inside], kept[:, ~inside])
+        assert np.abs(now - kept)[:, inside].max() > 1e-2
+    # From there on every cell sees every other: the kept features are not what a dense pass has.
+    assert mx.abs(old.features - dense.features)[:cell].max().item() > 1e-2
+
+
+def test_what_is_kept_is_counted(family):
+    state = seen(family, picture(1))
+    assert state.nbytes == sum(array.size * array.itemsize for array in arrays(state))
+    heads, patches, width = state.blocks[0][0].shape
+    assert len({array.shape for block in state.blocks for array in block}) == 1
+    assert patches % len(state.features) == 0
+
+
+@pytest.mark.parametrize('count, length', [(1, 1), (2, 2), (3, 3), (4, 4), (5, 6), (7, 8), (9, 12), (13, 16), (17, 20)])
+def test_padding_repeats_the_last_up_to_one_of_few_lengths(count, length):
+    items = padded(np.arange(count), 20)
+    assert len(items) == length and items[:count].tolist() == list(range(count)) and set(items[count:]) <= {count - 1}
