@@ -47,13 +47,19 @@ class Config:
         30.0, 'time an answer may take when the question does not say, seconds', low=0.001, high=3600.0, live=True)
     queue_size: int = _parameter(16, 'questions that may wait; one more gives BUSY', low=1, high=10_000)
     change_threshold: int = _parameter(
-        32, 'a cell whose largest absolute difference is at or above this is changed, of 255',
+        32, 'a cell whose largest absolute difference is at or above this is changed, of 255; raised by camera noise',
         low=1, high=255, live=True)
     static_threshold: int = _parameter(
-        8, 'a cell whose largest absolute difference is below this is static, of 255', low=0, high=255, live=True)
+        8, 'a cell whose largest absolute difference is below this is static, of 255; raised by camera noise',
+        low=0, high=255, live=True)
     max_cell_age_s: float = _parameter(
         10.0, 'a cell that is neither static nor changed is refreshed at this age, seconds',
         low=0.0, high=3600.0, live=True)
+    change_halo: int = _parameter(
+        0, 'cells on every side of a changed one that are refreshed with it', low=0, high=16, live=True)
+    exposure_compensation: float = _parameter(
+        0.25, 'share by which the whole picture may get brighter or darker before that counts as a change; until '
+        'max_cell_age_s it is not paid for', low=0.0, high=1.0, live=True)
     history_frames: int = _parameter(
         0, 'past pictures (keyframes) before the newest one in the prompt; 0: the newest one alone', low=0, high=256,
         live=True)
@@ -61,7 +67,7 @@ class Config:
         1.0, 'a picture becomes a keyframe when it is at least this much newer than the last one, seconds',
         low=0.0, high=3600.0, live=True)
     scene_change_share: float = _parameter(
-        0.6, 'share of changed cells from which on the picture before the change becomes a keyframe at once',
+        0.6, 'share of changed cells from which on the scene was cut: the picture before becomes a keyframe at once',
         low=0.01, high=1.0, live=True)
     max_cache_mb: int = _parameter(
         4096, 'most memory for the state of one camera, megabytes; above it the history shrinks', low=1, high=1_000_000,

@@ -16,7 +16,7 @@ import numpy as np
 from vlm_reuse_node import question as questions
 from vlm_reuse_node import state as states
 from vlm_reuse_node.budget import Answer, Level, Question, Refresh, Status
-from vlm_reuse_node.change import CellAges, ChangeDetector
+from vlm_reuse_node.change import Change, ChangeDetector, Scene
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ImageError, InvalidRequestError, ModelError
 from vlm_reuse_node.frame import Frame
@@ -52,7 +52,6 @@ class SceneSession:
         self._history = History(vlm, self._template_for, camera)
         self._state: State | None = None
         self._detector: ChangeDetector | None = None
-        self._ages: CellAges | None = None
         self._prefilled = 0  # prompt tokens computed for refreshes so far
         self._is_current = False  # whether the state stands for the newest picture
         self._level = Level.FULL
@@ -68,14 +67,15 @@ class SceneSession:
         # 1. What changed, against the picture whose state is cached?
         started = time.perf_counter()
         full = self._why_full(frame)
-        stale = None if full or not self._state.has_live else self._stale_cells(frame)
+        comparable = not full and self._state.has_live
+        change = self._detector.compare(frame.rgb, frame.stamp_ns, self.config) if comparable else None
         change_ms = 1e3 * (time.perf_counter() - started)
         # 2. Nothing: the state stands for this picture too.
-        if stale is not None and not force and not stale.any():
-            refresh = self._reused(frame, change_ms)
+        if change is not None and not force and not change.stale.any():
+            refresh = self._reused(frame, change, change_ms)
         # 3. Something: compute the live picture's slot, or when nothing of the state can be kept, everything.
         else:
-            refresh = self._computed(frame, full, stale, force, change_ms, check)
+            refresh = self._computed(frame, full, change, force, change_ms, check)
         # 4. Say what it cost.
         self.newest, self._level, self._is_current = frame, refresh.level, True
         if self._on_refresh:
@@ -116,7 +116,7 @@ class SceneSession:
         everything = np.ones(newer.live.grid, bool)
         refresh = Refresh(self._camera, newest.stamp_ns, newest.frame_id, Level.FULL, 'history rollover',
                           refreshed=everything, deferred=~everything, prefill_ms=self._history.spent_ms,
-                          oldest_cell_age_s=float(self._ages.seconds(newest.stamp_ns).max()))
+                          oldest_cell_age_s=float(self._detector.doubt_s(newest.stamp_ns).max()))
         if self._on_refresh:
             self._on_refresh(newest, refresh)
 
@@ -167,20 +167,12 @@ class SceneSession:
             return 'time went back'
         return ''
 
-    def _stale_cells(self, frame):
-        """Cells that must be refreshed, (rows, columns) bool: changed, or doubtful for too long."""
-        difference = self._detector.difference(frame.rgb)
-        self._ages.see_static(difference < self.config.static_threshold, frame.stamp_ns)
-        overdue = self._ages.seconds(frame.stamp_ns) > self.config.max_cell_age_s
-        return (difference >= self.config.change_threshold) | overdue
-
-    def _reused(self, frame, change_ms):
-        nothing = np.zeros(self._state.live.grid, bool)
-        oldest = float(self._ages.seconds(frame.stamp_ns).max())
+    def _reused(self, frame, change, change_ms):
+        nothing, oldest = np.zeros(self._state.live.grid, bool), float(change.doubt_s.max())
         return Refresh(self._camera, frame.stamp_ns, frame.frame_id, Level.REUSE, 'no cell changed',
                        refreshed=nothing, deferred=nothing, oldest_cell_age_s=oldest, change_ms=change_ms)
 
-    def _computed(self, frame, full, stale, force, change_ms, check):
+    def _computed(self, frame, full, change, force, change_ms, check):
         """The refresh at level `frame`, or `full` for a reason."""
         started = time.perf_counter()
         picture = self._seen(frame, full, check)
@@ -192,8 +184,8 @@ class SceneSession:
                 self._prefilled += self._state.tokens
                 level, reason = Level.FULL, full
             else:
-                level, reason = Level.FRAME, self._why(stale, force)
-                scene_changed = stale is not None and stale.mean() >= self.config.scene_change_share
+                level, reason = Level.FRAME, self._why(change, force)
+                scene_changed = change is not None and change.scene == Scene.CUT
                 self._prefilled += self._history.refresh(self._state, picture, scene_changed, self.config, check)
         except Stopped:
             self._give_up(frame, full)
@@ -202,8 +194,10 @@ class SceneSession:
             self._forget()
             raise
         done = time.perf_counter()
-        self._detector = ChangeDetector(frame.rgb, *picture.grid, self._vlm.family.cell_px)
-        self._ages = CellAges(*picture.grid, frame.stamp_ns)
+        if change is None:
+            self._detector = ChangeDetector(frame.rgb, frame.stamp_ns, *picture.grid, self._vlm.family.cell_px)
+        else:
+            self._detector.refresh()
         everything = np.ones(picture.grid, bool)
         return Refresh(self._camera, frame.stamp_ns, frame.frame_id, level, reason, refreshed=everything,
                        deferred=~everything, change_ms=change_ms, vision_ms=1e3 * (seen - started),
@@ -225,10 +219,15 @@ class SceneSession:
             raise
 
     @staticmethod
-    def _why(stale, force):
-        if stale is None:
+    def _why(change: Change | None, force):
+        if change is None:
             return 'the last refresh was given up'
-        return f'{np.count_nonzero(stale)} of {stale.size} cells changed' if stale.any() or not force else 'forced'
+        if change.scene != Scene.SAME:
+            return 'the scene was cut' if change.scene == Scene.CUT else 'the camera moved'
+        if force and not change.stale.any():
+            return 'forced'
+        what = 'changed' if change.changed.any() else 'in doubt for too long'
+        return f'{np.count_nonzero(change.stale)} of {change.stale.size} cells {what}'
 
     def _guarded(self, question, now_ns, cancelled, asked_s, newest, cold):
         """The answer, with everything that can go wrong as its status."""
