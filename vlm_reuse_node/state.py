@@ -5,12 +5,16 @@ last, so that it can be replaced without touching what lies before it.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
-from vlm_reuse_node import kv_cache
-from vlm_reuse_node.families.base import Grid
+import mlx.core as mx
+import numpy as np
+
+from vlm_reuse_node import kv_cache, kv_rewrite
+from vlm_reuse_node.families.base import Grid, VisionState
+from vlm_reuse_node.families.sparse_vision import padded
 from vlm_reuse_node.frame import Frame
 from vlm_reuse_node.prompt import PromptTemplate
 from vlm_reuse_node.vlm import Vlm
@@ -25,32 +29,54 @@ class Picture:
     """A frame as the model has seen it.
 
     digest: of the frame's bytes. features: mx (cells, width), kept so that another prefill pays for no vision tower.
+    vision: with them, what it takes to encode some cells of a newer frame; None when it is not to be kept.
+    exact: whether all cells were encoded from this frame; else some are what an older one showed there.
     """
 
     frame: Frame
     digest: bytes
     grid: Grid
     features: Any
+    vision: VisionState | None = None
+    exact: bool = True
 
     @classmethod
-    def see(cls, vlm: Vlm, frame: Frame, check: Callable[[], None] = _go_on) -> 'Picture':
-        """Run image processor and vision tower. Raises ImageError for a picture the model cannot take."""
-        features, grid = vlm.see(frame.rgb, check)
-        return cls(frame, blake2b(frame.rgb.tobytes(), digest_size=16).digest(), grid, features)
+    def see(cls, vlm: Vlm, frame: Frame, check: Callable[[], None] = _go_on, keep: bool = False) -> 'Picture':
+        """Run image processor and vision tower; keep: what `with_cells` needs. Raises ImageError as `Vlm.see` does."""
+        if not keep:
+            return cls(frame, _digest(frame), *reversed(vlm.see(frame.rgb, check)))
+        vision, grid = vlm.see_cells(frame.rgb, None, None, check)
+        return cls(frame, _digest(frame), grid, vision.features, vision)
+
+    def with_cells(self, vlm: Vlm, frame: Frame, cells: np.ndarray, check: Callable[[], None] = _go_on) -> 'Picture':
+        """Encode some cells of a newer frame of the same size, (cells,) ascending; the others stay what they are."""
+        vision, grid = vlm.see_cells(frame.rgb, cells, self.vision, check)
+        return Picture(frame, _digest(frame), grid, vision.features, vision, exact=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is kept of it beside the frame."""
+        return self.vision.nbytes if self.vision else self.features.nbytes
+
+
+def _digest(frame):
+    return blake2b(frame.rgb.tobytes(), digest_size=16).digest()
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a state was computed from; two states are interchangeable only when all of it is equal.
+    """What a state was computed from; two states are interchangeable only when all of it is equal, and exact.
 
     pixels: digest of the pictures' bytes, oldest first, the live one last. grids: their cells.
     model: fingerprint of the model, its processor and its chat template. prefix: the prompt's tokens.
+    exact: whether everything was computed from these pictures; False when something is kept of older ones.
     """
 
     pixels: tuple[bytes, ...]
     grids: tuple[Grid, ...]
     model: str
     prefix: tuple[int, ...]
+    exact: bool
 
 
 class State:
@@ -89,12 +115,17 @@ class State:
         """Of these pictures, this model and this prompt."""
         return Identity(tuple(picture.digest for picture in self.pictures),
                         tuple(picture.grid for picture in self.pictures), self._vlm.fingerprint,
-                        tuple(self.template.prefix))
+                        tuple(self.template.prefix), self.exact)
+
+    @property
+    def exact(self) -> bool:
+        """Whether this is what a cold-dense pass over these pictures computes."""
+        return all(picture.exact for picture in self.pictures)
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of cache, snapshots and features."""
-        features = sum(picture.features.nbytes for picture in self.pictures)
+        """Bytes of cache, snapshots and features, the live picture's vision state with them."""
+        features = sum(picture.nbytes for picture in self.pictures)
         return features + kv_cache.held_bytes(self.cache, self._snapshot[0], self._before_live[0])
 
     def append(self, picture: Picture, check: Callable[[], None] = _go_on) -> int:
@@ -118,6 +149,35 @@ class State:
         self.pictures, self.has_live, self.tokens = pictures, True, len(ids)
         self.next_position = int(positions.max()) + 1
         return len(slot)
+
+    @property
+    def can_rewrite(self) -> bool:
+        """Whether `rewrite` is right here: there is a live picture, and the cache keeps one row of each token."""
+        return self.has_live and self._vlm.family.takes_mask and kv_rewrite.is_possible(self.cache)
+
+    def rewrite(self, picture: Picture, cells: np.ndarray, check: Callable[[], None] = _go_on) -> int:
+        """Put a newer picture of the same grid in the live one's place, and compute some cells' tokens anew.
+
+        cells: their numbers, ascending; with all of them the slot is what `append` computes. What follows the cells in
+        the slot is computed too. Returns the tokens. `check` may raise between two chunks: then, and whatever is
+        raised, there is no live picture.
+        """
+        family, grids = self._vlm.family, [each.grid for each in self.pictures]
+        ids = family.expand(self.template.prefix, grids)
+        live = family.cells(ids)[-picture.grid.cells:]
+        rows = np.concatenate([live[cells], np.arange(live[-1] + 1, len(ids))])
+        rows, paid = padded(rows, len(ids)), len(rows)
+        given = [ids[row] for row in rows]
+        features = picture.features[mx.array(np.searchsorted(live, rows[family.cells(given)]))]
+        try:
+            self._vlm.rewrite(self.cache, rows, given, family.positions(ids, grids)[:, rows],
+                              family.embed(given, features), check)
+        except BaseException:
+            self.drop_live()
+            raise
+        exact = picture.exact and len(cells) == picture.grid.cells
+        self.pictures = (*self.pictures[:-1], replace(picture, exact=exact))
+        return paid
 
     def drop_live(self) -> None:
         """Take the live picture's slot out, so that another can be appended in its place."""

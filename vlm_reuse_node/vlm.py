@@ -14,7 +14,8 @@ import numpy as np
 
 from vlm_reuse_node import kv_cache
 from vlm_reuse_node.errors import ModelError
-from vlm_reuse_node.families.base import Family, Grid, family_for
+from vlm_reuse_node.families.base import Family, Grid, VisionState, family_for
+from vlm_reuse_node.kv_rewrite import RewrittenLayer, visible
 from vlm_reuse_node.prompt import PromptTemplate
 
 EMBEDDED = {'tabletop': Path(__file__).parent / 'demo' / 'tabletop_model'}
@@ -62,6 +63,18 @@ class Vlm:
         mx.eval(features)
         return features, grid
 
+    def see_cells(self, rgb: np.ndarray, cells: np.ndarray | None, kept: VisionState | None,
+                  check: Callable[[], None] = lambda: None) -> tuple[VisionState, Grid]:
+        """`see` for some cells of a picture, in the surroundings kept of an older one of the same grid.
+
+        cells: their numbers, ascending; all when None, with nothing kept. Returns what to keep, evaluated.
+        """
+        pixels, grid = self.family.prepare(rgb)
+        check()
+        vision = self.family.encode_cells(pixels, grid, np.arange(grid.cells) if cells is None else cells, kept)
+        mx.eval(vision)
+        return vision, grid
+
     def run(self, cache: list, ids: list[int], positions: np.ndarray, *, embeddings: mx.array | None = None,
             keep: int = 1, check: Callable[[], None] = lambda: None) -> mx.array:
         """Add tokens to the cache, chunk by chunk; `check` may raise between two chunks.
@@ -76,6 +89,21 @@ class Vlm:
             logits = self.family.forward(ids[part], embeddings[:, part], positions[:, part], cache, keep)
             mx.eval(logits)  # every layer's keys and values with it
         return logits
+
+    def rewrite(self, cache: list, rows: np.ndarray, ids: list[int], positions: np.ndarray,
+                embeddings: mx.array, check: Callable[[], None] = lambda: None) -> None:
+        """Compute tokens that the cache holds anew, in their place; `check` may raise between two chunks.
+
+        rows: where they are, (tokens,) ascending. ids, positions, embeddings: theirs. Each sees all that lie before it,
+        the new ones among them.
+        """
+        for first in range(0, len(rows), PREFILL_CHUNK):
+            check()
+            part = slice(first, first + PREFILL_CHUNK)
+            layers = [RewrittenLayer(layer, rows[part]) for layer in cache]
+            self.family.forward(ids[part], embeddings[:, part], positions[:, part], layers,
+                                mask=visible(rows[part], cache[0].offset))
+            mx.eval([(layer.keys, layer.values) for layer in cache])  # not the logits: nobody asks for them
 
     def decode(self, cache: list, logits: mx.array, start: int, max_tokens: int,
                check: Callable[[], None] = lambda: None, sample: Callable[[mx.array], int] | None = None) -> list[int]:

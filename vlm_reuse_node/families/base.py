@@ -100,6 +100,9 @@ class Family(Protocol):
     def text_positions(self, start: int, count: int) -> np.ndarray:
         """Positions of `count` text tokens, the first at `start`: (axes, count) int32."""
 
+    def cells(self, ids: list[int]) -> np.ndarray:
+        """Where the pictures' tokens are in an expanded prompt: (cells,) indices. Only with `encodes_cells`."""
+
     def embed(self, ids: list[int], features: Any = None) -> Any:
         """Embed an expanded prompt, with `features` (all pictures' cells in order) in the cells' place.
 

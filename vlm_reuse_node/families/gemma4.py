@@ -118,9 +118,12 @@ class Family:
         """Token embeddings in the model's scale, mx (1, length, hidden); features come as they are."""
         embeddings = self._text.embed_tokens(mx.array([ids])) * self._text.embed_scale
         if features is not None:
-            cells = np.flatnonzero(np.array(ids) == self._image_token)
-            embeddings[0, mx.array(cells)] = features.astype(embeddings.dtype)
+            embeddings[0, mx.array(self.cells(ids))] = features.astype(embeddings.dtype)
         return embeddings
+
+    def cells(self, ids):
+        """Where the pictures' tokens are, (cells,)."""
+        return np.flatnonzero(np.array(ids) == self._image_token)
 
     def chunks(self, ids, limit):
         """Every `limit` tokens; before a picture that would be cut, and behind one of more than `limit`."""

@@ -48,16 +48,17 @@ class Family(QwenFamily):
             return embeddings
         added = features.shape[-1] - embeddings.shape[-1]
         embeddings = mx.pad(embeddings, ((0, 0), (0, 0), (0, added)))
-        embeddings[0, self.cells(ids)] = features.astype(embeddings.dtype)
+        embeddings[0, mx.array(self.cells(ids))] = features.astype(embeddings.dtype)
         return embeddings
 
     def forward(self, ids, embeddings, positions, cache, keep=1, mask=None):
         """Logits of the last `keep` tokens, mx (keep, vocabulary)."""
         hidden = self._language.args.hidden_size
         levels = embeddings.shape[-1] // hidden - 1
-        visual = np.array(ids) == self._image_token
-        if not levels or not visual.any():
+        cells = self.cells(ids)
+        if not levels or not cells.size:
             return self.run_layers(embeddings[..., :hidden], positions, cache, keep, mask=mask)
         first, *rest = mx.split(embeddings, 1 + levels, axis=-1)
+        visual = np.isin(np.arange(len(ids)), cells)
         return self.run_layers(first, positions, cache, keep, mask=mask, visual_pos_masks=visual[None],
-                               deepstack_visual_embeds=[level[0, self.cells(ids)] for level in rest])
+                               deepstack_visual_embeds=[level[0, mx.array(cells)] for level in rest])

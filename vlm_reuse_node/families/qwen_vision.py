@@ -79,12 +79,12 @@ class QwenFamily:
         """Token embeddings, mx (1, length, hidden)."""
         embeddings = self._language.model.embed_tokens(mx.array([ids]))
         if features is not None:
-            embeddings[0, self.cells(ids)] = features.astype(embeddings.dtype)
+            embeddings[0, mx.array(self.cells(ids))] = features.astype(embeddings.dtype)
         return embeddings
 
     def cells(self, ids):
-        """Where the pictures' tokens are: mx (cells,) of indices."""
-        return mx.array(np.flatnonzero(np.array(ids) == self._image_token))
+        """Where the pictures' tokens are, (cells,)."""
+        return np.flatnonzero(np.array(ids) == self._image_token)
 
     def chunks(self, ids, limit):
         """Every `limit` tokens."""

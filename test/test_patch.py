@@ -1,0 +1,159 @@
+"""Some tokens of the live slot computed anew in their place."""
+
+from functools import partial
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx_vlm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache
+from tiny_gemma4 import write_tiny_gemma4
+from tiny_model import picture
+from tiny_qwen3 import write_tiny_qwen3
+
+from vlm_reuse_node import kv_rewrite
+from vlm_reuse_node import state as states
+from vlm_reuse_node import vlm as vlms
+from vlm_reuse_node.state import Picture
+from vlm_reuse_node.turn import Stopped
+
+NOISE = 1e-4
+CELLS = 12
+
+
+@pytest.fixture(scope='module', params=['qwen2_5_vl', 'qwen3_vl'])
+def vlm(request, model_dir, tmp_path_factory):
+    """A tiny model of each family whose tokens can be rewritten."""
+    if request.param == 'qwen2_5_vl':
+        return vlms.load(str(model_dir))
+    return vlms.load(str(write_tiny_qwen3(tmp_path_factory.mktemp('models') / 'qwen3', 'qwen3_vl')))
+
+
+def built(vlm, *frames):
+    """A state of these pictures, whose last one can be refreshed cell by cell."""
+    seen = [Picture.see(vlm, frame, keep=frame is frames[-1]) for frame in frames]
+    return states.build(vlm, partial(vlm.template, ''), seen)
+
+
+def kept(state):
+    """Keys and values of every layer before the snapshot."""
+    return [np.array(rows[:, :, :state.tokens]) for layer in state.cache for rows in (layer.keys, layer.values)]
+
+
+def difference(one, other):
+    return max(np.abs(a - b).max() for a, b in zip(one, other))
+
+
+def logits(vlm, state):
+    """Behind a question, which is taken back."""
+    ids = state.template.question('what color is the square ?')
+    result = np.array(vlm.run(state.cache, ids, vlm.family.text_positions(state.next_position, len(ids)), keep=4))
+    state.restore()
+    return result
+
+
+def test_all_tokens_rewritten_are_the_slot_prefilled_again(vlm):
+    state, fresh = built(vlm, picture(1), picture(2)), built(vlm, picture(1), picture(3))
+    newer = Picture.see(vlm, picture(3))
+    assert state.rewrite(newer, np.arange(CELLS)) == CELLS + 1  # and the end of the picture
+    assert state.live.features is newer.features and state.exact
+    assert difference(kept(state), kept(fresh)) < NOISE
+    assert np.abs(logits(vlm, state) - logits(vlm, fresh)).max() < NOISE
+
+
+@pytest.mark.parametrize('cells', [[0], [3, 4], [1, 2, 6, 7, 11]])
+def test_tokens_whose_features_did_not_change_stay_what_they_were(vlm, cells):
+    state = built(vlm, picture(1), picture(2))
+    before = kept(state)
+    state.rewrite(state.live, np.array(cells))
+    assert difference(kept(state), before) < NOISE
+
+
+def test_only_the_rows_of_these_tokens_change_and_a_question_behind_them_leaves_them_alone(vlm):
+    state = built(vlm, picture(1), picture(2))
+    before, answered = kept(state), logits(vlm, state)
+    cells = np.array([2, 3, 9])
+    state.rewrite(state.live.with_cells(vlm, picture(3), cells), cells)
+    after = kept(state)
+    live = vlm.family.cells(ids := prompt_ids(vlm, state))[-CELLS:]
+    rows = np.append(live[cells], len(ids) - 1)
+    changed = np.flatnonzero(np.abs(after[-1] - before[-1]).max(axis=(0, 1, 3)) > 0)  # of the last layer
+    assert changed.tolist() == sorted(rows) and not state.exact
+    assert np.abs(logits(vlm, state) - answered).max() > 1e-2
+    assert all(map(np.array_equal, kept(state), after))
+
+
+def prompt_ids(vlm, state):
+    return vlm.family.expand(state.template.prefix, [each.grid for each in state.pictures])
+
+
+def test_some_tokens_rewritten_are_what_a_forward_with_the_old_rows_around_them_computes(vlm):
+    """The reference: one token after the other, each on a cache of the rows before it, old and new."""
+    state, cells = built(vlm, picture(1)), np.array([1, 2, 7])
+    newer = state.live.with_cells(vlm, picture(2), cells)
+    ids, cache = prompt_ids(vlm, state), vlm.new_cache()
+    positions, live = vlm.family.positions(ids, [newer.grid]), vlm.family.cells(ids)
+    for layer, old in zip(cache, state.cache):
+        layer.keys, layer.values = (mx.array(np.array(rows)) for rows in (old.keys, old.values))
+    for row, cell in [(live[cell], cell) for cell in cells] + [(len(ids) - 1, None)]:
+        for layer in cache:
+            layer.offset = int(row)
+        features = None if cell is None else newer.features[cell:cell + 1]
+        vlm.run(cache, [ids[row]], positions[:, row:row + 1], embeddings=vlm.family.embed([ids[row]], features))
+    state.rewrite(newer, cells)
+    assert difference(kept(state), [np.array(rows[:, :, :len(ids)]) for layer in cache
+                                    for rows in (layer.keys, layer.values)]) < NOISE
+
+
+def test_a_slot_of_which_some_tokens_are_old_is_not_exact_whatever_its_features_are(vlm):
+    state = built(vlm, picture(1))
+    state.rewrite(Picture.see(vlm, picture(2), keep=True), np.arange(1, CELLS))
+    assert not state.exact
+
+
+def test_chunks_see_those_before_them(vlm, monkeypatch):
+    state, chunked = built(vlm, picture(1)), built(vlm, picture(1))
+    state.rewrite(Picture.see(vlm, picture(2)), np.arange(CELLS))
+    monkeypatch.setattr(vlms, 'PREFILL_CHUNK', 5)
+    chunked.rewrite(Picture.see(vlm, picture(2)), np.arange(CELLS))
+    assert difference(kept(chunked), kept(state)) < NOISE
+
+
+def test_a_rewrite_that_was_stopped_leaves_the_history_and_no_live_picture(vlm, monkeypatch):
+    monkeypatch.setattr(vlms, 'PREFILL_CHUNK', 5)
+    state, history = built(vlm, picture(1), picture(2)), built(vlm, picture(1))
+    calls = iter(range(2))
+
+    def check():
+        if next(calls, None) is None:
+            raise Stopped('CANCELLED', 'enough')
+    with pytest.raises(Stopped):
+        state.rewrite(Picture.see(vlm, picture(3)), np.arange(CELLS), check)
+    assert not state.has_live and not state.can_rewrite and len(state.pictures) == 1
+    assert difference(kept(state), kept(history)) == 0
+    state.append(Picture.see(vlm, picture(3)))
+    assert difference(kept(state), kept(built(vlm, picture(1), picture(3)))) == 0
+
+
+def test_fifty_rewrites_do_not_grow_what_is_held(vlm):
+    state, cells = built(vlm, picture(1)), np.array([3, 8])
+    held = state.held_bytes
+    for seed in range(50):
+        state.rewrite(state.live.with_cells(vlm, picture(seed), cells), cells)
+    assert state.held_bytes == held
+    state.rewrite(Picture.see(vlm, picture(60), keep=True), np.arange(CELLS))
+    assert difference(kept(state), kept(built(vlm, picture(60)))) < NOISE
+
+
+def test_an_approximate_state_has_another_identity(vlm):
+    state, cells = built(vlm, picture(1)), np.array([0])
+    before = state.identity
+    state.rewrite(state.live.with_cells(vlm, picture(1), cells), cells)
+    assert state.identity != before and before.exact and not state.identity.exact
+
+
+def test_a_cache_that_overwrites_its_past_cannot_be_rewritten(tmp_path):
+    assert kv_rewrite.is_possible([KVCache(), KVCache()])
+    for part in (RotatingKVCache(max_size=8), QuantizedKVCache()):
+        assert not kv_rewrite.is_possible([KVCache(), part])
+    vlm = vlms.load(str(write_tiny_gemma4(tmp_path / 'gemma4')))
+    assert not built(vlm, picture(1)).can_rewrite
