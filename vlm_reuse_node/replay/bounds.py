@@ -1,0 +1,39 @@
+"""Intervals and tests for counts and paired times. The tests are SciPy's."""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+RESAMPLES, SEED = 2000, 0
+
+
+def share_bounds(count: int, total: int) -> tuple[float, float] | tuple[None, None]:
+    """Exact (Clopper-Pearson) two-sided 95 % interval of a share; (None, None) where nothing was counted."""
+    if not total:
+        return None, None
+    bounds = stats.binomtest(count, total).proportion_ci(CONFIDENCE, method='exact')
+    return round(float(bounds.low), 6), round(float(bounds.high), 6)
+
+
+def mcnemar_p(one: int, other: int) -> float:
+    """Exact McNemar test: how likely a split at least as uneven is when neither side is better. 1.0 without any."""
+    return round(float(stats.binomtest(one, one + other, 0.5).pvalue), 6) if one + other else 1.0
+
+
+def ratio_bounds(slow: Sequence[float], fast: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
+    """95 % interval of the ratio of two paired samples' medians: percentile bootstrap over the pairs."""
+    if len(slow) < 3 or min(fast) <= 0:
+        return None, None
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # a sample without any spread has an interval of no width
+        interval = stats.bootstrap(
+            (np.asarray(slow), np.asarray(fast)), _ratio_of_medians, paired=True, vectorized=True, method='percentile',
+            n_resamples=RESAMPLES, confidence_level=CONFIDENCE, rng=np.random.default_rng(SEED)).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def _ratio_of_medians(slow, fast, axis=-1):
+    return np.median(slow, axis=axis) / np.median(fast, axis=axis)

@@ -1,0 +1,217 @@
+"""Replays one bag: every arm sees the same pictures in the same order and is asked the same questions."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import blake2b
+from pathlib import Path
+
+from vlm_reuse_node.budget import Answer, Question, Status
+from vlm_reuse_node.config import Config
+from vlm_reuse_node.errors import ImageError
+from vlm_reuse_node.frame import Frame
+from vlm_reuse_node.replay.arms import ARMS, POLICY, REFERENCE, Reply, Scene, make_runners, replay_config
+from vlm_reuse_node.replay.bag import Bag, Selection
+from vlm_reuse_node.replay.journal import Journal
+from vlm_reuse_node.replay.questions import Due, Schedule, read_questions
+from vlm_reuse_node.replay.rows import answer_row, differs, is_pair, picture_rows, question_row
+from vlm_reuse_node.replay.stills import save_drift
+from vlm_reuse_node.replay.video import Video
+from vlm_reuse_node.replay.window import Window
+from vlm_reuse_node.vlm import Vlm
+
+MOST_STILLS = 12
+
+
+@dataclass(frozen=True)
+class Job:
+    """One bag to replay, and all that decides the result. folder: where rows, pictures and video go."""
+
+    bag: Path
+    name: str
+    folder: Path
+    arms: tuple[str, ...]
+    selection: Selection = Selection()
+    questions: Path | None = None
+    config: Config = Config()
+    window_s: float = 8.0
+
+    def settings(self, vlm: Vlm) -> dict:
+        """What two runs must have in common for one to go on where the other stopped."""
+        asked = self.questions.read_text(encoding='utf-8') if self.questions else 'the general questions'
+        selection = asdict(self.selection) | {'duration_s': str(self.selection.duration_s)}
+        return json.loads(json.dumps({
+            'row': 'settings', 'bag': self.name, 'arms': self.arms, 'selection': selection,
+            'questions': blake2b(asked.encode(), digest_size=8).hexdigest(), 'window_s': self.window_s,
+            'config': asdict(self.config), 'model': vlm.name, 'model_fingerprint': vlm.fingerprint}))
+
+
+@dataclass
+class _Camera:
+    """One camera's arms."""
+
+    scene: Scene
+    schedule: Schedule
+    video: Video
+    runners: dict
+    stills: dict[str, int] = field(default_factory=dict)
+    last_s: float | None = None
+
+
+class Replay:
+    """One bag on its way through all arms. It belongs to the thread that loaded the model."""
+
+    def __init__(self, job: Job, vlm: Vlm, journal: Journal):
+        """Open the bag. Raises BagError or QuestionsError when there is nothing to replay or to ask."""
+        self._job, self._vlm, self._journal = job, vlm, journal
+        self.bag = Bag(job.bag, job.selection)
+        cameras = tuple(topic.camera for topic in self.bag.topics)
+        items, config = read_questions(job.questions, cameras), replay_config(job.config)
+        self._template = vlm.template(config.system_prompt, 1)
+        self._cameras = {camera: self._camera(camera, config, items) for camera in cameras}
+        self._digest = blake2b(digest_size=16)
+        self._asked = 0
+
+    def run(self, progress: Callable[[float], None], stopped: Callable[[], bool]) -> bool:
+        """Replay to the end; False when it was stopped before.
+
+        progress: called with the seconds of the bag that were replayed since its last call.
+        """
+        done_s = self._job.selection.start_s
+        try:
+            for frame in self.bag.frames():
+                if stopped() or not self._take(frame, stopped):
+                    return False
+                progress(max(0.0, self.bag.at_s(frame) - done_s))
+                done_s = max(done_s, self.bag.at_s(frame))
+            return self._finish(stopped)
+        finally:
+            self.bag.close()
+            for camera in self._cameras.values():
+                camera.video.close()
+
+    def _camera(self, name, config, items):
+        scene = Scene(self._vlm, config, name, Window(self._job.window_s))
+        return _Camera(scene, Schedule(items, name), Video(self._job.folder / f'overlay.{_plain(name)}.mp4'),
+                       make_runners(scene, self._job.arms))
+
+    def _take(self, frame: Frame, stopped) -> bool:
+        """One picture: first what was asked before it, then the picture, then what is asked because of it."""
+        camera, at_s = self._cameras[frame.camera], self.bag.at_s(frame)
+        due = camera.schedule.before(at_s)
+        if not self._ask_all(camera, due, stopped):
+            return False
+        if camera.last_s is None:
+            self._warm_up(camera, frame)
+        self._digest.update(frame.rgb.tobytes())
+        camera.scene.window.add(frame)
+        camera.last_s = at_s
+        for name, runner in camera.runners.items():
+            self._see(camera, name, runner, frame, at_s)
+        return self._ask_all(camera, camera.schedule.at(at_s, frame), stopped)
+
+    def _warm_up(self, camera, frame):
+        """What happens only once in a process is paid for before anything is timed."""
+        scene = replace(camera.scene, window=Window(self._job.window_s))
+        scene.window.add(frame)
+        runners = make_runners(scene, (REFERENCE,))
+        try:
+            for runner in runners.values():
+                runner.see(frame)
+                runner.ask(Question('what is this?', max_tokens=2), frame.stamp_ns)
+        except ImageError:
+            pass  # the arms will say so
+
+    def _see(self, camera, name, runner, frame, at_s):
+        """Let one arm take the picture, and note what it cost."""
+        try:
+            refreshes = runner.see(frame)
+        except ImageError as error:
+            if name == POLICY:
+                self.bag.refuse(frame.camera, 'model', str(error))
+            return
+        if ARMS[name].observes:
+            for row in picture_rows(frame.camera, name, at_s, refreshes, runner.session.held):
+                self._journal.write(row)
+        if name == POLICY and refreshes:
+            camera.video.add(frame, refreshes[0], at_s)
+
+    def _ask_all(self, camera, due: list[Due], stopped) -> bool:
+        for each in due:
+            if camera.last_s is not None and not self._ask(camera, each, stopped):
+                return False
+        return True
+
+    def _ask(self, camera, due: Due, stopped) -> bool:
+        """Ask every arm one question; False when it was stopped."""
+        item, scene = due.item, camera.scene
+        question = Question(item.text, item.choices, item.max_tokens)
+        now_ns = max(scene.window.newest.stamp_ns, self.bag.first_ns + round(1e9 * due.at_s))
+        self._asked += 1
+        row = question_row(self._asked, due, scene.camera, camera.last_s, self._choice_tokens(item.choices))
+        answers: dict[str, dict] = {}
+        for name, runner in camera.runners.items():
+            if stopped():
+                return False
+            known = self._journal.known(row, name)
+            if known is None or ARMS[name].keeps_state:
+                reply = _reply(runner, question, now_ns)
+                pictures_s = [self.bag.at_s(frame) for frame in reply.frames]
+                answers[name] = answer_row(row, name, reply, pictures_s)
+                self._still(camera, answers, name, reply)
+            else:
+                answers[name] = known
+        for each in (row, *answers.values()):  # all or nothing: a run that goes on asks the rest
+            self._journal.write(each)
+        return True
+
+    def _still(self, camera, answers, name, reply):
+        """Keep the two pictures of an answer that drifted: what cold-dense saw, and what the arm's state is of."""
+        row, shown = answers[name], camera.stills.get(name, 0)
+        if name == REFERENCE or not ARMS[name].keeps_state or not hasattr(camera.runners[name], 'session'):
+            return
+        if shown < MOST_STILLS and is_pair(row, answers[REFERENCE]) and differs(row, answers[REFERENCE]):
+            camera.stills[name] = shown + 1
+            stem = self._job.folder / 'pictures' / f'{row["question"]:04d}.{name}'
+            save_drift(stem, camera.scene.window.newest, reply.frames[-1], self._job.config.static_threshold)
+
+    def _choice_tokens(self, choices) -> int:
+        try:
+            return sum(map(len, self._template.choices(choices)))
+        except Exception:  # a question that cannot be asked is every arm's INVALID_REQUEST
+            return 0
+
+    def _finish(self, stopped) -> bool:
+        """Ask what is due shortly after the last picture, and write down what the bag was."""
+        wanted = self._job.selection
+        for camera in self._cameras.values():
+            if camera.last_s is not None:
+                end_s = min(camera.last_s + self._job.config.max_age_s, wanted.start_s + wanted.duration_s)
+                if not self._ask_all(camera, camera.schedule.before(end_s), stopped):
+                    return False
+        self._journal.write(self._bag_row())
+        return True
+
+    def _bag_row(self) -> dict:
+        bag = self.bag
+        return {'row': 'bag', 'seconds': max((camera.last_s or 0.0 for camera in self._cameras.values()), default=0.0),
+                'frames_digest': self._digest.hexdigest(), 'damage': bag.damage, 'questions_asked': self._asked,
+                'cameras': [{'camera': topic.camera, 'topic': topic.name, 'type': topic.type,
+                             'pictures_read': bag.read[topic.camera], 'pictures_used': bag.used[topic.camera],
+                             'pictures_refused': dict(sorted(bag.refused.get(topic.camera, {}).items())),
+                             'pictures_left_out': dict(sorted(bag.left_out.get(topic.camera, {}).items()))}
+                            for topic in bag.topics]}
+
+
+def _reply(runner, question, now_ns) -> Reply:
+    """An arm's answer; one that fails altogether says so, and the others go on."""
+    try:
+        return runner.ask(question, now_ns)
+    except Exception as error:
+        message = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
+        return Reply(Answer(Status.MODEL_ERROR, message), (), (), None, 0, 0, 0.0)
+
+
+def _plain(name: str) -> str:
+    """A camera's name as part of a file's."""
+    return name.replace('/', '-') or 'camera'

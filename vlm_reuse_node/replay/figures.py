@@ -1,0 +1,44 @@
+"""Figures as text: a share is never written as 0 % or 100 % unless it is exactly that."""
+
+from vlm_reuse_node.overlay import percent
+
+NO_VALUE = '–'
+__all__ = ['NO_VALUE', 'counted', 'factor', 'milliseconds', 'percent', 'share_text', 'span_text']
+
+
+def share_text(share: float | None) -> str:
+    """A share between 0 and 1 that is no count, such as the bound of an interval."""
+    if share is None:
+        return NO_VALUE
+    if share in (0, 1):
+        return f'{share:.0%}'.replace('%', ' %')
+    if share < 0.001:
+        return '< 0.1 %'
+    if share > 0.999:
+        return '> 99.9 %'
+    digits = 1 if share < 0.1 or share > 0.9 else 0
+    return f'{100 * share:.{digits}f} %'
+
+
+def counted(count: int, total: int) -> str:
+    """A share with the counts it comes from."""
+    return f'{count} of {total} ({percent(count, total)})' if total else 'none to count'
+
+
+def span_text(low: float | None, high: float | None) -> str:
+    """An interval of shares."""
+    return NO_VALUE if low is None else f'{share_text(low)} to {share_text(high)}'
+
+
+def factor(value: float | None) -> str:
+    """How many times as fast."""
+    if value is None:
+        return NO_VALUE
+    return f'{value:.2f} ×' if value < 3 else f'{value:.1f} ×' if value < 30 else f'{value:.0f} ×'
+
+
+def milliseconds(value: float | None) -> str:
+    """A time in milliseconds, with two to four digits."""
+    if value is None:
+        return NO_VALUE
+    return f'{value:.2f}' if value < 1 else f'{value:.1f}' if value < 100 else f'{value:,.0f}'

@@ -1,0 +1,119 @@
+"""results.json: the rows of all bags, what they add up to, and under `times` what differs from run to run."""
+
+from datetime import datetime, timezone
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+import json
+import os
+from pathlib import Path
+import platform
+
+import jsonschema
+
+from vlm_reuse_node import __version__
+from vlm_reuse_node.errors import VlmReuseError
+from vlm_reuse_node.replay import metrics
+from vlm_reuse_node.replay.arms import ARMS, REFERENCE
+from vlm_reuse_node.replay.journal import NAME, read_rows
+
+FORMAT = 1
+SCHEMA = Path(__file__).with_name('results.schema.json')
+PACKAGES = 'mlx', 'mlx-vlm', 'numpy', 'opencv-python', 'opencv-python-headless', 'rosbags'
+_OF_A_BAG = 'bag', 'questions'
+
+
+class ResultsError(VlmReuseError):
+    """Results that cannot be used."""
+
+
+def collect(folders: dict[str, Path], failed: dict[str, str]) -> dict:
+    """Everything that the bags' folders hold. folders: by the bag's name. failed: bags that gave nothing, and why.
+
+    Raises ResultsError when no bag has an answer.
+    """
+    kept = {name: read_rows(folder / NAME) for name, folder in folders.items()}
+    rows = metrics.Rows({'bag': name, **row} for name, bag_rows in kept.items() for row in bag_rows[1:])
+    if not rows.answers:
+        why = ' '.join(failed.values()) or ('No question was due while there were pictures; look at the times in the '
+                                            'questions file, --start and --duration.')
+        raise ResultsError(f'Nothing was answered. {why}')
+    counts = metrics.count(rows)
+    return {
+        'format': FORMAT, 'complete': not failed and all(bag_rows and bag_rows[-1]['row'] == 'bag'
+                                                         for bag_rows in kept.values()),
+        'settings': _settings(kept), 'arms': {name: _about(name) for name in rows.arms},
+        'problems': [*(f"Bag '{name}': {why}" for name, why in failed.items()),
+                     *(f"Bag '{bag['bag']}': {each}" for bag in rows.bags for each in bag['damage'])],
+        'counts': counts, 'ratios': metrics.derive(rows, counts), 'comparison': None,
+        'bags': rows.bags, 'questions': rows.questions, 'answers': rows.answers, 'pictures': rows.pictures,
+        'times': {'arms': metrics.time(rows)}}
+
+
+def environment() -> dict[str, str]:
+    """When and on what kind of machine; nothing that names the machine."""
+    return {'made': datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC'),
+            'machine': f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores'}
+
+
+def write(results: dict, path: Path) -> None:
+    """Write the file, checked against its schema."""
+    check(results, str(path))
+    path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+
+
+def read(path: Path) -> dict:
+    """Read a file that `write` wrote. Raises ResultsError that says what is wrong with it."""
+    try:
+        results = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as err:
+        raise ResultsError(f"'{path}' cannot be read as results of a replay: {err}. Expected a results.json.") from err
+    check(results, str(path))
+    return results
+
+
+def check(results: dict, name: str) -> None:
+    """Raise ResultsError that names the first place where results do not follow results.schema.json."""
+    error = jsonschema.exceptions.best_match(_validator().iter_errors(results))
+    if error:
+        raise ResultsError(f"'{name}' does not follow results.schema.json at {error.json_path}: {error.message[:200]}. "
+                           'Write it anew with this version of the replay.')
+
+
+def without_times(value):
+    """Results, or a part of them, without what differs from run to run."""
+    if isinstance(value, dict):
+        return {key: without_times(each) for key, each in value.items() if key != 'times'}
+    return [without_times(each) for each in value] if isinstance(value, list) else value
+
+
+@cache
+def _validator() -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text(encoding='utf-8')))
+
+
+def _settings(kept: dict[str, list[dict]]) -> dict:
+    """What all bags have in common, and each bag's questions."""
+    first = next(rows[0] for rows in kept.values() if rows)
+    common = {key: value for key, value in first.items() if key not in (*_OF_A_BAG, 'row')}
+    return common | {'questions': {name: rows[0]['questions'] for name, rows in kept.items() if rows},
+                     'versions': _versions()}
+
+
+def _versions() -> dict[str, str]:
+    versions = {'vlm_reuse_node': __version__, 'python': platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            pass
+    return versions
+
+
+def _about(arm: str) -> dict:
+    return {'sees': ARMS[arm].sees, 'compared_with': REFERENCE}
+
+
+def summary(results: dict) -> dict:
+    """The verdict as JSON types, for programs: counts, ratios and times of every arm, without rows."""
+    skipped = 'questions', 'answers', 'pictures'
+    return {key: value for key, value in results.items() if key not in skipped}

@@ -1,0 +1,45 @@
+"""The pictures of the last seconds, as baselines with several pictures take them."""
+
+from collections import deque
+
+from vlm_reuse_node.frame import Frame
+
+PICTURES = 4
+KEPT = 32
+
+
+class Window:
+    """Remembers one camera's last pictures: the newest few, and of the others some 32 over the window's length."""
+
+    def __init__(self, seconds: float):
+        """Start empty. seconds: the window's length."""
+        self._length_ns, self._newest = round(1e9 * seconds), deque(maxlen=PICTURES)
+        self._thinned: deque[Frame] = deque()
+
+    @property
+    def newest(self) -> Frame:
+        """The newest picture."""
+        return self._newest[-1]
+
+    def add(self, frame: Frame) -> None:
+        """Take the next picture."""
+        self._newest.append(frame)
+        if not self._thinned or frame.stamp_ns - self._thinned[-1].stamp_ns >= self._length_ns / KEPT:
+            self._thinned.append(frame)
+        # One picture from before the window stays: it is what was seen when the window began.
+        while len(self._thinned) > 1 and self._thinned[1].stamp_ns <= frame.stamp_ns - self._length_ns:
+            self._thinned.popleft()
+
+    def last(self) -> list[Frame]:
+        """The last four pictures, oldest first."""
+        return list(self._newest)
+
+    def spread(self) -> list[Frame]:
+        """Four pictures evenly spread over the window, oldest first, the newest one the last; fewer at the start."""
+        end_ns, step_ns = self.newest.stamp_ns, self._length_ns / (PICTURES - 1)
+        chosen = {self.newest.stamp_ns: self.newest}
+        for number in range(1, PICTURES):
+            seen = [frame for frame in self._thinned if frame.stamp_ns <= end_ns - number * step_ns]
+            if seen:
+                chosen[seen[-1].stamp_ns] = seen[-1]
+        return [chosen[stamp_ns] for stamp_ns in sorted(chosen)]
