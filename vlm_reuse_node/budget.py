@@ -104,6 +104,8 @@ class Answer:
     exact: True when there is an answer, and the state equals a cold-dense one on the cached picture.
     tokens_prefilled: prompt and choice tokens that this answer paid for.
     refresh_ms: a refresh this answer had to wait for; for a cold answer, its image processor and vision tower.
+    confidence: probability of the best choice, or of a text's least likely token; 0 without an answer.
+    escalated: whether a patched state was not sure enough of its answer, and this one was given after a refresh.
     """
 
     status: Status
@@ -127,6 +129,8 @@ class Answer:
     refresh_ms: float = 0.0
     prefill_ms: float = 0.0
     decode_ms: float = 0.0
+    confidence: float = 0.0
+    escalated: bool = False
 
     @property
     def total_ms(self) -> float:

@@ -9,6 +9,10 @@ from typing import Any
 from vlm_reuse_node.errors import ConfigError
 
 
+# The values of refresh_policy.
+EXACT_POLICY, PATCH_POLICY = 'exact', 'patch'
+
+
 def _parameter(default, description: str, *, low=None, high=None, choices=(), live=False):
     """Declare one parameter; `live` ones may change while the node runs."""
     metadata = {'description': description, 'low': low, 'high': high, 'choices': choices, 'live': live}
@@ -60,6 +64,17 @@ class Config:
     exposure_compensation: float = _parameter(
         0.25, 'share by which the whole picture may get brighter or darker before that counts as a change; until '
         'max_cell_age_s it is not paid for', low=0.0, high=1.0, live=True)
+    refresh_policy: str = _parameter(
+        EXACT_POLICY, 'exact: a changed picture is computed whole; patch: only its changed cells, which is approximate',
+        choices=(EXACT_POLICY, PATCH_POLICY), live=True)
+    max_patches: int = _parameter(
+        8, 'patches in a row before a picture is computed whole', low=1, high=1000, live=True)
+    max_patch_share: float = _parameter(
+        0.25, 'largest share of cells that is patched; a picture with more is computed whole', low=0.0, high=1.0,
+        live=True)
+    min_confidence: float = _parameter(
+        0.9, 'a patched state whose answer is less likely than this is computed whole, and answers again',
+        low=0.0, high=1.0, live=True)
     history_frames: int = _parameter(
         0, 'past pictures (keyframes) before the newest one in the prompt; 0: the newest one alone', low=0, high=256,
         live=True)

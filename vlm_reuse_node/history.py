@@ -45,6 +45,10 @@ class History:
         """Whether `step` has something to do now; without a live picture the next one decides."""
         return self._next is not None and state is not None and (bool(self._waiting) or state.has_live)
 
+    def is_due(self, state: State, config: Config) -> bool:
+        """Whether the next `refresh` is to keep the live picture as a keyframe."""
+        return self._room(state, config) > 0 and self._is_due(state, False, config)
+
     def stop(self) -> None:
         """Give a rollover up."""
         self._next, self._waiting = None, ()
@@ -64,7 +68,8 @@ class History:
         room, keyframes = self._room(state, config), len(state.pictures) - state.has_live
         if self._next and len(self._next.pictures) + len(self._waiting) > room:
             self.stop()
-        is_due = room > 0 and self._is_due(state, scene_changed, config)
+        is_due = (room > 0 and self._is_due(state, scene_changed, config)
+                  and picture.frame is not state.live.frame)  # which is only computed again
         if keyframes > room:
             return self._cut(state, state.pictures[:keyframes], room, picture, check)
         if is_due and keyframes == room:

@@ -9,6 +9,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -17,13 +18,13 @@ from vlm_reuse_node import question as questions
 from vlm_reuse_node import state as states
 from vlm_reuse_node.budget import Answer, Level, Question, Refresh, Status
 from vlm_reuse_node.change import Change, ChangeDetector, Scene
-from vlm_reuse_node.config import Config
+from vlm_reuse_node.config import Config, PATCH_POLICY
 from vlm_reuse_node.errors import ImageError, InvalidRequestError, ModelError
 from vlm_reuse_node.frame import Frame
 from vlm_reuse_node.history import History
 from vlm_reuse_node.state import Picture, State
 from vlm_reuse_node.turn import Stopped, Turn
-from vlm_reuse_node.vlm import sampler, Vlm
+from vlm_reuse_node.vlm import Noted, sampler, Vlm
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class SceneSession:
         self._state: State | None = None
         self._detector: ChangeDetector | None = None
         self._prefilled = 0  # prompt tokens computed for refreshes so far
+        self._patches = 0  # of the live slot, since it was computed whole
         self._is_current = False  # whether the state stands for the newest picture
         self._level = Level.FULL
 
@@ -124,6 +126,7 @@ class SceneSession:
             asked_s: float | None = None, newest: Callable[[], Frame | None] = lambda: None) -> Answer:
         """Answer from the kept state; afterwards the state is what it was, bit for bit.
 
+        A patched state answers only what it is sure of (min_confidence); else it is computed whole, and answers again.
         now_ns: the time of asking on the clock of the frames' stamps, for the image age. cancelled: looked at before
         every token. asked_s: `time.perf_counter()` of the asking, now when None; the timeout counts from there.
         newest: takes the frame that waits to be observed; called when the kept state is not fresh enough for this
@@ -136,6 +139,7 @@ class SceneSession:
                  asked_s: float | None = None, newest: Callable[[], Frame | None] = lambda: None) -> Answer:
         """Answer the same question on the same cached picture from nothing, on a cache of its own.
 
+        The cached picture of a patched state is the newest one that it was patched from, all of it.
         The reference that `ask` is compared with: image processor, vision tower, prefill of everything, decode, in the
         same chunks. The kept state is not touched, unless the model fails.
         """
@@ -173,9 +177,10 @@ class SceneSession:
                        refreshed=nothing, deferred=nothing, oldest_cell_age_s=oldest, change_ms=change_ms)
 
     def _computed(self, frame, full, change, force, change_ms, check):
-        """The refresh at level `frame`, or `full` for a reason."""
+        """The refresh at level `patch` or `frame`, or `full` for a reason."""
         started = time.perf_counter()
-        picture = self._seen(frame, full, check)
+        cells = None if full or force else self._patchable(change)
+        picture = self._seen(frame, full, cells, check)
         seen = time.perf_counter()
         try:
             if full:
@@ -183,6 +188,9 @@ class SceneSession:
                 self._state = states.build(self._vlm, self._template_for, [picture], check)
                 self._prefilled += self._state.tokens
                 level, reason = Level.FULL, full
+            elif cells is not None:
+                level, reason = Level.PATCH, self._why(change, force)
+                self._prefilled += self._state.rewrite(picture, np.flatnonzero(cells), check)
             else:
                 level, reason = Level.FRAME, self._why(change, force)
                 scene_changed = change is not None and change.scene == Scene.CUT
@@ -197,16 +205,31 @@ class SceneSession:
         if change is None:
             self._detector = ChangeDetector(frame.rgb, frame.stamp_ns, *picture.grid, self._vlm.family.cell_px)
         else:
-            self._detector.refresh()
-        everything = np.ones(picture.grid, bool)
-        return Refresh(self._camera, frame.stamp_ns, frame.frame_id, level, reason, refreshed=everything,
-                       deferred=~everything, change_ms=change_ms, vision_ms=1e3 * (seen - started),
-                       prefill_ms=1e3 * (done - seen))
+            self._detector.refresh(cells)
+        self._patches = self._patches + 1 if level == Level.PATCH else 0
+        refreshed = np.ones(picture.grid, bool) if cells is None else cells
+        oldest = float(self._detector.doubt_s(frame.stamp_ns).max())
+        return Refresh(self._camera, frame.stamp_ns, frame.frame_id, level, reason, refreshed=refreshed,
+                       deferred=np.zeros(picture.grid, bool), oldest_cell_age_s=oldest, change_ms=change_ms,
+                       vision_ms=1e3 * (seen - started), prefill_ms=1e3 * (done - seen))
 
-    def _seen(self, frame, full, check):
-        """The picture as the model sees it."""
+    def _patchable(self, change):
+        """The cells to patch, (rows, columns) bool; None where the live picture is to be computed whole."""
+        config, state = self.config, self._state
+        can_patch = (config.refresh_policy == PATCH_POLICY and change is not None and change.scene == Scene.SAME
+                     and state.can_rewrite and state.live.vision is not None)
+        if (not can_patch or change.stale.mean() > config.max_patch_share or self._patches >= config.max_patches
+                or self._history.is_due(state, config)):
+            return None
+        return change.stale
+
+    def _seen(self, frame, full, cells, check):
+        """The picture as the model sees it; of a patched one only these cells are looked at."""
         try:
-            return Picture.see(self._vlm, frame, check)
+            if cells is not None:
+                return self._state.live.with_cells(self._vlm, frame, np.flatnonzero(cells), check)
+            keep = self.config.refresh_policy == PATCH_POLICY and self._vlm.family.encodes_cells
+            return Picture.see(self._vlm, frame, check, keep)
         except Stopped:
             self._give_up(frame, full)
             raise
@@ -252,37 +275,50 @@ class SceneSession:
         turn.set_timeout(question.timeout_s)
         turn.check()
         # 2. Find the state: the kept one, or for a cold answer one computed from nothing from the same picture.
-        state, reused = self._fresh_state(question, turn, now_ns, newest)
+        before = self._prefilled
+        state = self._fresh_state(question, turn, now_ns, newest)
         if cold:
-            state, reused = self._cold_twin(state, turn), 0
-        longest = max(map(len, choices), default=wanted or 1)
-        room = self._room(state.tokens + len(tokens), longest)
+            state = self._cold_twin(state, turn)
+        # 3. Answer from it; from a patched one that is not sure, bring it up to date and answer again.
+        outcome = self._answered(state, question, wanted, tokens, choices, turn)
+        escalated = not cold and not state.live.exact and outcome['confidence'] < self.config.min_confidence
+        if escalated:
+            self.observe(self.newest, force=True, check=turn.check)
+            turn.lap('refresh_ms')
+            state = self._state
+            outcome = self._answered(state, question, wanted, tokens, choices, turn)
+        # 4. Say what it was given from, and what it cost.
+        reused = 0 if cold else max(0, state.tokens - (self._prefilled - before))
+        paid = state.tokens - reused + (1 + escalated) * (len(tokens) + sum(map(len, choices)))
+        return Answer(Status.OK, tokens_reused=reused, tokens_prefilled=paid,
+                      cached_stamp_ns=state.live.frame.stamp_ns, level=Level.FULL if cold else self._level,
+                      exact=state.exact, escalated=escalated, **outcome, **self._source(now_ns), **turn.stages)
+
+    def _answered(self, state, question, wanted, tokens, choices, turn):
+        """The answer's own fields; the state is put back afterwards."""
+        room = self._room(state.tokens + len(tokens), max(map(len, choices), default=wanted or 1))
         try:
-            # 3. Prefill the question right behind the snapshot.
+            # 1. Prefill the question right behind the snapshot.
             family, start = self._vlm.family, state.next_position
             logits = self._vlm.run(state.cache, tokens, family.text_positions(start, len(tokens)), check=turn.check)
             turn.lap('prefill_ms')
-            # 4. Score the choices, or decode.
+            # 2. Score the choices, or decode.
             start += len(tokens)
             if choices:
                 outcome = self._chosen(question, self._vlm.score(state.cache, logits, start, choices, turn.check))
             else:
-                sample = sampler(self.config.temperature, self.config.top_p, self.config.seed)
-                ids = self._vlm.decode(state.cache, logits, start, min(question.max_tokens, room), turn.check, sample)
-                outcome = self._told(ids, min(question.max_tokens, room))
+                sample = Noted(sampler(self.config.temperature, self.config.top_p, self.config.seed))
+                most = min(question.max_tokens, room)
+                ids = self._vlm.decode(state.cache, logits, start, most, turn.check, sample)
+                outcome = self._told(ids, most, sample.least)
             turn.lap('decode_ms')
+            return outcome
         finally:
-            # 5. Put the state back, whatever happened.
+            # 3. Put the state back, whatever happened.
             state.restore()
-        paid = state.tokens - reused + len(tokens) + sum(map(len, choices))
-        level = Level.FULL if cold else self._level
-        return Answer(Status.OK, tokens_reused=reused, tokens_prefilled=paid,
-                      cached_stamp_ns=state.live.frame.stamp_ns,
-                      level=level, exact=True, **outcome, **self._source(now_ns), **turn.stages)
 
     def _fresh_state(self, question, turn, now_ns, newest):
-        """The kept state and how many of its tokens this question did not pay for."""
-        before = self._prefilled
+        """The kept state, fresh enough for this question, which may have to pay for that."""
         if not self._is_usable(question, now_ns) and (frame := newest()) is not None:
             self._take(frame, question, turn)
         if self.newest is None:
@@ -295,7 +331,7 @@ class SceneSession:
         if not self._has_state() or (question.force_refresh and self._state.live.frame is not self.newest):
             self.observe(self.newest, force=True, check=turn.check)
             turn.lap('refresh_ms')
-        return self._state, max(0, self._state.tokens - (self._prefilled - before))
+        return self._state
 
     def _has_state(self):
         """Whether there is a state of the newest picture."""
@@ -323,22 +359,24 @@ class SceneSession:
         return context - prompt
 
     def _cold_twin(self, kept, turn):
-        """The kept state once more, computed from nothing on a cache of its own."""
+        """The kept state's pictures once more, computed from nothing on a cache of its own."""
         started = time.perf_counter()
         pictures = [Picture.see(self._vlm, picture.frame, turn.check) for picture in kept.pictures]
         turn.book('refresh_ms', 1e3 * (time.perf_counter() - started))
         state = states.build(self._vlm, self._template_for, pictures, turn.check)
-        if state.identity != kept.identity:
+        if state.identity != replace(kept.identity, exact=True):
             raise ModelError('The cached picture was changed in place since it was observed; hand over a copy.')
         return state
 
     def _chosen(self, question, scores):
         best = int(np.argmax(scores))
-        return {'text': question.choices[best], 'choice_index': best, 'choice_scores': scores}
+        return {'text': question.choices[best], 'choice_index': best, 'choice_scores': scores,
+                'confidence': scores[best]}
 
-    def _told(self, ids, most):
+    def _told(self, ids, most, confidence):
         cut = f'The answer was cut at max_tokens {most}.' if len(ids) == most else ''
-        return {'text': self._vlm.text(ids), 'token_ids': tuple(ids), 'tokens_generated': len(ids), 'message': cut}
+        return {'text': self._vlm.text(ids), 'token_ids': tuple(ids), 'tokens_generated': len(ids), 'message': cut,
+                'confidence': confidence}
 
     def _source(self, now_ns):
         """Which camera, model and picture an answer comes from."""

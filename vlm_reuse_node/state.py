@@ -146,7 +146,8 @@ class State:
             self.restore()
             raise
         self._before_live, self._snapshot = self._snapshot, (taken, len(ids))
-        self.pictures, self.has_live, self.tokens = pictures, True, len(ids)
+        older = tuple(replace(each, vision=None) for each in self.pictures)  # they are never patched again
+        self.pictures, self.has_live, self.tokens = (*older, picture), True, len(ids)
         self.next_position = int(positions.max()) + 1
         return len(slot)
 

@@ -190,6 +190,23 @@ def sampler(temperature: float, top_p: float, seed: int) -> Callable[[mx.array],
     return sample
 
 
+class Noted:
+    """A sampler that notes how likely its picks were.
+
+    least: probability of the least likely token picked so far, the one that ended the answer included.
+    """
+
+    def __init__(self, sample: Callable[[mx.array], int]):
+        """Pick with `sample`."""
+        self._sample, self.least = sample, 1.0
+
+    def __call__(self, logits: mx.array) -> int:
+        """Pick from logits, mx (vocabulary,)."""
+        token = self._sample(logits)
+        self.least = min(self.least, mx.exp(logits[token] - mx.logsumexp(logits)).item())
+        return token
+
+
 def _likeliest(logits):
     return mx.argmax(logits).item()
 

@@ -1,0 +1,179 @@
+"""The level patch in a session: when it is taken, what its answers say, and when they are given again."""
+
+import numpy as np
+import pytest
+from tiny_gemma4 import write_tiny_gemma4
+from tiny_model import picture, SECOND_NS
+
+from vlm_reuse_node import vlm as vlms
+from vlm_reuse_node.budget import Level, Question, Status
+from vlm_reuse_node.config import Config
+from vlm_reuse_node.frame import Frame
+from vlm_reuse_node.session import SceneSession
+from vlm_reuse_node.turn import Stopped
+
+QUESTION = Question('what color is the square ?', max_tokens=4, max_age_s=1000.0)
+CHOICE = Question('what color is the square ?', ('red', 'green', 'blue'), max_age_s=1000.0)
+PATCH = Config(refresh_policy='patch', min_confidence=0.0)
+ALWAYS = PATCH.with_values(min_confidence=1.0)
+
+
+def changed(frame, stamp_s, area=(slice(0, 100), slice(0, 100)), by=0x80):
+    """The next frame: some pixels are others."""
+    rgb = frame.rgb.copy()
+    rgb[area] ^= by
+    return Frame(rgb, int(stamp_s * SECOND_NS), frame.frame_id, frame.camera)
+
+
+def patched(vlm, config=PATCH, **arguments):
+    """A session whose state was patched once."""
+    session = SceneSession(vlm, config, **arguments)
+    session.observe(picture(1))
+    session.observe(changed(picture(1), 0.1))
+    return session
+
+
+def levels(session, frames):
+    return [session.observe(frame).level for frame in frames]
+
+
+def flicker(count):
+    """Pictures that differ in the same corner, one after the other."""
+    return [changed(picture(1), 0.1 * number, by=0x80 * (number % 2)) for number in range(1, count + 1)]
+
+
+def test_nothing_is_patched_unless_asked_for(vlm):
+    session = SceneSession(vlm, Config())
+    session.observe(picture(1))
+    assert levels(session, flicker(3)) == [Level.FRAME] * 3
+    assert session._state.live.vision is None
+
+
+def test_a_small_change_pays_for_its_cells_alone(vlm):
+    refreshes = []
+    session = patched(vlm, on_refresh=lambda frame, refresh: refreshes.append(refresh))
+    refresh = refreshes[-1]
+    assert refresh.level == Level.PATCH and refresh.reason.endswith('cells changed')
+    assert 0 < refresh.visual_tokens_refreshed < refresh.visual_tokens_total / 2
+    assert refresh.visual_tokens_deferred == 0 and refresh.refreshed[0, 0]
+    assert session.observe(changed(picture(1), 0.2)).level == Level.REUSE
+
+
+@pytest.mark.parametrize('question', [QUESTION, CHOICE])
+def test_a_patched_state_answers_and_never_calls_it_exact(vlm, question):
+    session = patched(vlm)
+    answer = session.ask(question, now_ns=0)
+    assert answer.status == Status.OK and answer.level == Level.PATCH and not answer.exact and not answer.escalated
+    assert answer.cached_stamp_ns == SECOND_NS // 10 and answer.tokens_reused == session._state.tokens
+    session.observe(changed(picture(1), 0.2))
+    again = session.ask(question, now_ns=0)
+    assert again.level == Level.REUSE and not again.exact and again.text == answer.text
+
+
+def test_a_cold_answer_is_computed_from_the_newest_picture_whole(vlm):
+    session, fresh = patched(vlm), SceneSession(vlm, Config())
+    fresh.observe(changed(picture(1), 0.1))
+    cold, expected = session.ask_cold(QUESTION, now_ns=0), fresh.ask(QUESTION, now_ns=0)
+    assert cold.exact and cold.level == Level.FULL and cold.token_ids == expected.token_ids
+    assert not session.ask(QUESTION, now_ns=0).exact
+
+
+@pytest.mark.parametrize('question', [QUESTION, CHOICE])
+def test_an_answer_that_is_not_sure_is_given_again_from_the_whole_picture(vlm, question):
+    refreshes = []
+    session = patched(vlm, ALWAYS, on_refresh=lambda frame, refresh: refreshes.append(refresh))
+    unsure = patched(vlm).ask(question, now_ns=0)
+    answer, cold = session.ask(question, now_ns=0), session.ask_cold(question, now_ns=0)
+    assert answer.escalated and answer.exact and answer.level == Level.FRAME and answer.refresh_ms > 0
+    assert answer.text == cold.text and answer.token_ids == cold.token_ids
+    assert answer.tokens_prefilled > unsure.tokens_prefilled and answer.prefill_ms > 0
+    assert refreshes[-1].level == Level.FRAME and refreshes[-1].stamp_ns == SECOND_NS // 10
+    again = session.ask(question, now_ns=0)
+    assert again.exact and not again.escalated and again.text == answer.text
+
+
+def test_the_threshold_is_compared_with_the_probability_of_the_answer(vlm):
+    answer = patched(vlm).ask(CHOICE, now_ns=0)
+    assert answer.confidence == max(answer.choice_scores)
+    above, below = (patched(vlm, PATCH.with_values(min_confidence=answer.confidence + step)) for step in (1e-3, -1e-3))
+    assert above.ask(CHOICE, now_ns=0).escalated and not below.ask(CHOICE, now_ns=0).escalated
+
+
+def test_the_confidence_of_a_text_is_that_of_its_least_likely_token(vlm):
+    session = patched(vlm)
+    answer, state = session.ask(QUESTION, now_ns=0), session._state
+    ids = state.template.question(QUESTION.text) + list(answer.token_ids)
+    logits = np.array(vlm.run(state.cache, ids, vlm.family.text_positions(state.next_position, len(ids)),
+                              keep=len(answer.token_ids) + 1))[:-1]
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    likely = shares[np.arange(len(shares)), list(answer.token_ids)]
+    assert answer.confidence == pytest.approx(likely.min(), abs=1e-4)
+
+
+def test_a_picture_is_computed_whole_after_so_many_patches(vlm):
+    session = SceneSession(vlm, PATCH.with_values(max_patches=2))
+    session.observe(picture(1))
+    assert levels(session, flicker(5)) == [Level.PATCH, Level.PATCH, Level.FRAME, Level.PATCH, Level.PATCH]
+    session.observe(flicker(6)[-1])
+    assert session.ask(QUESTION, now_ns=0).exact
+
+
+def test_a_large_change_is_computed_whole(vlm):
+    session = SceneSession(vlm, PATCH)
+    session.observe(picture(1))
+    assert session.observe(changed(picture(1), 0.1, area=(slice(0, 480), slice(0, 300)))).level == Level.FRAME
+    assert session.observe(picture(2, 0.2)).level == Level.FRAME
+    assert session.ask(QUESTION, now_ns=0).exact
+
+
+def test_the_policy_may_change_between_two_pictures(vlm):
+    session = SceneSession(vlm, Config())
+    session.observe(picture(1))
+    frames = flicker(5)
+    session.config = PATCH
+    assert levels(session, frames[:3]) == [Level.FRAME, Level.PATCH, Level.PATCH]  # the first keeps what is needed
+    session.config = Config()
+    assert levels(session, frames[3:]) == [Level.FRAME] * 2 and session.ask(QUESTION, now_ns=0).exact
+
+
+def test_keyframes_are_kept_as_without_patches(vlm):
+    session = SceneSession(vlm, PATCH.with_values(history_frames=3, keyframe_interval_s=1.0))
+    session.observe(picture(1))
+    assert session.observe(flicker(1)[0]).level == Level.FRAME  # the first picture becomes a keyframe
+    assert session.observe(changed(picture(1), 0.5, by=0x40)).level == Level.PATCH
+    assert session.observe(changed(picture(1), 1.6, by=0x20)).level == Level.PATCH  # the live one is of 0.5 s
+    assert session.observe(changed(picture(1), 1.7)).level == Level.FRAME
+    assert [each.frame.stamp_ns for each in session._state.pictures] == [0, int(1.6e9), int(1.7e9)]
+    assert [each.vision is None for each in session._state.pictures] == [True, True, False]
+    assert not session.ask(QUESTION, now_ns=0).exact  # a keyframe was patched
+    assert session.ask_cold(QUESTION, now_ns=0).exact
+
+
+def test_an_escalation_keeps_the_picture_once(vlm):
+    config = ALWAYS.with_values(history_frames=3, keyframe_interval_s=0.5)
+    session = SceneSession(vlm, config)
+    for frame in (picture(1), changed(picture(1), 0.1), changed(picture(1), 0.9, by=0x40)):
+        level = session.observe(frame).level
+    assert level == Level.PATCH and len(session._state.pictures) == 2
+    assert session.ask(QUESTION, now_ns=0).escalated
+    assert [each.frame.stamp_ns for each in session._state.pictures] == [0, int(0.9e9)]
+
+
+def test_a_patch_that_was_stopped_is_made_up_for(vlm):
+    session = SceneSession(vlm, PATCH)
+    session.observe(picture(1))
+
+    def stop():
+        raise Stopped(Status.CANCELLED, 'enough')
+    with pytest.raises(Stopped):
+        session.observe(flicker(1)[0], check=stop)
+    answer = session.ask(QUESTION, now_ns=0)
+    assert answer.stamp_ns == SECOND_NS // 10 == answer.cached_stamp_ns
+    assert answer.token_ids == session.ask_cold(QUESTION, now_ns=0).token_ids
+
+
+def test_a_family_that_cannot_be_patched_is_refreshed_whole(tmp_path):
+    session = SceneSession(vlms.load(str(write_tiny_gemma4(tmp_path / 'gemma4'))), PATCH)
+    session.observe(picture(1))
+    assert levels(session, flicker(2)) == [Level.FRAME] * 2 and session.ask(QUESTION, now_ns=0).exact
