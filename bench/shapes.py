@@ -40,15 +40,18 @@ GEMMA_VISION = {
     'position_embedding_size': 64, 'default_output_length': CELLS}
 
 
-def write_qwen2_5_vl(folder: Path, tiny: bool = False) -> Path:
-    """Write a Qwen2.5-VL of 30 M parameters and 64 cells a picture. tiny: the tests' model with 12 cells instead."""
+def write_qwen2_5_vl(folder: Path, tiny: bool = False, cells: int = CELLS) -> Path:
+    """Write a Qwen2.5-VL of 30 M parameters and 64 cells a picture. tiny: the tests' model with 12 cells instead.
+
+    cells: of a square picture; others have as many, less what whole rows and columns leave over.
+    """
     tiny_model.write_tiny_model(folder, SEED)
     config = _read(folder / 'config.json')
     if not tiny:
         config |= QWEN
         config['vision_config'] |= QWEN_VISION
         _write(folder / 'config.json', config)
-        side = round(CELLS ** 0.5) * 2 * config['vision_config']['patch_size']
+        side = round(cells ** 0.5) * 2 * config['vision_config']['patch_size']
         _change(folder / 'preprocessor_config.json', min_pixels=side * side, max_pixels=side * side)
         tiny_model._write_weights(folder, config, SEED)
     _set_output(folder, 'language_model.lm_head.weight', tiny_model.SPECIAL)

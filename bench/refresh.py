@@ -1,0 +1,218 @@
+"""What a changed picture costs at each level of the refresh ladder, and what the cheap one costs in truth.
+
+Costs: one `SceneSession.observe` from the picture on, on the Qwen2.5-VL of `shapes.py` (random weights), in a window of
+8 pictures of 640 x 480, the newest one changed again and again in one rectangle of cells. Two sizes of its pictures: 54
+cells, as in the other benchmarks, and 391, as Qwen2.5-VL itself cuts 640 x 480. One row a share of changed cells:
+
+reuse   the picture before once more: the change detector (the same in every row)
+patch   refresh_policy patch, without its limits; at 0 % it is reuse, at 100 % the scene was cut, which is frame
+frame   the default policy; at 0 % forced, because nothing would be done
+full    image processor, vision tower and prefill of all 8 pictures
+
+Medians in milliseconds; beside each `_ms` a `_cpu_ms`, the processor time of this program, which does not see what else
+the machine runs. changed_percent is what was asked for, cells what was changed. change_ms_p95 is `ChangeDetector`,
+resize included, on one core, on pictures with noise. The drift table is `drift.py`'s.
+"""
+
+import argparse
+from functools import partial
+import json
+from pathlib import Path
+from statistics import median
+import sys
+import tempfile
+import time
+
+import cv2
+import drift
+import mlx.core as mx
+from mlx.utils import tree_flatten
+import numpy as np
+from shapes import write_qwen2_5_vl
+from tiny_model import picture
+
+from vlm_reuse_node import state as states, vlm as vlms
+from vlm_reuse_node.budget import Level
+from vlm_reuse_node.change import ChangeDetector
+from vlm_reuse_node.config import Config
+from vlm_reuse_node.frame import Frame
+from vlm_reuse_node.session import SceneSession
+from vlm_reuse_node.state import Picture
+
+OUTPUT = Path(__file__).parents[1] / 'out' / 'bench' / 'refresh.json'
+SHAPES = {'qwen2_5_vl 54 cells': write_qwen2_5_vl, 'qwen2_5_vl 391 cells': partial(write_qwen2_5_vl, cells=400)}
+PERCENT = 0, 1, 2, 5, 10, 25, 50, 100
+FRAMES, SIZE = 8, (480, 640)
+WINDOW = Config(history_frames=FRAMES - 1, keyframe_interval_s=0.0, scene_change_share=1.0)
+# Nothing but the share of changed cells decides: no keyframe is due, no change is a cut or a pan to be computed whole.
+STEADY = WINDOW.with_values(keyframe_interval_s=3600.0, max_cell_age_s=3600.0)
+PATCH = STEADY.with_values(refresh_policy='patch', max_patches=1000, max_patch_share=1.0)
+CELL_PX = 28
+DETECTED = {'640x480': (480, 640), '1920x1080': (1080, 1920)}
+DETECTIONS = 200
+COLUMNS = ('shape', 22), ('changed', 8), ('reuse', 7), ('patch', 8), ('frame', 8), ('full', 9), ('full/patch', 11), (
+    'frame/patch', 12)
+
+
+def timed(call) -> tuple[float, float]:
+    """Milliseconds of a call: of the clock, and of the processor."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    call()
+    return 1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - cpu)
+
+
+class Camera:
+    """Frames one after the other in which one rectangle of cells is another than before."""
+
+    def __init__(self, first: Frame, grid, cells: int):
+        """Change so many cells, a rectangle as square as it can be, in the middle of the picture."""
+        self._first, self._count = first, 0
+        columns = min(grid.columns, int(np.ceil(np.sqrt(cells * grid.columns / grid.rows)))) if cells else 0
+        rows = -(-cells // columns) if cells else 0
+        top, left = (grid.rows - rows) // 2, (grid.columns - columns) // 2
+        self._mask = np.zeros(grid, np.uint8)
+        for number in range(cells):
+            self._mask[top + number // columns, left + number % columns] = 1
+
+    @property
+    def cells(self) -> int:
+        """How many are changed."""
+        return int(self._mask.sum())
+
+    def frame(self) -> Frame:
+        """The next one."""
+        self._count += 1
+        height, width = SIZE
+        rows, columns = self._mask.shape
+        # Whole pixels inside the cells: what lies on an edge would change the neighbour too.
+        inside = np.zeros((rows * 4, columns * 4), np.uint8)
+        inside[1::4, 1::4] = inside[2::4, 2::4] = inside[1::4, 2::4] = inside[2::4, 1::4] = self._mask
+        where = cv2.resize(inside, (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)
+        rgb = self._first.rgb.copy()
+        if self._count % 2:
+            rgb[where] ^= 0x80
+        return Frame(rgb, self._first.stamp_ns + 1_000_000 * self._count)
+
+
+def window(vlm, config: Config) -> SceneSession:
+    """A session that keeps 8 pictures, the newest of which can be patched where the policy is to."""
+    session = SceneSession(vlm, config.with_values(keyframe_interval_s=0.0))
+    for number in range(FRAMES):
+        session.observe(picture(number, float(number), SIZE))
+    session.config = config
+    assert len(session._state.pictures) == FRAMES
+    return session
+
+
+def observed(session: SceneSession, frames, level: Level, repeats: int, force: bool = False) -> tuple[float, float]:
+    """Medians of one observation at this level. The first, which plans kernels, does not count."""
+    times = []
+    for frame in frames(repeats + 1):
+        refresh = []
+        times.append(timed(lambda: refresh.append(session.observe(frame, force=force))))
+        if refresh[0].level != level:
+            raise RuntimeError(f'{refresh[0].level}, {refresh[0].reason}; expected {level}')
+    return tuple(median(each) for each in zip(*times[1:]))
+
+
+def full(vlm, repeats: int) -> tuple[float, float]:
+    """Medians of everything from nothing."""
+    frames = [picture(number, float(number), SIZE) for number in range(FRAMES)]
+
+    def build():
+        states.build(vlm, partial(vlm.template, ''), (Picture.see(vlm, frame) for frame in frames))
+    return tuple(median(each) for each in zip(*[timed(build) for _ in range(repeats)]))
+
+
+def measure(vlm, repeats: int):
+    """Yield one row for each share of changed cells."""
+    patching, whole = window(vlm, PATCH), window(vlm, STEADY)
+    grid, first = whole._state.live.grid, whole.newest
+    full_ms = full(vlm, max(1, repeats // 2))
+    for percent in PERCENT:
+        cells = -(-percent * grid.cells // 100)
+
+        def frames(count):
+            camera = Camera(first, grid, cells)
+            return [camera.frame() for _ in range(count)]
+        for session in (patching, whole):  # the picture without the change
+            session.newest = None
+            session.observe(first, force=True)
+        reuse = observed(whole, lambda count: [first] * count, Level.REUSE, repeats)
+        level = Level.PATCH if cells < grid.cells else Level.FRAME
+        patch = observed(patching, frames, level, repeats) if cells else reuse
+        frame = observed(whole, frames, Level.FRAME, repeats, force=not cells)
+        times = {'reuse': reuse, 'patch': patch, 'frame': frame, 'full': full_ms}
+        yield {'changed_percent': percent, 'cells': cells, 'cells_total': grid.cells,
+               **{f'{name}_ms': wall for name, (wall, _) in times.items()},
+               **{f'{name}_cpu_ms': cpu for name, (_, cpu) in times.items()}}
+
+
+def change_ms_p95(size: tuple[int, int]) -> float:
+    """The change detector on pictures of this size, 95 of 100 take at most so long."""
+    rng, (height, width) = np.random.default_rng(0), size
+    base = cv2.resize(rng.integers(40, 200, (12, 16, 3), dtype=np.uint8), (width, height))
+    frames = [np.clip(base + rng.normal(0, 3, base.shape), 0, 255).astype(np.uint8) for _ in range(8)]
+    detector = ChangeDetector(base, 0, height // CELL_PX, width // CELL_PX, CELL_PX)
+    times = [timed(lambda: detector.compare(frames[number % 8], number + 1, Config()))[0]
+             for number in range(DETECTIONS)]
+    return float(np.percentile(times, 95))
+
+
+def line(row: dict) -> str:
+    """One row of the table, processor times."""
+    times = [row[f'{name}_cpu_ms'] for name in ('reuse', 'patch', 'frame', 'full')]
+    values = (row['shape'], f'{row["changed_percent"]} %', *(f'{ms:.1f}' for ms in times),
+              f'{times[3] / times[1]:.1f}', f'{times[2] / times[1]:.2f}')
+    return '  '.join(str(value).rjust(width) for value, (_, width) in zip(values, COLUMNS))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--only', choices=('cost', 'drift'), help='one of the two parts; default: both')
+    parser.add_argument('--repeats', type=int, default=5, help='runs of each; default: %(default)s')
+    parser.add_argument('--tiny', action='store_true', help="the tests' model: to try this program, not to time")
+    parser.add_argument('--sequences', type=int, default=drift.SEQUENCES,
+                        help='tabletops of the drift table; default: %(default)s')
+    parser.add_argument('--model', default='tabletop', help='of the drift table; default: %(default)s')
+    parser.add_argument('--output', type=Path, default=OUTPUT,
+                        help='the JSON file, drift.json goes beside it; default: %(default)s')
+    return parser
+
+
+def costs(arguments) -> dict:
+    """Measure and print the cost table."""
+    cv2.setNumThreads(1)
+    result = {'rows': [], 'parameters': {}, 'change_ms_p95': {
+        name: change_ms_p95(size) for name, size in DETECTED.items()}}
+    print('processor milliseconds\n' + '  '.join(title.rjust(width) for title, width in COLUMNS), flush=True)
+    for name, write in SHAPES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            vlm = vlms.load(str(write(Path(folder) / 'model', arguments.tiny)))
+        result['parameters'][name] = sum(array.size for _, array in tree_flatten(vlm._model.parameters()))
+        for row in measure(vlm, arguments.repeats):
+            result['rows'].append({'shape': name, **row})
+            print(line(result['rows'][-1]), flush=True)
+        mx.clear_cache()
+    for name, ms in result['change_ms_p95'].items():
+        print(f'change detector, {name}: {ms:.1f} ms (p95)')
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print the tables and the JSON lines, and write the files."""
+    arguments = build_parser().parse_args(argv)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    if arguments.only != 'drift':
+        result = costs(arguments)
+        arguments.output.write_text(json.dumps(result) + '\n')
+        print(json.dumps(result))
+    if arguments.only != 'cost':
+        result = drift.measure(arguments.model, arguments.sequences)
+        arguments.output.with_name('drift.json').write_text(json.dumps(result) + '\n')
+        print(json.dumps(result))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
