@@ -6,6 +6,8 @@ Matplotlib draws with stand-in colours; in the SVG text they become the page's C
 import io
 import re
 from collections.abc import Callable
+from itertools import groupby
+from operator import itemgetter
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -16,7 +18,7 @@ from vlm_reuse_node.replay.arms import POLICY, REFERENCE
 from vlm_reuse_node.replay.bounds import share_bounds
 from vlm_reuse_node.replay.metrics import AGES, Rows, SESSIONS, STAGES
 
-WIDTH = 5.6
+WIDTH = 5.0
 INK, SOFT, LINE = '#010101', '#020202', '#030303'
 PAID, REUSED, CHANGED, THIRD, OTHER = '#040404', '#050505', '#060606', '#070707', '#080808'
 _VARIABLES = {INK: 'ink', SOFT: 'soft', LINE: 'line', PAID: 'paid', REUSED: 'reused', CHANGED: 'changed',
@@ -24,10 +26,10 @@ _VARIABLES = {INK: 'ink', SOFT: 'soft', LINE: 'line', PAID: 'paid', REUSED: 'reu
 STAGE_COLOURS = dict(zip(STAGES, (OTHER, PAID, REUSED, THIRD, LINE)))
 LEVEL_COLOURS = {'reuse': LINE, 'patch': THIRD, 'frame': PAID, 'full': CHANGED}
 _STYLE = {
-    'svg.fonttype': 'none', 'svg.hashsalt': 'replay', 'font.family': 'sans-serif', 'font.size': 11,
+    'svg.fonttype': 'none', 'svg.hashsalt': 'replay', 'font.family': 'sans-serif', 'font.size': 11.5,
     'text.color': INK, 'axes.edgecolor': LINE, 'axes.labelcolor': SOFT, 'xtick.color': SOFT, 'ytick.color': SOFT,
     'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'grid.color': LINE, 'grid.linewidth': 0.6,
-    'axes.axisbelow': True, 'legend.frameon': False, 'legend.fontsize': 10, 'axes.titlesize': 11,
+    'axes.axisbelow': True, 'legend.frameon': False, 'legend.fontsize': 10.5, 'axes.titlesize': 11.5,
     'axes.titlelocation': 'left', 'axes.titlecolor': SOFT}
 
 
@@ -53,6 +55,7 @@ def over_time(rows: Rows, bag: str, camera: str) -> str:
     seconds = np.array([row['picture_s'] for row in looks])
     shares = np.array([row['visual_tokens_refreshed'] / row['visual_tokens'] for row in looks])
     ages = [row['oldest_cell_age_s'] for row in looks]
+    since = _since_computed(looks)
     asked = [row['picture_s'] for row in rows.questions if (row['bag'], row['camera']) == (bag, camera)]
 
     def draw(figure):
@@ -62,26 +65,40 @@ def over_time(rows: Rows, bag: str, camera: str) -> str:
         top.set_ylim(0, 105)
         top.set_ylabel('%')
         top.set_title('share of each picture computed; line: of all so far')
-        middle.plot(seconds, ages, color=REUSED, linewidth=1.2)
+        middle.plot(seconds, since, color=REUSED, linewidth=1.2)
+        middle.plot(seconds, ages, color=CHANGED, linewidth=1.2)
         middle.scatter(asked, np.zeros(len(asked)), marker='|', s=40, color=INK, linewidths=0.8)
         middle.set_ylim(bottom=0)
         middle.set_ylabel('s')
-        middle.set_title('age of the oldest cell; marks: questions')
+        middle.set_title('since anything was computed (blue), oldest cell not\nseen unchanged since (red); marks: questions')
         _draw_band(band, seconds, [row['level'] for row in looks])
-    return _svg(f'time-{_plain(bag)}-{_plain(camera)}', draw, 4.4)
+    return _svg(f'time-{_plain(bag)}-{_plain(camera)}', draw, 4.6)
+
+
+def _since_computed(looks) -> list[float]:
+    """Seconds from the last picture of which anything was computed to each picture."""
+    since, last_s = [], looks[0]['picture_s']
+    for row in looks:
+        last_s = row['picture_s'] if row['visual_tokens_refreshed'] else last_s
+        since.append(row['picture_s'] - last_s)
+    return since
 
 
 def _draw_band(axes, seconds, levels):
-    """A stripe of the levels over time."""
+    """A stripe of the levels over time; neighbours of one level in one piece."""
     ends = [*seconds[1:], seconds[-1] + (seconds[-1] - seconds[-2] if len(seconds) > 1 else 1.0)]
-    for level, colour in LEVEL_COLOURS.items():
-        spans = [(begin, end - begin) for begin, end, each in zip(seconds, ends, levels) if each == level]
+    pieces: dict[str, list] = {level: [] for level in LEVEL_COLOURS}
+    for level, group in groupby(zip(levels, seconds, ends), key=itemgetter(0)):
+        group = list(group)
+        pieces[level].append((group[0][1], group[-1][2] - group[0][1]))
+    for level, spans in pieces.items():
         if spans:
-            axes.broken_barh(spans, (0, 1), color=colour, linewidth=0, label=f'{level} {len(spans)}')
+            axes.broken_barh(spans, (0, 1), color=LEVEL_COLOURS[level], linewidth=0,
+                             label=f'{level} {levels.count(level)}')
     axes.set_yticks([])
     axes.grid(visible=False)
     axes.set_xlabel('seconds from the first picture')
-    axes.legend(ncols=4, loc='upper left', bbox_to_anchor=(-0.02, 1.9), handlelength=1, columnspacing=1.2)
+    axes.legend(ncols=4, loc='upper left', bbox_to_anchor=(-0.02, 2.1), handlelength=1, columnspacing=1.2)
 
 
 def drift(groups: dict[str, dict[str, dict]], name: str, order: list[str]) -> str:
@@ -110,7 +127,7 @@ def drift(groups: dict[str, dict[str, dict]], name: str, order: list[str]) -> st
         axes.set_xlim(-2, 102)
         axes.set_xlabel('% of answers that drifted, 95 % interval')
         axes.legend(loc='lower center', bbox_to_anchor=(0.35, 1.0), ncols=3, columnspacing=1.0)
-    return _svg(f'drift-{name}', draw, 1.5 + (0.18 * len(groups) + 0.32) * len(order))
+    return _svg(f'drift-{name}', draw, 1.5 + (0.14 * len(groups) + 0.24) * len(order))
 
 
 def ages_order() -> list[str]:
