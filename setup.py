@@ -8,7 +8,7 @@ setup(
     name=package_name,
     version='0.1.0',
     packages=find_packages(include=[package_name, f'{package_name}.*']),
-    package_data={package_name: ['*.html', '**/*.html', 'demo/tabletop_model/*']},
+    package_data={package_name: ['*.html', '**/*.html', 'demo/tabletop_model/*', 'replay/*.json', 'replay/*.yaml']},
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{package_name}']),
         (f'share/{package_name}', ['package.xml']),
@@ -16,6 +16,7 @@ setup(
         (f'share/{package_name}/config', glob('config/*')),
     ],
     install_requires=['setuptools'],
+    extras_require={'ray': ['ray[default]']},
     zip_safe=False,
     maintainer='vlm_reuse_node maintainers',
     maintainer_email='maintainers@vlm-reuse-node.dev',
@@ -27,6 +28,8 @@ setup(
             'node = vlm_reuse_node.node:main',
             'demo = vlm_reuse_node.demo.run:main',
             'make_bag = vlm_reuse_node.demo.bag:main',
+            'replay = vlm_reuse_node.replay.cli:main',
+            'vlm-reuse-replay = vlm_reuse_node.replay.cli:main',
         ],
     },
 )

@@ -24,7 +24,9 @@ PACKAGES = ('vlm_reuse_node', 'vlm_reuse_interfaces')
 
 # Modules whose rosdep key or wheel has another name.
 PROVIDED_BY = {'cv2': 'python3-opencv', 'numpy': 'python3-numpy', 'yaml': 'python3-yaml', 'PIL': 'python3-pil',
-               'jinja2': 'python3-jinja2', 'mlx_vlm': 'mlx-vlm'}
+               'jinja2': 'python3-jinja2', 'mlx_vlm': 'mlx-vlm', 'jsonschema': 'python3-jsonschema',
+               'matplotlib': 'python3-matplotlib', 'scipy': 'python3-scipy',
+               'tqdm': 'python3-tqdm'}
 
 
 def manifest(package):
@@ -92,7 +94,7 @@ def test_launch_and_config_files_are_installed(folder, pattern):
     assert {path.name for path in installed.glob(pattern)} == {path.name for path in (ROOT / folder).glob(pattern)}
 
 
-@pytest.mark.parametrize('script', ['node', 'demo', 'make_bag'])
+@pytest.mark.parametrize('script', ['node', 'demo', 'make_bag', 'replay', 'vlm-reuse-replay'])
 def test_console_script_is_installed(script):
     path = Path(get_package_prefix('vlm_reuse_node'), 'lib', 'vlm_reuse_node', script)
     assert os.access(path, os.X_OK)

@@ -70,7 +70,8 @@ def over_time(rows: Rows, bag: str, camera: str) -> str:
         middle.scatter(asked, np.zeros(len(asked)), marker='|', s=40, color=INK, linewidths=0.8)
         middle.set_ylim(bottom=0)
         middle.set_ylabel('s')
-        middle.set_title('since anything was computed (blue), oldest cell not\nseen unchanged since (red); marks: questions')
+        middle.set_title('blue: since anything was computed; red: since every\n'
+                         'cell was seen unchanged; marks: questions')
         _draw_band(band, seconds, [row['level'] for row in looks])
     return _svg(f'time-{_plain(bag)}-{_plain(camera)}', draw, 4.6)
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from textwrap import shorten
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from vlm_reuse_node.replay import plots
 from vlm_reuse_node.replay.arms import POLICY
@@ -63,7 +62,7 @@ def _figures(results: dict, rows: Rows) -> list[dict]:
     values = {arm: [row['times']['total_ms'] for _, row, _ in rows.pairs(arm)] for arm in times}
 
     def add(title, svg, caption):
-        figures.append({'title': title, 'svg': Markup(svg), 'caption': caption})
+        figures.append({'title': title, 'svg': svg, 'caption': caption})
     if values:
         add('How long an answer takes', plots.latency(values), 'Every answer is a dot. The axis is logarithmic.')
     for bag, camera in _cameras(rows)[:MOST_CAMERAS]:
