@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 pytest.importorskip('diagnostic_msgs', reason='diagnostic_msgs is missing: install ROS 2 (make setup)')
+from vlm_reuse_node.audit import Audited  # noqa: E402
 from vlm_reuse_node.budget import Level, Refresh  # noqa: E402
 from vlm_reuse_node.diagnostics import (  # noqa: E402
-    budget_status, camera_status, camera_trouble, CameraState, ERROR, model_status, OK, RefreshWindow, WARN)
+    audit_status, budget_status, camera_status, camera_trouble, CameraState, ERROR, model_status, OK, RefreshWindow,
+    WARN)
 
 FINE = dict(name='front', topic='/front/image_raw', publishers=1, received=30, silent_s=0.03, arrival_age_s=0.01)
 
@@ -94,3 +96,13 @@ def test_the_model_reports_its_queue_answers_and_errors(changes, level, words):
     status = model_status('vlm', stats, queue_size=16)
     assert status.level == level and words in status.message and values(status)['answers: OK'] == '3'
     assert values(status)['state of front'] == '3 pictures, 12.3 MB'
+
+
+def test_the_audit_tells_an_operator_what_drifted_and_what_follows():
+    quiet = audit_status('vlm', {'front': Audited(), 'rear': Audited(answers=93)}, 0.01)
+    assert quiet.level == OK and quiet.message == '93 answers audited'
+    assert values(quiet)['front: drift, 95 %'] == 'not known' and values(quiet)['rear: drift, 95 %'] == '0.00 to 3.97 %'
+    fallen = audit_status('vlm', {'front': Audited(answers=20, drifted=3, is_trusted=False)}, 0.01)
+    assert fallen.level == WARN and 'computed whole' in fallen.message
+    broken = audit_status('vlm', {'front': Audited(exact_answers=5, exact_drifted=1, is_trusted=False)}, 0.01)
+    assert broken.level == ERROR and '1 of 5' in broken.message

@@ -38,6 +38,7 @@ class Refresh:
     refreshed: (rows, columns) bool, the cells that were paid for.
     deferred: (rows, columns) bool, cells known to have changed and not yet refreshed.
     oldest_cell_age_s: seconds between this picture and the oldest cached cell.
+    budget_ms: what the refresh was allowed to take; 0: no limit.
     """
 
     camera: str
@@ -48,6 +49,7 @@ class Refresh:
     refreshed: np.ndarray
     deferred: np.ndarray
     oldest_cell_age_s: float = 0.0
+    budget_ms: float = 0.0
     change_ms: float = 0.0
     vision_ms: float = 0.0
     prefill_ms: float = 0.0
@@ -99,7 +101,8 @@ class Answer:
     choice_scores: probability of each choice, from logits, in the question's order.
     stamp_ns, frame_id: of the newest picture that the state stands for.
     cached_stamp_ns: of the picture the state was computed from; older than stamp_ns while nothing has changed since.
-    image_age_s: from the picture of stamp_ns to the asking, or from its arrival when its stamp is later.
+    image_age_s: from the picture of stamp_ns to the asking, or from its arrival when its stamp is later; with cells in
+        debt, from the last picture that showed them as they are cached.
     level: the refresh that brought the state up to that picture; '' without an answer.
     exact: True when there is an answer, and the state equals a cold-dense one on the cached picture.
     tokens_prefilled: prompt and choice tokens that this answer paid for.

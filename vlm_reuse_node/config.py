@@ -75,6 +75,17 @@ class Config:
     min_confidence: float = _parameter(
         0.9, 'a patched state whose answer is less likely than this is computed whole, and answers again',
         low=0.0, high=1.0, live=True)
+    budget_ms: float = _parameter(
+        0.0, 'most time a refresh may take, vision and prefill, milliseconds; what does not fit waits, overdue cells '
+        'do not; 0: no limit', low=0.0, high=60_000.0, live=True)
+    budget_tokens: int = _parameter(
+        0, 'most visual tokens a refresh may compute; 0: no limit', low=0, high=1_000_000, live=True)
+    audit_share: float = _parameter(
+        0.05, 'share of the answers that are given again from nothing, while nobody asks, to count drift', low=0.0,
+        high=1.0, live=True)
+    max_drift: float = _parameter(
+        0.01, 'share of drifted answers, among those audited, above which nothing is patched any more', low=0.0001,
+        high=1.0, live=True)
     history_frames: int = _parameter(
         0, 'past pictures (keyframes) before the newest one in the prompt; 0: the newest one alone', low=0, high=256,
         live=True)

@@ -11,6 +11,7 @@ from threading import Lock
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 import numpy as np
 
+from vlm_reuse_node.audit import Audited
 from vlm_reuse_node.budget import Refresh
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
@@ -170,6 +171,26 @@ def model_status(node: str, stats, queue_size: int) -> DiagnosticStatus:
                  for camera, (pictures, held) in sorted(stats.held.items())},
               **{f'answers: {name}': count for name, count in sorted(stats.answers.items())}}
     return status(f'{node}: model', level, message, values, hardware_id=stats.model)
+
+
+def audit_status(node: str, audited: Mapping[str, Audited], max_drift: float) -> DiagnosticStatus:
+    """Whether answers differ from cold-dense ones, by camera."""
+    level, message = OK, f'{sum(each.answers for each in audited.values())} answers audited'
+    values = {'max_drift': f'{100 * max_drift:g} %'}
+    for camera, each in sorted(audited.items()):
+        low, high = (100 * bound for bound in each.bounds)
+        values |= {f'{camera}: audited': each.answers, f'{camera}: drifted': each.drifted,
+                   f'{camera}: drift, 95 %': f'{low:.2f} to {high:.2f} %' if each.answers else 'not known',
+                   f'{camera}: exact audited': each.exact_answers, f'{camera}: exact drifted': each.exact_drifted}
+        if not each.is_trusted and level == OK:
+            level, message = WARN, (f"Camera '{camera}': too many answers from patched states drifted; changed "
+                                    'pictures are computed whole for now. Raise min_confidence, or use refresh_policy '
+                                    'exact.')
+        if each.exact_drifted:
+            level, message = ERROR, (f"Camera '{camera}': {each.exact_drifted} of {each.exact_answers} answers from "
+                                     f'exact states differ from cold-dense ones, which is a fault of this software; '
+                                     f'report it with the model and the versions.')
+    return status(f'{node}: drift audit', level, message, values)
 
 
 def status(name: str, level: bytes, message: str, values: Mapping, hardware_id: str = '') -> DiagnosticStatus:

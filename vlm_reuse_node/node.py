@@ -31,7 +31,8 @@ from vlm_reuse_interfaces.srv import AskScene
 from vlm_reuse_node.budget import Answer, Refresh, Status
 from vlm_reuse_node.camera_input import CameraInput
 from vlm_reuse_node.config import Config
-from vlm_reuse_node.diagnostics import budget_status, camera_status, camera_trouble, model_status, RefreshWindow
+from vlm_reuse_node.diagnostics import (
+    audit_status, budget_status, camera_status, camera_trouble, model_status, RefreshWindow)
 from vlm_reuse_node.errors import ConfigError, ImageError, InvalidRequestError, ModelError
 from vlm_reuse_node.frame import Frame
 from vlm_reuse_node.overlay import draw_overlay
@@ -172,12 +173,14 @@ class SceneNode(Node):
         name = self.get_fully_qualified_name().lstrip('/')
         for camera in self._cameras.values():
             camera.follow_publishers()
+        stats = self._worker.stats()
         states = {camera: entry.state() for camera, entry in self._cameras.items()}
         message = DiagnosticArray(status=[
-            model_status(name, self._worker.stats(), self.config.queue_size),
+            model_status(name, stats, self.config.queue_size),
             *(camera_status(name, state, self._diagnosed.get(camera, state), seconds, self.config.max_age_s)
               for camera, state in states.items()),
-            budget_status(name, self._refreshes.take(), seconds)])
+            budget_status(name, self._refreshes.take(), seconds),
+            audit_status(name, stats.audited, self.config.max_drift)])
         message.header.stamp = self.get_clock().now().to_msg()
         self._diagnosed = states
         self._diagnostics_publisher.publish(message)

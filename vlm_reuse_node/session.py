@@ -8,25 +8,41 @@ Prompt: `[system] [history keyframe 1] ... [history keyframe n] [live frame] | s
 import logging
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
 
 from vlm_reuse_node import question as questions
 from vlm_reuse_node import state as states
+from vlm_reuse_node.audit import Audited, DriftAudit
 from vlm_reuse_node.budget import Answer, Level, Question, Refresh, Status
 from vlm_reuse_node.change import Change, ChangeDetector, Scene
 from vlm_reuse_node.config import Config, PATCH_POLICY
 from vlm_reuse_node.errors import ImageError, InvalidRequestError, ModelError
 from vlm_reuse_node.frame import Frame
 from vlm_reuse_node.history import History
-from vlm_reuse_node.state import Picture, State
+from vlm_reuse_node.refresh import RefreshPlanner
+from vlm_reuse_node.state import Identity, Picture, State
 from vlm_reuse_node.turn import Stopped, Turn
 from vlm_reuse_node.vlm import Noted, sampler, Vlm
 
+# Answers that wait to be audited; the pictures of each are kept until then.
+MOST_TO_AUDIT = 4
+
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """An answer, what was asked (for `_answered`), and the state it was given from."""
+
+    outcome: dict
+    asked: tuple
+    frames: tuple[Frame, ...]
+    identity: Identity
 
 
 class SceneSession:
@@ -54,7 +70,10 @@ class SceneSession:
         self._state: State | None = None
         self._detector: ChangeDetector | None = None
         self._prefilled = 0  # prompt tokens computed for refreshes so far
+        self._planner = RefreshPlanner()
         self._patches = 0  # of the live slot, since it was computed whole
+        self._debt_s = 0.0  # for how long cells have been known to differ from the newest picture
+        self._audit, self._to_audit = DriftAudit(), deque(maxlen=MOST_TO_AUDIT)
         self._is_current = False  # whether the state stands for the newest picture
         self._level = Level.FULL
 
@@ -72,14 +91,17 @@ class SceneSession:
         comparable = not full and self._state.has_live
         change = self._detector.compare(frame.rgb, frame.stamp_ns, self.config) if comparable else None
         change_ms = 1e3 * (time.perf_counter() - started)
-        # 2. Nothing: the state stands for this picture too.
-        if change is not None and not force and not change.stale.any():
-            refresh = self._reused(frame, change, change_ms)
-        # 3. Something: compute the live picture's slot, or when nothing of the state can be kept, everything.
+        # 2. What is done about it, within the budget? No plan: there is no choice.
+        plan = None if change is None or force else self._planner.plan(change, self.config, self._can_patch(change))
+        # 3. Nothing: the state stands for this picture too, or has to do for now.
+        if plan is not None and plan.level == Level.REUSE:
+            refresh = self._reused(frame, change, plan, change_ms)
+        # 4. Something: compute the live picture's slot, or when nothing of the state can be kept, everything.
         else:
-            refresh = self._computed(frame, full, change, force, change_ms, check)
-        # 4. Say what it cost.
+            refresh = self._computed(frame, full, change, plan, change_ms, check)
+        # 5. Say what it cost.
         self.newest, self._level, self._is_current = frame, refresh.level, True
+        self._debt_s = float(self._detector.doubt_s(frame.stamp_ns)[refresh.deferred].max(initial=0))
         if self._on_refresh:
             self._on_refresh(frame, refresh)
         return refresh
@@ -122,6 +144,46 @@ class SceneSession:
         if self._on_refresh:
             self._on_refresh(newest, refresh)
 
+    @property
+    def audited(self) -> Audited:
+        """What the drift audit has counted."""
+        return self._audit.counts
+
+    @property
+    def has_audit(self) -> bool:
+        """Whether an answer waits to be given again from nothing."""
+        return bool(self._to_audit)
+
+    def audit(self, check: Callable[[], None] = lambda: None) -> None:
+        """Give the answer that waits again, cold-dense on the pictures it was given from; call it while idle.
+
+        check: may raise Stopped between two steps of the model; the answer is audited the next time. Raises nothing.
+        """
+        if not self._to_audit:
+            return
+        given, turn = self._to_audit[0], Turn(cancelled=lambda: bool(check()))
+        try:
+            again = self._answered(self._cold_twin(given.frames, given.identity, turn), *given.asked, turn)
+        except Stopped:
+            return
+        except Exception:
+            _log.exception("Camera '%s': an answer could not be audited.", self._camera)
+        else:
+            was_trusted = self.audited.is_trusted
+            self._audit.add(_differ(given.outcome, again), given.identity.exact, self.config.max_drift)
+            self._tell_trust(was_trusted)
+        self._to_audit.popleft()
+
+    def _tell_trust(self, before):
+        now = self.audited
+        if before and not now.is_trusted:
+            _log.warning("Camera '%s': %d of %d audited answers from patched states drifted, more than max_drift %g: "
+                         'changed pictures are computed whole for now.', self._camera, now.drifted, now.answers,
+                         self.config.max_drift)
+        elif now.is_trusted and not before:
+            _log.info("Camera '%s': the audited answers were clean for long enough; patches are used again.",
+                      self._camera)
+
     def ask(self, question: Question, *, now_ns: int, cancelled: Callable[[], bool] | None = None,
             asked_s: float | None = None, newest: Callable[[], Frame | None] = lambda: None) -> Answer:
         """Answer from the kept state; afterwards the state is what it was, bit for bit.
@@ -148,6 +210,7 @@ class SceneSession:
     def reset(self) -> None:
         """Forget picture and state; questions get NO_IMAGE until the next frame."""
         self.newest = None
+        self._to_audit.clear()
         self._forget()
 
     def _forget(self):
@@ -171,15 +234,16 @@ class SceneSession:
             return 'time went back'
         return ''
 
-    def _reused(self, frame, change, change_ms):
-        nothing, oldest = np.zeros(self._state.live.grid, bool), float(change.doubt_s.max())
-        return Refresh(self._camera, frame.stamp_ns, frame.frame_id, Level.REUSE, 'no cell changed',
-                       refreshed=nothing, deferred=nothing, oldest_cell_age_s=oldest, change_ms=change_ms)
+    def _reused(self, frame, change, plan, change_ms):
+        reason = 'no cell changed' if not plan.deferred.any() else f'over budget: {self._why(change)}'
+        return Refresh(self._camera, frame.stamp_ns, frame.frame_id, Level.REUSE, reason,
+                       refreshed=plan.refreshed, deferred=plan.deferred, budget_ms=self.config.budget_ms,
+                       oldest_cell_age_s=float(change.doubt_s.max()), change_ms=change_ms)
 
-    def _computed(self, frame, full, change, force, change_ms, check):
+    def _computed(self, frame, full, change, plan, change_ms, check):
         """The refresh at level `patch` or `frame`, or `full` for a reason."""
         started = time.perf_counter()
-        cells = None if full or force else self._patchable(change)
+        cells = plan.refreshed if plan is not None and plan.level == Level.PATCH else None
         picture = self._seen(frame, full, cells, check)
         seen = time.perf_counter()
         try:
@@ -189,10 +253,10 @@ class SceneSession:
                 self._prefilled += self._state.tokens
                 level, reason = Level.FULL, full
             elif cells is not None:
-                level, reason = Level.PATCH, self._why(change, force)
+                level, reason = Level.PATCH, self._why(change)
                 self._prefilled += self._state.rewrite(picture, np.flatnonzero(cells), check)
             else:
-                level, reason = Level.FRAME, self._why(change, force)
+                level, reason = Level.FRAME, self._why(change)
                 scene_changed = change is not None and change.scene == Scene.CUT
                 self._prefilled += self._history.refresh(self._state, picture, scene_changed, self.config, check)
         except Stopped:
@@ -207,21 +271,21 @@ class SceneSession:
         else:
             self._detector.refresh(cells)
         self._patches = self._patches + 1 if level == Level.PATCH else 0
-        refreshed = np.ones(picture.grid, bool) if cells is None else cells
-        oldest = float(self._detector.doubt_s(frame.stamp_ns).max())
+        refreshed, deferred = np.ones(picture.grid, bool), np.zeros(picture.grid, bool)
+        if cells is not None:
+            refreshed, deferred = cells, plan.deferred
+        self._planner.learn(Level.FRAME if cells is None else Level.PATCH, int(refreshed.sum()), 1e3 * (done - started))
         return Refresh(self._camera, frame.stamp_ns, frame.frame_id, level, reason, refreshed=refreshed,
-                       deferred=np.zeros(picture.grid, bool), oldest_cell_age_s=oldest, change_ms=change_ms,
+                       deferred=deferred, budget_ms=self.config.budget_ms,
+                       oldest_cell_age_s=float(self._detector.doubt_s(frame.stamp_ns).max()), change_ms=change_ms,
                        vision_ms=1e3 * (seen - started), prefill_ms=1e3 * (done - seen))
 
-    def _patchable(self, change):
-        """The cells to patch, (rows, columns) bool; None where the live picture is to be computed whole."""
+    def _can_patch(self, change):
+        """Whether single cells of the live picture may be computed anew."""
         config, state = self.config, self._state
-        can_patch = (config.refresh_policy == PATCH_POLICY and change is not None and change.scene == Scene.SAME
-                     and state.can_rewrite and state.live.vision is not None)
-        if (not can_patch or change.stale.mean() > config.max_patch_share or self._patches >= config.max_patches
-                or self._history.is_due(state, config)):
-            return None
-        return change.stale
+        return (config.refresh_policy == PATCH_POLICY and self._audit.counts.is_trusted and change.scene == Scene.SAME
+                and state.can_rewrite and state.live.vision is not None and self._patches < config.max_patches
+                and not self._history.is_due(state, config))
 
     def _seen(self, frame, full, cells, check):
         """The picture as the model sees it; of a patched one only these cells are looked at."""
@@ -242,12 +306,12 @@ class SceneSession:
             raise
 
     @staticmethod
-    def _why(change: Change | None, force):
+    def _why(change: Change | None):
         if change is None:
             return 'the last refresh was given up'
         if change.scene != Scene.SAME:
             return 'the scene was cut' if change.scene == Scene.CUT else 'the camera moved'
-        if force and not change.stale.any():
+        if not change.stale.any():
             return 'forced'
         what = 'changed' if change.changed.any() else 'in doubt for too long'
         return f'{np.count_nonzero(change.stale)} of {change.stale.size} cells {what}'
@@ -278,15 +342,18 @@ class SceneSession:
         before = self._prefilled
         state = self._fresh_state(question, turn, now_ns, newest)
         if cold:
-            state = self._cold_twin(state, turn)
+            state = self._cold_twin(_frames(state), state.identity, turn)
         # 3. Answer from it; from a patched one that is not sure, bring it up to date and answer again.
-        outcome = self._answered(state, question, wanted, tokens, choices, turn)
+        asked = question, wanted, tokens, choices
+        outcome = self._answered(state, *asked, turn)
         escalated = not cold and not state.live.exact and outcome['confidence'] < self.config.min_confidence
         if escalated:
             self.observe(self.newest, force=True, check=turn.check)
             turn.lap('refresh_ms')
             state = self._state
-            outcome = self._answered(state, question, wanted, tokens, choices, turn)
+            outcome = self._answered(state, *asked, turn)
+        if not cold and self._audit.chooses(self.config.audit_share):
+            self._to_audit.append(_Given(outcome, asked, _frames(state), state.identity))
         # 4. Say what it was given from, and what it cost.
         reused = 0 if cold else max(0, state.tokens - (self._prefilled - before))
         paid = state.tokens - reused + (1 + escalated) * (len(tokens) + sum(map(len, choices)))
@@ -328,7 +395,8 @@ class SceneSession:
         if age_s > question.max_age_s:
             raise Stopped(Status.STALE, f"The newest picture of camera '{self._camera}' is {age_s:.2f} s old, more "
                                         f'than max_age {question.max_age_s:g} s; check the camera or allow more.')
-        if not self._has_state() or (question.force_refresh and self._state.live.frame is not self.newest):
+        if (not self._has_state() or age_s + self._debt_s > question.max_age_s
+                or (question.force_refresh and self._state.live.frame is not self.newest)):
             self.observe(self.newest, force=True, check=turn.check)
             turn.lap('refresh_ms')
         return self._state
@@ -340,7 +408,7 @@ class SceneSession:
     def _is_usable(self, question, now_ns):
         """Whether the kept state will do, with no newer picture needed."""
         return (self._has_state() and not question.force_refresh
-                and self.newest.age_s(now_ns) <= question.max_age_s)
+                and self.newest.age_s(now_ns) + self._debt_s <= question.max_age_s)
 
     def _take(self, frame, question, turn):
         """Observe the frame that waited, at this question's expense; one the model cannot take changes nothing."""
@@ -358,13 +426,13 @@ class SceneSession:
                                       f"the model's context. Ask shorter, or for fewer tokens (max_tokens).")
         return context - prompt
 
-    def _cold_twin(self, kept, turn):
-        """The kept state's pictures once more, computed from nothing on a cache of its own."""
+    def _cold_twin(self, frames, identity, turn):
+        """The state of this identity once more, computed from nothing on a cache of its own."""
         started = time.perf_counter()
-        pictures = [Picture.see(self._vlm, picture.frame, turn.check) for picture in kept.pictures]
+        pictures = [Picture.see(self._vlm, frame, turn.check) for frame in frames]
         turn.book('refresh_ms', 1e3 * (time.perf_counter() - started))
         state = states.build(self._vlm, self._template_for, pictures, turn.check)
-        if state.identity != replace(kept.identity, exact=True):
+        if state.identity != replace(identity, exact=True):
             raise ModelError('The cached picture was changed in place since it was observed; hand over a copy.')
         return state
 
@@ -383,5 +451,14 @@ class SceneSession:
         source = {'camera': self._camera, 'model': self._vlm.name}
         if self.newest is not None:
             source |= {'stamp_ns': self.newest.stamp_ns, 'frame_id': self.newest.frame_id,
-                       'image_age_s': self.newest.age_s(now_ns)}
+                       'image_age_s': self.newest.age_s(now_ns) + self._debt_s}
         return source
+
+
+def _frames(state):
+    return tuple(picture.frame for picture in state.pictures)
+
+
+def _differ(outcome, again):
+    """Whether two answers to one question are different."""
+    return any(outcome.get(part) != again.get(part) for part in ('choice_index', 'token_ids'))

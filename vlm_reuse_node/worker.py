@@ -17,6 +17,7 @@ from threading import Event
 
 import numpy as np
 
+from vlm_reuse_node.audit import Audited
 from vlm_reuse_node.budget import Answer, Question, Refresh, Status
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, ImageError, ModelError
@@ -41,6 +42,7 @@ class WorkerStats:
     answers: answers given, by status name.
     last_error: the newest failure of the model; '' when a picture was taken since.
     held: pictures and bytes of each camera's state.
+    audited: what each camera's drift audit has counted.
     """
 
     model: str
@@ -48,6 +50,7 @@ class WorkerStats:
     answers: dict[str, int]
     last_error: str
     held: dict[str, tuple[int, int]]
+    audited: dict[str, Audited]
 
 
 class ModelWorker:
@@ -68,6 +71,7 @@ class ModelWorker:
         self._counting = threading.Lock()
         self._answers: Counter[str] = Counter()
         self._held: dict[str, tuple[int, int]] = {}
+        self._audited: dict[str, Audited] = {}
         self._put_off = 0
         self._model = self._last_error = ''
 
@@ -138,7 +142,8 @@ class ModelWorker:
     def stats(self) -> WorkerStats:
         """The counts now; never blocks on the model."""
         with self._counting:
-            return WorkerStats(self._model, len(self._inbox), dict(self._answers), self._last_error, dict(self._held))
+            return WorkerStats(self._model, len(self._inbox), dict(self._answers), self._last_error, dict(self._held),
+                               dict(self._audited))
 
     def _queue(self, ask):
         """Put a question in the inbox, or answer it at once when it cannot wait there."""
@@ -180,16 +185,20 @@ class ModelWorker:
     def _go_on(self):
         """One thing that waits; then one step of what a session has left to do, where nobody asks or it waited long."""
         busy = next((session for session in self._sessions.values() if session.has_work), None)
-        step = self._inbox.next(wait=busy is None)
+        audit = next((session for session in self._sessions.values() if session.has_audit), None)
+        step = self._inbox.next(wait=not (busy or audit))
         if step is not None:
             self._do(step)
         self._put_off = self._put_off + 1 if busy else 0
         if busy and (not len(self._inbox) or self._put_off > MOST_PUT_OFF):
             busy.work(self._check_open if self._put_off > MOST_PUT_OFF else self._check_idle)
             self._put_off = 0
+        elif audit and not len(self._inbox):
+            audit.audit(self._check_idle)
         held = {name: session.held for name, session in self._sessions.items()}
+        audited = {name: session.audited for name, session in self._sessions.items()}
         with self._counting:
-            self._held = held
+            self._held, self._audited = held, audited
 
     def _do(self, step):
         """One step, whatever it is. Never raises."""

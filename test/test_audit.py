@@ -1,0 +1,73 @@
+"""The drift audit: evenly chosen, counted with bounds; drift takes the trust away, a clean stretch gives it back."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlm_reuse_node.audit import Audited, DriftAudit
+
+MAX_DRIFT = 0.01
+
+
+def audited(results, exact=False, audit=None):
+    audit = audit or DriftAudit()
+    for drifted in results:
+        audit.add(drifted, exact, MAX_DRIFT)
+    return audit
+
+
+@given(share=st.floats(0, 1), answers=st.integers(0, 300))
+def test_the_chosen_share_is_the_wanted_one(share, answers):
+    audit = DriftAudit()
+    chosen = sum(audit.chooses(share) for _ in range(answers))
+    assert abs(chosen - share * answers) <= 1.001
+
+
+def test_nothing_is_known_without_answers():
+    assert Audited().bounds == (0.0, 1.0)
+    assert DriftAudit().counts.is_trusted
+
+
+@given(st.integers(1, 1000), st.data())
+def test_the_bounds_hold_the_rate(answers, data):
+    counts = Audited(answers, data.draw(st.integers(0, answers)))
+    low, high = counts.bounds
+    assert 0 <= low <= counts.rate + 1e-9 and counts.rate - 1e-9 <= high <= 1
+
+
+def test_the_bounds_are_those_of_wilson():
+    assert Audited(93, 0).bounds == pytest.approx((0, 0.0397), abs=1e-4)
+    assert Audited(100, 10).bounds == pytest.approx((0.0552, 0.1744), abs=1e-4)
+
+
+def test_a_rate_within_the_limit_keeps_the_trust_and_one_above_it_takes_it():
+    assert audited([False] * 500 + [True] + [False] * 500).counts.is_trusted
+    shaken = audited([False] * 20 + [True] * 3)
+    assert not shaken.counts.is_trusted
+    assert shaken.counts.fallbacks == 1
+
+
+def test_exact_answers_say_nothing_about_approximate_ones():
+    counts = audited([False] * 99 + [True], exact=True).counts
+    assert (counts.answers, counts.exact_answers, counts.exact_drifted) == (0, 100, 1)
+    assert counts.is_trusted
+
+
+def test_a_clean_stretch_gives_the_trust_back_and_takes_longer_every_time():
+    audit, stretches = DriftAudit(), []
+    for _ in range(3):
+        audited([True] * 3, audit=audit)
+        assert not audit.counts.is_trusted
+        clean = 0
+        while not audit.counts.is_trusted:
+            audited([False], exact=True, audit=audit)
+            clean += 1
+        stretches.append(clean)
+        assert audit.counts.answers == 0  # what was counted before is of another time
+    assert stretches == [300, 600, 1200]
+
+
+def test_drift_of_exact_answers_starts_the_stretch_anew():
+    audit = audited([True] * 3)
+    audited([False] * 299 + [True] + [False] * 299, exact=True, audit=audit)
+    assert not audit.counts.is_trusted

@@ -1,0 +1,165 @@
+"""A session within a budget: what waits, what is paid all the same, what answers say; and its drift audit."""
+
+import numpy as np
+import pytest
+from tiny_model import picture, SECOND_NS
+
+from vlm_reuse_node.budget import Level, Question, Status
+from vlm_reuse_node.config import Config
+from vlm_reuse_node.frame import Frame
+from vlm_reuse_node.session import MOST_TO_AUDIT, SceneSession
+from vlm_reuse_node.turn import Stopped
+
+QUESTION = Question('what color is the square ?', max_tokens=4, max_age_s=1000.0)
+CHOICE = Question('what color is the square ?', ('red', 'green', 'blue'), max_age_s=1000.0)
+TIGHT = Config(budget_tokens=1)  # no whole picture fits
+PATCH = Config(refresh_policy='patch', min_confidence=0.0, max_patches=1000, audit_share=1.0)
+
+
+def changed(stamp_s, by=0x80, area=(slice(0, 100), slice(0, 100))):
+    """The first picture later, some of its pixels others."""
+    first = picture(1)
+    rgb = first.rgb.copy()
+    rgb[area] ^= by
+    return Frame(rgb, int(stamp_s * SECOND_NS), first.frame_id, first.camera)
+
+
+def started(vlm, config, **arguments):
+    session = SceneSession(vlm, config, **arguments)
+    session.observe(picture(1))
+    return session
+
+
+def test_a_picture_over_budget_waits_and_is_told_as_debt(vlm):
+    session = started(vlm, TIGHT)
+    refresh = session.observe(changed(0.5))
+    assert refresh.level == Level.REUSE and refresh.reason.startswith('over budget')
+    assert refresh.visual_tokens_deferred > 0 and refresh.visual_tokens_refreshed == 0
+    answer = session.ask(QUESTION, now_ns=SECOND_NS // 2)
+    assert answer.status == Status.OK and answer.exact and answer.cached_stamp_ns == 0
+    assert answer.image_age_s == pytest.approx(0.5)  # since the last picture that looked like the cached one
+
+
+def test_debt_beyond_a_questions_age_is_paid_first(vlm):
+    session = started(vlm, TIGHT)
+    session.observe(changed(0.5))
+    answer = session.ask(Question(QUESTION.text, max_tokens=4, max_age_s=0.4), now_ns=SECOND_NS // 2)
+    assert answer.status == Status.OK and answer.cached_stamp_ns == SECOND_NS // 2
+    assert answer.image_age_s == 0 and answer.level == Level.FRAME
+    assert session.observe(changed(0.6)).visual_tokens_deferred == 0
+
+
+def test_debt_is_paid_at_its_age_limit_whatever_the_budget(vlm):
+    session = started(vlm, TIGHT.with_values(max_cell_age_s=2.0))
+    levels = [session.observe(changed(0.5 * step)).level for step in range(1, 7)]
+    assert levels == [Level.REUSE] * 4 + [Level.FRAME, Level.REUSE]
+
+
+def test_a_change_that_went_back_is_no_debt_any_more(vlm):
+    session = started(vlm, TIGHT)
+    assert session.observe(changed(0.5)).visual_tokens_deferred > 0
+    assert session.observe(changed(1.0, by=0)).visual_tokens_deferred == 0
+    assert session.ask(QUESTION, now_ns=SECOND_NS).image_age_s == 0
+
+
+def test_cells_over_budget_wait_and_are_paid_the_next_time(vlm):
+    session = started(vlm, PATCH.with_values(budget_tokens=2, max_patch_share=1.0))
+    large = slice(0, 300), slice(0, 300)
+    first = session.observe(changed(0.1, area=large))
+    assert first.level == Level.PATCH and first.visual_tokens_refreshed == 2 and first.visual_tokens_deferred > 0
+    paid, refresh = first.refreshed.copy(), first
+    for step in range(2, 30):
+        refresh = session.observe(changed(0.1 * step, area=large))
+        assert not (refresh.refreshed & paid).any() and refresh.visual_tokens_refreshed <= 2
+        paid |= refresh.refreshed
+        if not refresh.visual_tokens_deferred:
+            break
+    assert not refresh.visual_tokens_deferred and session._debt_s == 0
+    assert (paid >= first.deferred).all()
+
+
+def test_forced_refreshes_and_first_pictures_know_no_budget(vlm):
+    session = SceneSession(vlm, TIGHT.with_values(budget_ms=0.001))
+    assert session.observe(picture(1)).level == Level.FULL
+    assert session.observe(changed(0.5), force=True).level == Level.FRAME
+
+
+@pytest.mark.parametrize('question', [QUESTION, CHOICE])
+def test_exact_answers_audited_never_drift(vlm, question):
+    session = started(vlm, Config(audit_share=1.0))
+    for stamp_s in (0.1, 0.2, 0.3):
+        session.observe(changed(stamp_s, by=int(80 * stamp_s)))
+        session.ask(question, now_ns=0)
+    while session.has_audit:
+        session.audit()
+    assert (session.audited.exact_answers, session.audited.exact_drifted) == (3, 0)
+    assert session.audited.answers == 0
+
+
+def test_an_answer_is_audited_on_its_own_pictures_whatever_came_since(vlm):
+    session = started(vlm, Config(audit_share=1.0))
+    before = session.ask(QUESTION, now_ns=0)
+    session.observe(changed(0.5))
+    session.audit()
+    assert not session.has_audit and session.audited.exact_drifted == 0
+    assert session.ask(QUESTION, now_ns=0).cached_stamp_ns != before.cached_stamp_ns
+
+
+def test_an_audit_can_be_broken_off_and_made_again(vlm):
+    session = started(vlm, Config(audit_share=1.0))
+    session.ask(QUESTION, now_ns=0)
+
+    def stop():
+        raise Stopped(Status.BUSY, 'A question waits.')
+    session.audit(stop)
+    assert session.has_audit and session.audited.exact_answers == 0
+    session.audit()
+    assert session.audited.exact_answers == 1
+
+
+def test_no_more_than_a_few_answers_wait_and_a_reset_forgets_them(vlm):
+    session = started(vlm, Config(audit_share=1.0))
+    for _ in range(3 * MOST_TO_AUDIT):
+        session.ask(QUESTION, now_ns=0)
+    for _ in range(MOST_TO_AUDIT):
+        session.audit()
+    assert not session.has_audit and session.audited.exact_answers == MOST_TO_AUDIT
+    session.ask(QUESTION, now_ns=0)
+    session.reset()
+    assert not session.has_audit
+
+
+def test_nothing_is_audited_unless_wanted(vlm):
+    session = started(vlm, Config(audit_share=0.0))
+    session.ask(QUESTION, now_ns=0)
+    assert not session.has_audit
+
+
+def test_patches_that_drift_are_given_up_and_tried_again_after_a_clean_stretch(vlm, monkeypatch):
+    config = PATCH.with_values(max_drift=0.5)
+    session = started(vlm, config)
+    monkeypatch.setattr('vlm_reuse_node.session._differ', lambda outcome, again: True)
+    for step in range(1, 20):
+        assert session.observe(changed(0.1 * step, by=0x80 * (step % 2))).level == Level.PATCH
+        session.ask(QUESTION, now_ns=0)
+        session.audit()
+        if not session.audited.is_trusted:
+            break
+    assert not session.audited.is_trusted and session.audited.drifted == session.audited.answers > 1
+    assert session.observe(changed(5, by=0x40)).level == Level.FRAME
+    monkeypatch.undo()
+    while not session.audited.is_trusted:
+        session.ask(QUESTION, now_ns=0)
+        session.audit()
+    assert session.observe(changed(6, by=0x20)).level == Level.PATCH
+
+
+def test_a_plan_without_a_time_budget_never_depends_on_the_clock(vlm, monkeypatch):
+    def levels(slow):
+        session = started(vlm, PATCH)
+        monkeypatch.setattr(session._planner, 'learn', lambda level, cells, ms: type(session._planner).learn(
+            session._planner, level, cells, slow * ms * np.random.default_rng(cells).uniform(0.1, 100)))
+        areas = [(slice(0, side), slice(0, side)) for side in (40, 300, 100, 480, 60)]
+        return [session.observe(changed(step + 1, by=0x80 >> step % 3, area=area)).level
+                for step, area in enumerate(areas)]
+    assert levels(1) == levels(1000)
