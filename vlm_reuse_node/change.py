@@ -14,16 +14,16 @@ from vlm_reuse_node.config import Config
 
 # Blocks a cell is cut into along each side; their means have little noise, so that small steady differences show.
 BLOCKS = 4
-# Standard deviations of a difference that noise alone does not reach in any pixel of thousands of pictures.
-NOISE_FACTOR = 6.5
+STRIP_ROWS = 3
+# A cell's noise is its largest difference from one picture to the next, which is forgotten by this factor a picture,
+# and noise is taken to reach this many times as far against the cached pixels.
+NOISE_KEPT, NOISE_REACH = 0.98, 1.5
 # Noise raises no threshold above this many times change_threshold: a camera that shakes must not go blind.
 MOST_RAISED = 2
-# Noise is measured between two pictures that differ visibly in at most this share of their blocks.
-STATIC_SHARE = 0.1
-# Share of the way that the kept noise rises to a higher measured one; to a lower one it falls at once.
-NOISE_RISE = 0.05
-# Exposure is told from blocks that are neither near black nor near white, if there is at least this share of them.
-EXPOSED, EXPOSED_SHARE = (16, 250), 0.1
+# A cell whose blocks differ by this share of change_threshold from one picture to the next has moved: that is no noise.
+MOVED = 0.5
+# Exposure is told from cells that are neither near black nor near white, if there is at least this share of them.
+EXPOSED, EXPOSED_SHARE = (16, 240), 0.1
 # A pan: from this share of changed cells on, when the shifted picture explains at least this share of the difference.
 PAN_SHARE, PAN_EXPLAINED = 0.1, 0.5
 LEAST_PAN = 0.2  # blocks
@@ -56,14 +56,22 @@ class Change:
 
 @dataclass(frozen=True, eq=False)
 class _View:
-    """A picture at two scales: pixels as the model sees them, and the means of BLOCKS x BLOCKS blocks of each cell."""
+    """A picture at two scales: pixels as the model sees them, and the means of BLOCKS x BLOCKS blocks of each cell.
+
+    grey: of the blocks, float32.
+    """
 
     pixels: np.ndarray
     blocks: np.ndarray
+    grey: np.ndarray
 
     @property
     def scales(self):
         return self.pixels, self.blocks
+
+    @property
+    def arrays(self):
+        return self.pixels, self.blocks, self.grey
 
 
 class ChangeDetector:
@@ -85,23 +93,23 @@ class ChangeDetector:
         self._stamp_ns = stamp_ns
         self._known_ns = np.full(self._grid, stamp_ns, np.int64)
         self._changed = np.zeros(self._grid, bool)
-        self._noise: np.ndarray | None = None  # standard deviation of a difference at each scale
+        self._noise = np.zeros((2, *self._grid), np.float32)  # at each scale
 
     def compare(self, rgb: np.ndarray, stamp_ns: int, config: Config) -> Change:
         """What a picture of the same size, taken at `stamp_ns`, shows; thresholds and age limit from config."""
-        # 1. The picture on the model's grid, and how noisy the camera is.
-        view, is_new = self._see(rgb), stamp_ns != self._stamp_ns
-        if is_new:
-            self._measure_noise(view, config)
-        self._latest, self._stamp_ns = view, stamp_ns
-        # 2. The difference as it is, and with a change of exposure taken out.
+        # 1. The difference as it is, and with a change of exposure taken out.
+        view, previous, is_new = self._see(rgb), self._latest, stamp_ns != self._stamp_ns
         gains = {1.0, _exposure(view, self._cached, config.exposure_compensation)}
-        found = [self._differences(view, gain) for gain in gains]
-        # 3. Changed is what neither explains; static is what both find unchanged.
+        found = [self._differences(view, self._cached, gain) for gain in gains]
+        # 2. Changed is what neither explains; static is what both find unchanged.
         static = ~np.any([self._reaches(each, config.static_threshold, config) for each in found], axis=0)
         changed = np.all([self._reaches(each, config.change_threshold, config) for each in found], axis=0)
         self._changed = changed | (self._changed & ~static)
         self._known_ns[static] = stamp_ns
+        self._latest, self._stamp_ns = view, stamp_ns
+        # 3. How noisy the camera is; learnt last, so that what appears in this picture does not hide itself.
+        if is_new:
+            self._learn_noise(previous, config)
         # 4. What must be refreshed.
         scene, doubt_s = self._scene(view, config), self.doubt_s(stamp_ns)
         stale = _grown(self._changed, config.change_halo) | (doubt_s > config.max_cell_age_s) | (scene != Scene.SAME)
@@ -113,7 +121,7 @@ class ChangeDetector:
             self._cached = self._latest
             cells = np.ones(self._grid, bool)
         else:
-            for latest, cached in zip(self._latest.scales, self._cached.scales):
+            for latest, cached in zip(self._latest.arrays, self._cached.arrays):
                 cv2.copyTo(latest, _spread(cells, latest), cached)
         self._changed = self._changed & ~cells
         self._known_ns[cells] = self._stamp_ns
@@ -126,40 +134,40 @@ class ChangeDetector:
         """The picture on the model's pixel grid; averaging areas also averages sensor noise."""
         rows, columns = self._grid
         pixels = cv2.resize(rgb, (columns * self._cell_px, rows * self._cell_px), interpolation=cv2.INTER_AREA)
-        return _View(pixels, cv2.resize(pixels, (columns * BLOCKS, rows * BLOCKS), interpolation=cv2.INTER_AREA))
+        blocks = cv2.resize(pixels, (columns * BLOCKS, rows * BLOCKS), interpolation=cv2.INTER_AREA)
+        return _View(pixels, blocks, cv2.cvtColor(blocks, cv2.COLOR_RGB2GRAY).astype(np.float32))
 
-    def _differences(self, view, gain):
+    def _differences(self, view, other, gain):
         """Largest difference of any pixel and any block of each cell: (2, rows, columns) uint8."""
-        rows, columns = self._grid
-        largest = []
-        for now, cached in zip(view.scales, self._cached.scales):
-            difference = _difference(now, cached, gain)
+        return np.stack([self._largest(*pictures, gain) for pictures in zip(view.scales, other.scales)])
+
+    def _largest(self, now, then, gain):
+        """Largest difference in each cell at one scale, a few rows of cells at a time: those stay in the cache."""
+        (rows, columns), height, parts = self._grid, len(now) // self._grid[0], []
+        for row in range(0, rows, STRIP_ROWS):
+            strip = slice(row * height, (row + STRIP_ROWS) * height)
+            difference = _difference(now[strip], then[strip], gain)
             # Rows of pixels first: the long axis stays contiguous, which is four times faster than one reduction.
-            strips = difference.reshape(rows, len(now) // rows, -1).max(axis=1)
-            largest.append(strips.reshape(rows, columns, -1).max(axis=2))
-        return np.stack(largest)
+            lines = difference.reshape(len(difference) // height, height, -1).max(axis=1)
+            parts.append(lines.reshape(len(lines), columns, -1).max(axis=2))
+        return np.concatenate(parts)
 
     def _reaches(self, differences, threshold, config):
-        """Cells that reach a threshold, or what the camera's noise explains if that is more, at either scale."""
-        noise = 0 if self._noise is None else NOISE_FACTOR * self._noise
-        least = np.maximum(threshold, np.minimum(noise, MOST_RAISED * config.change_threshold))
-        return (differences >= np.reshape(least, (-1, 1, 1))).any(axis=0)
+        """Cells that reach a threshold, or what noise explains there if that is more, at either scale."""
+        nearby = np.stack([cv2.dilate(noise, np.ones((3, 3), np.uint8)) for noise in self._noise])
+        least = np.maximum(threshold, np.minimum(NOISE_REACH * nearby, MOST_RAISED * config.change_threshold))
+        return (differences >= least).any(axis=0)
 
-    def _measure_noise(self, view, config):
+    def _learn_noise(self, previous, config):
         """Compare with the previous picture, not the cached one: what drifts slowly is no noise."""
-        step, gain = self._cell_px // BLOCKS, _exposure(view, self._latest, config.exposure_compensation)
-        pixels = _difference(view.pixels[::step, ::step], self._latest.pixels[::step, ::step], gain)
-        blocks = _difference(view.blocks, self._latest.blocks, gain)
-        if np.mean(blocks >= config.static_threshold) > STATIC_SHARE:
-            return
-        measured = np.array([_deviation(pixels), _deviation(blocks)])
-        if self._noise is not None:
-            measured = np.minimum(measured, self._noise + NOISE_RISE * (measured - self._noise))
-        self._noise = measured
+        gain = _exposure(self._latest, previous, config.exposure_compensation)
+        measured = self._differences(self._latest, previous, gain)
+        moved = measured[1] >= MOVED * config.change_threshold
+        self._noise = np.where(moved, self._noise, np.maximum(measured, NOISE_KEPT * self._noise))
 
     def _scene(self, view, config):
         share = self._changed.mean()
-        if share >= PAN_SHARE and _is_shifted(view.blocks, self._cached.blocks):
+        if share >= PAN_SHARE and _is_shifted(view.grey, self._cached.grey):
             return Scene.PAN
         return Scene.CUT if share >= config.scene_change_share else Scene.SAME
 
@@ -179,10 +187,11 @@ def _difference(now, then, gain):
 def _exposure(now, then, most):
     """Factor by which the whole picture got brighter; 1 where that is less than a grey level, or beyond 1 + most.
 
-    The median of the blocks' ratios, so that what changed in less than half of the picture has no say.
+    The median of the cells' ratios, so that what changed in less than half of them has no say.
     """
     darkest, brightest = EXPOSED
-    now, then = (view.blocks.max(axis=2).astype(np.float32) for view in (now, then))
+    cells = tuple(side // BLOCKS for side in now.grey.shape[::-1])
+    now, then = (cv2.resize(view.grey, cells, interpolation=cv2.INTER_AREA) for view in (now, then))
     usable = (np.minimum(now, then) >= darkest) & (np.maximum(now, then) < brightest)
     if usable.mean() < EXPOSED_SHARE:
         return 1.0
@@ -190,16 +199,8 @@ def _exposure(now, then, most):
     return gain if 1 / 255 < max(gain, 1 / gain) - 1 <= most else 1.0
 
 
-def _deviation(differences):
-    """Standard deviation of a normal noise whose absolute differences, whole grey levels, have the same median."""
-    counts = np.bincount(differences.ravel(), minlength=256)
-    edges = np.maximum(np.arange(257) - 0.5, 0)  # what is rounded to 0 is up to 0.5
-    return float(np.interp(0.5, np.append(0, counts.cumsum()) / differences.size, edges)) / 0.6745
-
-
 def _is_shifted(now, then):
-    """Whether one picture is the other moved by a part of its width or height, from their blocks."""
-    now, then = (cv2.cvtColor(blocks, cv2.COLOR_RGB2GRAY).astype(np.float32) for blocks in (now, then))
+    """Whether one picture is the other moved by up to half of its shorter side, from their blocks' grey."""
     height, width = now.shape
     (x, y), _ = cv2.phaseCorrelate(then, now, cv2.createHanningWindow((width, height), cv2.CV_32F))
     if not LEAST_PAN <= np.hypot(x, y) <= min(height, width) / 2:

@@ -1,0 +1,214 @@
+"""The change detector: its time, what it pays while nothing happens, and what it misses.
+
+Pictures are the demo's generated tabletop, on the grid of the embedded model and on that of a Qwen2.5-VL model at full
+size; both see the same pictures. Written as JSON:
+
+change_ms_p95  by picture size, the worst of the rows of times
+times   one call of `ChangeDetector.compare`, shrinking included, OpenCV on one thread: processor time of the thread
+        (cpu_ms_*) and time on the clock (wall_ms_*), of `pictures` calls. flicker: every picture is compared twice, as
+        it is and with the exposure taken out; move: an object moves, and its cells are refreshed after every picture
+paid    cells paid per picture, of all, while nothing but noise or flicker happens: at level `frame`, where one stale
+        cell pays for the whole picture, and cell by cell (the stale ones alone). oldest_s: longest doubt of a cell
+events  an object of the smallest size appears, moves by a quarter of a cell, or changes colour. A cell is touched when
+        at least TOUCHED of its pixels change by change_threshold in the picture without noise, and untouched when none
+        changes by static_threshold. misses: touched cells that were not changed in the first picture after the event;
+        false_alarms: untouched cells that were
+"""
+
+import argparse
+from dataclasses import replace
+import json
+import math
+from pathlib import Path
+import sys
+import time
+
+import cv2
+import numpy as np
+
+from vlm_reuse_node.change import ChangeDetector
+from vlm_reuse_node.config import Config
+from vlm_reuse_node.demo import tabletop
+from vlm_reuse_node.demo.tabletop import Sensor, Table
+
+OUTPUT = Path(__file__).parents[1] / 'out' / 'bench' / 'change.json'
+CELL_PX = 28
+# Picture size (width, height) and name of the model: rows and columns of cells.
+GRIDS = {(640, 480): {'embedded': (9, 12), 'full size': (17, 23)},
+         (1920, 1080): {'embedded': (8, 14), 'full size': (39, 69)}}
+FLICKER, FLICKER_HZ = 0.1, 5.0
+TOUCHED = 0.05
+SENSORS = {'noise 3': Sensor(), 'noise 8': Sensor(noise=8.0), 'noise 3, JPEG 60': Sensor(jpeg_quality=60)}
+KINDS = 'appear', 'move', 'recolour'
+CONFIG = Config()
+
+
+def still(time_s: float) -> Sensor:
+    """The camera's default noise."""
+    return Sensor()
+
+
+def flicker(time_s: float) -> Sensor:
+    """The same under a lamp that flickers."""
+    return Sensor(brightness=1 + FLICKER * math.sin(2 * math.pi * FLICKER_HZ * time_s))
+
+
+def time_compare(size: tuple[int, int], grid: tuple[int, int], situation: str, pictures: int) -> dict:
+    """Times of one situation, in ms."""
+    rng = np.random.default_rng(0)
+    table, things = Table(rng, *size), tabletop.random_things(rng, 4)
+    sensor = flicker if situation == 'flicker' else still
+    rgbs = []
+    for number in range(8):
+        first = replace(things[0], x=things[0].x + (2 * number if situation == 'move' else 0))
+        rgbs.append(tabletop.sense(table.picture((first, *things[1:])), sensor(0.03 * number), rng))
+    detector, cpu, wall = ChangeDetector(rgbs[0], 0, *grid, CELL_PX), [], []
+    for number in range(pictures):
+        times = time.perf_counter(), time.thread_time()
+        change = detector.compare(rgbs[(number + 1) % len(rgbs)], number + 1, CONFIG)
+        wall.append(1e3 * (time.perf_counter() - times[0]))
+        cpu.append(1e3 * (time.thread_time() - times[1]))
+        if situation == 'move' and change.stale.any():
+            detector.refresh(change.stale)
+    return {'situation': situation, 'pictures': pictures,
+            **{f'{name}_ms_{what}': float(np.percentile(values, percent)) for name, values in
+               (('cpu', cpu), ('wall', wall)) for what, percent in (('median', 50), ('p95', 95))}}
+
+
+def watch(sensor_at, seconds: float, rate_hz: float, seed: int) -> list[dict]:
+    """What is paid on every grid while a table stands still."""
+    rng = np.random.default_rng(seed)
+    size, grids = next(iter(GRIDS.items()))
+    picture = Table(rng, *size).picture(tabletop.random_things(rng, 4))
+    detectors, rows = {}, {}
+    for number in range(round(seconds * rate_hz)):
+        rgb = tabletop.sense(picture, sensor_at(number / rate_hz), rng)
+        for name, grid in grids.items():
+            if number == 0:
+                detectors[name] = ChangeDetector(rgb, 0, *grid, CELL_PX)
+                rows[name] = {'grid': name, 'cells': math.prod(grid), 'pictures': 0, 'refreshes': 0, 'stale': 0,
+                              'oldest_s': 0.0}
+                continue
+            change = detectors[name].compare(rgb, round(1e9 * number / rate_hz), CONFIG)
+            rows[name]['pictures'] += 1
+            rows[name]['refreshes'] += bool(change.stale.any())
+            rows[name]['stale'] += int(change.stale.sum())
+            rows[name]['oldest_s'] = max(rows[name]['oldest_s'], float(change.doubt_s.max()))
+            if change.stale.any():
+                detectors[name].refresh()
+    return [row | {'seconds': seconds, 'rate_hz': rate_hz, 'paid_frame': row['refreshes'] / row['pictures'],
+                   'paid_cells': row['stale'] / row['pictures'] / row['cells']} for row in rows.values()]
+
+
+def draw_event(rng: np.random.Generator, kind: str, quarter: float):
+    """The things before and after one event of a thing of the smallest size; None where there is no room."""
+    others = tabletop.random_things(rng, 3)
+    place = tabletop.free_place(rng, tabletop.SMALLEST + 2 * quarter, others)
+    if place is None:
+        return None
+    colours, shape = rng.permutation(list(tabletop.COLOURS)), tabletop.SHAPES[rng.integers(len(tabletop.SHAPES))]
+    thing = tabletop.Thing(shape, str(colours[0]), *place, tabletop.SMALLEST, rng.uniform(-12, 12))
+    turn = rng.uniform(0, 2 * math.pi)
+    after = {'appear': thing, 'recolour': replace(thing, colour=str(colours[1])),
+             'move': replace(thing, x=thing.x + quarter * math.cos(turn), y=thing.y + quarter * math.sin(turn))}[kind]
+    return others if kind == 'appear' else (*others, thing), (*others, after)
+
+
+def truth(before: np.ndarray, after: np.ndarray, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Cells that an event touches and cells that it leaves alone, (rows, columns) bool, from pictures without noise."""
+    rows, columns = grid
+    small = [cv2.resize(np.clip(rgb, 0, 255), (columns * CELL_PX, rows * CELL_PX), interpolation=cv2.INTER_AREA)
+             for rgb in (before, after)]
+    pixels = np.abs(small[1] - small[0]).max(axis=2).reshape(rows, CELL_PX, columns, CELL_PX)
+    share = (pixels >= CONFIG.change_threshold).mean(axis=(1, 3))
+    return share >= TOUCHED, pixels.max(axis=(1, 3)) < CONFIG.static_threshold
+
+
+def count_events(sensor: Sensor, grid: tuple[int, int], kind: str, count: int, seed: int) -> dict:
+    """Misses and false alarms of events of one kind; three pictures before each show the camera's noise."""
+    rng = np.random.default_rng(seed)
+    size = next(iter(GRIDS))
+    quarter = CELL_PX / 4 * tabletop.WIDTH / (grid[1] * CELL_PX)
+    tally = dict.fromkeys(('events', 'touched', 'misses', 'untouched', 'false_alarms'), 0)
+    while tally['events'] < count:
+        scenes = draw_event(rng, kind, quarter)
+        if scenes is None:
+            continue
+        table = Table(rng, *size)
+        before, after = (table.picture(things) for things in scenes)
+        detector = ChangeDetector(tabletop.sense(before, sensor, rng), 0, *grid, CELL_PX)
+        for stamp in (1, 2):
+            if detector.compare(tabletop.sense(before, sensor, rng), stamp, CONFIG).stale.any():
+                detector.refresh()
+        changed = detector.compare(tabletop.sense(after, sensor, rng), 3, CONFIG).changed
+        touched, untouched = truth(before, after, grid)
+        tally['events'] += 1
+        for name, cells in (('touched', touched), ('misses', touched & ~changed), ('untouched', untouched),
+                            ('false_alarms', untouched & changed)):
+            tally[name] += int(cells.sum())
+    return {'kind': kind, **tally}
+
+
+def table_of(title: str, rows: list[dict]) -> None:
+    """Print rows under their keys."""
+    print(f'\n{title}')
+    texts = [[f'{value:.4g}' if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
+    widths = [max(map(len, column)) for column in zip(rows[0], *texts)]
+    for line in (rows[0], *texts):
+        print('  '.join(text.rjust(width) for text, width in zip(line, widths)), flush=True)
+
+
+def measure_times(pictures: int) -> list[dict]:
+    """Rows of times."""
+    return [{'size': f'{size[0]}x{size[1]}', 'grid': name, **time_compare(size, grid, situation, pictures)}
+            for size, grids in GRIDS.items() for name, grid in grids.items()
+            for situation in ('still', 'flicker', 'move')]
+
+
+def measure_paid(seconds: float) -> list[dict]:
+    """Rows of what is paid."""
+    return [{'situation': name, **row} for name, sensor_at, rate_hz, share in
+            (('still', still, 10.0, 1.0), ('flicker', flicker, 30.0, 0.2))
+            for row in watch(sensor_at, share * seconds, rate_hz, seed=0)]
+
+
+def measure_events(count: int) -> list[dict]:
+    """Rows of events."""
+    grids = next(iter(GRIDS.values()))
+    return [{'sensor': name, 'grid': grid, **count_events(sensor, grids[grid], kind, count, seed)}
+            for name, sensor in SENSORS.items() for grid in grids for seed, kind in enumerate(KINDS)]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--pictures', type=int, default=200, help='pictures timed in each row; default: %(default)s')
+    parser.add_argument('--seconds', type=float, default=600.0,
+                        help='how long the table stands still, at 10 Hz; flicker: a fifth of it, at 30 Hz; '
+                             'default: %(default)s')
+    parser.add_argument('--events', type=int, default=100,
+                        help='of each kind, on each grid, with each sensor; default: %(default)s')
+    parser.add_argument('--output', type=Path, default=OUTPUT, help='the JSON file; default: %(default)s')
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print the tables and the JSON line, and write the file."""
+    arguments = build_parser().parse_args(argv)
+    cv2.setNumThreads(1)
+    times = measure_times(arguments.pictures)
+    table_of('time of a comparison', times)
+    events = measure_events(arguments.events)
+    table_of('events', events)
+    paid = measure_paid(arguments.seconds)
+    table_of('paid while nothing happens', paid)
+    worst = {size: max(row['cpu_ms_p95'] for row in times if row['size'] == size)
+             for size in dict.fromkeys(row['size'] for row in times)}
+    result = {'change_ms_p95': worst, 'times': times, 'events': events, 'paid': paid}
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(result) + '\n')
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
