@@ -83,6 +83,7 @@ def _sqlite_messages(file: Path):
     """Messages of a sqlite3 file in the order they were written, up to the first page that is broken."""
     connection = sqlite3.connect(f'{file.resolve().as_uri()}?mode=ro&immutable=1', uri=True)
     try:
+        connection.execute('PRAGMA writable_schema=ON')  # else SQLite refuses a file that is shorter than it was
         topics = {number: (name, kind) for number, name, kind in
                   connection.execute('SELECT id, name, type FROM topics')}
         for topic, time_ns, data in connection.execute(

@@ -1,0 +1,239 @@
+"""Whole replays of tiny bags with a tiny model: exact where it must be, the same twice, and kept when interrupted."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+from replay_bags import frames, truncate, write_bag
+import yaml
+
+from vlm_reuse_node.replay import cli, jobs, results
+from vlm_reuse_node.replay.arms import ARMS
+from vlm_reuse_node.replay.journal import NAME, read_rows
+
+QUESTIONS = {'questions': [
+    {'question': 'what color is the square', 'at_s': [0.7, 2.9], 'kind': 'colour', 'choices': ['red', 'blue'],
+     'expected': 'red'},
+    {'question': 'describe the scene', 'every_s': 2.0, 'from_s': 1.0, 'max_tokens': 4},
+    {'question': 'how many objects', 'on_change': {'settle_s': 0.0}, 'choices': ['one', 'two', 'three'],
+     'tags': ['count']}]}
+TOPIC = '/camera/image_raw'
+REPLAYED = ['--param', 'change_threshold=32']
+
+
+@pytest.fixture(scope='module')
+def bag(tmp_path_factory):
+    """Twelve pictures over six seconds; the scene changes twice."""
+    return write_bag(tmp_path_factory.mktemp('bags') / 'bag', {TOPIC: frames(12)})
+
+
+@pytest.fixture(scope='module')
+def questions(tmp_path_factory):
+    path = tmp_path_factory.mktemp('questions') / 'questions.yaml'
+    path.write_text(yaml.safe_dump(QUESTIONS))
+    return path
+
+
+@pytest.fixture(scope='module')
+def arguments(bag, questions, model_dir):
+    """The command line but for --out."""
+    return [str(bag), '--questions', str(questions), '--model', str(model_dir), *REPLAYED]
+
+
+@pytest.fixture(scope='module')
+def replayed(arguments, tmp_path_factory):
+    """The folder of a whole replay."""
+    out = tmp_path_factory.mktemp('replay')
+    assert cli.main([*arguments, '--out', str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope='module')
+def found(replayed):
+    return results.read(replayed / 'results.json')
+
+
+def test_everything_is_written_and_follows_its_schema(replayed, found):
+    assert {path.name for path in replayed.iterdir()} == {'results.json', 'report.html', 'overlay.mp4', 'bags'}
+    assert found['complete'] and found['problems'] == [] and list(found['counts']) == list(ARMS)
+    assert results.without_times(found)['counts'] == found['counts'] and 'times' not in results.without_times(found)
+
+
+def test_every_arm_answers_every_question_about_the_same_pictures(found):
+    numbers = {row['question'] for row in found['questions']}
+    assert len(numbers) == 7  # two at times, three at intervals, two on change
+    for arm in ARMS:
+        rows = {row['question']: row for row in found['answers'] if row['arm'] == arm}
+        assert set(rows) == numbers and {row['status'] for row in rows.values()} == {'OK'}
+        newest = {row['question']: row['picture_s'] for row in found['questions']}
+        if arm in ('cold', 'cold-again', 'frame', 'low-rate', 'last-4', 'newest', 'mlx-vlm'):
+            assert all(row['pictures_s'][-1] == newest[number] for number, row in rows.items())
+
+
+def test_exact_arms_equal_cold_dense_on_the_same_pictures(found):
+    floor = found['ratios']['cold-again']['largest_score_difference']
+    for arm in ('cold-again', 'frame', 'newest', 'default'):
+        counts = found['counts'][arm]
+        assert counts['same_pictures'] and counts['same_pictures_drifted'] == 0, arm
+        assert (found['ratios'][arm]['largest_score_difference'] or 0.0) <= floor + 1e-4
+    against = found['counts']['default']['against_cached']
+    assert against['pairs'] == 7 and against['drifted'] == 0
+
+
+def test_arms_pay_for_what_they_say(found):
+    counts, cells = found['counts'], 12
+    assert counts['cold']['visual_tokens_computed'] == counts['frame']['visual_tokens_computed'] == 7 * cells
+    assert counts['default']['visual_tokens_computed'] == counts['reuse']['visual_tokens_computed'] == 0
+    assert counts['last-4']['visual_tokens_computed'] > 3 * 7 * cells
+    assert counts['default']['looks']['levels'] == {'frame': 2, 'full': 1, 'reuse': 9}
+    assert counts['reuse']['looks']['levels'] == {'full': 1, 'reuse': 11}
+    assert counts['cold']['looks'] is None and counts['frame']['looks'] is None
+
+
+def test_the_same_bag_twice_gives_the_same_results_but_for_times(arguments, found, tmp_path, capsys):
+    assert cli.main([*arguments, '--out', str(tmp_path), '--json']) == 0
+    again = results.read(tmp_path / 'results.json')
+    assert results.without_times(again) == results.without_times(found)
+    printed = json.loads(capsys.readouterr().out)
+    assert printed['counts'] == found['counts'] and 'answers' not in printed
+
+
+def test_a_run_that_was_stopped_keeps_what_is_done_and_goes_on(arguments, found, tmp_path, monkeypatch):
+    out, options = tmp_path, [*arguments, '--out', str(tmp_path)]
+    answered = []
+    ask = jobs.Replay._ask
+
+    def ask_and_interrupt(replay, *given):
+        answered.append(given)
+        if len(answered) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return ask(replay, *given)
+    monkeypatch.setattr(jobs.Replay, '_ask', ask_and_interrupt)
+    assert cli.main(options) == cli.EXIT_INTERRUPTED
+    part = results.read(out / 'results.json')
+    assert not part['complete'] and len(part['questions']) == 3 and 'Not complete' in (out / 'report.html').read_text()
+    # Dense arms are not asked again: their rows, times included, are those of the stopped run.
+    assert cli.main([*options, '--resume']) == 0
+    whole = results.read(out / 'results.json')
+    assert results.without_times(whole) == results.without_times(found)
+    cold = [[row for row in each['answers'] if row['arm'] == 'cold'] for each in (part, whole)]
+    assert cold[1][:3] == cold[0]
+    # What is complete stays as it is.
+    kept = (out / 'bags' / 'bag' / NAME).read_bytes()
+    assert cli.main([*options, '--resume']) == 0 and (out / 'bags' / 'bag' / NAME).read_bytes() == kept
+
+
+def test_a_run_goes_on_only_with_the_same_settings(arguments, replayed, tmp_path, capsys):
+    (tmp_path / 'bags' / 'bag').mkdir(parents=True)
+    (tmp_path / 'bags' / 'bag' / NAME).write_bytes((replayed / 'bags' / 'bag' / NAME).read_bytes())
+    assert cli.main([*arguments, '--out', str(tmp_path), '--resume', '--window', '3']) == cli.EXIT_FAILED
+    assert 'is of a run with another window_s' in capsys.readouterr().err
+
+
+def test_a_line_that_was_cut_is_left_out(tmp_path):
+    (tmp_path / NAME).write_text('{"row": "settings"}\n{"row": "ans')
+    assert read_rows(tmp_path / NAME) == [{'row': 'settings'}]
+
+
+def test_compared_with_itself_nothing_is_significant(arguments, replayed, tmp_path, capsys):
+    options = [*arguments, '--out', str(tmp_path), '--arms', 'cold', '--compare', str(replayed / 'results.json')]
+    assert cli.main(options) == 0
+    comparison = results.read(tmp_path / 'results.json')['comparison']
+    assert comparison['questions_in_common'] == 7
+    assert set(comparison['arms']) == {'cold', 'default'} and [each['name'] for each in comparison['settings']] == [
+        'arms']
+    assert all(arm['changed'] == 0 and not arm['is_significant'] for arm in comparison['arms'].values())
+    assert 'Compared with the earlier run' in capsys.readouterr().out
+    assert 'Against the earlier run' in (tmp_path / 'report.html').read_text()
+
+
+def test_several_bags_in_processes_of_their_own_and_several_cameras(questions, model_dir, tmp_path):
+    bags = [write_bag(tmp_path / name / 'bag', {'/front/image_raw': frames(6, 'front'),
+                                                '/back/image_raw': frames(6, 'back', changes_at=(2,))})
+            for name in ('one', 'two')]
+    code = cli.main([*map(str, bags), '--topic', '/front/image_raw', '--topic', '/back/image_raw', '--jobs', '2',
+                     '--questions', str(questions), '--model', str(model_dir), '--arms', 'cold', '--out',
+                     str(tmp_path / 'out')])
+    found = results.read(tmp_path / 'out' / 'results.json')
+    assert code == 0 and [bag['bag'] for bag in found['bags']] == ['bag', 'bag-2']
+    assert {(row['bag'], row['camera']) for row in found['questions']} == {
+        (bag, camera) for bag in ('bag', 'bag-2') for camera in ('front', 'back')}
+    assert results.without_times(_of(found, 'bag')) == results.without_times(_of(found, 'bag-2'))
+    assert (tmp_path / 'out' / 'overlay.bag-2.back.mp4').stat().st_size > 0
+
+
+def _of(found, bag):
+    return [{key: value for key, value in row.items() if key != 'bag'} for row in found['answers'] if row['bag'] == bag]
+
+
+def test_a_history_is_in_every_prompt_that_is_compared(arguments, tmp_path):
+    options = [*arguments, '--arms', 'cold-cached,newest', '--param', 'history_frames=2', '--param',
+               'keyframe_interval_s=0.5', '--out', str(tmp_path)]
+    assert cli.main(options) == 0
+    found = results.read(tmp_path / 'results.json')
+    held = {arm: [len(row['pictures_s']) for row in found['answers'] if row['arm'] == arm] for arm in found['counts']}
+    assert max(held['default']) > 1 and held['cold'] == held['default'] == held['cold-cached']
+    assert set(held['newest']) == {1}
+    assert found['counts']['default']['against_cached']['drifted'] == 0
+
+
+def test_a_truncated_bag_is_replayed_as_far_as_it_goes(questions, model_dir, tmp_path, capsys):
+    path = truncate(write_bag(tmp_path / 'bag', {TOPIC: frames(300, step_s=0.02)}), 0.5)
+    options = [str(path), '--questions', str(questions), '--model', str(model_dir), '--arms', 'cold', '--rate-limit',
+               '2', '--out', str(tmp_path / 'out')]
+    assert cli.main(options) == 0
+    assert 'The bag is damaged' in capsys.readouterr().out
+    problem, = results.read(tmp_path / 'out' / 'results.json')['problems']
+    assert 'of the 300 that metadata.yaml names were read' in problem
+    assert 'The bag is damaged' in (tmp_path / 'out' / 'report.html').read_text()
+
+
+def test_a_bag_without_pictures_and_without_ros_gives_one_sentence(tmp_path):
+    path = write_bag(tmp_path / 'bag', {'/chatter': []})
+    program = ('import sys; from vlm_reuse_node.replay.cli import main; code = main(sys.argv[1:]); '
+               "assert 'rclpy' not in sys.modules; sys.exit(code)")
+    done = subprocess.run([sys.executable, '-c', program, str(path), '--out', str(tmp_path / 'out')],
+                          capture_output=True, text=True, timeout=120)
+    assert done.returncode == cli.EXIT_FAILED and done.stdout == ''
+    assert len(done.stderr.strip().splitlines()) == 1 and 'has no pictures: its topics are /chatter' in done.stderr
+    assert not (tmp_path / 'out').exists()
+
+
+def test_one_bad_bag_does_not_stop_the_others(arguments, tmp_path, capsys):
+    empty = write_bag(tmp_path / 'empty', {'/chatter': []})
+    assert cli.main([*arguments, str(empty), '--arms', 'cold', '--out', str(tmp_path / 'out')]) == cli.EXIT_FAILED
+    found = results.read(tmp_path / 'out' / 'results.json')
+    assert not found['complete'] and [bag['bag'] for bag in found['bags']] == ['bag']
+    assert 'has no pictures' in capsys.readouterr().err and len(found['problems']) == 1
+
+
+@pytest.mark.parametrize('options, sentence', [
+    (['--arms', 'colder'], 'There is no arm colder'), (['--param', 'seed'], 'expected NAME=VALUE'),
+    (['--param', 'max_tokens=0'], 'expected 1 to 4096'), (['--start', '-1'], '--start is -1'),
+    (['--duration', '0'], '--duration is 0; expected more than 0'), (['--jobs', '0'], '--jobs is 0'),
+    (['--questions', 'a', '--questions', 'b'], '2 questions files for 1 bags')])
+def test_a_wrong_option_is_refused_with_what_was_expected(bag, tmp_path, capsys, options, sentence):
+    assert cli.main([str(bag), '--out', str(tmp_path), *options]) == cli.EXIT_USAGE
+    assert sentence in capsys.readouterr().err
+
+
+def test_results_of_something_else_are_no_results(bag, tmp_path, capsys):
+    (tmp_path / 'old.json').write_text('{"format": 7}')
+    assert cli.main([str(bag), '--compare', str(tmp_path / 'old.json')]) == cli.EXIT_FAILED
+    assert 'does not follow results.schema.json' in capsys.readouterr().err
+
+
+@pytest.mark.skipif(find_spec('ray') is None, reason='ray is not installed (the extra: pip install ray[default])')
+def test_a_ray_cluster_gives_the_same(arguments, found, tmp_path):
+    assert cli.main([*arguments, '--out', str(tmp_path), '--ray', 'local']) == 0
+    assert results.without_times(results.read(tmp_path / 'results.json')) == results.without_times(found)
+
+
+@pytest.mark.skipif(find_spec('ray') is not None, reason='ray is installed')
+def test_without_ray_its_option_says_what_to_install(arguments, tmp_path, capsys):
+    assert cli.main([*arguments, '--out', str(tmp_path), '--ray', 'local']) == cli.EXIT_FAILED
+    assert 'pip install' in capsys.readouterr().err
