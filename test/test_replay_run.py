@@ -65,7 +65,7 @@ def test_everything_is_written_and_follows_its_schema(replayed, found):
 
 def test_every_arm_answers_every_question_about_the_same_pictures(found):
     numbers = {row['question'] for row in found['questions']}
-    assert len(numbers) == 7  # two at times, three at intervals, two on change
+    assert len(numbers) == 8  # two at times, four at intervals, two on change
     for arm in ARMS:
         rows = {row['question']: row for row in found['answers'] if row['arm'] == arm}
         assert set(rows) == numbers and {row['status'] for row in rows.values()} == {'OK'}
@@ -81,14 +81,14 @@ def test_exact_arms_equal_cold_dense_on_the_same_pictures(found):
         assert counts['same_pictures'] and counts['same_pictures_drifted'] == 0, arm
         assert (found['ratios'][arm]['largest_score_difference'] or 0.0) <= floor + 1e-4
     against = found['counts']['default']['against_cached']
-    assert against['pairs'] == 7 and against['drifted'] == 0
+    assert against['pairs'] == 8 and against['drifted'] == 0
 
 
 def test_arms_pay_for_what_they_say(found):
     counts, cells = found['counts'], 12
-    assert counts['cold']['visual_tokens_computed'] == counts['frame']['visual_tokens_computed'] == 7 * cells
+    assert counts['cold']['visual_tokens_computed'] == counts['frame']['visual_tokens_computed'] == 8 * cells
     assert counts['default']['visual_tokens_computed'] == counts['reuse']['visual_tokens_computed'] == 0
-    assert counts['last-4']['visual_tokens_computed'] > 3 * 7 * cells
+    assert counts['last-4']['visual_tokens_computed'] > 3 * 8 * cells
     assert counts['default']['looks']['levels'] == {'frame': 2, 'full': 1, 'reuse': 9}
     assert counts['reuse']['looks']['levels'] == {'full': 1, 'reuse': 11}
     assert counts['cold']['looks'] is None and counts['frame']['looks'] is None
@@ -143,7 +143,7 @@ def test_compared_with_itself_nothing_is_significant(arguments, replayed, tmp_pa
     options = [*arguments, '--out', str(tmp_path), '--arms', 'cold', '--compare', str(replayed / 'results.json')]
     assert cli.main(options) == 0
     comparison = results.read(tmp_path / 'results.json')['comparison']
-    assert comparison['questions_in_common'] == 7
+    assert comparison['questions_in_common'] == 8
     assert set(comparison['arms']) == {'cold', 'default'} and [each['name'] for each in comparison['settings']] == [
         'arms']
     assert all(arm['changed'] == 0 and not arm['is_significant'] for arm in comparison['arms'].values())
