@@ -31,7 +31,7 @@ from vlm_reuse_node.replay.bounds import share_bounds
 from vlm_reuse_node.session import SceneSession
 
 HELD_OUT = 990_000_011
-SEQUENCES, PICTURES = 50, 9
+SEQUENCES, PICTURES = 62, 9
 INTERVAL_NS = 500_000_000
 THRESHOLDS = 0.6, 0.7, 0.8, 0.9, 0.95, 0.99
 LONG = Config(max_age_s=3600.0, timeout_s=3600.0, max_cell_age_s=3600.0)

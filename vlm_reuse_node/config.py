@@ -73,7 +73,7 @@ class Config:
         0.25, 'largest share of cells that is patched; a picture with more is computed whole', low=0.0, high=1.0,
         live=True)
     min_confidence: float = _parameter(
-        0.9, 'a patched state whose answer is less likely than this is computed whole, and answers again',
+        0.7, 'a patched state whose answer is less likely than this is computed whole, and answers again',
         low=0.0, high=1.0, live=True)
     budget_ms: float = _parameter(
         0.0, 'most time a refresh may take, vision and prefill, milliseconds; what does not fit waits, overdue cells '
