@@ -20,10 +20,11 @@ def test_every_status_has_its_constant(status):
 def test_an_answer_keeps_every_field():
     answer = Answer(
         Status.OK, 'a message', 'red', 1, (0.25, 0.75), 'front', 5_000_000_006, 'lens', 4_000_000_003, 0.5, 'tiny',
-        Level.FRAME, False, 10, 20, 3, (7, 8), 1.0, 2.0, 3.0, 4.0)
+        Level.FRAME, False, 10, 20, 3, (7, 8), 1.0, 2.0, 3.0, 4.0, 0.75, True)
     message = answer_message(answer)
     same = ('message', 'text', 'choice_index', 'camera', 'image_age_s', 'model', 'level', 'exact', 'tokens_reused',
-            'tokens_prefilled', 'tokens_generated', 'queue_ms', 'refresh_ms', 'prefill_ms', 'decode_ms', 'total_ms')
+            'tokens_prefilled', 'tokens_generated', 'queue_ms', 'refresh_ms', 'prefill_ms', 'decode_ms', 'total_ms',
+            'confidence', 'escalated')
     assert {name: getattr(message, name) for name in same} == {name: getattr(answer, name) for name in same}
     assert list(message.choice_scores) == [0.25, 0.75] and list(message.token_ids) == [7, 8]
     assert (message.image_header.stamp.sec, message.image_header.stamp.nanosec) == (5, 6)
@@ -39,7 +40,7 @@ def test_a_refresh_keeps_its_counts_and_times():
     assert (message.visual_tokens_total, message.visual_tokens_refreshed, message.visual_tokens_deferred) == (4, 2, 1)
     assert (message.frames_seen, message.frames_dropped, message.frames_refused) == (30, 4, 5)
     assert (message.change_ms, message.vision_ms, message.prefill_ms, message.spent_ms) == (1.0, 2.0, 4.0, 7.0)
-    assert message.budget == 9.0
+    assert message.budget_ms == 9.0
     assert (message.camera, message.level, message.reason, message.oldest_cell_age_s) == ('front', 'frame', 'why', 0.5)
     assert (message.header.stamp.sec, message.header.stamp.nanosec, message.header.frame_id) == (5, 6, 'lens')
 

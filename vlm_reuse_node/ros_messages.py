@@ -33,9 +33,9 @@ def answer_message(answer: Answer) -> AnswerMessage:
     return AnswerMessage(
         status=_STATUS_NUMBERS[answer.status], message=answer.message, text=answer.text,
         choice_index=answer.choice_index, choice_scores=[float(score) for score in answer.choice_scores],
-        camera=answer.camera, image_header=header_of(answer.stamp_ns, answer.frame_id),
+        confidence=float(answer.confidence), camera=answer.camera, image_header=header_of(answer.stamp_ns, answer.frame_id),
         cached_stamp=_time(answer.cached_stamp_ns), image_age_s=float(answer.image_age_s),
-        model=answer.model, level=str(answer.level), exact=answer.exact,
+        model=answer.model, level=str(answer.level), exact=answer.exact, escalated=answer.escalated,
         tokens_reused=answer.tokens_reused, tokens_prefilled=answer.tokens_prefilled,
         tokens_generated=answer.tokens_generated, token_ids=list(answer.token_ids),
         queue_ms=float(answer.queue_ms), refresh_ms=float(answer.refresh_ms),
@@ -48,7 +48,7 @@ def budget_message(refresh: Refresh, seen: int, dropped: int, refused: int) -> R
         header=header_of(refresh.stamp_ns, refresh.frame_id), camera=refresh.camera, level=str(refresh.level),
         reason=refresh.reason, visual_tokens_total=refresh.visual_tokens_total,
         visual_tokens_refreshed=refresh.visual_tokens_refreshed, visual_tokens_deferred=refresh.visual_tokens_deferred,
-        oldest_cell_age_s=float(refresh.oldest_cell_age_s), budget=float(refresh.budget_ms),
+        oldest_cell_age_s=float(refresh.oldest_cell_age_s), budget_ms=float(refresh.budget_ms),
         spent_ms=float(refresh.total_ms),
         change_ms=float(refresh.change_ms), vision_ms=float(refresh.vision_ms), prefill_ms=float(refresh.prefill_ms),
         frames_seen=seen, frames_dropped=dropped, frames_refused=refused)
