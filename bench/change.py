@@ -6,7 +6,8 @@ size; both see the same pictures. Written as JSON:
 change_ms_p95  by picture size, the worst of the rows of times
 times   one call of `ChangeDetector.compare`, shrinking included, OpenCV on one thread: processor time of the thread
         (cpu_ms_*) and time on the clock (wall_ms_*), of `pictures` calls. flicker: every picture is compared twice, as
-        it is and with the exposure taken out; move: an object moves, and its cells are refreshed after every picture
+        it is and with the exposure taken out; move: an object moves, and its cells are refreshed after every picture;
+        pan: the whole picture does, by 1 % of its width
 paid    cells paid per picture, of all, while nothing but noise or flicker happens: at level `frame`, where one stale
         cell pays for the whole picture, and cell by cell (the stale ones alone). oldest_s: longest doubt of a cell
 events  an object of the smallest size appears, moves by a quarter of a cell, or changes colour. A cell is touched when
@@ -61,14 +62,15 @@ def time_compare(size: tuple[int, int], grid: tuple[int, int], situation: str, p
     rgbs = []
     for number in range(8):
         first = replace(things[0], x=things[0].x + (2 * number if situation == 'move' else 0))
-        rgbs.append(tabletop.sense(table.picture((first, *things[1:])), sensor(0.03 * number), rng))
+        rgb = tabletop.sense(table.picture((first, *things[1:])), sensor(0.03 * number), rng)
+        rgbs.append(np.roll(rgb, number * size[0] // 100 if situation == 'pan' else 0, axis=1))
     detector, cpu, wall = ChangeDetector(rgbs[0], 0, *grid, CELL_PX), [], []
     for number in range(pictures):
         times = time.perf_counter(), time.thread_time()
         change = detector.compare(rgbs[(number + 1) % len(rgbs)], number + 1, CONFIG)
         wall.append(1e3 * (time.perf_counter() - times[0]))
         cpu.append(1e3 * (time.thread_time() - times[1]))
-        if situation == 'move' and change.stale.any():
+        if situation in ('move', 'pan') and change.stale.any():
             detector.refresh(change.stale)
     return {'situation': situation, 'pictures': pictures,
             **{f'{name}_ms_{what}': float(np.percentile(values, percent)) for name, values in
@@ -162,7 +164,7 @@ def measure_times(pictures: int) -> list[dict]:
     """Rows of times."""
     return [{'size': f'{size[0]}x{size[1]}', 'grid': name, **time_compare(size, grid, situation, pictures)}
             for size, grids in GRIDS.items() for name, grid in grids.items()
-            for situation in ('still', 'flicker', 'move')]
+            for situation in ('still', 'flicker', 'move', 'pan')]
 
 
 def measure_paid(seconds: float) -> list[dict]:

@@ -15,9 +15,9 @@ from vlm_reuse_node.config import Config
 # Blocks a cell is cut into along each side; their means have little noise, so that small steady differences show.
 BLOCKS = 4
 STRIP_ROWS = 3
-# A cell's noise is its largest difference from one picture to the next, which is forgotten by this factor a picture,
-# and noise is taken to reach this many times as far against the cached pixels.
-NOISE_KEPT, NOISE_REACH = 0.98, 1.5
+# A cell's noise is its largest difference that came twice from one picture to the next. It is forgotten by this factor
+# a picture, and taken to reach this many times as far against the cached pixels.
+NOISE_KEPT, NOISE_REACH = 0.98, 1.75
 # Noise raises no threshold above this many times change_threshold: a camera that shakes must not go blind.
 MOST_RAISED = 2
 # A cell whose blocks differ by this share of change_threshold from one picture to the next has moved: that is no noise.
@@ -26,7 +26,7 @@ MOVED = 0.5
 EXPOSED, EXPOSED_SHARE = (16, 240), 0.1
 # A pan: from this share of changed cells on, when the shifted picture explains at least this share of the difference.
 PAN_SHARE, PAN_EXPLAINED = 0.1, 0.5
-LEAST_PAN = 0.2  # blocks
+PAN_WIDTH, LEAST_PAN = 128, 0.5  # pixels: of the pictures that are compared, and of the shift
 
 
 class Scene(StrEnum):
@@ -94,6 +94,7 @@ class ChangeDetector:
         self._known_ns = np.full(self._grid, stamp_ns, np.int64)
         self._changed = np.zeros(self._grid, bool)
         self._noise = np.zeros((2, *self._grid), np.float32)  # at each scale
+        self._step = np.zeros((2, *self._grid), np.uint8)  # differences from the last picture but one to the last
 
     def compare(self, rgb: np.ndarray, stamp_ns: int, config: Config) -> Change:
         """What a picture of the same size, taken at `stamp_ns`, shows; thresholds and age limit from config."""
@@ -102,8 +103,9 @@ class ChangeDetector:
         gains = {1.0, _exposure(view, self._cached, config.exposure_compensation)}
         found = [self._differences(view, self._cached, gain) for gain in gains]
         # 2. Changed is what neither explains; static is what both find unchanged.
-        static = ~np.any([self._reaches(each, config.static_threshold, config) for each in found], axis=0)
-        changed = np.all([self._reaches(each, config.change_threshold, config) for each in found], axis=0)
+        noise = self._reach_of_noise(config)
+        static = ~np.any([_reaches(each, config.static_threshold, noise) for each in found], axis=0)
+        changed = np.all([_reaches(each, config.change_threshold, noise) for each in found], axis=0)
         self._changed = changed | (self._changed & ~static)
         self._known_ns[static] = stamp_ns
         self._latest, self._stamp_ns = view, stamp_ns
@@ -152,22 +154,25 @@ class ChangeDetector:
             parts.append(lines.reshape(len(lines), columns, -1).max(axis=2))
         return np.concatenate(parts)
 
-    def _reaches(self, differences, threshold, config):
-        """Cells that reach a threshold, or what noise explains there if that is more, at either scale."""
+    def _reach_of_noise(self, config):
+        """Difference that noise explains in each cell at each scale: (2, rows, columns)."""
         nearby = np.stack([cv2.dilate(noise, np.ones((3, 3), np.uint8)) for noise in self._noise])
-        least = np.maximum(threshold, np.minimum(NOISE_REACH * nearby, MOST_RAISED * config.change_threshold))
-        return (differences >= least).any(axis=0)
+        return np.minimum(NOISE_REACH * nearby, MOST_RAISED * config.change_threshold)
 
     def _learn_noise(self, previous, config):
-        """Compare with the previous picture, not the cached one: what drifts slowly is no noise."""
+        """Compare with the previous picture, not the cached one: what drifts slowly is no noise.
+
+        And noise comes again in the next picture; what appears once does not.
+        """
         gain = _exposure(self._latest, previous, config.exposure_compensation)
-        measured = self._differences(self._latest, previous, gain)
-        moved = measured[1] >= MOVED * config.change_threshold
-        self._noise = np.where(moved, self._noise, np.maximum(measured, NOISE_KEPT * self._noise))
+        step = self._differences(self._latest, previous, gain)
+        moved = step[1] >= MOVED * config.change_threshold
+        measured = np.maximum(np.minimum(step, self._step), NOISE_KEPT * self._noise)
+        self._noise, self._step = np.where(moved, self._noise, measured), step
 
     def _scene(self, view, config):
         share = self._changed.mean()
-        if share >= PAN_SHARE and _is_shifted(view.grey, self._cached.grey):
+        if share >= PAN_SHARE and _is_shifted(view.pixels, self._cached.pixels):
             return Scene.PAN
         return Scene.CUT if share >= config.scene_change_share else Scene.SAME
 
@@ -182,6 +187,11 @@ def _difference(now, then, gain):
     elif gain < 1:
         now = cv2.convertScaleAbs(now, alpha=1 / gain)
     return cv2.absdiff(now, then)
+
+
+def _reaches(differences, threshold, noise):
+    """Cells that reach a threshold, or what noise explains there if that is more, at either scale."""
+    return (differences >= np.maximum(threshold, noise)).any(axis=0)
 
 
 def _exposure(now, then, most):
@@ -200,9 +210,13 @@ def _exposure(now, then, most):
 
 
 def _is_shifted(now, then):
-    """Whether one picture is the other moved by up to half of its shorter side, from their blocks' grey."""
-    height, width = now.shape
-    (x, y), _ = cv2.phaseCorrelate(then, now, cv2.createHanningWindow((width, height), cv2.CV_32F))
+    """Whether one picture is the other moved by up to half of its shorter side."""
+    height, width = max(1, PAN_WIDTH * now.shape[0] // now.shape[1]), PAN_WIDTH
+    now, then = (cv2.cvtColor(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
+                 .astype(np.float32) for pixels in (now, then))
+    # Copies, because OpenCV applies the window in place where the size suits its Fourier transform.
+    window = cv2.createHanningWindow((width, height), cv2.CV_32F)
+    (x, y), _ = cv2.phaseCorrelate(then.copy(), now.copy(), window)
     if not LEAST_PAN <= np.hypot(x, y) <= min(height, width) / 2:
         return False
     moved = cv2.warpAffine(then, np.float32([[1, 0, x], [0, 1, y]]), (width, height))
