@@ -85,7 +85,7 @@ def test_exact_arms_equal_cold_dense_on_the_same_pictures(found):
 
 
 def test_arms_pay_for_what_they_say(found):
-    counts, cells = found['counts'], 12
+    counts, cells = found['counts'], 20
     assert counts['cold']['visual_tokens_computed'] == counts['frame']['visual_tokens_computed'] == 8 * cells
     assert counts['default']['visual_tokens_computed'] == counts['reuse']['visual_tokens_computed'] == 0
     assert counts['last-4']['visual_tokens_computed'] > 3 * 8 * cells

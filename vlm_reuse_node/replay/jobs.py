@@ -4,6 +4,7 @@ import multiprocessing
 import queue
 import signal
 import tempfile
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -32,13 +33,29 @@ class Outcome:
 
 def run_here(jobs: list[Job], model: str, resume: bool, progress: Callable[[float], None],
              stopped: Callable[[], bool]) -> list[Outcome]:
-    """One bag after the other, in this thread. Raises ModelError when there is no model."""
-    vlm = vlms.load(model)
-    try:
-        return [run_job(job, vlm, resume, progress, stopped) for job in jobs if not stopped()]
-    finally:
-        del vlm
-        vlms.release_thread()
+    """One bag after the other, in a thread of its own, which is of no use to MLX afterwards.
+
+    Raises ModelError when there is no model.
+    """
+    outcomes: list[Outcome] = []
+    errors: list[Exception] = []
+
+    def work():
+        try:
+            vlm = vlms.load(model)
+            outcomes.extend(run_job(job, vlm, resume, progress, stopped) for job in jobs if not stopped())
+        except Exception as error:
+            errors.append(error)
+        finally:
+            vlm = None
+            vlms.release_thread()
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    while thread.is_alive():  # signals come in between
+        thread.join(POLL_S)
+    if errors:
+        raise errors[0]
+    return outcomes
 
 
 def run_job(job: Job, vlm: vlms.Vlm, resume: bool, progress: Callable[[float], None],

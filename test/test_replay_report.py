@@ -1,0 +1,129 @@
+"""The replay's page: self-contained, escaped, right about what it shows, and open about what speaks against it."""
+
+from html.parser import HTMLParser
+from pathlib import Path
+import re
+
+import pytest
+from replay_bags import frames
+from test_replay_metrics import answer, picture, question
+
+from vlm_reuse_node.replay.metrics import count, derive, Rows, time
+from vlm_reuse_node.replay.report import render
+from vlm_reuse_node.replay.stills import save_drift
+from vlm_reuse_node.replay.table import table_lines
+from vlm_reuse_node.replay.verdict import negatives, sentence
+
+HOSTILE = '"><script>alert(1)</script>\'<img src=x onerror=alert(2)>&{{ 7 * 6 }}'
+VOID = {'meta', 'img', 'br', 'link'}
+
+
+class Page(HTMLParser):
+    """Collects tags and attributes; whatever is opened must be closed."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.attributes, self.open = [], [], []
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+def results(drifted=1, warm_ms=2.0, text='blue', complete=True, problems=()):
+    """Results of six questions, of which default answered some with `text` and cold-dense all with red."""
+    rows = []
+    for number in range(6):
+        rows.append(question(number) | {'text': text if number == 0 else 'what', 'tags': []})
+        rows.append(answer(number, 'cold', total_ms=10.0))
+        rows.append(answer(number, 'cold-again', total_ms=10.0))
+        rows.append(answer(number, 'default', text if number < drifted else 'red', total_ms=warm_ms, pictures_s=(0.5,)))
+    rows = [each | ({'level': 'reuse', 'message': ''} if each['row'] == 'answer' else {}) for each in rows]
+    looks = [picture('default', 12, 'full'), picture('default', 0, 'reuse'), picture('default', 6, 'frame')]
+    for number, look in enumerate(looks):
+        look |= {'picture_s': number / 2, 'reason': text, 'oldest_cell_age_s': 0.1 * number, 'held_pictures': 1}
+        look['times']['peak_process_mb'] = 100.0
+    bag = {'row': 'bag', 'bag': 'a', 'seconds': 1.0, 'frames_digest': 'd', 'damage': [], 'questions_asked': 6,
+           'cameras': [{'camera': 'camera', 'topic': text, 'type': 'Image', 'pictures_read': 3, 'pictures_used': 3,
+                        'pictures_refused': {}, 'pictures_left_out': {}}]}
+    sorted_rows = Rows([*rows, *looks, bag])
+    counts = count(sorted_rows)
+    return {'format': 1, 'complete': complete, 'problems': list(problems), 'counts': counts,
+            'ratios': derive(sorted_rows, counts), 'comparison': None, 'times': {'arms': time(sorted_rows)},
+            'settings': {'model': text, 'model_fingerprint': 'f', 'window_s': 8.0, 'config': {}, 'versions': {},
+                         'selection': {'start_s': 0.0, 'duration_s': 'inf', 'rate_limit_hz': 0.0}},
+            'arms': {arm: {'sees': text, 'compared_with': 'cold'} for arm in counts}, 'bags': sorted_rows.bags,
+            'questions': sorted_rows.questions, 'answers': sorted_rows.answers, 'pictures': sorted_rows.pictures}
+
+
+@pytest.fixture(scope='module')
+def page(tmp_path_factory):
+    """The page of hostile results, with pictures of the drifted answer."""
+    folder = tmp_path_factory.mktemp('bag')
+    save_drift(folder / 'pictures' / '0000.default', *frames(5)[::4], 8)
+    return render(results(text=HOSTILE), {'a': folder}, ['overlay.mp4'])
+
+
+def test_hostile_text_stays_text(page):
+    parsed = Page(page)
+    assert 'script' not in parsed.tags and parsed.tags.count('img') == 2
+    assert not [name for name, _ in parsed.attributes if name.startswith('on')]
+    assert '&lt;script&gt;' in page and '7 * 6' in page
+
+
+def test_the_page_needs_nothing_but_itself(page):
+    assert not re.search(r'https?:|@import|<script|<link', page)
+    assert set(re.findall(r'url\((.)', page)) <= {'#'}
+    sources = [value for name, value in Page(page).attributes if name in ('src', 'href', 'xlink:href')]
+    assert sources and all(source.startswith(('data:image/jpeg;base64,', '#')) for source in sources)
+
+
+def test_plots_take_their_colours_from_the_page_and_share_no_names(page):
+    plots = re.findall(r'<svg.*?</svg>', page, re.S)
+    assert len(plots) == 7
+    names = [value for name, value in Page(page).attributes if name == 'id']
+    assert len(set(names)) == len(names)
+    for plot in plots:
+        assert 'var(--' in plot and not re.search(r'#[0-9a-f]{6}\b', plot)
+        used = re.findall(r'(?:href="|url\()#([^")]+)', plot)
+        assert set(used) <= set(re.findall(r'id="([^"]+)"', plot))
+
+
+def test_the_verdict_comes_first_with_its_denominators():
+    html = render(results(), {'a': Path('none')}, [])
+    first = re.sub(r'<[^>]+>|\s+', ' ', html.split('<h2>')[0].split('</style>')[1])
+    for figure in ('5.0 ×', '10.0 ms', '2.0 ms', 'n = 6', '1 of 6',
+                   '0.4 % to 64 %', '50 %', '18 of 36 visual tokens in 3 pictures', 'frame 1, full 1, reuse 1',
+                   'cold-dense on the newest picture', 'of 6 with a known truth 1 changed'):
+        assert figure in first, figure
+
+
+def test_what_speaks_against_the_engine_is_told():
+    found = ' '.join(negatives(results(warm_ms=20.0, complete=False, problems=['The bag is damaged.'])))
+    for text in ('The bag is damaged.', 'The replay is not complete', 'default is no faster than cold-dense',
+                 'default: 1 of 6 (17 %) of its answers drifted', '1 right answers lost',
+                 'not checked (arm cold-cached)'):
+        assert text in found, text
+    assert 'made no answer faster' in sentence(results(warm_ms=20.0))
+
+
+def test_no_drift_is_told_with_its_bound():
+    assert 'none of 6 answers changed; with so many questions that is up to 46 %' in sentence(results(drifted=0))
+
+
+def test_the_table_has_a_line_for_each_arm():
+    lines = table_lines(results())
+    assert [line.split()[0] for line in lines] == ['arm', 'cold', 'cold-again', 'default']
+    assert '1 of 6' in lines[3] and '50 %' in lines[3]
