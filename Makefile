@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench bag train-tabletop eval-tabletop lock clean distclean
+.PHONY: help setup demo test lint bench bag replay train-tabletop eval-tabletop lock clean distclean
 
 SETUP := tools/setup_env.sh
 RUN := . tools/env.sh;
@@ -32,10 +32,13 @@ lint: setup ## flake8, docstrings, package.xml
 	@echo 'lint: clean'
 
 bench: setup ## every benchmark in bench/, one table each
-	@$(RUN) for script in bench/followup.py bench/node_callback.py; do echo "== $$script"; python "$$script"; done
+	@$(RUN) for script in bench/change.py bench/followup.py bench/node_callback.py; do echo "== $$script"; python "$$script"; done
 
 bag: setup ## write a tabletop bag: make bag ARGS=--help
 	@$(RUN) $(BIN)/make_bag $(ARGS)
+
+replay: setup ## replay bags, get a verdict: make replay ARGS='BAG --questions FILE' (docs/replay.md)
+	@$(RUN) $(BIN)/replay $(ARGS)
 
 train-tabletop: ## train the embedded model (hours; an environment of its own with torch)
 	@$(SETUP) train

@@ -1,37 +1,62 @@
-"""The change detector: what it sees, what it does not, and its time."""
+"""The change detector: what it sees, what it does not, what it costs, and its benchmark."""
 
+import json
+from pathlib import Path
+import sys
 import time
 
 import cv2
 import numpy as np
 import pytest
 
-from vlm_reuse_node.change import ChangeDetector
+from vlm_reuse_node.change import ChangeDetector, Scene
 from vlm_reuse_node.config import Config
+from vlm_reuse_node.demo.tabletop import moved, random_things, sense, Sensor, Table
+
+sys.path.append(str(Path(__file__).parents[1] / 'bench'))
+
+import change as bench  # noqa: E402
 
 SECOND_NS = 1_000_000_000
 CONFIG = Config()
 BASE = np.random.default_rng(0).integers(40, 200, (12, 16, 3), dtype=np.uint8).repeat(40, 0).repeat(40, 1)
+GRIDS = [(9, 12), (17, 23)]  # of the embedded model, and of Qwen2.5-VL at full size
 
 
 def detector_of(rgb, rows=6, columns=8):
     return ChangeDetector(rgb, 0, rows, columns, 28)
 
 
+def brightened(rgb, row, column, levels):
+    """One of 6 x 8 cells, 80 x 80 px of the camera's picture, so many grey levels brighter in its middle."""
+    rgb = rgb.copy()
+    rgb[80 * row + 20:80 * row + 60, 80 * column + 20:80 * column + 60] += np.uint8(levels)
+    return rgb
+
+
+def noisy(rgb, seed, sensor=Sensor()):
+    return sense(rgb.astype(np.float32), sensor, np.random.default_rng(seed))
+
+
+def cells(mask):
+    return [(int(row), int(column)) for row, column in np.argwhere(mask)]
+
+
 def test_the_same_picture_has_no_difference():
     change = detector_of(BASE).compare(BASE.copy(), SECOND_NS, CONFIG)
     assert not change.difference.any() and not change.stale.any() and not change.doubt_s.any()
+    assert change.scene == Scene.SAME
 
 
 @pytest.mark.parametrize('row, column', [(0, 0), (5, 7), (2, 3)])
 @pytest.mark.parametrize('channel', [0, 1, 2])
 def test_only_the_cell_that_changed_is_found(row, column, channel):
-    changed = BASE.copy()  # a cell is 80 x 80 px of the camera's picture
+    changed = BASE.copy()
     changed[80 * row + 20:80 * row + 60, 80 * column + 20:80 * column + 60, channel] += 50
     change = detector_of(BASE).compare(changed, SECOND_NS, CONFIG)
     assert change.difference.shape == (6, 8) and change.difference.dtype == np.uint8
     assert change.difference[row, column] == 50 and np.count_nonzero(change.difference) == 1
-    assert change.stale[row, column] and np.count_nonzero(change.stale) == 1
+    assert cells(change.changed) == cells(change.stale) == [(row, column)]
 
 
 def test_the_cached_picture_is_a_copy():
@@ -40,6 +65,145 @@ def test_the_cached_picture_is_a_copy():
     mine[:] = 0
     assert detector.compare(mine, 1, CONFIG).difference.min() >= 40
     assert exact.compare(mine, 1, CONFIG).difference.min() >= 40
+
+
+def test_a_refresh_moves_the_reference_of_its_cells_alone():
+    detector, both = detector_of(BASE), brightened(brightened(BASE, 1, 2, 50), 4, 6, 50)
+    change = detector.compare(both, SECOND_NS, CONFIG)
+    assert cells(change.stale) == [(1, 2), (4, 6)]
+    only = np.zeros((6, 8), bool)
+    only[1, 2] = True
+    detector.refresh(only)
+    change = detector.compare(both, 2 * SECOND_NS, CONFIG)
+    assert cells(change.stale) == [(4, 6)] and change.doubt_s[4, 6] == 2 and np.count_nonzero(change.doubt_s) == 1
+    change = detector.compare(BASE, 3 * SECOND_NS, CONFIG)
+    assert cells(change.stale) == [(1, 2)]
+    detector.refresh()
+    assert not detector.doubt_s(3 * SECOND_NS).any()
+    assert not detector.compare(BASE, 4 * SECOND_NS, CONFIG).difference.any()
+
+
+def test_between_the_thresholds_a_cell_is_in_doubt_until_its_age_limit():
+    detector, doubtful = detector_of(BASE), brightened(BASE, 2, 3, 20)
+    for stamp_s in (1, 5, 10):
+        change = detector.compare(doubtful, stamp_s * SECOND_NS, CONFIG)
+        assert change.doubt_s[2, 3] == stamp_s and not change.stale.any()
+    assert cells(detector.compare(doubtful, 10 * SECOND_NS + 1, CONFIG).stale) == [(2, 3)]
+    change = detector.compare(BASE, 11 * SECOND_NS, CONFIG)
+    assert not change.stale.any() and not change.doubt_s.any()
+
+
+def test_a_changed_cell_stays_changed_until_it_is_static_or_refreshed():
+    detector = detector_of(BASE)
+    for levels, is_changed in ((20, False), (40, True), (20, True), (7, False), (20, False)):
+        change = detector.compare(brightened(BASE, 2, 3, levels), SECOND_NS, CONFIG)
+        assert change.changed[2, 3] == is_changed
+    detector.compare(brightened(BASE, 2, 3, 40), SECOND_NS, CONFIG)
+    detector.refresh()
+    assert not detector.compare(brightened(BASE, 2, 3, 20), SECOND_NS, CONFIG).changed.any()
+
+
+@pytest.mark.parametrize('halo, count', [(0, 1), (1, 6), (2, 15)])
+def test_a_halo_is_refreshed_with_the_changed_cell(halo, count):
+    config = Config(change_halo=halo)
+    change = detector_of(BASE).compare(brightened(BASE, 0, 3, 50), SECOND_NS, config)
+    assert change.changed.sum() == 1 and change.stale.sum() == count
+
+
+def test_thresholds_may_change_between_pictures():
+    detector, rgb = detector_of(BASE), brightened(BASE, 2, 3, 20)
+    assert not detector.compare(rgb, 1, CONFIG).stale.any()
+    assert detector.compare(rgb, 2, CONFIG.with_values(change_threshold=15)).stale.any()
+    assert not detector.compare(rgb, 3, CONFIG.with_values(static_threshold=25)).stale.any()
+
+
+@pytest.mark.parametrize('noise', [0, 3])
+def test_a_region_that_drifts_by_one_grey_level_a_picture_is_seen_long_before_its_age_limit(noise):
+    detector, seen = detector_of(noisy(BASE, 0, Sensor(noise))), None
+    for number in range(1, 40):
+        rgb = brightened(BASE, 2, 3, number)
+        change = detector.compare(noisy(rgb, number, Sensor(noise)), number * SECOND_NS // 10, CONFIG)
+        if change.changed.any():
+            seen = number, cells(change.changed), change.doubt_s[2, 3]
+            break
+    assert seen[0] <= 32 and seen[1] == [(2, 3)] and 1.5 < seen[2] < CONFIG.max_cell_age_s / 2
+
+
+@pytest.mark.parametrize('factor', [0.85, 1.15])
+def test_a_lasting_change_of_exposure_is_paid_for_at_the_age_limit(factor):
+    detector, rgb = detector_of(BASE), np.clip(BASE * factor, 0, 255).astype(np.uint8)
+    for stamp_s in (1, 10):
+        change = detector.compare(rgb, stamp_s * SECOND_NS, CONFIG)
+        assert not change.stale.any() and change.difference.max() <= 2 and change.doubt_s.max() == stamp_s
+    assert detector.compare(rgb, 11 * SECOND_NS, CONFIG).stale.mean() > 0.9
+    detector.refresh()
+    change = detector.compare(rgb, 12 * SECOND_NS, CONFIG)
+    assert not change.difference.any() and not change.doubt_s.any()
+    without = Config(exposure_compensation=0.0)
+    assert detector_of(BASE).compare(np.clip(BASE * 1.2, 0, 255).astype(np.uint8), 1, without).changed.any()
+
+
+def test_a_large_change_of_exposure_is_a_change():
+    change = detector_of(BASE).compare(np.clip(BASE * 1.4, 0, 255).astype(np.uint8), 1, CONFIG)
+    assert change.scene == Scene.CUT and change.stale.all()
+
+
+def test_what_changes_while_the_exposure_does_is_seen_and_nothing_else():
+    rgb = np.clip(brightened(BASE, 2, 3, 50) * 0.9, 0, 255).astype(np.uint8)
+    assert cells(detector_of(BASE).compare(rgb, 1, CONFIG).changed) == [(2, 3)]
+
+
+def test_white_stays_white_whatever_the_exposure():
+    bright = np.clip(BASE * 1.4 + 40.0, 0, 255)
+    rgbs = [np.where(bright == 255, 255, bright * factor).astype(np.uint8) for factor in (1, 0.82)]
+    assert (rgbs[0] == 255).any() and (rgbs[0] - rgbs[1]).max() > CONFIG.change_threshold
+    for then, now in (rgbs, rgbs[::-1]):
+        assert not detector_of(then).compare(now, 1, CONFIG).changed.any()
+
+
+def test_noise_above_the_threshold_is_learnt_and_a_change_is_still_seen():
+    detector, largest = detector_of(noisy(BASE, 0, Sensor(8)), 17, 23), []
+    for number in range(1, 12):
+        change = detector.compare(noisy(BASE, number, Sensor(8)), number, CONFIG)
+        largest.append(change.difference.max())
+        if change.stale.any():
+            assert number <= 2
+            detector.refresh()
+    assert max(largest[2:]) >= CONFIG.change_threshold
+    for number in range(12, 16):  # and it does not turn into noise while it waits for its refresh
+        change = detector.compare(noisy(brightened(BASE, 2, 3, 40), number, Sensor(8)), number, CONFIG)
+        assert change.changed.any()
+
+
+@pytest.mark.parametrize('sensor', [Sensor(), Sensor(5.0), Sensor(jpeg_quality=85), Sensor(1.0, 60)])
+def test_a_static_table_costs_nothing(sensor):
+    for row in bench.watch(lambda time_s: sensor, seconds=3, rate_hz=10, seed=1):
+        assert row['paid_frame'] <= 0.02 and row['oldest_s'] < CONFIG.max_cell_age_s / 2
+
+
+def test_a_flickering_lamp_costs_nothing():
+    for row in bench.watch(bench.flicker, seconds=2, rate_hz=30, seed=1):
+        assert row['paid_frame'] <= 0.05 and row['oldest_s'] < 0.5
+
+
+@pytest.mark.parametrize('grid', GRIDS)
+@pytest.mark.parametrize('kind', bench.KINDS)
+def test_every_cell_that_a_small_thing_touches_is_seen(kind, grid):
+    tally = bench.count_events(Sensor(), grid, kind, count=3, seed=5)
+    assert tally['touched'] > 5 and tally['misses'] == 0 and tally['false_alarms'] == 0
+
+
+@pytest.mark.parametrize('grid', GRIDS)
+@pytest.mark.parametrize('seed', [0, 1])
+def test_a_pan_is_told_from_a_cut_and_from_things_that_move(grid, seed):
+    rng = np.random.default_rng(seed)
+    table, things = Table(rng, 800, 600), random_things(rng, 4)
+    wide, pushed = table.picture(things), moved(rng, things[0], things[1:])
+    here, beside = wide[60:540, 80:720], wide[65:545, 96:736]
+    elsewhere = table.picture((pushed, *things[1:]))[60:540, 80:720]
+    for rgb, scene in ((beside, Scene.PAN), (255 - here, Scene.CUT), (elsewhere, Scene.SAME), (here, Scene.SAME)):
+        change = ChangeDetector(noisy(here, 1), 0, *grid, 28).compare(noisy(rgb, 2), 1, CONFIG)
+        assert change.scene == scene and change.stale.all() == (scene != Scene.SAME)
 
 
 @pytest.fixture
@@ -58,3 +222,16 @@ def test_a_640_x_480_picture_takes_less_than_5_ms(one_core):
         detector.compare(BASE, number, CONFIG)
         spent.append(time.thread_time() - started)
     assert np.median(spent) < 0.005
+
+
+def test_the_benchmark_writes_what_it_measured(one_core, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(bench, 'GRIDS', {(160, 120): {'embedded': (3, 4)}})
+    output = tmp_path / 'new' / 'change.json'
+    arguments = '--pictures', '2', '--seconds', '1', '--events', '1'
+    assert bench.main([*arguments, '--output', str(output)]) == 0
+    result = json.loads(output.read_text())
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
+    assert list(result['change_ms_p95']) == ['160x120']
+    assert result['change_ms_p95']['160x120'] == max(row['cpu_ms_p95'] for row in result['times'])
+    assert [row['situation'] for row in result['paid']] == ['still', 'flicker']
+    assert all(row['events'] == 1 and row['touched'] for row in result['events'])
