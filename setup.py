@@ -14,6 +14,8 @@ setup(
         (f'share/{package_name}', ['package.xml']),
         (f'share/{package_name}/launch', glob('launch/*.launch.py')),
         (f'share/{package_name}/config', glob('config/*')),
+        # ROS keeps console scripts out of PATH (setup.cfg), for ros2 run; this one is called by its name.
+        ('bin', ['tools/vlm-reuse-replay']),
     ],
     install_requires=['setuptools'],
     extras_require={'ray': ['ray[default]']},
@@ -29,7 +31,6 @@ setup(
             'demo = vlm_reuse_node.demo.run:main',
             'make_bag = vlm_reuse_node.demo.bag:main',
             'replay = vlm_reuse_node.replay.cli:main',
-            'vlm-reuse-replay = vlm_reuse_node.replay.cli:main',
         ],
     },
 )

@@ -94,10 +94,15 @@ def test_launch_and_config_files_are_installed(folder, pattern):
     assert {path.name for path in installed.glob(pattern)} == {path.name for path in (ROOT / folder).glob(pattern)}
 
 
-@pytest.mark.parametrize('script', ['node', 'demo', 'make_bag', 'replay', 'vlm-reuse-replay'])
+@pytest.mark.parametrize('script', ['node', 'demo', 'make_bag', 'replay'])
 def test_console_script_is_installed(script):
     path = Path(get_package_prefix('vlm_reuse_node'), 'lib', 'vlm_reuse_node', script)
     assert os.access(path, os.X_OK)
+
+
+def test_the_replay_is_on_the_path():
+    path = Path(get_package_prefix('vlm_reuse_node'), 'bin', 'vlm-reuse-replay')
+    assert os.access(path, os.X_OK) and str(path.parent) in os.environ['PATH'].split(os.pathsep)
 
 
 def test_wheel_lock_is_complete_and_names_no_place():

@@ -20,7 +20,7 @@ def share_bounds(count: int, total: int) -> tuple[float, float] | tuple[None, No
 
 def mcnemar_p(one: int, other: int) -> float:
     """Exact McNemar test: how likely a split at least as uneven is when neither side is better. 1.0 without any."""
-    return round(float(stats.binomtest(one, one + other, 0.5).pvalue), 6) if one + other else 1.0
+    return float(f'{stats.binomtest(one, one + other, 0.5).pvalue:.4g}') if one + other else 1.0
 
 
 def ratio_bounds(slow: Sequence[float], fast: Sequence[float]) -> tuple[float, float] | tuple[None, None]:

@@ -4,10 +4,10 @@ import numpy as np
 from scipy import stats
 
 from vlm_reuse_node.replay.bounds import CONFIDENCE, mcnemar_p, RESAMPLES, SEED, share_bounds
-from vlm_reuse_node.replay.figures import counted, milliseconds, share_text
+from vlm_reuse_node.replay.figures import counted, milliseconds, p_text, share_text
 from vlm_reuse_node.replay.rows import differs, is_pair
-from vlm_reuse_node.replay.verdict import SIGNIFICANT
 
+SIGNIFICANT = 0.05
 _FEWEST = 6  # pairs, below which an interval of times says nothing
 
 
@@ -40,17 +40,13 @@ def arm_sentence(comparison: dict, arm: str) -> str:
     """What changed in one arm."""
     answers, times = comparison['arms'][arm], comparison['times'][arm]
     text = (f'{counted(answers["changed"], answers["pairs"])} answers changed (at most '
-            f'{share_text(answers["high"])}); {answers["lost"]} right ones lost, {answers["gained"]} gained '
-            f'(McNemar p = {answers["mcnemar_p"]:.3g}, {_significant(answers["is_significant"])})')
+            f'{share_text(answers["high"])}); right ones lost: {answers["lost"]}, gained: {answers["gained"]} '
+            f'({p_text(answers["mcnemar_p"], SIGNIFICANT)})')
     if times is None:
         return f'{text}; too few for times'
     return (f'{text}; median {milliseconds(times["old_median_ms"])} -> {milliseconds(times["new_median_ms"])} ms, '
             f'paired ratio {times["ratio"]:.2f} ({times["low"]:.2f} to {times["high"]:.2f}, '
-            f'{_significant(times["is_significant"])})')
-
-
-def _significant(yes: bool) -> str:
-    return 'significant' if yes else 'not significant'
+            f'{"significant" if times["is_significant"] else "not significant"})')
 
 
 def _by_question(results) -> dict:

@@ -3,7 +3,7 @@
 from vlm_reuse_node.overlay import percent
 
 NO_VALUE = '–'
-__all__ = ['NO_VALUE', 'counted', 'factor', 'milliseconds', 'percent', 'share_text', 'span_text']
+__all__ = ['NO_VALUE', 'counted', 'factor', 'milliseconds', 'percent', 'p_text', 'share_text', 'span_text']
 
 
 def share_text(share: float | None) -> str:
@@ -42,3 +42,8 @@ def milliseconds(value: float | None) -> str:
     if value is None:
         return NO_VALUE
     return f'{value:.2f}' if value < 1 else f'{value:.1f}' if value < 100 else f'{value:,.0f}'
+
+
+def p_text(p: float, limit: float = 0.05) -> str:
+    """The p of a McNemar test, and what it means."""
+    return f'McNemar p {"< 0.001" if p < 0.001 else f"= {p:.3g}"}, {"significant" if p < limit else "not significant"}'

@@ -13,7 +13,7 @@ from vlm_reuse_node.replay.figures import counted, factor, NO_VALUE, share_text,
 from vlm_reuse_node.replay.metrics import Rows, STAGES
 from vlm_reuse_node.replay.rows import differs
 from vlm_reuse_node.replay.table import cells, COLUMNS
-from vlm_reuse_node.replay.verdict import DENOMINATOR, negatives, sentence, verdict
+from vlm_reuse_node.replay.verdict import DENOMINATOR, EXACT, negatives, sentence, verdict
 
 TEMPLATE = Path(__file__).with_name('report.html')
 MOST_CAMERAS, MOST_DRIFTED, LONGEST_ANSWER = 6, 24, 120
@@ -127,7 +127,7 @@ def _exactness(results: dict) -> list[str]:
         lines.append(f'Exactness: default differs from cold-dense on the very pictures it has cached in '
                      f'{counted(against["drifted"], against["pairs"])}, with 95 % confidence '
                      f'{span_text(drift["low"], drift["high"])}.')
-    for arm in KEEPING:
+    for arm in EXACT:
         if arm in counts and counts[arm]['same_pictures']:
             same = counts[arm]
             lines.append(f'{arm}: where its pictures were those of cold-dense, it differs in '

@@ -1,10 +1,11 @@
 """What the figures of a replay mean, in words: the first screen of the report, and what speaks against the engine."""
 
 from vlm_reuse_node.replay.arms import POLICY, REFERENCE
-from vlm_reuse_node.replay.figures import counted, factor, milliseconds, percent, share_text, span_text
+from vlm_reuse_node.replay.figures import (
+    counted, factor, milliseconds, p_text, percent, share_text, span_text)
 
-SIGNIFICANT = 0.05
-SESSION_ARMS = 'default', 'frame', 'reuse', 'mlx-vlm'
+# Arms that say which pictures are in their prompt: on the same ones they answer as cold-dense does, or are not exact.
+EXACT = 'default', 'frame', 'reuse', 'newest'
 DENOMINATOR = 'cold-dense on the newest picture'
 
 
@@ -98,7 +99,7 @@ def _slow(results):
         if times['speedup'] <= 1:
             found.append(f'{arm} is no faster than cold-dense: {milliseconds(times["median_ms"])} ms against '
                          f'{milliseconds(times["cold_median_ms"])} ms.')
-        if arm in SESSION_ARMS and times['whole_speedup'] <= 1 < times['speedup']:
+        if times['keep_up_ms'] and times['whole_speedup'] <= 1 < times['speedup']:
             found.append(f'{arm}: with the pictures it computed between the questions it is more work than cold-dense '
                          f'at this number of questions ({factor(times["whole_speedup"])}); what it gains is latency.')
         found += [f'{arm}: the first question about a new picture is no faster ({factor(each["speedup"])}).'
@@ -115,10 +116,9 @@ def _drifted(results):
         text = (f'{arm}: {counted(counts["drifted"], counts["pairs"])} of its answers drifted from cold-dense '
                 f'(at most {share_text(drift["high"])})')
         if counts['lost'] + counts['gained']:
-            sure = 'significant' if judged['mcnemar_p'] < SIGNIFICANT else 'not significant'
-            text += (f'; {counts["lost"]} right answers lost, {counts["gained"]} gained '
-                     f'(McNemar p = {judged["mcnemar_p"]:.3g}, {sure})')
-        if counts['same_pictures_drifted']:
+            text += (f'; right answers lost: {counts["lost"]}, gained: {counts["gained"]} '
+                     f'({p_text(judged["mcnemar_p"])})')
+        if counts['same_pictures_drifted'] and arm in EXACT:
             text += f'; {counts["same_pictures_drifted"]} of them on the very same pictures'
         found.append(f'{text}.')
     return found
