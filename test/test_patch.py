@@ -5,9 +5,9 @@ from functools import partial
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx_vlm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache
+from mlx_vlm.models.cache import ArraysCache, KVCache, QuantizedKVCache, RotatingKVCache
 from tiny_gemma4 import write_tiny_gemma4
-from tiny_model import picture
+from tiny_model import picture, write_tiny_model
 from tiny_qwen3 import write_tiny_qwen3
 
 from vlm_reuse_node import kv_rewrite
@@ -20,12 +20,19 @@ NOISE = 1e-4
 CELLS = 12
 
 
-@pytest.fixture(scope='module', params=['qwen2_5_vl', 'qwen3_vl'])
-def vlm(request, model_dir, tmp_path_factory):
-    """A tiny model of each family whose tokens can be rewritten."""
-    if request.param == 'qwen2_5_vl':
-        return vlms.load(str(model_dir))
-    return vlms.load(str(write_tiny_qwen3(tmp_path_factory.mktemp('models') / 'qwen3', 'qwen3_vl')))
+# The window of the Gemma 4 models holds the longest prompt here: no ring wraps.
+WRITERS = {
+    'qwen2_5_vl': write_tiny_model,
+    'qwen3_vl': lambda folder: write_tiny_qwen3(folder, 'qwen3_vl'),
+    'qwen3_vl_moe': lambda folder: write_tiny_qwen3(folder, 'qwen3_vl_moe'),
+    'gemma4 two-way': lambda folder: write_tiny_gemma4(folder, 'dense', window=64),
+    'gemma4 layer inputs': lambda folder: write_tiny_gemma4(folder, 'layer_inputs', window=64)}
+
+
+@pytest.fixture(scope='module', params=WRITERS)
+def vlm(request, tmp_path_factory):
+    """A tiny model of each kind whose tokens can be rewritten."""
+    return vlms.load(str(WRITERS[request.param](tmp_path_factory.mktemp('models') / 'tiny')))
 
 
 def built(vlm, *frames):
@@ -88,6 +95,8 @@ def prompt_ids(vlm, state):
 
 def test_some_tokens_rewritten_are_what_a_forward_with_the_old_rows_around_them_computes(vlm):
     """The reference: one token after the other, each on a cache of the rows before it, old and new."""
+    if getattr(vlm.family, '_two_way', False):
+        pytest.skip('tokens of one picture that see each other cannot come one after the other')
     state, cells = built(vlm, picture(1)), np.array([1, 2, 7])
     newer = state.live.with_cells(vlm, picture(2), cells)
     ids, cache = prompt_ids(vlm, state), vlm.new_cache()
@@ -96,7 +105,7 @@ def test_some_tokens_rewritten_are_what_a_forward_with_the_old_rows_around_them_
         layer.keys, layer.values = (mx.array(np.array(rows)) for rows in (old.keys, old.values))
     for row, cell in [(live[cell], cell) for cell in cells] + [(len(ids) - 1, None)]:
         for layer in cache:
-            layer.offset = int(row)
+            layer.offset = layer._idx = int(row)  # the second is a ring's
         features = None if cell is None else newer.features[cell:cell + 1]
         vlm.run(cache, [ids[row]], positions[:, row:row + 1], embeddings=vlm.family.embed([ids[row]], features))
     state.rewrite(newer, cells)
@@ -121,7 +130,7 @@ def test_chunks_see_those_before_them(vlm, monkeypatch):
 def test_a_rewrite_that_was_stopped_leaves_the_history_and_no_live_picture(vlm, monkeypatch):
     monkeypatch.setattr(vlms, 'PREFILL_CHUNK', 5)
     state, history = built(vlm, picture(1), picture(2)), built(vlm, picture(1))
-    calls = iter(range(2))
+    calls = iter(range(1))
 
     def check():
         if next(calls, None) is None:
@@ -129,9 +138,9 @@ def test_a_rewrite_that_was_stopped_leaves_the_history_and_no_live_picture(vlm, 
     with pytest.raises(Stopped):
         state.rewrite(Picture.see(vlm, picture(3)), np.arange(CELLS), check)
     assert not state.has_live and not state.can_rewrite and len(state.pictures) == 1
-    assert difference(kept(state), kept(history)) == 0
+    assert difference(kept(state), kept(history)) < NOISE
     state.append(Picture.see(vlm, picture(3)))
-    assert difference(kept(state), kept(built(vlm, picture(1), picture(3)))) == 0
+    assert difference(kept(state), kept(built(vlm, picture(1), picture(3)))) < NOISE
 
 
 def test_fifty_rewrites_do_not_grow_what_is_held(vlm):
@@ -151,9 +160,15 @@ def test_an_approximate_state_has_another_identity(vlm):
     assert state.identity != before and before.exact and not state.identity.exact
 
 
-def test_a_cache_that_overwrites_its_past_cannot_be_rewritten(tmp_path):
-    assert kv_rewrite.is_possible([KVCache(), KVCache()])
-    for part in (RotatingKVCache(max_size=8), QuantizedKVCache()):
+def test_a_cache_whose_rows_are_not_where_their_numbers_say_cannot_be_rewritten(tmp_path):
+    ring = RotatingKVCache(max_size=8)
+    ring.update_and_fetch(*mx.zeros((2, 1, 1, 8, 4)))
+    assert kv_rewrite.is_possible([KVCache(), ring])
+    ring.update_and_fetch(*mx.zeros((2, 1, 1, 1, 4)))
+    for part in (ring, QuantizedKVCache(), ArraysCache(size=1)):
         assert not kv_rewrite.is_possible([KVCache(), part])
-    vlm = vlms.load(str(write_tiny_gemma4(tmp_path / 'gemma4')))
-    assert not built(vlm, picture(1)).can_rewrite
+
+
+def test_a_ring_that_has_wrapped_is_not_rewritten(tmp_path):
+    vlm = vlms.load(str(write_tiny_gemma4(tmp_path / 'gemma4', window=28)))
+    assert built(vlm, picture(1)).can_rewrite and not built(vlm, picture(1), picture(2)).can_rewrite

@@ -27,6 +27,7 @@ def write_windows(folder):
 
 
 WRITERS = {'qwen2_5_vl': write_windows, 'qwen3_vl': lambda folder: write_tiny_qwen3(folder, 'qwen3_vl'),
+           'qwen3_vl_moe': lambda folder: write_tiny_qwen3(folder, 'qwen3_vl_moe'),
            'gemma4': write_tiny_gemma4}
 
 

@@ -153,8 +153,8 @@ class State:
 
     @property
     def can_rewrite(self) -> bool:
-        """Whether `rewrite` is right here: there is a live picture, and the cache keeps one row of each token."""
-        return self.has_live and self._vlm.family.takes_mask and kv_rewrite.is_possible(self.cache)
+        """Whether `rewrite` is right here: there is a live picture, and every token's row is where its number says."""
+        return self.has_live and self._vlm.family.encodes_cells and kv_rewrite.is_possible(self.cache)
 
     def rewrite(self, picture: Picture, cells: np.ndarray, check: Callable[[], None] = _go_on) -> int:
         """Put a newer picture of the same grid in the live one's place, and compute some cells' tokens anew.
@@ -171,8 +171,9 @@ class State:
         given = [ids[row] for row in rows]
         features = picture.features[mx.array(np.searchsorted(live, rows[family.cells(given)]))]
         try:
-            self._vlm.rewrite(self.cache, rows, given, family.positions(ids, grids)[:, rows],
-                              family.embed(given, features), check)
+            self._vlm.rewrite(self.cache, given, family.embed(given, features), family.positions(ids, grids)[:, rows],
+                              rows, live, check)
+            self._snapshot = kv_cache.take(self.cache), self.tokens
         except BaseException:
             self.drop_live()
             raise

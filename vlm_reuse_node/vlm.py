@@ -15,7 +15,6 @@ import numpy as np
 from vlm_reuse_node import kv_cache
 from vlm_reuse_node.errors import ModelError
 from vlm_reuse_node.families.base import Family, Grid, VisionState, family_for
-from vlm_reuse_node.kv_rewrite import RewrittenLayer, visible
 from vlm_reuse_node.prompt import PromptTemplate
 
 EMBEDDED = {'tabletop': Path(__file__).parent / 'demo' / 'tabletop_model'}
@@ -90,19 +89,15 @@ class Vlm:
             mx.eval(logits)  # every layer's keys and values with it
         return logits
 
-    def rewrite(self, cache: list, rows: np.ndarray, ids: list[int], positions: np.ndarray,
-                embeddings: mx.array, check: Callable[[], None] = lambda: None) -> None:
-        """Compute tokens that the cache holds anew, in their place; `check` may raise between two chunks.
+    def rewrite(self, cache: list, ids: list[int], embeddings: mx.array, positions: np.ndarray, rows: np.ndarray,
+                picture: np.ndarray, check: Callable[[], None] = lambda: None) -> None:
+        """Compute tokens of one picture that the cache holds anew, see `Family.rewrite`.
 
-        rows: where they are, (tokens,) ascending. ids, positions, embeddings: theirs. Each sees all that lie before it,
-        the new ones among them.
+        `check` may raise between two chunks: then some of them are new, and others are not.
         """
-        for first in range(0, len(rows), PREFILL_CHUNK):
+        for part in self.family.chunks(ids, PREFILL_CHUNK):
             check()
-            part = slice(first, first + PREFILL_CHUNK)
-            layers = [RewrittenLayer(layer, rows[part]) for layer in cache]
-            self.family.forward(ids[part], embeddings[:, part], positions[:, part], layers,
-                                mask=visible(rows[part], cache[0].offset))
+            self.family.rewrite(ids[part], embeddings[:, part], positions[:, part], rows[part], picture, cache)
             mx.eval([(layer.keys, layer.values) for layer in cache])  # not the logits: nobody asks for them
 
     def decode(self, cache: list, logits: mx.array, start: int, max_tokens: int,

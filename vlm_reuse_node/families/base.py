@@ -55,7 +55,7 @@ class Family(Protocol):
 
     cell_px: pixels of a cell's side, on the picture as the model sees it.
     takes_mask: whether `forward` takes a mask: attention layers with a flat cache alone.
-    encodes_cells: whether it has `encode_cells`.
+    encodes_cells: whether it has `encode_cells`, `cells` and `rewrite`.
     """
 
     cell_px: int
@@ -101,7 +101,7 @@ class Family(Protocol):
         """Positions of `count` text tokens, the first at `start`: (axes, count) int32."""
 
     def cells(self, ids: list[int]) -> np.ndarray:
-        """Where the pictures' tokens are in an expanded prompt: (cells,) indices. Only with `encodes_cells`."""
+        """Where the pictures' tokens are in an expanded prompt: (cells,) indices."""
 
     def embed(self, ids: list[int], features: Any = None) -> Any:
         """Embed an expanded prompt, with `features` (all pictures' cells in order) in the cells' place.
@@ -122,6 +122,14 @@ class Family(Protocol):
         ids, embeddings, positions: of the same tokens, one of `chunks`. cache: as the model's `make_cache` returned it.
         mask: mx (length, held + length) bool, which tokens see which ones; None: all that come before.
         Returns the logits of the last `keep` tokens: mx (keep, vocabulary) float32. Not evaluated yet.
+        """
+
+    def rewrite(self, ids: list[int], embeddings: Any, positions: np.ndarray, rows: np.ndarray, picture: np.ndarray,
+                cache: list) -> None:
+        """Compute tokens that `cache` holds anew in their place, each seeing all before it, new ones among them.
+
+        ids, embeddings, positions, rows: of the same tokens, rows (tokens,) is where they are, ascending. picture:
+        where all cells of their picture are. cache: one for which `kv_rewrite.is_possible`. Not evaluated yet.
         """
 
 

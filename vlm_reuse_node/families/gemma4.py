@@ -14,6 +14,7 @@ from PIL import Image
 from vlm_reuse_node.errors import ImageError, ModelError
 from vlm_reuse_node.families.base import even_chunks, Grid, VisionState
 from vlm_reuse_node.families.sparse_vision import padded, patches, written
+from vlm_reuse_node.kv_rewrite import RewrittenApart, visible
 
 # What stands for a picture's token where the E models look up a token's inputs for every layer.
 NO_TOKEN = 0
@@ -158,6 +159,20 @@ class Family:
                 per_layer_input=None if layer_inputs is None else layer_inputs[:, dropped:, index],
                 shared_kv=keys_values, offset=start + dropped)
         return self._model.language_model.logits_from_hidden(self._text.norm(hidden[0, -keep:])).astype(mx.float32)
+
+    def rewrite(self, ids, embeddings, positions, rows, picture, cache):
+        """Every token a sequence of its own: that is how the layers take positions that do not follow each other.
+
+        The layers without a cache are not needed.
+        """
+        inputs, hidden = self._layer_inputs(ids, embeddings), embeddings.transpose(1, 0, 2)  # (tokens, 1, hidden)
+        keys = np.arange(cache[0].offset)
+        past, apart = visible(rows, len(keys)), rows[:, None] - keys
+        together = self._two_way & np.isin(rows, picture)[:, None] & np.isin(keys, picture)
+        masks = {'full_attention': past | together, 'sliding_attention': past & (apart < self._window) | together}
+        for index, (layer, part) in enumerate(zip(self._text.layers, cache)):
+            hidden, *_ = layer(hidden, mx.array(masks[layer.layer_type])[:, None, None], RewrittenApart(part, rows),
+                               per_layer_input=None if inputs is None else inputs[0, :, None, index])
 
     def _picture_around(self, ids, index):
         """First token of the picture that index is in, and right behind its last."""

@@ -11,6 +11,7 @@ from PIL import Image
 
 from vlm_reuse_node.errors import ImageError
 from vlm_reuse_node.families.base import even_chunks, Grid
+from vlm_reuse_node.kv_rewrite import RewrittenLayer, visible
 
 AXES = 3
 
@@ -93,6 +94,11 @@ class QwenFamily:
     def forward(self, ids, embeddings, positions, cache, keep=1, mask=None):
         """Logits of the last `keep` tokens, mx (keep, vocabulary)."""
         return self.run_layers(embeddings, positions, cache, keep, mask=mask)
+
+    def rewrite(self, ids, embeddings, positions, rows, picture, cache):
+        """In one forward call, masked by slot order."""
+        mask = mx.array(visible(rows, cache[0].offset))
+        self.forward(ids, embeddings, positions, [RewrittenLayer(part, rows) for part in cache], mask=mask)
 
     def run_layers(self, embeddings, positions, cache, keep, **inputs):
         """`forward`, with what else the family's layers take by name."""
