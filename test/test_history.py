@@ -1,17 +1,18 @@
 """Keyframes of the past: what is kept, what a refresh pays with them, and that answers stay those of a cold run."""
 
 from hashlib import sha256
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from tiny_model import SECOND_NS, picture
 
 from vlm_reuse_node import kv_cache
+from vlm_reuse_node import state as states
 from vlm_reuse_node.budget import Level, Question, Status
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.frame import Frame
 from vlm_reuse_node.session import SceneSession
+from vlm_reuse_node.state import Picture
 from vlm_reuse_node.turn import Stopped
 
 QUESTION = Question('what color is the square ?', max_tokens=6)
@@ -96,7 +97,8 @@ def test_a_changed_picture_pays_for_its_own_slot_alone(vlm):
 
 def test_a_grown_state_is_bit_for_bit_one_computed_from_nothing(vlm):
     session = observed(vlm, 0, 1, 1.2, 2, 2.3)
-    cold = session._cold_twin(session._state, SimpleNamespace(check=lambda: None, book=lambda *_: None))
+    cold = states.build(vlm, session._template_for,
+                        [Picture.see(vlm, kept.frame) for kept in session._state.pictures])
     assert dump(session._state) == dump(cold)
 
 

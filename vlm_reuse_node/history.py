@@ -72,18 +72,19 @@ class History:
                   and picture.frame is not state.live.frame)  # which is only computed again
         if keyframes > room:
             return self._cut(state, state.pictures[:keyframes], room, picture, check)
+        paid = self._compute_live_whole(state, check) if is_due and not state.live.exact else 0
         if is_due and keyframes == room:
             kept = max(1, room // 2)
             if self._at_once or self._needed_mb(state, len(state.pictures) + kept + 1) > config.max_cache_mb:
-                return self._cut(state, state.pictures, kept, picture, check)
+                return paid + self._cut(state, state.pictures, kept, picture, check)
             self._next, self._waiting, self.spent_ms = State(self._vlm, self._template_for), state.pictures[-kept:], 0.0
             is_due = False
         if not is_due:
             state.drop_live()
-        paid = state.append(picture, check)
+        paid += state.append(picture, check)
         keyframes = len(state.pictures) - 1
         if keyframes > (room := self._room(state, config)):
-            paid = self._cut(state, state.pictures[:-1], room, picture, check)
+            paid += self._cut(state, state.pictures[:-1], room, picture, check)
         return paid
 
     def step(self, state: State, check: Callable[[], None]) -> State | None:
@@ -109,6 +110,12 @@ class History:
             return True
         age_ns = state.live.frame.stamp_ns - state.pictures[-2].frame.stamp_ns
         return age_ns >= 1e9 * config.keyframe_interval_s
+
+    def _compute_live_whole(self, state, check):
+        """What is kept for long is not kept as it was patched. Returns the tokens."""
+        whole = Picture.see(self._vlm, state.live.frame, check)
+        state.drop_live()
+        return state.append(whole, check)
 
     def _grows(self):
         """Whether the chat template puts each picture right behind the one before."""
