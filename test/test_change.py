@@ -161,6 +161,18 @@ def test_white_stays_white_whatever_the_exposure():
         assert not detector_of(then).compare(now, 1, CONFIG).changed.any()
 
 
+def test_cells_refreshed_under_another_light_are_compared_like_the_others():
+    detector, scene, only = detector_of(BASE), brightened(BASE, 2, 3, 50), np.zeros((6, 8), bool)
+    only[2, 3] = True
+    lit = [np.clip(scene * factor, 0, 255).astype(np.uint8) for factor in (0.9, 1.0, 1.1)]
+    assert cells(detector.compare(lit[0], SECOND_NS, CONFIG).changed) == [(2, 3)]
+    detector.refresh(only)
+    for stamp_s, rgb in enumerate((lit[2], lit[1], lit[0]), 2):
+        change = detector.compare(rgb, stamp_s * SECOND_NS, CONFIG)
+        assert not change.stale.any() and change.difference.max() <= 3
+        assert (change.doubt_s[2, 3] == 0) == (rgb is lit[0])
+
+
 def test_noise_above_the_threshold_is_learnt_and_a_change_is_still_seen():
     detector, largest = detector_of(noisy(BASE, 0, Sensor(8)), 17, 23), []
     for number in range(1, 12):

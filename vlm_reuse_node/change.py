@@ -73,6 +73,10 @@ class _View:
     def arrays(self):
         return self.pixels, self.blocks, self.grey
 
+    def exposed(self, gain):
+        """The same picture under another exposure."""
+        return _View(*(cv2.convertScaleAbs(each, alpha=gain) for each in self.scales), gain * self.grey)
+
 
 class ChangeDetector:
     """Compares one camera's pictures of one size with the cached pixels of every cell, at the model's resolution.
@@ -93,6 +97,8 @@ class ChangeDetector:
         self._stamp_ns = stamp_ns
         self._known_ns = np.full(self._grid, stamp_ns, np.int64)
         self._changed = np.zeros(self._grid, bool)
+        # What each cell's cached pixels were divided by to have all under one exposure; and the last picture's.
+        self._exposures, self._gain = np.ones(self._grid), 1.0
         self._noise = np.zeros((2, *self._grid), np.float32)  # at each scale
         self._step = np.zeros((2, *self._grid), np.uint8)  # differences from the last picture but one to the last
 
@@ -100,12 +106,12 @@ class ChangeDetector:
         """What a picture of the same size, taken at `stamp_ns`, shows; thresholds and age limit from config."""
         # 1. The difference as it is, and with a change of exposure taken out.
         view, previous, is_new = self._see(rgb), self._latest, stamp_ns != self._stamp_ns
-        gains = {1.0, _exposure(view, self._cached, config.exposure_compensation)}
-        found = [self._differences(view, self._cached, gain) for gain in gains]
+        self._gain = _exposure(view, self._cached, config.exposure_compensation)
+        found = [self._differences(view, self._cached, gain) for gain in {1.0, self._gain}]
         # 2. Changed is what neither explains; static is what both find unchanged.
         noise = self._reach_of_noise(config)
-        static = ~np.any([_reaches(each, config.static_threshold, noise) for each in found], axis=0)
         changed = np.all([_reaches(each, config.change_threshold, noise) for each in found], axis=0)
+        static = self._static(found, config.static_threshold, noise)
         self._changed = changed | (self._changed & ~static)
         self._known_ns[static] = stamp_ns
         self._latest, self._stamp_ns = view, stamp_ns
@@ -120,11 +126,13 @@ class ChangeDetector:
     def refresh(self, cells: np.ndarray | None = None) -> None:
         """Take the picture compared last as the cached pixels of these cells, (rows, columns) bool; None: of all."""
         if cells is None or cells.all():
-            self._cached = self._latest
+            self._cached, self._exposures = self._latest, np.ones(self._grid)
             cells = np.ones(self._grid, bool)
         else:
-            for latest, cached in zip(self._latest.arrays, self._cached.arrays):
+            view = self._latest if self._gain == 1 else self._latest.exposed(1 / self._gain)
+            for latest, cached in zip(view.arrays, self._cached.arrays):
                 cv2.copyTo(latest, _spread(cells, latest), cached)
+            self._exposures = np.where(cells, self._gain, self._exposures)
         self._changed = self._changed & ~cells
         self._known_ns[cells] = self._stamp_ns
 
@@ -153,6 +161,12 @@ class ChangeDetector:
             lines = difference.reshape(len(difference) // height, height, -1).max(axis=1)
             parts.append(lines.reshape(len(lines), columns, -1).max(axis=2))
         return np.concatenate(parts)
+
+    def _static(self, found, threshold, noise):
+        """Cells that differ neither in what they show nor, in the exposure they were cached under, visibly."""
+        unchanged = [~_reaches(each, threshold, noise) for each in found]
+        apart = 255 * np.abs(self._gain / self._exposures - 1) >= threshold
+        return np.where(self._exposures == 1, np.all(unchanged, axis=0), np.any(unchanged, axis=0) & ~apart)
 
     def _reach_of_noise(self, config):
         """Difference that noise explains in each cell at each scale: (2, rows, columns)."""
@@ -212,8 +226,7 @@ def _exposure(now, then, most):
 def _is_shifted(now, then):
     """Whether one picture is the other moved by up to half of its shorter side."""
     height, width = max(1, PAN_WIDTH * now.shape[0] // now.shape[1]), PAN_WIDTH
-    now, then = (cv2.cvtColor(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
-                 .astype(np.float32) for pixels in (now, then))
+    now, then = (_small_grey(pixels, width, height) for pixels in (now, then))
     # Copies, because OpenCV applies the window in place where the size suits its Fourier transform.
     window = cv2.createHanningWindow((width, height), cv2.CV_32F)
     (x, y), _ = cv2.phaseCorrelate(then.copy(), now.copy(), window)
@@ -224,6 +237,12 @@ def _is_shifted(now, then):
                   for shift, side in ((y, height), (x, width)))
     left, before = (float(cv2.absdiff(now[inner], other[inner]).mean()) for other in (moved, then))
     return left <= (1 - PAN_EXPLAINED) * before
+
+
+def _small_grey(pixels, width, height):
+    step = max(1, pixels.shape[1] // (2 * width))  # two or more pixels are averaged; those between are not needed
+    small = cv2.resize(pixels[::step, ::step], (width, height), interpolation=cv2.INTER_AREA)
+    return cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32)
 
 
 def _grown(cells, halo):
