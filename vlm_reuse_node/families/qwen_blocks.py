@@ -38,7 +38,10 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class Wanted:
-    """The places to be encoded: `asked`, padded, and before them `inside`, all of the windows that these are in."""
+    """The places to be encoded: `asked`, padded; before them `inside`, all of the windows they are in.
+
+    lengths: places of each of these windows.
+    """
 
     asked: np.ndarray
     inside: np.ndarray
