@@ -31,11 +31,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tabletop_training.losses import answers_loss, Guide, seeing_loss  # noqa: E402
 from tabletop_training.network import build, export, read_weights, Tower  # noqa: E402
 from tabletop_training.pictures import CELLS, change_labels, STORY_FRAMES, stream  # noqa: E402
-from tabletop_training.prompts import ask_about, draw_window, Prompts  # noqa: E402
+from tabletop_training.prompts import ask_about, draw_window, LATE_SHARES, Prompts, SHARES  # noqa: E402
 from vlm_reuse_node.demo import model_files, tabletop  # noqa: E402
 
 # (stage, steps, pictures a step, peak learning rate); a story prompt of n pictures counts as n pictures.
-STAGES = (('see', 560, 48, 1.5e-3), ('answer', 3500, 64, 1.3e-3), ('window', 2600, 64, 1e-3),
+STAGES = (('see', 560, 48, 1.5e-3), ('answer', 3500, 64, 1.3e-3), ('window', 3000, 64, 1e-3),
           ('all', 200, 64, 5e-4))
 POOL_STORIES = 3000
 
@@ -164,12 +164,12 @@ class Trainer:
 
     def _answer_step(self, feed, pictures, progress):
         windows = 0.0 if progress < 0.35 else 0.2 if progress < 0.7 else 0.5
-        return self._pool_step(pictures, windows, most=1 + int(progress * 25))
+        return self._pool_step(pictures, windows, 1 + int(progress * 25), SHARES)
 
     def _window_step(self, feed, pictures, progress):
-        return self._pool_step(pictures, 0.6, most=tabletop.MOST_THINGS)
+        return self._pool_step(pictures, 0.6, tabletop.MOST_THINGS, SHARES if progress < 0.6 else LATE_SHARES)
 
-    def _pool_step(self, pictures, windows, most):
+    def _pool_step(self, pictures, windows, most, shares):
         """Loss of prompts about stories of the pool; windows: share with several pictures; most: things in one."""
         features, scenes = self.pool
         rng = np.random.default_rng((self.args.seed, 3, self.stage, self.step))
@@ -182,7 +182,7 @@ class Trainer:
                 continue
             cut.append(window)
             chosen.append(features[which, start:start + frames].flatten(0, 1).float())
-        return self._prompts_loss(rng, torch.stack(chosen), cut, 0.3)
+        return self._prompts_loss(rng, torch.stack(chosen), cut, 0.3, shares)
 
     def _all_step(self, feed, pictures, progress):
         drawn, scenes = next(feed)
@@ -193,17 +193,17 @@ class Trainer:
         frames = int(rng.choice((1, 1, 2, 2, 4, 4, 8)))
         windows = features.view(len(scenes) * (STORY_FRAMES // frames), frames * CELLS, -1)
         cut = [told[start:start + frames] for told in scenes for start in range(0, STORY_FRAMES, frames)]
-        loss, tally = self._prompts_loss(rng, windows, cut, 0.1)
+        loss, tally = self._prompts_loss(rng, windows, cut, 0.1, LATE_SHARES)
         return loss + 0.1 * seen, tally
 
-    def _prompts_loss(self, rng, features, cut, guided: float):
-        """Loss of twelve questions about each window, and the guide's at this weight.
+    def _prompts_loss(self, rng, features, cut, guided: float, shares: dict[str, float]):
+        """Loss of twelve questions about each window, asked in these shares, and the guide's at this weight.
 
         features: (windows, frames * 108, hidden). cut: the scenes of each window, oldest first.
         """
         frames = len(cut[0])
         is_window = 2 <= frames <= 4
-        asked = [ask_about(rng, window, 12, is_window, 0.5) for window in cut]
+        asked = [ask_about(rng, window, 12, is_window, 0.5, shares) for window in cut]
         packed = self.prompts.pack(frames, asked, [window[-1] for window in cut], self.args.device)
         loss, tally = answers_loss(self.model, features, packed, self.prompts.image)
         changes = np.full((len(cut), frames, CELLS, 4), -100)

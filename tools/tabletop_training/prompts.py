@@ -7,6 +7,10 @@ from tabletop_training.pictures import CELLS, COLUMNS, ROWS
 from vlm_reuse_node.demo import questions
 
 KINDS = (*questions.SINGLE_KINDS, *questions.WINDOW_KINDS)
+# Left of and right of are learnt last but one, so they are asked most until then; counts and lists are learnt last.
+SHARES = {'colour': 1.0, 'shape': 0.6, 'count': 1.6, 'exists': 0.8, 'where': 1.8, 'relation': 6.0, 'nearest': 1.2,
+          'list': 0.5, 'missing': 0.6, 'unknown': 0.3}
+LATE_SHARES = SHARES | {'count': 5.0, 'relation': 2.5, 'list': 2.0}
 # Learnt long before left of and right of, which are asked more often for it.
 _LEARNT = ('above', 'below')
 
@@ -93,8 +97,11 @@ class Prompts:
         return marks
 
 
-def ask_about(rng, scenes, wanted: int, window: bool, list_share: float = 1.0) -> list:
-    """`wanted` questions about the newest picture, among them what changed since the first where `window`."""
+def ask_about(rng, scenes, wanted: int, window: bool, list_share: float, shares: dict[str, float]) -> list:
+    """`wanted` questions about the newest picture, among them what changed since the first where `window`.
+
+    list_share: of the prompts that ask for a list. shares: how often each kind is asked beside that, of SINGLE_KINDS.
+    """
     asked = []
     if rng.random() < list_share:
         asked += [questions.single_question(rng, scenes[-1], 'list')]
@@ -102,7 +109,7 @@ def ask_about(rng, scenes, wanted: int, window: bool, list_share: float = 1.0) -
         asked += [questions.window_question(rng, scenes[0], scenes[-1], kind)
                   for kind in (*questions.WINDOW_KINDS, *questions.WINDOW_KINDS)]
     asked = [question for question in asked if question]
-    weights = np.array([1.0, 0.6, 1.6, 0.8, 1.8, 6.0, 1.2, 0.5, 0.6, 0.3])
+    weights = np.array([shares[kind] for kind in questions.SINGLE_KINDS])
     for _ in range(3 * wanted):
         if len(asked) >= wanted:
             break
