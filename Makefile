@@ -32,7 +32,7 @@ lint: setup ## flake8, docstrings, package.xml
 	@echo 'lint: clean'
 
 bench: setup ## every benchmark in bench/, one table each
-	@$(RUN) for script in bench/change.py bench/followup.py bench/node_callback.py; do echo "== $$script"; python "$$script"; done
+	@$(RUN) for script in bench/change.py bench/followup.py bench/node_callback.py bench/refresh.py; do echo "== $$script"; python "$$script"; done
 
 bag: setup ## write a tabletop bag: make bag ARGS=--help
 	@$(RUN) $(BIN)/make_bag $(ARGS)
