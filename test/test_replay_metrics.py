@@ -20,7 +20,8 @@ def answer(number, arm, text='red', choice=-1, bag='a', status='OK', pictures_s=
     right = text == 'red' if status == 'OK' else None
     return {'row': 'answer', 'bag': bag, 'camera': 'camera', 'question': number, 'arm': arm, 'status': status,
             'text': text, 'choice': choice, 'choice_scores': list(scores), 'right': right, 'parse_failure': False,
-            'degenerate': False, 'cut': False, 'pictures_s': list(pictures_s), 'visual_tokens_computed': 12,
+            'degenerate': False, 'cut': False, 'escalated': False, 'pictures_s': list(pictures_s),
+            'visual_tokens_computed': 12,
             'tokens_reused': 1, 'tokens_prefilled': 20, 'tokens_generated': 1,
             'times': {'total_ms': total_ms, **STAGES, 'decode_ms': total_ms}}
 

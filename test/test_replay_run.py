@@ -90,6 +90,7 @@ def test_arms_pay_for_what_they_say(found):
     assert counts['default']['visual_tokens_computed'] == counts['reuse']['visual_tokens_computed'] == 0
     assert counts['last-4']['visual_tokens_computed'] > 3 * 8 * cells
     assert counts['default']['looks']['levels'] == {'frame': 2, 'full': 1, 'reuse': 9}
+    assert counts['patch']['looks']['visual_tokens'] == counts['default']['looks']['visual_tokens']
     assert counts['reuse']['looks']['levels'] == {'full': 1, 'reuse': 11}
     assert counts['cold']['looks'] is None and counts['frame']['looks'] is None
 
@@ -228,7 +229,8 @@ def test_results_of_something_else_are_no_results(bag, tmp_path, capsys):
 
 
 @pytest.mark.skipif(find_spec('ray') is None, reason='ray is not installed (the extra: pip install ray[default])')
-def test_a_ray_cluster_gives_the_same(arguments, found, tmp_path):
+def test_a_ray_cluster_gives_the_same(arguments, found, tmp_path, monkeypatch):
+    monkeypatch.setenv('RAY_worker_niceness', '0')  # else its workers wait for whatever else the machine does
     assert cli.main([*arguments, '--out', str(tmp_path), '--ray', 'local']) == 0
     assert results.without_times(results.read(tmp_path / 'results.json')) == results.without_times(found)
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from vlm_reuse_node import question as questions
 from vlm_reuse_node.budget import Answer, Level, Question, Refresh, Status
-from vlm_reuse_node.config import Config
+from vlm_reuse_node.config import Config, PATCH_POLICY
 from vlm_reuse_node.frame import Frame
 from vlm_reuse_node.replay.questions import plain
 from vlm_reuse_node.replay.window import Window
@@ -93,7 +93,9 @@ class Policy:
                                 on_refresh=lambda _, refresh: self._paid.append(refresh))
 
     def see(self, frame):
-        """Every picture is observed; a history rollover is done at once, as an idle node would."""
+        """Every picture is observed; what a node does while nobody asks is done at once: rollovers, the drift audit."""
+        while self.session.has_audit:
+            self.session.audit()
         self._paid.clear()
         self.session.observe(frame)
         while self.session.has_work:
@@ -265,6 +267,9 @@ ARMS = {arm.name: arm for arm in (
                        'exact', CachedCold),
     Arm('frame', 'level frame for every question: nothing is done between questions, each pays for the newest picture',
         OnDemand, keeps_state=True),
+    Arm('patch', 'the default policy with refresh_policy patch: of a changed picture only the changed cells are '
+                 'computed, which is approximate; an answer that is not sure enough is given again after a refresh',
+        lambda scene: Policy(scene, refresh_policy=PATCH_POLICY), keeps_state=True, observes=True),
     Arm('reuse', 'level reuse alone: one state for everything until it is max_cell_age_s old, whatever changes',
         Held, keeps_state=True, observes=True),
     Arm('low-rate', 'low-frame-rate dense: from nothing on four pictures spread over the window, the newest the last',

@@ -76,7 +76,7 @@ def _is_checked(rows, arm):
 def _answer_counts(answers) -> dict:
     answers = list(answers)
     counts = {name: sum(row[name] for row in answers) for name in (
-        'parse_failure', 'degenerate', 'cut', 'tokens_reused', 'tokens_prefilled', 'tokens_generated')}
+        'escalated', 'parse_failure', 'degenerate', 'cut', 'tokens_reused', 'tokens_prefilled', 'tokens_generated')}
     told = [row['visual_tokens_computed'] for row in answers]
     return {'asked': len(answers), 'statuses': dict(sorted(Counter(row['status'] for row in answers).items())),
             'judged': sum(row['right'] is not None for row in answers),

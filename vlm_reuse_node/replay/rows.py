@@ -35,6 +35,7 @@ def answer_row(question: dict, arm: str, reply: Reply, pictures_s: list[float]) 
         'right': right, 'parse_failure': bool(is_answer and choices and answer.choice_index < 0),
         'degenerate': bool(is_answer and not choices and is_degenerate(answer.text)),
         'cut': bool(is_answer and answer.message), 'level': str(answer.level), 'exact': answer.exact,
+        'confidence': round(answer.confidence, 6), 'escalated': answer.escalated,
         'pictures_s': pictures_s, 'token_ids': list(answer.token_ids), 'visual_tokens_computed': reply.visual_tokens,
         'tokens_reused': reply.tokens_reused, 'tokens_prefilled': reply.tokens_prefilled,
         'tokens_generated': answer.tokens_generated, 'times': _answer_times(reply)}
