@@ -14,6 +14,7 @@ from vlm_reuse_node.replay.bounds import mcnemar_p, ratio_bounds, share_bounds
 from vlm_reuse_node.replay.rows import differs, is_pair
 
 SESSIONS = 1, 2, 5, 10, 50  # questions on one picture
+WHOLE = 'frame', 'full'  # levels that compute the whole picture
 STAGES = 'change_ms', 'vision_ms', 'prefill_ms', 'decode_ms', 'other_ms'
 # Upper ends of the classes of how old a kept state's picture is when it is asked, seconds.
 AGES = ((0.0, 'the newest picture'), (1.0, 'up to 1 s older'), (3.0, '1 to 3 s older'), (10.0, '3 to 10 s older'),
@@ -205,7 +206,8 @@ def _ceiling(pairs) -> dict | None:
 
 def _sessions(rows, arm, times) -> list[dict]:
     """Setup-inclusive: n questions on one picture that is new, from medians; setup is a whole picture's refresh."""
-    setups = [sum(row['times'][stage] for stage in STAGES[:3]) for row in rows.looks(arm) if row['level'] != 'reuse']
+    setups = [sum(row['times'][stage] for stage in STAGES[:3]) for row in rows.looks(arm)
+              if row['level'] in WHOLE]
     if not setups:
         return []
     setup_ms = median(setups)

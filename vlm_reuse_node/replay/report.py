@@ -192,7 +192,7 @@ def _settings(results: dict) -> list[tuple[str, str]]:
     lines += [(name, times[name]) for name in ('made', 'machine') if name in times]
     if 'wall_s' in times:
         lines.append(('took', f'{times["wall_s"]:,.0f} s, {times["cpu_s"]:,.0f} s of processor time in this process'))
-    values = ', '.join(f'{name} {value}' for name, value in settings['config'].items() if value not in ('', [], True))
+    values = ', '.join(f'{name} {value}' for name, value in settings['config'].items() if value != '')
     return [*lines, ('parameters', values)]
 
 
