@@ -30,12 +30,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tabletop_training.losses import answers_loss, Guide, seeing_loss  # noqa: E402
 from tabletop_training.network import build, export, read_weights, Tower  # noqa: E402
-from tabletop_training.pictures import CELLS, change_labels, STORY_FRAMES, stream  # noqa: E402
+from tabletop_training.pictures import CELLS, centre_labels, change_labels, STORY_FRAMES, stream  # noqa: E402
 from tabletop_training.prompts import ask_about, draw_window, LATE_SHARES, Prompts, SHARES  # noqa: E402
 from vlm_reuse_node.demo import model_files, tabletop  # noqa: E402
 
 # (stage, steps, pictures a step, peak learning rate); a story prompt of n pictures counts as n pictures.
-STAGES = (('see', 560, 48, 1.5e-3), ('answer', 3500, 64, 1.3e-3), ('window', 3000, 64, 1e-3),
+STAGES = (('see', 560, 48, 1.5e-3), ('answer', 3500, 64, 1.3e-3), ('window', 3400, 64, 1e-3),
           ('all', 200, 64, 5e-4))
 POOL_STORIES = 3000
 
@@ -210,7 +210,9 @@ class Trainer:
         for index, window in enumerate(cut if is_window else ()):
             changes[index, 1:] = [change_labels(window[0], now) for now in window[1:]]
         changes = torch.from_numpy(changes).to(self.args.device)
-        guide = self.guide.loss(packed[0] == self.prompts.image, packed[4], packed[5], changes)
+        centres = torch.from_numpy(np.array([[centre_labels(now) for now in window] for window in cut]))
+        guide = self.guide.loss(packed[0] == self.prompts.image, packed[4], packed[5], changes,
+                                centres.to(self.args.device))
         return loss + guided * guide, [*tally, *([('cell change', self.guide.told, 1)] if is_window else [])]
 
 

@@ -13,7 +13,8 @@ class Guide(torch.nn.Module):
     """Has hidden states name what answers need, dropped after the training.
 
     Every cell its picture, row and column, after the second layer: without it the language model takes thousands of
-    steps to notice that positions tell where a cell is. Every mention of a thing that of the thing, after the third:
+    steps to notice that positions tell where a cell is. There, too, whether it holds the centre of a thing, as things
+    are counted that way and not their cells. Every mention of a thing that of the thing, after the third:
     without it comparing two things is not learnt, as both must be found before either finding helps. The second of two
     things where the first one lies from there, and whether that is what is asked, after the fourth. Every cell of a
     later picture what changed there since the first, after the third and the fourth: without it that is hardly learnt,
@@ -28,6 +29,7 @@ class Guide(torch.nn.Module):
         width = language.config.hidden_size
         self.read = torch.nn.Linear(width, ROWS + COLUMNS + STORY_FRAMES)
         self.find = torch.nn.Linear(width, ROWS + COLUMNS)
+        self.centre = torch.nn.Linear(width, 1)
         self.compare = torch.nn.Linear(width, 8)
         self.change = torch.nn.ModuleDict({str(layer): torch.nn.Linear(width, sum(self._CHANGE.values()))
                                            for layer in (2, 3)})
@@ -41,17 +43,20 @@ class Guide(torch.nn.Module):
         return catch
 
     def loss(self, is_cell: torch.Tensor, mentions: torch.Tensor, relations: torch.Tensor,
-             changes: torch.Tensor) -> torch.Tensor:
+             changes: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
         """Sum of the mean cross-entropies. Keeps in `told` the share of changed cells that say what changed.
 
         is_cell: (batch, length) bool, frames * 108 in every row. mentions: (batch, length) int, the cell of the thing
-        that is named there, -1 where none is. relations: likewise, see `Prompts`.
-        changes: (batch, frames, 108, 4) int, see `change_labels`.
+        that is named there, or comes next in a list, -1 where none is. relations: likewise, see `Prompts`.
+        changes: (batch, frames, 108, 4) int, see `change_labels`. centres: (batch, frames, 108) float, 1 where the
+        centre of a thing is.
         """
         cells = torch.arange(int(is_cell.sum()), device=is_cell.device)
         scores = self._scores(self.read, self.hidden[1][is_cell])
         loss = self._place_loss(scores, cells % CELLS)
         loss = loss + F.cross_entropy(scores[:, ROWS + COLUMNS:], cells // CELLS % changes.shape[1])
+        centre = self._scores(self.centre, self.hidden[1][is_cell])[:, 0]
+        loss = loss + F.binary_cross_entropy_with_logits(centre, centres.flatten(), pos_weight=torch.tensor(5.0))
         named = mentions >= 0
         if named.any():
             loss = loss + self._place_loss(self._scores(self.find, self.hidden[2][named]), mentions[named])

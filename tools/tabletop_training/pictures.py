@@ -79,6 +79,14 @@ def cell_labels(things) -> tuple[np.ndarray, np.ndarray]:
 
 
 @lru_cache(maxsize=50_000)
+def centre_labels(things) -> np.ndarray:
+    """Per cell, (108,) float32: 1 where the centre of a thing is."""
+    labels = np.zeros(CELLS, np.float32)
+    labels[[int(thing.y // 28) * COLUMNS + int(thing.x // 28) for thing in things]] = 1
+    return labels
+
+
+@lru_cache(maxsize=50_000)
 def change_labels(first, now) -> np.ndarray:
     """What changed in each cell from the first picture to this one, (108, 4) int, -100 where it has no answer.
 

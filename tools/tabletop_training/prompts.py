@@ -21,6 +21,7 @@ class Prompts:
     def __init__(self, tokenizer):
         self.tokenizer, token = tokenizer, tokenizer.token_to_id
         self.image, self.pad = token('<|image_pad|>'), token('<|endoftext|>')
+        self.word_and = token('and')
         self.head = [token('<|im_start|>'), token('user')]
         self.picture = [token('<|vision_start|>')] + [self.image] * CELLS + [token('<|vision_end|>')]
         self.ask, self.end = [token('<|im_end|>'), token('<|im_start|>'), token('assistant')], [token('<|im_end|>')]
@@ -63,8 +64,8 @@ class Prompts:
             labels += [-100] * (len(prompt) - 1) + answer + [-100]
             segments += [number] * (len(prompt) + len(answer))
             named = self._mentions(prompt, question.parts, things)
-            listed = question.answer.split(' and ') if question.kind == 'list' else ()
-            mentions += named + self._mentions(answer, listed, things)
+            listed = question.answer.split(' and ') if question.kind == 'list' and things else ()
+            mentions += self._coming(named + self._mentions(answer, listed, things), prompt + answer, listed, things)
             relations += self._relations(named, question, things) + [-1] * len(answer)
             kinds += [KINDS.index(question.kind)] * (len(prompt) + len(answer))
             positions.append(np.tile(start + np.arange(len(prompt) + len(answer)), (3, 1)))
@@ -79,8 +80,20 @@ class Prompts:
             thing = questions.find(part, things)
             if word in prompt[start:] and thing:
                 start = prompt.index(word, start) + 1
-                cells[start - 1] = int(thing.y // 28) * COLUMNS + int(thing.x // 28)
+                cells[start - 1] = self._cell(thing)
         return cells
+
+    def _coming(self, cells, ids, listed, things) -> list[int]:
+        """The cells, with that of the thing that comes next wherever a list goes on."""
+        starts = [ids.index(self.ask[-1])] + [index for index, token in enumerate(ids) if token == self.word_and]
+        for start, name in zip(starts, listed):
+            cells[start] = self._cell(questions.find(name, things))
+        return cells
+
+    @staticmethod
+    def _cell(thing):
+        """The cell of a thing's centre."""
+        return int(thing.y // 28) * COLUMNS + int(thing.x // 28)
 
     @staticmethod
     def _relations(named, question, things) -> list[int]:
