@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench bag replay train-tabletop eval-tabletop lock clean distclean
+.PHONY: help setup demo test lint bench bench-refresh bag replay train-tabletop eval-tabletop lock clean distclean
 
 SETUP := tools/setup_env.sh
 RUN := . tools/env.sh;
@@ -31,8 +31,11 @@ lint: setup ## flake8, docstrings, package.xml
 	  package.xml vlm_reuse_interfaces/package.xml
 	@echo 'lint: clean'
 
-bench: setup ## every benchmark in bench/, one table each
-	@$(RUN) for script in bench/change.py bench/followup.py bench/node_callback.py bench/refresh.py; do echo "== $$script"; python "$$script"; done
+bench: setup ## what follow-up questions and image callbacks cost; minutes
+	@$(RUN) for script in bench/followup.py bench/node_callback.py; do echo "== $$script"; python "$$script"; done
+
+bench-refresh: setup ## what changed pictures cost, in time and in truth; a quarter of an hour
+	@$(RUN) for script in bench/change.py bench/refresh.py; do echo "== $$script"; python "$$script"; done
 
 bag: setup ## write a tabletop bag: make bag ARGS=--help
 	@$(RUN) $(BIN)/make_bag $(ARGS)
