@@ -1,4 +1,6 @@
-"""The drift audit: evenly chosen, counted with bounds; drift takes the trust away, a clean stretch gives it back."""
+"""The drift audit: evenly chosen, counted with bounds; drift takes the trust away, and a while gives it back."""
+
+import random
 
 import pytest
 from hypothesis import given
@@ -19,7 +21,7 @@ def audited(results, exact=False, audit=None):
 @given(share=st.floats(0, 1), answers=st.integers(0, 300))
 def test_the_chosen_share_is_the_wanted_one(share, answers):
     audit = DriftAudit()
-    chosen = sum(audit.chooses(share) for _ in range(answers))
+    chosen = sum(audit.chooses(share, MAX_DRIFT) for _ in range(answers))
     assert abs(chosen - share * answers) <= 1.001
 
 
@@ -53,21 +55,27 @@ def test_exact_answers_say_nothing_about_approximate_ones():
     assert counts.is_trusted
 
 
-def test_a_clean_stretch_gives_the_trust_back_and_takes_longer_every_time():
+def test_the_trust_comes_back_after_a_while_that_is_longer_every_time():
     audit, stretches = DriftAudit(), []
     for _ in range(3):
         audited([True] * 3, audit=audit)
         assert not audit.counts.is_trusted
-        clean = 0
+        given = 0
         while not audit.counts.is_trusted:
-            audited([False], exact=True, audit=audit)
-            clean += 1
-        stretches.append(clean)
+            audit.chooses(0.0, MAX_DRIFT)
+            given += 1
+        stretches.append(given)
         assert audit.counts.answers == 0  # what was counted before is of another time
     assert stretches == [300, 600, 1200]
 
 
-def test_drift_of_exact_answers_starts_the_stretch_anew():
-    audit = audited([True] * 3)
-    audited([False] * 299 + [True] + [False] * 299, exact=True, audit=audit)
-    assert not audit.counts.is_trusted
+def test_one_drifted_answer_among_few_is_no_proof():
+    assert audited([True]).counts.is_trusted and audited([False] * 8 + [True]).counts.is_trusted
+
+
+@pytest.mark.parametrize('rate, most', [(0.002, 0.02), (0.005, 0.06)])
+def test_a_rate_within_the_limit_is_rarely_taken_for_one_above_it(rate, most):
+    rng, falls = random.Random(1), 0
+    for _ in range(200):
+        falls += not audited([rng.random() < rate for _ in range(300)]).counts.is_trusted
+    assert falls / 200 <= most

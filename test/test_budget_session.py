@@ -24,6 +24,12 @@ def changed(stamp_s, by=0x80, area=(slice(0, 100), slice(0, 100))):
     return Frame(rgb, int(stamp_s * SECOND_NS), first.frame_id, first.camera)
 
 
+def audit(session):
+    """All steps of one audit."""
+    for _ in range(len(session._state.pictures) + 1):
+        session.audit()
+
+
 def started(vlm, config, **arguments):
     session = SceneSession(vlm, config, **arguments)
     session.observe(picture(1))
@@ -55,11 +61,25 @@ def test_debt_is_paid_at_its_age_limit_whatever_the_budget(vlm):
     assert levels == [Level.REUSE] * 4 + [Level.FRAME, Level.REUSE]
 
 
-def test_a_change_that_went_back_is_no_debt_any_more(vlm):
-    session = started(vlm, TIGHT)
-    assert session.observe(changed(0.5)).visual_tokens_deferred > 0
-    assert session.observe(changed(1.0, by=0)).visual_tokens_deferred == 0
-    assert session.ask(QUESTION, now_ns=SECOND_NS).image_age_s == 0
+def test_debt_is_kept_until_it_is_paid_whatever_the_cells_show(vlm):
+    session = started(vlm, TIGHT.with_values(max_cell_age_s=2.0))
+    refreshes = [session.observe(changed(0.5 * step, by=0x80 * (step % 2))) for step in range(1, 7)]
+    assert all(refresh.visual_tokens_deferred for refresh in refreshes[:4])
+    assert refreshes[4].level == Level.FRAME and session._debt_s == 0.5
+
+
+def test_a_halo_in_debt_is_paid_after_what_it_surrounds(vlm):
+    session = started(vlm, PATCH.with_values(budget_tokens=1, change_halo=1, max_patch_share=1.0))
+    area = slice(10, 20), slice(10, 20)
+    refreshes = [session.observe(changed(0.1 * step, area=area)) for step in range(1, 6)]
+    assert [refresh.visual_tokens_deferred for refresh in refreshes] == [3, 2, 1, 0, 0]
+    assert [refresh.level for refresh in refreshes] == [Level.PATCH] * 4 + [Level.REUSE]
+
+
+def test_when_a_whole_picture_is_due_but_does_not_fit_cells_are_patched_on(vlm):
+    session = started(vlm, PATCH.with_values(budget_tokens=2, max_patches=3, history_frames=2))
+    levels = [session.observe(changed(1.5 * step, by=0x80 >> step % 4)).level for step in range(1, 7)]
+    assert levels == [Level.PATCH] * 6
 
 
 def test_cells_over_budget_wait_and_are_paid_the_next_time(vlm):
@@ -100,7 +120,7 @@ def test_an_answer_is_audited_on_its_own_pictures_whatever_came_since(vlm):
     session = started(vlm, Config(audit_share=1.0))
     before = session.ask(QUESTION, now_ns=0)
     session.observe(changed(0.5))
-    session.audit()
+    audit(session)
     assert not session.has_audit and session.audited.exact_drifted == 0
     assert session.ask(QUESTION, now_ns=0).cached_stamp_ns != before.cached_stamp_ns
 
@@ -113,7 +133,7 @@ def test_an_audit_can_be_broken_off_and_made_again(vlm):
         raise Stopped(Status.BUSY, 'A question waits.')
     session.audit(stop)
     assert session.has_audit and session.audited.exact_answers == 0
-    session.audit()
+    audit(session)
     assert session.audited.exact_answers == 1
 
 
@@ -122,7 +142,7 @@ def test_no_more_than_a_few_answers_wait_and_a_reset_forgets_them(vlm):
     for _ in range(3 * MOST_TO_AUDIT):
         session.ask(QUESTION, now_ns=0)
     for _ in range(MOST_TO_AUDIT):
-        session.audit()
+        audit(session)
     assert not session.has_audit and session.audited.exact_answers == MOST_TO_AUDIT
     session.ask(QUESTION, now_ns=0)
     session.reset()
@@ -135,14 +155,14 @@ def test_nothing_is_audited_unless_wanted(vlm):
     assert not session.has_audit
 
 
-def test_patches_that_drift_are_given_up_and_tried_again_after_a_clean_stretch(vlm, monkeypatch):
+def test_patches_that_drift_are_given_up_and_tried_again_after_a_while(vlm, monkeypatch):
     config = PATCH.with_values(max_drift=0.5)
     session = started(vlm, config)
     monkeypatch.setattr('vlm_reuse_node.session._differ', lambda outcome, again: True)
     for step in range(1, 20):
         assert session.observe(changed(0.1 * step, by=0x80 * (step % 2))).level == Level.PATCH
         session.ask(QUESTION, now_ns=0)
-        session.audit()
+        audit(session)
         if not session.audited.is_trusted:
             break
     assert not session.audited.is_trusted and session.audited.drifted == session.audited.answers > 1
@@ -150,8 +170,61 @@ def test_patches_that_drift_are_given_up_and_tried_again_after_a_clean_stretch(v
     monkeypatch.undo()
     while not session.audited.is_trusted:
         session.ask(QUESTION, now_ns=0)
-        session.audit()
+        audit(session)
     assert session.observe(changed(6, by=0x20)).level == Level.PATCH
+
+
+def test_an_audit_samples_as_the_answer_did_whatever_was_set_since(vlm):
+    session = started(vlm, Config(audit_share=1.0, temperature=2.0))
+    for _ in range(3):
+        session.ask(QUESTION, now_ns=0)
+    session.config = session.config.with_values(seed=7)
+    while session.has_audit:
+        session.audit()
+    assert (session.audited.exact_answers, session.audited.exact_drifted) == (3, 0)
+
+
+def test_what_was_patched_is_computed_whole_once_patches_are_not_wanted_or_it_is_too_old(vlm):
+    session = started(vlm, PATCH)
+    assert session.observe(changed(0.1)).level == Level.PATCH
+    assert session.observe(changed(5.0)).level == Level.REUSE
+    late = session.observe(changed(10.5))
+    assert late.level == Level.FRAME and late.reason == 'what was patched is computed whole'
+    assert session.ask(QUESTION, now_ns=0).exact
+    assert session.observe(changed(10.6, by=0x40)).level == Level.PATCH
+    session.config = Config()
+    assert session.observe(changed(10.7, by=0x40)).level == Level.FRAME
+
+
+def test_a_forced_refresh_is_never_a_patched_one(vlm):
+    session = started(vlm, PATCH)
+    session.observe(changed(0.1))
+    forced = session.ask(Question(QUESTION.text, max_tokens=4, max_age_s=1000.0, force_refresh=True), now_ns=0)
+    assert forced.exact and forced.level == Level.FRAME
+
+
+@pytest.mark.parametrize('after', range(1, 9))
+def test_a_refresh_that_was_stopped_never_leaves_a_state_of_other_pictures(vlm, after):
+    """At every step of the model on the way to a keyframe, behind a picture that was patched in part."""
+    session = started(vlm, PATCH.with_values(budget_tokens=1, history_frames=2, keyframe_interval_s=1.0))
+    large = slice(0, 300), slice(0, 300)
+    session.observe(changed(0.5, area=large), force=True)
+    assert session.observe(changed(2.0, by=0x40, area=large)).visual_tokens_deferred
+    session.config, steps = session.config.with_values(budget_tokens=0), iter(range(after))
+
+    def check():
+        if next(steps, None) is None:
+            raise Stopped(Status.CANCELLED, 'enough')
+    try:
+        session.observe(changed(2.5, area=large), check=check)
+    except Stopped:
+        pass
+    session.observe(changed(3.0, area=large))
+    warm, cold = session.ask(QUESTION, now_ns=0), session.ask_cold(QUESTION, now_ns=0)
+    assert not warm.exact or warm.token_ids == cold.token_ids
+    cached = session._state.live.frame.rgb.astype(int)
+    if session._state.exact:
+        assert np.abs(cached - changed(3.0, area=large).rgb).max() < session.config.change_threshold
 
 
 def test_a_plan_without_a_time_budget_never_depends_on_the_clock(vlm, monkeypatch):

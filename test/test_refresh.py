@@ -27,7 +27,7 @@ def change(stale=0, doubt_s=0.0, difference=40):
 def planner(fixed=2.0, per_cell=1.0, frame=30.0):
     """One that has learnt these costs, in milliseconds."""
     learnt = RefreshPlanner()
-    for cells in (1, 4, 16):
+    for cells in (1, 1, 4, 16):
         learnt.learn(Level.PATCH, cells, fixed + per_cell * cells)
     learnt.learn(Level.FRAME, CELLS, frame)
     return learnt
@@ -68,6 +68,8 @@ def test_a_level_that_was_never_used_is_tried_and_then_known():
     assert plan_of(3, budget_ms=1.0, learnt=new).refreshed.any()
     new.learn(Level.FRAME, CELLS, 48.0)
     assert plan_of(3, budget_ms=2.5, learnt=new).refreshed.sum() == 2  # a cell is taken for its share of the picture
+    new.learn(Level.PATCH, 2, 2000.0)  # kernels were compiled
+    assert plan_of(3, budget_ms=2.5, learnt=new).refreshed.sum() == 2
     new.learn(Level.PATCH, 2, 10.0)
     assert not plan_of(3, budget_ms=2.5, learnt=new).refreshed.any()
 

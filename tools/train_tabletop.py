@@ -35,7 +35,7 @@ from tabletop_training.prompts import ask_about, draw_window, LATE_SHARES, Promp
 from vlm_reuse_node.demo import model_files, tabletop  # noqa: E402
 
 # (stage, steps, pictures a step, peak learning rate); a story prompt of n pictures counts as n pictures.
-STAGES = (('see', 560, 48, 1.5e-3), ('answer', 3500, 64, 1.3e-3), ('window', 3400, 64, 1e-3),
+STAGES = (('see', 560, 48, 1.5e-3), ('answer', 3500, 64, 1.3e-3), ('window', 4000, 64, 1e-3),
           ('all', 200, 64, 5e-4))
 POOL_STORIES = 3000
 

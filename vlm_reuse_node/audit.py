@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 # Audited answers that count for the rate.
 WINDOW = 1000
+# A rate of max_drift has drifted too often by chance with less than this probability.
+UNLIKELY = 0.01
 # Two-sided 95 %.
 _Z = 1.96
 
@@ -48,16 +50,16 @@ class Audited:
 class DriftAudit:
     """Chooses which answers are audited, counts what came out, and says whether approximate states may be used.
 
-    They may not from the moment the rate is above max_drift with confidence; and again after a clean stretch, so many
-    audited answers without drift that a rate of max_drift would have shown (3 / max_drift), twice as many after every
-    further time.
+    They may not from the moment that so many have drifted as a rate of max_drift would not explain; and again after a
+    number of answers among which that rate would have shown (3 / max_drift), twice as many after every further time.
+    That is a back-off: while everything is exact nothing is learnt about approximate states.
     """
 
     def __init__(self):
         """Trust, with nothing counted."""
         self._results: deque[bool] = deque(maxlen=WINDOW)
         self._exact = Counter()
-        self._due, self._fallbacks, self._clean, self._trusted = 0.0, 0, 0, True
+        self._due, self._fallbacks, self._given, self._trusted = 0.0, 0, 0, True
 
     @property
     def counts(self) -> Audited:
@@ -65,8 +67,12 @@ class DriftAudit:
         return Audited(len(self._results), sum(self._results), self._exact.total(), self._exact[True], self._fallbacks,
                        self._trusted)
 
-    def chooses(self, share: float) -> bool:
-        """Whether the answer just given is to be audited, so that this share of all is, evenly."""
+    def chooses(self, share: float, max_drift: float) -> bool:
+        """Count an answer that was given; returns whether it is to be audited, so that this share of all is, evenly."""
+        self._given += 1
+        if not self._trusted and self._given >= math.ceil(3 / max_drift) * 2 ** (self._fallbacks - 1):
+            self._trusted = True
+            self._results.clear()
         self._due += share
         if self._due < 1:
             return False
@@ -79,11 +85,11 @@ class DriftAudit:
             self._exact[drifted] += 1
         elif self._trusted:
             self._results.append(drifted)
-            if self.counts.bounds[0] > max_drift:
-                self._trusted, self._clean = False, 0
+            if _by_chance(sum(self._results), len(self._results), max_drift) < UNLIKELY:
+                self._trusted, self._given = False, 0
                 self._fallbacks += 1
-        if not self._trusted:
-            self._clean = 0 if drifted else self._clean + 1
-            if self._clean >= math.ceil(3 / max_drift) * 2 ** (self._fallbacks - 1):
-                self._trusted = True
-                self._results.clear()
+
+
+def _by_chance(drifted: int, answers: int, rate: float) -> float:
+    """Probability of so many drifted answers, or more, at this rate (binomial)."""
+    return 1 - sum(math.comb(answers, few) * rate ** few * (1 - rate) ** (answers - few) for few in range(drifted))

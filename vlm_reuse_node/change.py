@@ -43,7 +43,8 @@ class Change:
 
     difference: uint8, the largest absolute difference of any pixel and channel of a cell, of 255, after a change of
     exposure was taken out where that explains it. changed: bool. stale: bool, the cells to refresh: changed, beside a
-    changed one (change_halo), in doubt for too long, or all of them when the scene is no longer the same.
+    changed one (change_halo), deferred before, in doubt for too long, or all of them when the scene is no longer the
+    same.
     doubt_s: float64, seconds since a picture last showed the cell unchanged.
     """
 
@@ -83,7 +84,8 @@ class ChangeDetector:
 
     A cell is changed when its difference reaches change_threshold, and stays changed until it is refreshed or
     static: below static_threshold. Between the two it is in doubt, and overdue after max_cell_age_s. Both thresholds
-    are raised to what the camera's noise explains; the means of blocks, with little noise, are held to them as well.
+    are raised to what the camera's noise explains, the lower one up to change_threshold, so that what moves all the
+    time and looks like noise is in doubt; the means of blocks, with little noise, are held to them as well.
 
     A change of exposure of the whole picture, by a factor within 1 + exposure_compensation, makes no cell changed, yet
     its cells are in doubt: a lasting one is refreshed when they are overdue. Until then the kept state is exact for the
@@ -96,7 +98,7 @@ class ChangeDetector:
         self._cached = self._latest = self._see(rgb)
         self._stamp_ns = stamp_ns
         self._known_ns = np.full(self._grid, stamp_ns, np.int64)
-        self._changed = np.zeros(self._grid, bool)
+        self._changed, self._owed = np.zeros(self._grid, bool), np.zeros(self._grid, bool)
         # What each cell's cached pixels were divided by to have all under one exposure; and the last picture's.
         self._exposures, self._gain = np.ones(self._grid), 1.0
         self._noise = np.zeros((2, *self._grid), np.float32)  # at each scale
@@ -111,16 +113,17 @@ class ChangeDetector:
         # 2. Changed is what neither explains; static is what both find unchanged.
         noise = self._reach_of_noise(config)
         changed = np.all([_reaches(each, config.change_threshold, noise) for each in found], axis=0)
-        static = self._static(found, config.static_threshold, noise)
+        static = self._static(found, config.static_threshold, np.minimum(noise, config.change_threshold))
         self._changed = changed | (self._changed & ~static)
-        self._known_ns[static] = stamp_ns
+        self._known_ns[static & ~self._owed] = stamp_ns
         self._latest, self._stamp_ns = view, stamp_ns
         # 3. How noisy the camera is; learnt last, so that what appears in this picture does not hide itself.
         if is_new:
             self._learn_noise(previous, config)
         # 4. What must be refreshed.
         scene, doubt_s = self._scene(view, config), self.doubt_s(stamp_ns)
-        stale = _grown(self._changed, config.change_halo) | (doubt_s > config.max_cell_age_s) | (scene != Scene.SAME)
+        overdue = doubt_s > config.max_cell_age_s
+        stale = _grown(self._changed, config.change_halo) | self._owed | overdue | (scene != Scene.SAME)
         return Change(np.min([each.max(axis=0) for each in found], axis=0), self._changed, stale, doubt_s, scene)
 
     def refresh(self, cells: np.ndarray | None = None) -> None:
@@ -133,8 +136,17 @@ class ChangeDetector:
             for latest, cached in zip(view.arrays, self._cached.arrays):
                 cv2.copyTo(latest, _spread(cells, latest), cached)
             self._exposures = np.where(cells, self._gain, self._exposures)
-        self._changed = self._changed & ~cells
+        self._changed, self._owed = self._changed & ~cells, self._owed & ~cells
         self._known_ns[cells] = self._stamp_ns
+
+    def defer(self, cells: np.ndarray) -> None:
+        """Keep these cells, (rows, columns) bool, stale until they are refreshed, whatever they show until then."""
+        self._owed = cells
+
+    @property
+    def deferred(self) -> np.ndarray:
+        """The cells that were deferred last and not refreshed since, (rows, columns) bool."""
+        return self._owed
 
     def doubt_s(self, stamp_ns: int) -> np.ndarray:
         """Seconds from the last picture that showed each cell unchanged to `stamp_ns`: (rows, columns) float64."""

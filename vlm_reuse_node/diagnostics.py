@@ -143,7 +143,8 @@ def budget_status(node: str, refreshes: list[Refresh], seconds: float) -> Diagno
     """What the pictures of the last interval cost."""
     total = sum(refresh.visual_tokens_total for refresh in refreshes)
     paid = sum(refresh.visual_tokens_refreshed for refresh in refreshes)
-    debt = refreshes[-1].visual_tokens_deferred if refreshes else 0
+    newest = {refresh.camera: refresh for refresh in refreshes}
+    debt = sum(refresh.visual_tokens_deferred for refresh in newest.values())
     levels = Counter(str(refresh.level) for refresh in refreshes)
     share = f'{100 * paid / total:.1f} %' if total else 'no pictures'
     values = {

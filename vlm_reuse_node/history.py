@@ -81,7 +81,12 @@ class History:
             is_due = False
         if not is_due:
             state.drop_live()
-        paid += state.append(picture, check)
+        try:
+            paid += state.append(picture, check)
+        except BaseException:
+            if paid:  # the live picture is another one than what its cells were compared with
+                state.drop_live()
+            raise
         keyframes = len(state.pictures) - 1
         if keyframes > (room := self._room(state, config)):
             paid += self._cut(state, state.pictures[:-1], room, picture, check)
@@ -131,7 +136,8 @@ class History:
         count, wanted = len(state.pictures), config.history_frames
         if count == 0 or wanted == 0:
             return wanted
-        fitting = int(config.max_cache_mb / self._needed_mb(state, 1)) - 1
+        each = self._needed_mb(state, 2) - self._needed_mb(state, 1)
+        fitting = int((config.max_cache_mb - self._needed_mb(state, 0)) / each) - 1
         if self._vlm.context is not None:
             fitting = min(fitting, int(CONTEXT_SHARE * self._vlm.context * count / state.tokens) - 1)
         room = max(0, min(wanted, fitting))
@@ -144,8 +150,9 @@ class History:
 
     @staticmethod
     def _needed_mb(state, pictures):
-        """Memory of so many pictures, as far as those that are held tell."""
-        return state.held_bytes / len(state.pictures) * pictures / 1e6
+        """Memory of so many pictures, as far as those that are held tell; only the live one has a vision state."""
+        vision = state.live.nbytes - state.live.features.nbytes if state.has_live else 0
+        return ((state.held_bytes - vision) / len(state.pictures) * pictures + vision) / 1e6
 
     def _cut(self, state, pictures, most, picture, check):
         """The newest `most` of the pictures as history at once, in the kept state's place. Returns the tokens."""

@@ -85,14 +85,14 @@ class Inbox:
             self._resets.append(Reset(camera))
             self._changed.notify()
 
-    def next(self, wait: bool = True) -> Reset | Ask | Frame | None:
+    def next(self, wait_s: float | None = None) -> Reset | Ask | Frame | None:
         """Wait for the next thing to do: resets first, then questions, then frames. None when closed.
 
-        wait: False gives None at once where nothing is to do.
+        wait_s: gives None after so many seconds with nothing to do; None waits for ever.
         """
         with self._changed:
             self._changed.wait_for(
-                lambda: self._resets or self._asks or self._frames or not self.is_open, None if wait else 0)
+                lambda: self._resets or self._asks or self._frames or not self.is_open, wait_s)
             if not self.is_open or not (self._resets or self._asks or self._frames):
                 return None
             for waiting in (self._resets, self._asks):

@@ -59,17 +59,24 @@ class RefreshPlanner:
 
     def __init__(self):
         """Know no costs; the first refreshes are made to learn them."""
-        self._costs = {Level.PATCH: Cost(), Level.FRAME: Cost()}
+        self._costs, self._has_patched = {Level.PATCH: Cost(), Level.FRAME: Cost()}, False
 
     def learn(self, level: Level, cells: int, ms: float) -> None:
         """Note what a refresh of so many cells took, vision and prefill together.
 
-        level: PATCH or FRAME; of one picture alone FULL is the same as FRAME.
+        level: PATCH or FRAME; of one picture alone FULL is the same as FRAME. The first patch is not learnt from: it
+        may have had kernels to compile.
         """
-        self._costs[level].learn(cells, ms)
+        if level == Level.FRAME or self._has_patched:
+            self._costs[level].learn(cells, ms)
+        self._has_patched |= level == Level.PATCH
 
-    def plan(self, change: Change, config: Config, can_patch: bool) -> RefreshPlan:
-        """Choose level and cells. can_patch: whether single cells may be refreshed; else it is all or none."""
+    def plan(self, change: Change, config: Config, can_patch: bool, whole_is_due: bool = False) -> RefreshPlan:
+        """Choose level and cells.
+
+        can_patch: whether single cells may be refreshed; else it is all or none. whole_is_due: whether all are wanted
+        as soon as they fit.
+        """
         urgent, overdue = _by_urgency(change, config.max_cell_age_s)
         total, budget_ms = change.stale.size, config.budget_ms or np.inf
         budget_cells = config.budget_tokens or total
@@ -77,7 +84,7 @@ class RefreshPlanner:
         cells = self._most_cells(min(len(urgent), patchable, budget_cells), total, budget_ms)
         # The whole picture at once, where that fits and single cells do not do, or where more is overdue than they may.
         fits = budget_cells >= total and self._frame_ms() <= budget_ms
-        if cells < len(urgent) if fits else overdue > patchable:
+        if len(urgent) and (whole_is_due or cells < len(urgent)) if fits else overdue > patchable:
             everything = np.ones_like(change.stale)
             return RefreshPlan(Level.FRAME, everything, ~everything, self._frame_ms())
         cells = max(cells, overdue)

@@ -33,7 +33,8 @@ def answer_message(answer: Answer) -> AnswerMessage:
     return AnswerMessage(
         status=_STATUS_NUMBERS[answer.status], message=answer.message, text=answer.text,
         choice_index=answer.choice_index, choice_scores=[float(score) for score in answer.choice_scores],
-        confidence=float(answer.confidence), camera=answer.camera, image_header=header_of(answer.stamp_ns, answer.frame_id),
+        confidence=float(answer.confidence), camera=answer.camera,
+        image_header=header_of(answer.stamp_ns, answer.frame_id),
         cached_stamp=_time(answer.cached_stamp_ns), image_age_s=float(answer.image_age_s),
         model=answer.model, level=str(answer.level), exact=answer.exact, escalated=answer.escalated,
         tokens_reused=answer.tokens_reused, tokens_prefilled=answer.tokens_prefilled,

@@ -45,6 +45,22 @@ class _Given:
     identity: Identity
 
 
+class _Twin:
+    """A state of these frames that is computed from nothing, one picture at a time."""
+
+    def __init__(self, vlm: Vlm, template_for: Callable, frames: tuple[Frame, ...]):
+        self.state, self._vlm, self._waiting = State(vlm, template_for), vlm, list(frames)
+
+    @property
+    def is_complete(self) -> bool:
+        return not self._waiting
+
+    def step(self, check: Callable[[], None]) -> None:
+        """Compute the next picture. Whatever is raised, the step can be made again."""
+        self.state.append(Picture.see(self._vlm, self._waiting[0], check), check)
+        del self._waiting[0]
+
+
 class SceneSession:
     """Keeps one camera's state and answers from it. Every call belongs to the thread that loaded the model.
 
@@ -71,9 +87,10 @@ class SceneSession:
         self._detector: ChangeDetector | None = None
         self._prefilled = 0  # prompt tokens computed for refreshes so far
         self._planner = RefreshPlanner()
-        self._patches = 0  # of the live slot, since it was computed whole
+        self._patches, self._whole_ns = 0, 0  # of the live slot, since it was computed whole; and the picture of then
         self._debt_s = 0.0  # for how long cells have been known to differ from the newest picture
-        self._audit, self._to_audit = DriftAudit(), deque(maxlen=MOST_TO_AUDIT)
+        self._audit, self._to_audit = DriftAudit(), deque()
+        self._twin: _Twin | None = None  # of the answer that is audited now
         self._is_current = False  # whether the state stands for the newest picture
         self._level = Level.FULL
 
@@ -92,7 +109,7 @@ class SceneSession:
         change = self._detector.compare(frame.rgb, frame.stamp_ns, self.config) if comparable else None
         change_ms = 1e3 * (time.perf_counter() - started)
         # 2. What is done about it, within the budget? No plan: there is no choice.
-        plan = None if change is None or force else self._planner.plan(change, self.config, self._can_patch(change))
+        plan = None if change is None or force or self._must_be_whole(frame) else self._plan(change)
         # 3. Nothing: the state stands for this picture too, or has to do for now.
         if plan is not None and plan.level == Level.REUSE:
             refresh = self._reused(frame, change, plan, change_ms)
@@ -101,6 +118,7 @@ class SceneSession:
             refresh = self._computed(frame, full, change, plan, change_ms, check)
         # 5. Say what it cost.
         self.newest, self._level, self._is_current = frame, refresh.level, True
+        self._detector.defer(refresh.deferred)
         self._debt_s = float(self._detector.doubt_s(frame.stamp_ns)[refresh.deferred].max(initial=0))
         if self._on_refresh:
             self._on_refresh(frame, refresh)
@@ -136,10 +154,11 @@ class SceneSession:
             return
         if newer is None:
             return
-        self._state, self._level, newest = newer, Level.FULL, self.newest
-        everything = np.ones(newer.live.grid, bool)
-        refresh = Refresh(self._camera, newest.stamp_ns, newest.frame_id, Level.FULL, 'history rollover',
-                          refreshed=everything, deferred=~everything, prefill_ms=self._history.spent_ms,
+        # What was patched is so still: its features were taken over.
+        self._state, self._level, newest = newer, Level.FULL if newer.exact else Level.PATCH, self.newest
+        refresh = Refresh(self._camera, newest.stamp_ns, newest.frame_id, self._level, 'history rollover',
+                          refreshed=np.ones(newer.live.grid, bool) & ~self._detector.deferred,
+                          deferred=self._detector.deferred, prefill_ms=self._history.spent_ms,
                           oldest_cell_age_s=float(self._detector.doubt_s(newest.stamp_ns).max()))
         if self._on_refresh:
             self._on_refresh(newest, refresh)
@@ -155,15 +174,18 @@ class SceneSession:
         return bool(self._to_audit)
 
     def audit(self, check: Callable[[], None] = lambda: None) -> None:
-        """Give the answer that waits again, cold-dense on the pictures it was given from; call it while idle.
+        """Take one step towards giving the answer that waits again, cold-dense on its pictures; call it while idle.
 
-        check: may raise Stopped between two steps of the model; the answer is audited the next time. Raises nothing.
+        check: may raise Stopped between two steps of the model; the step is taken the next time. Raises nothing.
         """
         if not self._to_audit:
             return
         given, turn = self._to_audit[0], Turn(cancelled=lambda: bool(check()))
         try:
-            again = self._answered(self._cold_twin(given.frames, given.identity, turn), *given.asked, turn)
+            self._twin = self._twin or _Twin(self._vlm, self._template_for, given.frames)
+            if not self._twin.is_complete:
+                return self._twin.step(turn.check)
+            again = self._answered(self._checked(self._twin.state, given.identity), *given.asked, turn)
         except Stopped:
             return
         except Exception:
@@ -172,6 +194,7 @@ class SceneSession:
             was_trusted = self.audited.is_trusted
             self._audit.add(_differ(given.outcome, again), given.identity.exact, self.config.max_drift)
             self._tell_trust(was_trusted)
+        self._twin = None
         self._to_audit.popleft()
 
     def _tell_trust(self, before):
@@ -211,6 +234,7 @@ class SceneSession:
         """Forget picture and state; questions get NO_IMAGE until the next frame."""
         self.newest = None
         self._to_audit.clear()
+        self._twin = None
         self._forget()
 
     def _forget(self):
@@ -244,21 +268,21 @@ class SceneSession:
         """The refresh at level `patch` or `frame`, or `full` for a reason."""
         started = time.perf_counter()
         cells = plan.refreshed if plan is not None and plan.level == Level.PATCH else None
+        reason = full or self._why(change)
         picture = self._seen(frame, full, cells, check)
         seen = time.perf_counter()
         try:
             if full:
                 self._forget()
                 self._state = states.build(self._vlm, self._template_for, [picture], check)
-                self._prefilled += self._state.tokens
-                level, reason = Level.FULL, full
+                level, paid = Level.FULL, self._state.tokens
             elif cells is not None:
-                level, reason = Level.PATCH, self._why(change)
-                self._prefilled += self._state.rewrite(picture, np.flatnonzero(cells), check)
+                level = Level.PATCH
+                paid = self._state.rewrite(picture, np.flatnonzero(cells), check)
             else:
-                level, reason = Level.FRAME, self._why(change)
+                level = Level.FRAME
                 scene_changed = change is not None and change.scene == Scene.CUT
-                self._prefilled += self._history.refresh(self._state, picture, scene_changed, self.config, check)
+                paid = self._history.refresh(self._state, picture, scene_changed, self.config, check)
         except Stopped:
             self._give_up(frame, full)
             raise
@@ -266,26 +290,38 @@ class SceneSession:
             self._forget()
             raise
         done = time.perf_counter()
+        self._prefilled += paid
         if change is None:
             self._detector = ChangeDetector(frame.rgb, frame.stamp_ns, *picture.grid, self._vlm.family.cell_px)
         else:
             self._detector.refresh(cells)
         self._patches = self._patches + 1 if level == Level.PATCH else 0
+        self._whole_ns = self._whole_ns if level == Level.PATCH else frame.stamp_ns
         refreshed, deferred = np.ones(picture.grid, bool), np.zeros(picture.grid, bool)
         if cells is not None:
             refreshed, deferred = cells, plan.deferred
-        self._planner.learn(Level.FRAME if cells is None else Level.PATCH, int(refreshed.sum()), 1e3 * (done - started))
+        if paid < 2 * picture.grid.cells:  # not when a whole history was computed
+            self._planner.learn(Level.FRAME if cells is None else level, int(refreshed.sum()), 1e3 * (done - started))
         return Refresh(self._camera, frame.stamp_ns, frame.frame_id, level, reason, refreshed=refreshed,
                        deferred=deferred, budget_ms=self.config.budget_ms,
                        oldest_cell_age_s=float(self._detector.doubt_s(frame.stamp_ns).max()), change_ms=change_ms,
                        vision_ms=1e3 * (seen - started), prefill_ms=1e3 * (done - seen))
 
-    def _can_patch(self, change):
-        """Whether single cells of the live picture may be computed anew."""
-        config, state = self.config, self._state
-        return (config.refresh_policy == PATCH_POLICY and self._audit.counts.is_trusted and change.scene == Scene.SAME
-                and state.can_rewrite and state.live.vision is not None and self._patches < config.max_patches
-                and not self._history.is_due(state, config))
+    def _plan(self, change):
+        state = self._state
+        can_patch = self._may_patch() and state.can_rewrite and state.live.vision is not None
+        whole_is_due = (change.scene != Scene.SAME or self._patches >= self.config.max_patches
+                        or self._history.is_due(state, self.config))
+        return self._planner.plan(change, self.config, can_patch, whole_is_due)
+
+    def _may_patch(self):
+        return self.config.refresh_policy == PATCH_POLICY and self._audit.counts.is_trusted
+
+    def _must_be_whole(self, frame):
+        """Whether the live picture was patched and must not stay so, whatever the newest one shows."""
+        if self._state.live.exact:
+            return False
+        return not self._may_patch() or frame.stamp_ns - self._whole_ns > 1e9 * self.config.max_cell_age_s
 
     def _seen(self, frame, full, cells, check):
         """The picture as the model sees it; of a patched one only these cells are looked at."""
@@ -305,14 +341,13 @@ class SceneSession:
             self._forget()
             raise
 
-    @staticmethod
-    def _why(change: Change | None):
+    def _why(self, change: Change | None):
         if change is None:
             return 'the last refresh was given up'
         if change.scene != Scene.SAME:
             return 'the scene was cut' if change.scene == Scene.CUT else 'the camera moved'
         if not change.stale.any():
-            return 'forced'
+            return 'forced' if self._state.live.exact else 'what was patched is computed whole'
         what = 'changed' if change.changed.any() else 'in doubt for too long'
         return f'{np.count_nonzero(change.stale)} of {change.stale.size} cells {what}'
 
@@ -342,9 +377,9 @@ class SceneSession:
         before = self._prefilled
         state = self._fresh_state(question, turn, now_ns, newest)
         if cold:
-            state = self._cold_twin(_frames(state), state.identity, turn)
+            state = self._cold_twin(state, turn)
         # 3. Answer from it; from a patched one that is not sure, bring it up to date and answer again.
-        asked = question, wanted, tokens, choices
+        asked = question, wanted, tokens, choices, (self.config.temperature, self.config.top_p, self.config.seed)
         outcome = self._answered(state, *asked, turn)
         escalated = not cold and not state.live.exact and outcome['confidence'] < self.config.min_confidence
         if escalated:
@@ -352,8 +387,10 @@ class SceneSession:
             turn.lap('refresh_ms')
             state = self._state
             outcome = self._answered(state, *asked, turn)
-        if not cold and self._audit.chooses(self.config.audit_share):
-            self._to_audit.append(_Given(outcome, asked, _frames(state), state.identity))
+        if not cold and self._audit.chooses(self.config.audit_share, self.config.max_drift):
+            frames = tuple(picture.frame for picture in state.pictures)
+            if len(self._to_audit) < MOST_TO_AUDIT:
+                self._to_audit.append(_Given(outcome, asked, frames, state.identity))
         # 4. Say what it was given from, and what it cost.
         reused = 0 if cold else max(0, state.tokens - (self._prefilled - before))
         paid = state.tokens - reused + (1 + escalated) * (len(tokens) + sum(map(len, choices)))
@@ -361,7 +398,7 @@ class SceneSession:
                       cached_stamp_ns=state.live.frame.stamp_ns, level=Level.FULL if cold else self._level,
                       exact=state.exact, escalated=escalated, **outcome, **self._source(now_ns), **turn.stages)
 
-    def _answered(self, state, question, wanted, tokens, choices, turn):
+    def _answered(self, state, question, wanted, tokens, choices, sampling, turn):
         """The answer's own fields; the state is put back afterwards."""
         room = self._room(state.tokens + len(tokens), max(map(len, choices), default=wanted or 1))
         try:
@@ -374,7 +411,7 @@ class SceneSession:
             if choices:
                 outcome = self._chosen(question, self._vlm.score(state.cache, logits, start, choices, turn.check))
             else:
-                sample = Noted(sampler(self.config.temperature, self.config.top_p, self.config.seed))
+                sample = Noted(sampler(*sampling))
                 most = min(question.max_tokens, room)
                 ids = self._vlm.decode(state.cache, logits, start, most, turn.check, sample)
                 outcome = self._told(ids, most, sample.least)
@@ -396,7 +433,8 @@ class SceneSession:
             raise Stopped(Status.STALE, f"The newest picture of camera '{self._camera}' is {age_s:.2f} s old, more "
                                         f'than max_age {question.max_age_s:g} s; check the camera or allow more.')
         if (not self._has_state() or age_s + self._debt_s > question.max_age_s
-                or (question.force_refresh and self._state.live.frame is not self.newest)):
+                or (question.force_refresh
+                    and not (self._state.live.frame is self.newest and self._state.live.exact))):
             self.observe(self.newest, force=True, check=turn.check)
             turn.lap('refresh_ms')
         return self._state
@@ -426,15 +464,19 @@ class SceneSession:
                                       f"the model's context. Ask shorter, or for fewer tokens (max_tokens).")
         return context - prompt
 
-    def _cold_twin(self, frames, identity, turn):
-        """The state of this identity once more, computed from nothing on a cache of its own."""
+    def _cold_twin(self, kept, turn):
+        """The kept state's pictures once more, computed from nothing on a cache of its own."""
         started = time.perf_counter()
-        pictures = [Picture.see(self._vlm, frame, turn.check) for frame in frames]
+        pictures = [Picture.see(self._vlm, picture.frame, turn.check) for picture in kept.pictures]
         turn.book('refresh_ms', 1e3 * (time.perf_counter() - started))
-        state = states.build(self._vlm, self._template_for, pictures, turn.check)
-        if state.identity != replace(identity, exact=True):
+        return self._checked(states.build(self._vlm, self._template_for, pictures, turn.check), kept.identity)
+
+    @staticmethod
+    def _checked(twin, identity):
+        """The state computed from nothing, if its pictures are still those of this identity."""
+        if twin.identity != replace(identity, exact=True):
             raise ModelError('The cached picture was changed in place since it was observed; hand over a copy.')
-        return state
+        return twin
 
     def _chosen(self, question, scores):
         best = int(np.argmax(scores))
@@ -453,10 +495,6 @@ class SceneSession:
             source |= {'stamp_ns': self.newest.stamp_ns, 'frame_id': self.newest.frame_id,
                        'image_age_s': self.newest.age_s(now_ns) + self._debt_s}
         return source
-
-
-def _frames(state):
-    return tuple(picture.frame for picture in state.pictures)
 
 
 def _differ(outcome, again):

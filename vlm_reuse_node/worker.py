@@ -30,6 +30,9 @@ from vlm_reuse_node.vlm import load, release_thread
 # Things done while a shorter history waits, before one of its pictures is computed all the same.
 MOST_PUT_OFF = 16
 
+# Nothing is audited until nobody has asked for so long.
+QUIET_S = 1.0
+
 _log = logging.getLogger(__name__)
 
 
@@ -73,6 +76,7 @@ class ModelWorker:
         self._held: dict[str, tuple[int, int]] = {}
         self._audited: dict[str, Audited] = {}
         self._put_off = 0
+        self._asked_s = 0.0  # when the last question was answered
         self._model = self._last_error = ''
 
     def start(self) -> None:
@@ -186,14 +190,17 @@ class ModelWorker:
         """One thing that waits; then one step of what a session has left to do, where nobody asks or it waited long."""
         busy = next((session for session in self._sessions.values() if session.has_work), None)
         audit = next((session for session in self._sessions.values() if session.has_audit), None)
-        step = self._inbox.next(wait=not (busy or audit))
+        quiet_in_s = max(0.0, self._asked_s + QUIET_S - time.perf_counter())
+        step = self._inbox.next(0 if busy else quiet_in_s if audit else None)
         if step is not None:
             self._do(step)
+        if isinstance(step, Ask):
+            self._asked_s = time.perf_counter()
         self._put_off = self._put_off + 1 if busy else 0
         if busy and (not len(self._inbox) or self._put_off > MOST_PUT_OFF):
             busy.work(self._check_open if self._put_off > MOST_PUT_OFF else self._check_idle)
             self._put_off = 0
-        elif audit and not len(self._inbox):
+        elif audit and step is None:
             audit.audit(self._check_idle)
         held = {name: session.held for name, session in self._sessions.items()}
         audited = {name: session.audited for name, session in self._sessions.items()}
