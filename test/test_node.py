@@ -292,7 +292,7 @@ def test_more_questions_than_may_wait_are_answered_busy(start):
 def test_diagnostics_come_once_a_second_with_reason_and_values(robot):
     diagnostics = robot.diagnostics()
     statuses = robot.until(lambda: diagnostics(), 'diagnostics')
-    assert set(statuses) == {'model', 'camera camera', 'refresh budget'}
+    assert set(statuses) == {'model', 'camera camera', 'refresh budget', 'drift audit'}
     assert statuses['model'].level == DiagnosticStatus.OK
     assert statuses['camera camera'].level == DiagnosticStatus.WARN
     assert 'Nobody publishes' in statuses['camera camera'].message

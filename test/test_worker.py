@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import CancelledError
 from dataclasses import replace
 
@@ -10,12 +11,13 @@ import numpy as np
 import pytest
 from tiny_model import SECOND_NS, picture
 
+from vlm_reuse_node.audit import DriftAudit
 from vlm_reuse_node.budget import Level, Question, Status
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, ImageError, ModelError
 from vlm_reuse_node.families.qwen2_5_vl import Family
 from vlm_reuse_node.frame import Frame
-from vlm_reuse_node.worker import ModelWorker
+from vlm_reuse_node.worker import ModelWorker, QUIET_S
 
 QUESTION = Question('what color is the square ?', max_tokens=6)
 WAIT_S = 20
@@ -288,6 +290,19 @@ def test_a_shorter_history_is_computed_while_nothing_waits(make_worker):
     assert warm.token_ids == cold.token_ids and warm.stamp_ns == 3 * SECOND_NS
     pictures, held = worker.stats().held['camera']
     assert pictures == 2 and held > 0
+
+
+def test_an_answer_is_audited_once_nobody_asks_and_pictures_go_on(make_worker, monkeypatch):
+    counted, count = threading.Event(), DriftAudit.add
+    monkeypatch.setattr(DriftAudit, 'add', lambda *given: (count(*given), counted.set()))
+    worker = make_worker(audit_share=1.0)
+    show(worker, picture(1))
+    asked_s = time.perf_counter()
+    assert answer(worker).status == Status.OK
+    assert counted.wait(WAIT_S) and time.perf_counter() - asked_s > QUIET_S
+    show(worker, picture(2, stamp_s=1))
+    audited = worker.stats().audited['camera']
+    assert (audited.exact_answers, audited.exact_drifted) == (1, 0)
 
 
 def test_questions_go_before_the_shorter_history(make_worker, brake):
