@@ -41,6 +41,11 @@ def test_several_cameras_have_to_be_named(tmp_path):
     assert [frame.camera for frame in read(path, topics=('/back/image_raw',))[0]] == ['back'] * 2
 
 
+def test_a_topic_without_a_message_is_no_camera(tmp_path):
+    path = write_bag(tmp_path / 'bag', {TOPIC: frames(2)}, silent=('/back/image_raw',))
+    assert [frame.camera for frame in read(path)[0]] == ['camera'] * 2
+
+
 @pytest.mark.parametrize('options, numbers', [
     ({'start_s': 1.0}, [2, 3, 4, 5, 6, 7]), ({'duration_s': 1.0}, [0, 1]),
     ({'start_s': 0.5, 'duration_s': 1.5}, [1, 2, 3]), ({'rate_limit_hz': 1.0}, [0, 2, 4, 6]),

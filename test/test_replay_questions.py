@@ -46,6 +46,11 @@ def test_times_and_intervals_are_due_once_each_and_in_order(tmp_path):
     assert asked(items, frames(8)) == expected
 
 
+def test_a_question_at_the_first_picture_is_one(tmp_path):
+    items = read_questions(file_with(tmp_path, {'question': 'a', 'at_s': 0}), ('camera',))
+    assert asked(items, frames(3)) == [(0.0, 'a')]
+
+
 def test_a_question_on_change_is_asked_once_for_each_change_after_it_has_settled(tmp_path):
     items = read_questions(file_with(tmp_path, {'question': 'what changed', 'on_change': True}), ('camera',))
     # The scene changes with pictures 4 and 8, half a second apart.
@@ -81,7 +86,14 @@ def test_there_is_a_general_set_for_any_scene():
     ({'question': 'a'}, 'has no time to ask it'),
     ({'question': 'a', 'at_s': 1, 'every_s': 2}, 'has at_s and every_s; expected one'),
     ({'question': 'a', 'at_s': -1}, 'has at_s -1; expected a number'),
+    ({'question': 'a', 'at_s': []}, 'has no time to ask it'),
+    ({'question': 'a', 'every_s': 0}, 'has every_s 0; expected more than 0'),
+    ({'question': 'a', 'at_s': math.inf}, 'has at_s inf; expected a number'),
+    ({'question': 'a', 'at_s': 1, 'max_tokens': math.inf}, 'has max_tokens inf; expected a number'),
     ({'question': 'a', 'at_s': 1, 'choises': []}, 'has choises; known are'),
+    ({'question': 'a', 'at_s': 1, 'choises': [], 3: 4}, 'has 3, choises; known are'),
+    ({'question': 'a', 'at_s': 1, 'answers': [{'from_s': 0, 'to_s': 1, 'answer': True}]}, 'YAML reads yes, no'),
+    ({'question': 'a', 'at_s': 1, 'answers': ['b']}, 'expected a list of from_s, to_s and answer'),
     ({'question': 'a', 'at_s': 1, 'choices': [True]}, 'YAML reads yes, no, on and off as that'),
     ({'question': 'a', 'at_s': 1, 'choices': ['b'], 'expected': 'c'}, 'expects c, which is none of its choices'),
     ({'question': 'a', 'at_s': 1, 'answers': [{'from_s': 1}]}, 'expected a list of from_s, to_s and answer'),
@@ -96,8 +108,9 @@ def test_a_wrong_entry_is_named_with_what_was_expected(tmp_path, entry, sentence
 def test_a_file_without_questions_is_refused(tmp_path, content):
     path = tmp_path / 'questions.yaml'
     path.write_text(content)
-    with pytest.raises(QuestionsError, match='questions file'):
+    with pytest.raises(QuestionsError, match='questions file') as refused:
         read_questions(path, ('camera',))
+    assert '\n' not in str(refused.value)
 
 
 @pytest.mark.parametrize('text, same', [('Red.', 'red'), ('  the  Red\ncube!', 'the red cube'), ('"yes"', 'yes')])

@@ -9,6 +9,7 @@ from replay_bags import frames
 from test_replay_metrics import answer, picture, question
 
 from vlm_reuse_node.replay.metrics import count, derive, Rows, time
+from vlm_reuse_node.replay.plots import drift
 from vlm_reuse_node.replay.report import render
 from vlm_reuse_node.replay.stills import save_drift
 from vlm_reuse_node.replay.table import table_lines
@@ -121,6 +122,11 @@ def test_what_speaks_against_the_engine_is_told():
 
 def test_no_drift_is_told_with_its_bound():
     assert 'none of 6 answers changed; with so many questions that is up to 46 %' in sentence(results(drifted=0))
+
+
+def test_a_type_with_dollars_is_no_formula():
+    counts = results()['counts']['default']
+    assert r'>$\bad$<' in drift({'default': {r'$\bad$': counts}}, 'kind', [r'$\bad$'])
 
 
 def test_the_table_has_a_line_for_each_arm():

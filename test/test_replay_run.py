@@ -204,6 +204,21 @@ def test_a_bag_without_pictures_and_without_ros_gives_one_sentence(tmp_path):
     assert not (tmp_path / 'out').exists()
 
 
+def test_a_fault_in_one_bag_leaves_the_others_their_report(arguments, bag, tmp_path, capsys, monkeypatch):
+    run = jobs.Replay.run
+
+    def run_or_fail(replay, *given):
+        if replay.bag.path.parent.name == 'other':
+            raise ZeroDivisionError('nothing to share')
+        return run(replay, *given)
+    monkeypatch.setattr(jobs.Replay, 'run', run_or_fail)
+    other = write_bag(tmp_path / 'other' / 'bag', {TOPIC: frames(2)})
+    assert cli.main([*arguments, str(other), '--arms', 'cold', '--out', str(tmp_path / 'out')]) == cli.EXIT_FAILED
+    found = results.read(tmp_path / 'out' / 'results.json')
+    assert [each['bag'] for each in found['bags']] == ['bag'] and not found['complete']
+    assert "The replay of 'bag-2' failed: ZeroDivisionError: nothing to share." in capsys.readouterr().err
+
+
 def test_one_bad_bag_does_not_stop_the_others(arguments, tmp_path, capsys):
     empty = write_bag(tmp_path / 'empty', {'/chatter': []})
     assert cli.main([*arguments, str(empty), '--arms', 'cold', '--out', str(tmp_path / 'out')]) == cli.EXIT_FAILED
@@ -214,6 +229,7 @@ def test_one_bad_bag_does_not_stop_the_others(arguments, tmp_path, capsys):
 
 @pytest.mark.parametrize('options, sentence', [
     (['--arms', 'colder'], 'There is no arm colder'), (['--param', 'seed'], 'expected NAME=VALUE'),
+    (['--param', 'seed={'], "--param is 'seed={', whose value cannot be read"),
     (['--param', 'max_tokens=0'], 'expected 1 to 4096'), (['--start', '-1'], '--start is -1'),
     (['--duration', '0'], '--duration is 0; expected more than 0'), (['--jobs', '0'], '--jobs is 0'),
     (['--questions', 'a', '--questions', 'b'], '2 questions files for 1 bags')])

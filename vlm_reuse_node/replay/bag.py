@@ -56,6 +56,7 @@ class Selection:
 
 class _Source(Protocol):
     topics: dict[str, str]
+    empty: set[str]
 
     def messages(self, names: set[str], after_ns: int) -> Iterator[tuple[str, int, bytes]]: ...
 
@@ -66,6 +67,7 @@ class _Whole:
     def __init__(self, reader: Reader):
         self._reader = reader
         self.topics = {connection.topic: connection.msgtype for connection in reader.connections}
+        self.empty = {name for name, topic in reader.topics.items() if not topic.msgcount}
 
     def messages(self, names, after_ns):
         """Topic, time of recording and bytes, by time."""
@@ -162,7 +164,7 @@ class Bag:
         return salvage
 
     def _chosen(self) -> tuple[ImageTopic, ...]:
-        """The topics to replay: those that were named, or the only camera's."""
+        """The topics to replay: those that were named, or the only camera's that has any message."""
         there = {name: ImageTopic(name, kind) for name, kind in self._source.topics.items() if kind in _CONVERT}
         if not there:
             found = ', '.join(f'{name} ({kind})' for name, kind in sorted(self._source.topics.items())) or 'none'
@@ -172,7 +174,8 @@ class Bag:
         if missing := [name for name in named if name not in there]:
             raise BagError(f"The bag '{self.path}' has no pictures on {', '.join(missing)}; it has them on "
                            f"{', '.join(sorted(there))}.")
-        chosen = [there[name] for name in named] if named else _one_per_camera(there.values())
+        full = [topic for name, topic in there.items() if name not in self._source.empty]
+        chosen = [there[name] for name in named] if named else _one_per_camera(full or there.values())
         cameras = [topic.camera for topic in chosen]
         if not named and len(chosen) > 1 or len(set(cameras)) < len(cameras):
             raise BagError(f"The bag '{self.path}' has pictures on {', '.join(sorted(there))}; say which to replay: "

@@ -24,6 +24,7 @@ from vlm_reuse_node.replay.compare import comparison_lines, compare
 from vlm_reuse_node.replay.evaluate import Job
 from vlm_reuse_node.replay.questions import read_questions
 from vlm_reuse_node.replay.report import write_report
+from vlm_reuse_node.replay.salvage import one_line
 from vlm_reuse_node.replay.table import table_lines, verdict_lines
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -70,6 +71,9 @@ def main(argv: list[str] | None = None) -> int:
     except (VlmReuseError, OSError) as err:
         print(f'vlm-reuse-replay: {err}', file=sys.stderr)
         return EXIT_FAILED
+    except KeyboardInterrupt:
+        print('vlm-reuse-replay: Stopped at once; the same command with --resume goes on.', file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 class Stop:
@@ -146,7 +150,7 @@ def _jobs(args) -> tuple[list[Job], dict[str, str], float]:
             bag = Bag(path, selection)
             bag.close()
             read_questions(questions, tuple(topic.camera for topic in bag.topics))
-        except VlmReuseError as error:
+        except (VlmReuseError, OSError) as error:
             failed[name] = str(error)
             continue
         todo.append(Job(path, name, args.out / 'bags' / name, arms, selection, questions, config, args.window))
@@ -179,9 +183,12 @@ def _config(args) -> Config:
         name, equals, value = text.partition('=')
         if not equals:
             raise ConfigError(f"--param is '{text}'; expected NAME=VALUE, such as history_frames=4.")
-        parsed = yaml.safe_load(value)
         is_text = any(each.name == name and isinstance(each.default, str) for each in fields(Config))
-        values[name] = value if is_text else parsed
+        try:
+            values[name] = value if is_text else yaml.safe_load(value)
+        except (ValueError, yaml.YAMLError) as error:
+            raise ConfigError(f"--param is '{text}', whose value cannot be read: {one_line(error)} Expected a number, "
+                              'true or false.') from error
     return Config().with_values(**values)
 
 

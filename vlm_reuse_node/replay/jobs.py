@@ -14,6 +14,7 @@ from vlm_reuse_node import vlm as vlms
 from vlm_reuse_node.errors import VlmReuseError
 from vlm_reuse_node.replay.evaluate import Job, Replay
 from vlm_reuse_node.replay.journal import Journal
+from vlm_reuse_node.replay.salvage import one_line
 
 POLL_S = 0.5
 
@@ -71,6 +72,9 @@ def run_job(job: Job, vlm: vlms.Vlm, resume: bool, progress: Callable[[float], N
         return Outcome(job.name, replay.run(progress, stopped))
     except (VlmReuseError, OSError) as error:
         return Outcome(job.name, False, str(error))
+    except Exception as error:  # one bag's fault costs that bag only
+        why = f'{type(error).__name__}: {one_line(error)}'
+        return Outcome(job.name, False, f"The replay of '{job.name}' failed: {why}")
     finally:
         if journal:
             journal.close()
@@ -83,7 +87,8 @@ def run_processes(jobs: list[Job], model: str, resume: bool, count: int, progres
     todo, told, stop = context.Queue(), context.Queue(), context.Event()
     for job in [*jobs, *[None] * count]:
         todo.put(job)
-    workers = [context.Process(target=_work, args=(todo, told, stop, model, resume)) for _ in range(count)]
+    workers = [context.Process(target=_work, args=(todo, told, stop, model, resume), daemon=True)
+               for _ in range(count)]
     for worker in workers:
         worker.start()
     outcomes: list[Outcome] = []

@@ -123,7 +123,8 @@ def drift(groups: dict[str, dict[str, dict]], name: str, order: list[str]) -> st
                 label = None
         totals = [max((counts.get(group, {}).get('pairs', 0) for counts in groups.values()), default=0)
                   for group in order]
-        axes.set_yticks(range(len(order)), [f'{group}\n(n ≤ {total})' for group, total in zip(order, totals)])
+        axes.set_yticks(range(len(order)), [f'{group}\n(n ≤ {total})' for group, total in zip(order, totals)],
+                        parse_math=False)  # types are the user's words
         axes.invert_yaxis()
         axes.set_xlim(-2, 102)
         axes.set_xlabel('% of answers that drifted, 95 % interval')

@@ -14,6 +14,7 @@ import yaml
 from vlm_reuse_node.demo.sidecar import Truth
 from vlm_reuse_node.errors import VlmReuseError
 from vlm_reuse_node.frame import Frame
+from vlm_reuse_node.replay.salvage import one_line
 
 GENERAL = Path(__file__).with_name('general_questions.yaml')
 GRID = 16, 12
@@ -139,9 +140,9 @@ def read_questions(path: Path | None, cameras: tuple[str, ...]) -> tuple[Item, .
     path = path or GENERAL
     try:
         content = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
-        raise QuestionsError(f"The questions file '{path}' cannot be read: {err}. Expected YAML with a list named "
-                             'questions.') from err
+    except (OSError, ValueError, yaml.YAMLError) as err:
+        raise QuestionsError(f"The questions file '{path}' cannot be read: {one_line(err)} Expected YAML with a list "
+                             'named questions.') from err
     entries = content.get('questions') if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
         raise QuestionsError(f"The questions file '{path}' has no questions; expected a list of that name with at "
@@ -157,12 +158,14 @@ def read_questions(path: Path | None, cameras: tuple[str, ...]) -> tuple[Item, .
 def _item(where: str, entry: dict, camera: str) -> Item:
     if not isinstance(entry, dict) or not isinstance(entry.get('question'), str) or not entry['question'].strip():
         raise QuestionsError(f'{where} has no text; expected an entry with question and when to ask it.')
-    if unknown := sorted(set(entry) - _KEYS):
+    if unknown := sorted(set(entry) - _KEYS, key=str):
         raise QuestionsError(f"{where} has {', '.join(map(str, unknown))}; known are {', '.join(sorted(_KEYS))}.")
-    when = [key for key in ('at_s', 'every_s', 'on_change') if entry.get(key) not in (None, False)]
+    when = [key for key in ('at_s', 'every_s', 'on_change') if _is_given(entry.get(key))]
     if len(when) != 1:
         raise QuestionsError(f"{where} has {' and '.join(when) or 'no time to ask it'}; expected one of at_s (seconds, "
                              'or a list of them), every_s (seconds) or on_change (true).')
+    if when == ['every_s'] and entry['every_s'] == 0:
+        raise QuestionsError(f'{where} has every_s 0; expected more than 0 seconds.')
     given = entry.get('at_s')
     times = given if isinstance(given, list) else [] if given is None else [given]
     item = Item(
@@ -174,6 +177,11 @@ def _item(where: str, entry: dict, camera: str) -> Item:
     if item.choices and (strange := sorted({truth.answer for truth in item.truths} - set(item.choices))):
         raise QuestionsError(f"{where} expects {', '.join(strange)}, which is none of its choices.")
     return item
+
+
+def _is_given(value) -> bool:
+    """Whether a key has a value; 0 is one, an empty list is none."""
+    return value is not None and value is not False and value != []
 
 
 def _texts(where, entry, key) -> tuple[str, ...]:
@@ -190,13 +198,14 @@ def _texts(where, entry, key) -> tuple[str, ...]:
 
 
 def _number(where, key, value) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value) or value < 0:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not value >= 0 or value == math.inf and key != 'to_s':
         raise QuestionsError(f'{where} has {key} {value!r}; expected a number from 0 on.')
     return float(value)
 
 
 def _on_change(where, value) -> OnChange | None:
-    if value in (None, False):
+    if value is None or value is False:
         return None
     if value is True:
         return OnChange()
@@ -211,8 +220,10 @@ def _truths(where, entry) -> tuple[Truth, ...]:
         return (Truth(-math.inf, math.inf, expected[0]),) if len(expected) == 1 else _several(where)
     spans = entry.get('answers') or []
     try:
-        return tuple(Truth(float(span['from_s']), float(span['to_s']), str(span['answer'])) for span in spans)
-    except (KeyError, TypeError, ValueError) as err:
+        said = [_texts(where, span, 'answer') for span in spans]
+        return tuple(Truth(float(span['from_s']), float(span['to_s']), text)
+                     for span, (text,) in zip(spans, said))
+    except (AttributeError, KeyError, TypeError, ValueError) as err:
         raise QuestionsError(f'{where} has answers {spans!r}; expected a list of from_s, to_s and answer.') from err
 
 

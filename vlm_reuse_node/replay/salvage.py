@@ -24,6 +24,7 @@ class Salvage:
         self.files = [file for file in found if file.suffix in kinds]
         self._read = {file: kinds[file.suffix] for file in self.files}
         self.topics: dict[str, str] = {}
+        self.empty: set[str] = set()  # a topic is known by its messages here
         times = []
         for _, time_ns, _ in self.messages(None, -1):
             times.append(time_ns)
