@@ -21,7 +21,7 @@ def answer(number, arm, text='red', choice=-1, bag='a', status='OK', pictures_s=
     return {'row': 'answer', 'bag': bag, 'camera': 'camera', 'question': number, 'arm': arm, 'status': status,
             'text': text, 'choice': choice, 'choice_scores': list(scores), 'right': right, 'parse_failure': False,
             'degenerate': False, 'cut': False, 'escalated': False, 'pictures_s': list(pictures_s),
-            'visual_tokens_computed': 12,
+            'visual_tokens_computed': 0 if arm == 'default' else 12,
             'tokens_reused': 1, 'tokens_prefilled': 20, 'tokens_generated': 1,
             'times': {'total_ms': total_ms, **STAGES, 'decode_ms': total_ms}}
 
@@ -38,7 +38,7 @@ def some_rows(bag='a', drifted=2, questions=6):
     for number in range(questions):
         rows.append(answer(number, 'cold', bag=bag, total_ms=10.0 + number))
         rows.append(answer(number, 'default', 'blue' if number < drifted else 'red', bag=bag, total_ms=2.0))
-    return [*rows, picture('default', 12, 'full', bag), picture('default', 0, 'reuse', bag)]
+    return [*rows, picture('default', 12, 'full', bag), picture('default', 0, 'reuse', bag) | {'picture_s': 1.0}]
 
 
 @pytest.mark.parametrize('total', [1, 3, 60, 2000])
@@ -111,6 +111,13 @@ def test_the_same_pictures_are_told_from_older_ones():
     assert (counts['same_pictures'], counts['same_pictures_drifted'], counts['drifted']) == (1, 1, 2)
     assert derive(rows, count(rows))['x']['largest_score_difference'] == 0.25
     assert list(counts['by_age']) == ['the newest picture', 'up to 1 s older']
+
+
+def test_a_picture_is_counted_once_and_whatever_was_computed_is_paid():
+    looks = [picture('x', 3, 'patch'), picture('x', 12, 'full'), picture('x', 0, 'reuse') | {'picture_s': 1.0}]
+    counts = count(Rows([question(0), answer(0, 'x') | {'visual_tokens_computed': 6}, *looks]))['x']['looks']
+    assert (counts['pictures'], counts['visual_tokens'], counts['visual_tokens_refreshed']) == (2, 24, 21)
+    assert counts['levels'] == {'patch': 1, 'reuse': 1}
 
 
 @pytest.mark.parametrize('age_s, name', [(0.0, 'the newest picture'), (0.2, 'up to 1 s older'), (1.5, '1 to 3 s older'),

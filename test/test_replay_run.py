@@ -105,6 +105,9 @@ def test_the_same_bag_twice_gives_the_same_results_but_for_times(arguments, foun
 
 def test_a_run_that_was_stopped_keeps_what_is_done_and_goes_on(arguments, found, tmp_path, monkeypatch):
     out, options = tmp_path, [*arguments, '--out', str(tmp_path)]
+    stale = out / 'bags' / 'bag' / 'pictures' / '0001.patch.newest.jpg'
+    stale.parent.mkdir(parents=True)
+    stale.touch()
     answered = []
     ask = jobs.Replay._ask
 
@@ -115,8 +118,11 @@ def test_a_run_that_was_stopped_keeps_what_is_done_and_goes_on(arguments, found,
         return ask(replay, *given)
     monkeypatch.setattr(jobs.Replay, '_ask', ask_and_interrupt)
     assert cli.main(options) == cli.EXIT_INTERRUPTED
+    assert not stale.exists()
     part = results.read(out / 'results.json')
-    assert not part['complete'] and len(part['questions']) == 3 and 'Not complete' in (out / 'report.html').read_text()
+    assert not part['complete'] and len(part['questions']) == 3
+    page = (out / 'report.html').read_text()
+    assert 'Not complete' in page and '1 bag, 1 camera, ' in page
     # Dense arms are not asked again: their rows, times included, are those of the stopped run.
     assert cli.main([*options, '--resume']) == 0
     whole = results.read(out / 'results.json')
@@ -128,11 +134,18 @@ def test_a_run_that_was_stopped_keeps_what_is_done_and_goes_on(arguments, found,
     assert cli.main([*options, '--resume']) == 0 and (out / 'bags' / 'bag' / NAME).read_bytes() == kept
 
 
-def test_a_run_goes_on_only_with_the_same_settings(arguments, replayed, tmp_path, capsys):
+def test_a_run_goes_on_only_with_the_same_settings(arguments, bag, replayed, tmp_path, capsys):
     (tmp_path / 'bags' / 'bag').mkdir(parents=True)
     (tmp_path / 'bags' / 'bag' / NAME).write_bytes((replayed / 'bags' / 'bag' / NAME).read_bytes())
     assert cli.main([*arguments, '--out', str(tmp_path), '--resume', '--window', '3']) == cli.EXIT_FAILED
     assert 'is of a run with another window_s' in capsys.readouterr().err
+    file = next(bag.glob('*.mcap')).stat()
+    os.utime(next(bag.glob('*.mcap')), ns=(file.st_atime_ns, file.st_mtime_ns + 1))
+    try:
+        assert cli.main([*arguments, '--out', str(tmp_path), '--resume']) == cli.EXIT_FAILED
+    finally:
+        os.utime(next(bag.glob('*.mcap')), ns=(file.st_atime_ns, file.st_mtime_ns))
+    assert 'is of a run with another files' in capsys.readouterr().err
 
 
 def test_a_line_that_was_cut_is_left_out(tmp_path):

@@ -20,6 +20,7 @@ from vlm_reuse_node.ros_convert import frame_from_compressed, frame_from_image
 IMAGE, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
 _CONVERT = {IMAGE: frame_from_image, COMPRESSED: frame_from_compressed}
 _TYPES = get_typestore(Stores.ROS2_KILTED)
+NOT_NEWER, BEFORE_FIRST = 'not newer than the one before', "with a stamp before the bag's first picture"
 _NO_CAMERA = re.compile(r'/(image_raw|image_color|image|compressed)$')
 
 
@@ -213,7 +214,9 @@ class Bag:
         """Why a picture is not replayed, '' when it is."""
         wanted = self._selection
         if frame.stamp_ns <= newest_ns:
-            return 'not newer than the one before'
+            return NOT_NEWER
+        if frame.stamp_ns < self.first_ns:  # of another camera, whose messages are recorded later
+            return BEFORE_FIRST
         if not 0 <= self.at_s(frame) - wanted.start_s < wanted.duration_s:
             return 'outside of --start and --duration'
         # A tenth of a period of slack: a camera of 30 Hz that jitters stays one of 30 Hz.
@@ -223,6 +226,9 @@ class Bag:
         return ''
 
     def _tell_damage(self):
+        self.damage += [f"{counts[why]} pictures of '{camera}' were left out: {why}."
+                        for camera, counts in sorted(self.left_out.items())
+                        for why in (NOT_NEWER, BEFORE_FIRST) if counts[why]]
         if self._broken:
             expected = _expected_messages(self.path, {topic.name for topic in self.topics})
             of_all = f' of the {expected} that metadata.yaml names' if expected else ''

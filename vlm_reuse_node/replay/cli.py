@@ -114,14 +114,18 @@ def _replay(args) -> int:
     for name, why in failed.items():
         print(f'vlm-reuse-replay: {why}', file=sys.stderr)
     # 3. What came of it?
-    found = results.collect({job.name: job.folder for job in todo if job.name not in failed}, failed)
+    started = {outcome.name for outcome in outcomes if outcome.started}
+    done = [job for job in todo if job.name in started]
+    folders = {job.name: job.folder for job in done}
+    is_complete = not failed and len(done) == len(todo) and all(outcome.complete for outcome in outcomes)
+    found = results.collect(folders, failed, is_complete)
     found['times'] |= results.environment() | {
         'wall_s': time.perf_counter() - started_s, 'cpu_s': time.process_time() - cpu_s}
     if old:
         found['comparison'] = compare(old, found)
     results.write(found, args.out / 'results.json')
-    videos = _place_videos(todo, args.out)
-    write_report(found, args.out / 'report.html', {job.name: job.folder for job in todo}, videos)
+    videos = _place_videos(done, args.out)
+    write_report(found, args.out / 'report.html', folders, videos)
     _tell(found, args)
     if stop.is_set:
         print('Interrupted; the same command with --resume goes on.', file=sys.stderr)

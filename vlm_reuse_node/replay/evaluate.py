@@ -41,9 +41,14 @@ class Job:
         asked = self.questions.read_text(encoding='utf-8') if self.questions else 'the general questions'
         selection = asdict(self.selection) | {'duration_s': str(self.selection.duration_s)}
         return json.loads(json.dumps({
-            'row': 'settings', 'bag': self.name, 'arms': self.arms, 'selection': selection,
+            'row': 'settings', 'bag': self.name, 'files': self._files(), 'arms': self.arms, 'selection': selection,
             'questions': blake2b(asked.encode(), digest_size=8).hexdigest(), 'window_s': self.window_s,
             'config': asdict(self.config), 'model': vlm.name, 'model_fingerprint': vlm.fingerprint}))
+
+    def _files(self) -> list[tuple[str, int, int]]:
+        """Name, bytes and time of change (nanoseconds) of the bag's files: another recording has others."""
+        files = sorted(self.bag.iterdir()) if self.bag.is_dir() else [self.bag]
+        return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from vlm_reuse_node.overlay import percent
 
 NO_VALUE = '–'
-__all__ = ['NO_VALUE', 'counted', 'factor', 'milliseconds', 'percent', 'p_text', 'share_text', 'span_text']
+__all__ = ['NO_VALUE', 'counted', 'factor', 'milliseconds', 'paid_text', 'percent', 'p_text', 'share_text', 'span_text']
 
 
 def share_text(share: float | None) -> str:
@@ -18,6 +18,13 @@ def share_text(share: float | None) -> str:
         return '> 99.9 %'
     digits = 1 if share < 0.1 or share > 0.9 else 0
     return f'{100 * share:.{digits}f} %'
+
+
+def paid_text(count: int, total: int) -> str:
+    """Visual tokens computed, of those of all pictures: more than all where pictures were computed again."""
+    if count <= total:
+        return percent(count, total)
+    return f'{100 * count / total:.0f} %' if count >= 1.01 * total else '> 100 %'
 
 
 def counted(count: int, total: int) -> str:

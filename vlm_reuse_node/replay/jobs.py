@@ -2,6 +2,7 @@
 
 import multiprocessing
 import queue
+import shutil
 import signal
 import tempfile
 import threading
@@ -25,11 +26,16 @@ class RayError(VlmReuseError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job. complete: to the end of its bag. error: why there is nothing, '' otherwise."""
+    """What became of a job.
+
+    complete: to the end of its bag. error: why there is nothing, '' otherwise. started: whether the rows in its folder
+    are of this run.
+    """
 
     name: str
     complete: bool
     error: str = ''
+    started: bool = False
 
 
 def run_here(jobs: list[Job], model: str, resume: bool, progress: Callable[[float], None],
@@ -66,10 +72,11 @@ def run_job(job: Job, vlm: vlms.Vlm, resume: bool, progress: Callable[[float], N
     try:
         journal = Journal(job.folder, job.settings(vlm), resume)
         if journal.is_complete:
-            return Outcome(job.name, True)
+            return Outcome(job.name, True, started=True)
         replay = Replay(job, vlm, journal)
+        _clear(job.folder)
         journal.start()
-        return Outcome(job.name, replay.run(progress, stopped))
+        return Outcome(job.name, replay.run(progress, stopped), started=True)
     except (VlmReuseError, OSError) as error:
         return Outcome(job.name, False, str(error))
     except Exception as error:  # one bag's fault costs that bag only
@@ -78,6 +85,13 @@ def run_job(job: Job, vlm: vlms.Vlm, resume: bool, progress: Callable[[float], N
     finally:
         if journal:
             journal.close()
+
+
+def _clear(folder: Path) -> None:
+    """Remove an earlier run's pictures and videos; all of them are made again, also by a run that goes on."""
+    shutil.rmtree(folder / 'pictures', ignore_errors=True)
+    for video in folder.glob('overlay.*'):
+        video.unlink()
 
 
 def run_processes(jobs: list[Job], model: str, resume: bool, count: int, progress: Callable[[float], None],
@@ -184,6 +198,7 @@ def _fetched(ray, reference, job, progress) -> Outcome:
         outcome, files = ray.get(reference)
     except Exception as error:
         return Outcome(job.name, False, f'Its Ray task failed: {" ".join(str(error).split())[:300]}')
+    _clear(job.folder)
     for name, data in files.items():
         path = job.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

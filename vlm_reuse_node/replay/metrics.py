@@ -61,7 +61,7 @@ def count(rows: Rows) -> dict[str, dict]:
             | {'against_cached': _pair_counts(rows.pairs(arm, 'cold-cached')) if _is_checked(rows, arm) else None,
                'by_kind': _grouped(rows.pairs(arm), lambda question, *_: question['kind']),
                'by_age': _grouped(rows.pairs(arm), lambda question, row, _: age_class(question, row)),
-               'looks': _look_counts(rows.looks(arm))} for arm in rows.arms}
+               'looks': _look_counts(rows.looks(arm), rows.of[arm].values())} for arm in rows.arms}
 
 
 def age_class(question: dict, row: dict) -> str:
@@ -106,12 +106,16 @@ def _grouped(pairs, key) -> dict[str, dict]:
     return {name: _pair_counts(groups[name]) for name in sorted(groups)}
 
 
-def _look_counts(looks) -> dict | None:
+def _look_counts(looks, answers) -> dict | None:
+    """Each picture once; what a rollover, or an answer that was given again after a refresh, computed is paid too."""
     if not looks:
         return None
-    return {'pictures': len(looks), 'levels': dict(sorted(Counter(row['level'] for row in looks).items())),
-            **{name: sum(row[name] for row in looks) for name in (
-                'visual_tokens', 'visual_tokens_refreshed', 'visual_tokens_deferred')},
+    first = {(row['bag'], row['camera'], row['picture_s']): row for row in reversed(looks)}.values()
+    paid = sum(row['visual_tokens_refreshed'] for row in looks)
+    paid += sum(row['visual_tokens_computed'] or 0 for row in answers)
+    return {'pictures': len(first), 'levels': dict(sorted(Counter(row['level'] for row in first).items())),
+            'visual_tokens': sum(row['visual_tokens'] for row in first), 'visual_tokens_refreshed': paid,
+            'visual_tokens_deferred': sum(row['visual_tokens_deferred'] for row in first),
             'held_bytes_most': max(row['held_bytes'] for row in looks)}
 
 

@@ -41,10 +41,13 @@ def render(results: dict, folders: dict[str, Path], videos: list[str]) -> str:
 
 def _about(results: dict) -> str:
     """What was replayed, in one line."""
-    bags, cameras = results['bags'], sum(len(bag['cameras']) for bag in results['bags'])
-    used = sum(camera['pictures_used'] for bag in bags for camera in bag['cameras'])
-    seconds = sum(bag['seconds'] for bag in bags)
-    text = (f'{len(bags)} bag{"s" * (len(bags) != 1)}, {cameras} camera{"s" * (cameras != 1)}, {used:,} pictures over '
+    looks = [row for row in results['pictures'] if row['arm'] == POLICY]
+    pictures = {(row['bag'], row['camera'], row['picture_s']) for row in looks}
+    last_s: dict[str, float] = {}  # from rows, which a stopped run has too
+    for bag, _, picture_s in pictures:
+        last_s[bag] = max(last_s.get(bag, 0.0), picture_s)
+    bags, cameras, seconds = len(last_s), len({key[:2] for key in pictures}), sum(last_s.values())
+    text = (f'{bags} bag{"s" * (bags != 1)}, {cameras} camera{"s" * (cameras != 1)}, {len(pictures):,} pictures over '
             f'{seconds:,.0f} s, {len(results["questions"])} questions, model {results["settings"]["model"]}')
     return text if results['complete'] else f'{text}. Not complete'
 

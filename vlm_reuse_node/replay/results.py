@@ -19,16 +19,18 @@ from vlm_reuse_node.replay.journal import NAME, read_rows
 FORMAT = 1
 SCHEMA = Path(__file__).with_name('results.schema.json')
 PACKAGES = 'mlx', 'mlx-vlm', 'numpy', 'opencv-python', 'opencv-python-headless', 'rosbags'
-_OF_A_BAG = 'bag', 'questions'
+_OF_A_BAG = 'bag', 'files', 'questions'
 
 
 class ResultsError(VlmReuseError):
     """Results that cannot be used."""
 
 
-def collect(folders: dict[str, Path], failed: dict[str, str]) -> dict:
-    """Everything that the bags' folders hold. folders: by the bag's name. failed: bags that gave nothing, and why.
+def collect(folders: dict[str, Path], failed: dict[str, str], complete: bool) -> dict:
+    """Everything that the bags' folders hold.
 
+    folders: by the bag's name. failed: bags that gave nothing, and why. complete: whether every bag was replayed to its
+    end.
     Raises ResultsError when no bag has an answer.
     """
     kept = {name: read_rows(folder / NAME) for name, folder in folders.items()}
@@ -39,8 +41,7 @@ def collect(folders: dict[str, Path], failed: dict[str, str]) -> dict:
         raise ResultsError(f'Nothing was answered. {why}')
     counts = metrics.count(rows)
     return {
-        'format': FORMAT, 'complete': not failed and all(bag_rows and bag_rows[-1]['row'] == 'bag'
-                                                         for bag_rows in kept.values()),
+        'format': FORMAT, 'complete': complete,
         'settings': _settings(kept), 'arms': {name: _about(name) for name in rows.arms},
         'problems': [*(f"Bag '{name}': {why}" for name, why in failed.items()),
                      *(f"Bag '{bag['bag']}': {each}" for bag in rows.bags for each in bag['damage'])],

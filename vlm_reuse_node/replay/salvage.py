@@ -1,5 +1,6 @@
 """What can still be read of a damaged bag: records one after the other, without index, up to where they end."""
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ class Salvage:
     def __init__(self, path: Path):
         """Look through the files once."""
         kinds = {'.mcap': _mcap_messages, '.db3': _sqlite_messages}
-        found = [path] if path.is_file() else sorted(path.iterdir())
+        found = [path] if path.is_file() else sorted(path.iterdir(), key=_natural)
         self.files = [file for file in found if file.suffix in kinds]
         self._read = {file: kinds[file.suffix] for file in self.files}
         self.topics: dict[str, str] = {}
@@ -37,6 +38,11 @@ class Salvage:
                 self.topics[topic] = kind
                 if (names is None or topic in names) and time_ns > after_ns:
                     yield topic, time_ns, data
+
+
+def _natural(file: Path) -> list:
+    """Sorts bag_9 before bag_10, as they were recorded."""
+    return [(int(part), '') if part.isdigit() else (-1, part) for part in re.split(r'([0-9]+)', file.name)]
 
 
 def one_line(error: Exception) -> str:

@@ -1,6 +1,6 @@
 """The replay's table for people: one line for each arm, and the verdict."""
 
-from vlm_reuse_node.replay.figures import factor, milliseconds, NO_VALUE, percent, span_text
+from vlm_reuse_node.replay.figures import factor, milliseconds, NO_VALUE, paid_text, span_text
 from vlm_reuse_node.replay.verdict import sentence, verdict
 
 COLUMNS = (('arm', 12), ('answers', 9), ('median ms', 9), ('p95 ms', 8), ('speedup', 8), ('with upkeep', 11),
@@ -22,7 +22,7 @@ def cells(results: dict, arm: str) -> list[str]:
     row += [factor(times.get(name)) for name in ('speedup', 'whole_speedup')]
     row += [f'{counts["drifted"]} of {counts["pairs"]}', span_text(ratios['drift']['low'], ratios['drift']['high'])]
     row.append(f'{counts["right"]} of {counts["judged"]}' if counts['judged'] else NO_VALUE)
-    row.append(percent(looks['visual_tokens_refreshed'], looks['visual_tokens']) if looks else NO_VALUE)
+    row.append(paid_text(looks['visual_tokens_refreshed'], looks['visual_tokens']) if looks else NO_VALUE)
     return row
 
 

@@ -2,7 +2,7 @@
 
 from vlm_reuse_node.replay.arms import POLICY, REFERENCE
 from vlm_reuse_node.replay.figures import (
-    counted, factor, milliseconds, p_text, percent, share_text, span_text)
+    counted, factor, milliseconds, p_text, paid_text, share_text, span_text)
 
 # Arms that say which pictures are in their prompt: on the same ones they answer as cold-dense does, or are not exact.
 EXACT = 'default', 'frame', 'reuse', 'newest'
@@ -41,7 +41,7 @@ def _paid(results):
     if not looks:
         return {'figure': 'none', 'label': 'No picture was looked at.'}
     levels = ', '.join(f'{name} {count}' for name, count in looks['levels'].items())
-    return {'figure': percent(looks['visual_tokens_refreshed'], looks['visual_tokens']), 'label': (
+    return {'figure': paid_text(looks['visual_tokens_refreshed'], looks['visual_tokens']), 'label': (
         f'of the picture paid for: {looks["visual_tokens_refreshed"]:,} of {looks["visual_tokens"]:,} visual tokens in '
         f'{looks["pictures"]:,} pictures ({levels})')}
 
