@@ -93,9 +93,7 @@ class Policy:
                                 on_refresh=lambda _, refresh: self._paid.append(refresh))
 
     def see(self, frame):
-        """Every picture is observed; what a node does while nobody asks is done at once: rollovers, the drift audit."""
-        while self.session.has_audit:
-            self.session.audit()
+        """Every picture is observed; the rollovers that a node does while nobody asks are done at once."""
         self._paid.clear()
         self.session.observe(frame)
         while self.session.has_work:
@@ -283,8 +281,8 @@ ARMS = {arm.name: arm for arm in (
 
 
 def replay_config(config: Config) -> Config:
-    """The configuration of a replay: nothing is refused for its age or its time, because both are measured."""
-    return config.with_values(max_age_s=86_400.0, timeout_s=3600.0)
+    """The configuration of a replay: age, time and drift are measured, so nothing is refused for them, nor audited."""
+    return config.with_values(max_age_s=86_400.0, timeout_s=3600.0, audit_share=0.0)
 
 
 def make_runners(scene: Scene, names: tuple[str, ...]) -> dict[str, Runner]:

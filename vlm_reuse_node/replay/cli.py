@@ -44,7 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
                         'only one')
     parser.add_argument('--start', type=float, default=0.0, metavar='S', help='seconds from the first picture')
     parser.add_argument('--duration', type=float, default=math.inf, metavar='S', help='seconds to replay')
-    parser.add_argument('--rate-limit', type=float, default=0.0, metavar='HZ', help='most pictures a second; 0: all')
+    parser.add_argument('--rate-limit', type=float, default=0.0, metavar='HZ',
+                        help='about the most pictures a second; 0: all')
     parser.add_argument('--arms', default='all', help=f'all, or some of {",".join(ARMS)}; cold and default always run')
     parser.add_argument('--window', type=float, default=8.0, metavar='S',
                         help='seconds that the four pictures of low-rate are spread over')
@@ -157,7 +158,9 @@ def _jobs(args) -> tuple[list[Job], dict[str, str], float]:
         except (VlmReuseError, OSError) as error:
             failed[name] = str(error)
             continue
-        todo.append(Job(path, name, args.out / 'bags' / name, arms, selection, questions, config, args.window))
+        questions = questions and questions.absolute()
+        todo.append(Job(path.absolute(), name, args.out / 'bags' / name, arms, selection, questions, config,
+                        args.window))
         seconds += max(0.0, min(bag.seconds - args.start, args.duration))
     return todo, failed, seconds
 

@@ -94,7 +94,8 @@ def _pair_counts(pairs) -> dict:
         if row['right'] is not None and reference['right'] is not None:
             counts.update({'judged_pairs': 1, 'lost': reference['right'] and not row['right'],
                            'gained': row['right'] and not reference['right']})
-        if row['pictures_s'] == reference['pictures_s']:
+        # An arm that does not tell what it computed does not know which picture it answers from either.
+        if row['visual_tokens_computed'] is not None and row['pictures_s'] == reference['pictures_s']:
             counts.update({'same_pictures': 1, 'same_pictures_drifted': drifted})
     return {name: int(counts[name]) for name in PAIR_COUNTS}
 

@@ -19,6 +19,7 @@ from vlm_reuse_node.replay.bounds import share_bounds
 from vlm_reuse_node.replay.metrics import AGES, Rows, SESSIONS, STAGES
 
 WIDTH = 5.0
+MOST_COLUMNS = 1000  # over time; more cannot be told apart, and make the page large
 INK, SOFT, LINE = '#010101', '#020202', '#030303'
 PAID, REUSED, CHANGED, THIRD, OTHER = '#040404', '#050505', '#060606', '#070707', '#080808'
 _VARIABLES = {INK: 'ink', SOFT: 'soft', LINE: 'line', PAID: 'paid', REUSED: 'reused', CHANGED: 'changed',
@@ -55,18 +56,21 @@ def over_time(rows: Rows, bag: str, camera: str) -> str:
     seconds = np.array([row['picture_s'] for row in looks])
     shares = np.array([row['visual_tokens_refreshed'] / row['visual_tokens'] for row in looks])
     ages = [row['oldest_cell_age_s'] for row in looks]
-    since = _since_computed(looks)
+    paid = 100 * np.cumsum(shares) / np.arange(1, len(shares) + 1)
+    columns = np.arange(0, len(looks), -(-len(looks) // MOST_COLUMNS))  # each shows the most of its pictures
+    highest, since, oldest = (np.maximum.reduceat(values, columns) for values in (shares, _since_computed(looks), ages))
+    at_s = seconds[columns]
     asked = [row['picture_s'] for row in rows.questions if (row['bag'], row['camera']) == (bag, camera)]
 
     def draw(figure):
         top, middle, band = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 1))
-        top.vlines(seconds, 0, 100 * shares, color=PAID, linewidth=1.2)
-        top.plot(seconds, 100 * np.cumsum(shares) / np.arange(1, len(shares) + 1), color=INK, linewidth=1.2)
+        top.vlines(at_s, 0, 100 * highest, color=PAID, linewidth=1.2)
+        top.plot(at_s, paid[columns], color=INK, linewidth=1.2)
         top.set_ylim(0, 105)
         top.set_ylabel('%')
         top.set_title('share of each picture computed; line: of all so far')
-        middle.plot(seconds, since, color=REUSED, linewidth=1.2)
-        middle.plot(seconds, ages, color=CHANGED, linewidth=1.2)
+        middle.plot(at_s, since, color=REUSED, linewidth=1.2)
+        middle.plot(at_s, oldest, color=CHANGED, linewidth=1.2)
         middle.scatter(asked, np.zeros(len(asked)), marker='|', s=40, color=INK, linewidths=0.8)
         middle.set_ylim(bottom=0)
         middle.set_ylabel('s')

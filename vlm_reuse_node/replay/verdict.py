@@ -19,7 +19,8 @@ def _speed(results):
     if not times['pairs']:
         return {'figure': 'no pair', 'label': 'No question was answered by both default and cold-dense.'}
     span = '' if times['speedup_low'] is None else (
-        f' (95 % interval {factor(times["speedup_low"])} to {factor(times["speedup_high"])})')
+        f' (95 % interval {factor(times["speedup_low"])} to {factor(times["speedup_high"])}'
+        f'{", which includes 1" if _may_be_chance(times) else ""})')
     return {'figure': factor(times['speedup']), 'label': (
         f'as fast as {DENOMINATOR}{span}: median answer {milliseconds(times["median_ms"])} ms against '
         f'{milliseconds(times["cold_median_ms"])} ms, n = {times["pairs"]}; with the pictures computed between '
@@ -33,6 +34,9 @@ def _drift(results):
         changed = counts['lost'] + counts['gained']
         label += (f'; of {counts["judged_pairs"]} with a known truth {changed} changed between right and wrong '
                   f'({counts["lost"]} lost, {counts["gained"]} gained)')
+    floor = results['counts'].get('cold-again')
+    if floor and floor['drifted']:
+        label += f'; noise floor: cold-dense asked again changed {counted(floor["drifted"], floor["pairs"])}'
     return {'figure': f'{counts["drifted"]} of {counts["pairs"]}', 'label': label}
 
 
@@ -54,12 +58,18 @@ def sentence(results: dict) -> str:
     faster = (f'A planner waits {milliseconds(times["median_ms"])} ms instead of '
               f'{milliseconds(times["cold_median_ms"])} ms for an answer')
     if times['speedup'] <= 1:
-        faster = 'Keeping the state made no answer faster on this bag'
+        faster = 'The median answer from the kept state was no faster on this bag'
+    elif _may_be_chance(times):
+        faster += ', a difference that chance alone could make'
     if drift['share'] == 0:
         return (f'{faster}, and none of {drift["n"]} answers changed; with so many questions that is up to '
                 f'{share_text(drift["high"])} that may still change.')
     return (f'{faster}, and about {share_text(drift["share"])} of the answers (at most {share_text(drift["high"])}) '
             'are other ones than on a fresh picture.')
+
+
+def _may_be_chance(times):
+    return times['speedup_low'] is not None and times['speedup_low'] <= 1 <= times['speedup_high']
 
 
 def negatives(results: dict) -> list[str]:
@@ -97,8 +107,8 @@ def _slow(results):
         if not times['pairs'] or arm in (REFERENCE, 'cold-again', 'cold-cached', 'newest'):
             continue
         if times['speedup'] <= 1:
-            found.append(f'{arm} is no faster than cold-dense: {milliseconds(times["median_ms"])} ms against '
-                         f'{milliseconds(times["cold_median_ms"])} ms.')
+            found.append(f'{arm}: the median answer was no faster than that of cold-dense: '
+                         f'{milliseconds(times["median_ms"])} ms against {milliseconds(times["cold_median_ms"])} ms.')
         if times['keep_up_ms'] and times['whole_speedup'] <= 1 < times['speedup']:
             found.append(f'{arm}: with the pictures it computed between the questions it is more work than cold-dense '
                          f'at this number of questions ({factor(times["whole_speedup"])}); what it gains is latency.')
