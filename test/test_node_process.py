@@ -65,7 +65,7 @@ def test_it_ends_cleanly_while_it_still_loads(model_dir):
     node = NodeProcess('-p', f'model:={model_dir}')
     node.wait_for_line('Loading')
     exit_code, said = node.end(signal.SIGTERM)
-    assert exit_code == 0 and 'Traceback' not in said
+    assert exit_code == 0 and 'Traceback' not in said, said
 
 
 @pytest.mark.parametrize('arguments, exit_code, named', [

@@ -8,6 +8,7 @@ from __future__ import annotations
 from concurrent.futures import Future as WorkerFuture
 from dataclasses import replace
 import logging
+import os
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -223,6 +224,22 @@ def main(argv: list[str] | None = None) -> int:
     if hasattr(cv2, 'setLogLevel'):
         cv2.setLogLevel(0)  # damaged pictures are counted and named by the node
     try:
+        exit_code = _init_and_run(argv, interrupts)
+    except Exception:
+        if not interrupts.came:
+            raise
+        exit_code = 0
+    finally:
+        rclpy.try_shutdown()
+    if interrupts.came:
+        # The model may be loading still: its thread cannot be stopped, and Python aborts when it ends under it.
+        sys.stderr.flush()
+        os._exit(exit_code)
+    return exit_code
+
+
+def _init_and_run(argv, interrupts: Interrupts) -> int:
+    try:
         _init(argv)
         return _run(interrupts)
     except (KeyboardInterrupt, ExternalShutdownException):
@@ -231,8 +248,6 @@ def main(argv: list[str] | None = None) -> int:
         return _say(err, EXIT_CONFIG)
     except ModelError as err:
         return _say(err, EXIT_MODEL)
-    finally:
-        rclpy.try_shutdown()
 
 
 def _init(argv: list[str] | None) -> None:

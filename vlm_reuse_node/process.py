@@ -17,16 +17,18 @@ class Interrupts:
     """SIGINT and SIGTERM raise KeyboardInterrupt while the node loads or closes.
 
     While it spins rclpy's own handlers end it: raised inside rclpy's C++ code, KeyboardInterrupt becomes another error.
+    So it does inside an extension that is being imported; `came` tells that it was raised.
     """
 
     def __init__(self):
         """Take over both signals; call it before `rclpy.init`, whose handlers call these."""
-        self.welcome = True
+        self.welcome, self.came = True, False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number, stack) -> None:
-        if self.welcome:
+        if self.welcome and not self.came:
+            self.came = True
             raise KeyboardInterrupt
 
 

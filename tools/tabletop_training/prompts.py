@@ -10,7 +10,7 @@ KINDS = (*questions.SINGLE_KINDS, *questions.WINDOW_KINDS)
 # Left of and right of are learnt last but one, so they are asked most until then; counts and lists are learnt last.
 SHARES = {'colour': 1.0, 'shape': 0.6, 'count': 1.6, 'exists': 0.8, 'where': 1.8, 'relation': 6.0, 'nearest': 1.2,
           'list': 0.5, 'missing': 0.6, 'unknown': 0.3}
-LATE_SHARES = SHARES | {'count': 5.0, 'relation': 2.5, 'list': 2.0}
+LATE_SHARES = SHARES | {'count': 4.0, 'relation': 2.5, 'list': 4.0}
 # Learnt long before left of and right of, which are asked more often for it.
 _LEARNT = ('above', 'below')
 
@@ -120,7 +120,7 @@ def ask_about(rng, scenes, wanted: int, window: bool, list_share: float, shares:
         asked += [questions.single_question(rng, scenes[-1], 'list')]
     if window:
         asked += [questions.window_question(rng, scenes[0], scenes[-1], kind)
-                  for kind in (*questions.WINDOW_KINDS, *questions.WINDOW_KINDS)]
+                  for kind in (*questions.WINDOW_KINDS, 'appeared', 'left', 'left', 'moved')]
     asked = [question for question in asked if question]
     weights = np.array([shares[kind] for kind in questions.SINGLE_KINDS])
     for _ in range(3 * wanted):
