@@ -29,8 +29,9 @@ def frames(count: int, camera: str = 'camera', step_s: float = 0.5, **options) -
 
 def write_bag(path: Path, pictures: dict[str, list[Frame]], *, storage: StoragePlugin = StoragePlugin.MCAP,
               kind: str = IMAGE, stamped: bool = True, silent: tuple[str, ...] = ()) -> Path:
-    """Write a bag. pictures: by topic; a topic without any becomes one of texts. silent: image
-    topics without a message.
+    """Write a bag.
+
+    pictures: by topic; a topic without any becomes one of texts. silent: image topics without a message.
     """
     messages = []
     with Writer(path, version=9, storage_plugin=storage) as writer:
