@@ -197,6 +197,15 @@ class SceneSession:
         self._twin = None
         self._to_audit.popleft()
 
+    def _note_for_audit(self, outcome, asked, state):
+        """Have a share of the answers given again while nobody asks."""
+        was_trusted = self.audited.is_trusted
+        chosen = self._audit.chooses(self.config.audit_share, self.config.max_drift)
+        self._tell_trust(was_trusted)
+        if chosen and len(self._to_audit) < MOST_TO_AUDIT:
+            frames = tuple(picture.frame for picture in state.pictures)
+            self._to_audit.append(_Given(outcome, asked, frames, state.identity))
+
     def _tell_trust(self, before):
         now = self.audited
         if before and not now.is_trusted:
@@ -204,8 +213,7 @@ class SceneSession:
                          'changed pictures are computed whole for now.', self._camera, now.drifted, now.answers,
                          self.config.max_drift)
         elif now.is_trusted and not before:
-            _log.info("Camera '%s': the audited answers were clean for long enough; patches are used again.",
-                      self._camera)
+            _log.info("Camera '%s': patches are tried again.", self._camera)
 
     def ask(self, question: Question, *, now_ns: int, cancelled: Callable[[], bool] | None = None,
             asked_s: float | None = None, newest: Callable[[], Frame | None] = lambda: None) -> Answer:
@@ -387,10 +395,8 @@ class SceneSession:
             turn.lap('refresh_ms')
             state = self._state
             outcome = self._answered(state, *asked, turn)
-        if not cold and self._audit.chooses(self.config.audit_share, self.config.max_drift):
-            frames = tuple(picture.frame for picture in state.pictures)
-            if len(self._to_audit) < MOST_TO_AUDIT:
-                self._to_audit.append(_Given(outcome, asked, frames, state.identity))
+        if not cold:
+            self._note_for_audit(outcome, asked, state)
         # 4. Say what it was given from, and what it cost.
         reused = 0 if cold else max(0, state.tokens - (self._prefilled - before))
         paid = state.tokens - reused + (1 + escalated) * (len(tokens) + sum(map(len, choices)))
