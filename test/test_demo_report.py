@@ -1,37 +1,14 @@
 """The demo's page: self-contained, escaped, and right about what it shows."""
 
-from html.parser import HTMLParser
 import re
 
 import pytest
+from html_page import HOSTILE, Page
 
 from vlm_reuse_node.demo.report import render
 from vlm_reuse_node.demo.sidecar import PlannedQuestion, Truth
 from vlm_reuse_node.demo.stills import Still
 from vlm_reuse_node.demo.summary import CameraCounts, Look, Reply, Row, Summary
-
-HOSTILE = '"><script>alert(1)</script>\'<img src=x onerror=alert(2)>&{{ 7 * 6 }}'
-VOID = {'meta', 'img', 'br', 'link', 'rect'}
-
-
-class Page(HTMLParser):
-    """Collects tags and attributes; whatever is opened must be closed."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.attributes, self.open = [], [], []
-        self.feed(html)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.attributes += attributes
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        if tag not in VOID:
-            assert self.open.pop() == tag
 
 
 def summary(text='red', warm_ms=10.0, cold_ms=50.0, paid=(100, 0, 0, 100, 0), rows=4):

@@ -1,10 +1,10 @@
 """The replay's page: self-contained, escaped, right about what it shows, and open about what speaks against it."""
 
-from html.parser import HTMLParser
 from pathlib import Path
 import re
 
 import pytest
+from html_page import HOSTILE, Page
 from replay_bags import frames
 from test_replay_metrics import answer, picture, question
 
@@ -14,33 +14,6 @@ from vlm_reuse_node.replay.report import render
 from vlm_reuse_node.replay.stills import save_drift
 from vlm_reuse_node.replay.table import table_lines
 from vlm_reuse_node.replay.verdict import negatives, sentence
-
-HOSTILE = '"><script>alert(1)</script>\'<img src=x onerror=alert(2)>&{{ 7 * 6 }}'
-VOID = {'meta', 'img', 'br', 'link'}
-
-
-class Page(HTMLParser):
-    """Collects tags and attributes; whatever is opened must be closed."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.attributes, self.open = [], [], []
-        self.feed(html)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.attributes += attributes
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append(tag)
-        self.attributes += attributes
-
-    def handle_endtag(self, tag):
-        if tag not in VOID:
-            assert self.open.pop() == tag
 
 
 def results(drifted=1, warm_ms=2.0, text='blue', complete=True, problems=()):

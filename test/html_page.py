@@ -1,0 +1,30 @@
+"""What both reports' tests read a page with."""
+
+from html.parser import HTMLParser
+
+HOSTILE = '"><script>alert(1)</script>\'<img src=x onerror=alert(2)>&{{ 7 * 6 }}'
+VOID = {'meta', 'img', 'br', 'link'}
+
+
+class Page(HTMLParser):
+    """Collects tags and attributes; whatever is opened must be closed."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.attributes, self.open = [], [], []
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
