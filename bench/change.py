@@ -18,7 +18,6 @@ events  an object of the smallest size appears, moves by a quarter of a cell, or
 
 import argparse
 from dataclasses import replace
-import json
 import math
 from pathlib import Path
 import sys
@@ -26,6 +25,7 @@ import time
 
 import cv2
 import numpy as np
+from results import publish
 
 from vlm_reuse_node.change import ChangeDetector
 from vlm_reuse_node.config import Config
@@ -206,9 +206,7 @@ def main(argv: list[str] | None = None) -> int:
     worst = {size: max(row['cpu_ms_p95'] for row in times if row['size'] == size)
              for size in dict.fromkeys(row['size'] for row in times)}
     result = {'change_ms_p95': worst, 'times': times, 'events': events, 'paid': paid}
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result) + '\n')
-    print(json.dumps(result))
+    publish(result, arguments.output)
     return 0
 
 

@@ -34,7 +34,6 @@ import argparse
 from collections.abc import Callable
 import copy
 from dataclasses import dataclass, replace
-import json
 from pathlib import Path
 from statistics import median
 import sys
@@ -49,6 +48,7 @@ from mlx_vlm.models.cache import RotatingKVCache
 from mlx_vlm.prompt_utils import apply_chat_template
 import numpy as np
 from PIL import Image
+from results import publish
 from shapes import SHAPES
 from tiny_model import picture
 
@@ -432,9 +432,7 @@ def main(argv: list[str] | None = None) -> int:
     result['worst'] = worst(result)
     for name, value in result['worst'].items():
         print(f'{name}: {"not measured" if value is None else f"{value:.4g}"}')
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result) + '\n')
-    print(json.dumps(result))
+    publish(result, arguments.output)
     return 0
 
 

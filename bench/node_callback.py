@@ -24,6 +24,7 @@ import numpy as np  # noqa: E402
 import rclpy  # noqa: E402
 from rclpy.executors import ExternalShutdownException  # noqa: E402
 from rclpy.qos import qos_profile_sensor_data, QoSProfile  # noqa: E402
+from results import publish  # noqa: E402
 from sensor_msgs.msg import Image  # noqa: E402
 from vlm_reuse_interfaces.msg import Answer, RefreshBudget  # noqa: E402
 from vlm_reuse_interfaces.srv import AskScene  # noqa: E402
@@ -155,9 +156,7 @@ def main() -> int:
         spinning.join()
     for name, value in result.items():
         print(f'{name.replace("_", " "):40s} {value}')
-    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
-    OUTPUT.write_text(json.dumps(result) + '\n')
-    print(json.dumps(result))
+    publish(result, OUTPUT)
     return 0
 
 

@@ -16,7 +16,6 @@ resize included, on one core, on pictures with noise. The drift table is `drift.
 
 import argparse
 from functools import partial
-import json
 from pathlib import Path
 from statistics import median
 import sys
@@ -28,6 +27,7 @@ import drift
 import mlx.core as mx
 from mlx.utils import tree_flatten
 import numpy as np
+from results import publish
 from shapes import write_qwen2_5_vl
 from tiny_model import picture
 
@@ -202,15 +202,10 @@ def costs(arguments) -> dict:
 def main(argv: list[str] | None = None) -> int:
     """Measure, print the tables and the JSON lines, and write the files."""
     arguments = build_parser().parse_args(argv)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     if arguments.only != 'drift':
-        result = costs(arguments)
-        arguments.output.write_text(json.dumps(result) + '\n')
-        print(json.dumps(result))
+        publish(costs(arguments), arguments.output)
     if arguments.only != 'cost':
-        result = drift.measure(arguments.model, arguments.sequences)
-        arguments.output.with_name('drift.json').write_text(json.dumps(result) + '\n')
-        print(json.dumps(result))
+        publish(drift.measure(arguments.model, arguments.sequences), arguments.output.with_name('drift.json'))
     return 0
 
 
