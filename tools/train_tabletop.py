@@ -110,7 +110,7 @@ class Trainer:
         while self.step < steps:
             warm = min(1.0, (self.step - first + 1) / 100)
             falling = min(1.0, 4 * (1 - self.step / steps) + 0.02)  # steady for three quarters, then down
-            self.optimizer.param_groups[0]['lr'] = rate * warm * falling
+            self.optimizer.param_groups[0]['lr'] = self.args.rate * rate * warm * falling
             with torch.autocast(self.args.device.split(':')[0], torch.bfloat16):
                 loss, tally = step_of(feed, pictures, self.step / steps)
             self.optimizer.zero_grad(set_to_none=True)
@@ -167,7 +167,7 @@ class Trainer:
         return self._pool_step(pictures, windows, 1 + int(progress * 25), SHARES)
 
     def _window_step(self, feed, pictures, progress):
-        return self._pool_step(pictures, 0.6, tabletop.MOST_THINGS, SHARES if progress < 0.6 else LATE_SHARES)
+        return self._pool_step(pictures, 0.6, tabletop.MOST_THINGS, LATE_SHARES)
 
     def _pool_step(self, pictures, windows, most, shares):
         """Loss of prompts about stories of the pool; windows: share with several pictures; most: things in one."""
@@ -255,6 +255,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--workers', type=int, default=1, help='processes that draw pictures')
     parser.add_argument('--scale', type=float, default=1.0, help='share of the steps (a trial run: 0.01)')
+    parser.add_argument('--rate', type=float, default=1.0,
+                        help='share of the learning rates; below 1 to go on from trained weights')
     return parser
 
 

@@ -29,6 +29,7 @@ class Status(StrEnum):
     CANCELLED = 'CANCELLED'
     INVALID_REQUEST = 'INVALID_REQUEST'
     MODEL_ERROR = 'MODEL_ERROR'
+    INACTIVE = 'INACTIVE'
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +81,7 @@ class Question:
     """What a planner asks about a camera's newest picture.
 
     choices: when given, the answer is one of them, scored by logits.
+    json_schema: JSON schema that the text will follow; '': none.
     max_tokens: 0 takes the configured default.
     max_age_s: the oldest picture that may be answered from; 0 takes the configured default.
     timeout_s: from asking to the answer; 0 takes the configured default.
@@ -87,10 +89,24 @@ class Question:
 
     text: str
     choices: tuple[str, ...] = ()
+    json_schema: str = ''
     max_tokens: int = 0
     max_age_s: float = 0.0
     timeout_s: float = 0.0
     force_refresh: bool = False
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an answer is.
+
+    stage: 'queue', 'refresh', 'prefill' or 'decode'; an answer that is given again after an escalation goes back.
+    text: the answer so far.
+    """
+
+    stage: str
+    text: str = ''
+    tokens_generated: int = 0
 
 
 @dataclass(frozen=True)

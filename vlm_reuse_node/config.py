@@ -42,6 +42,8 @@ class Config:
         live=True)
     max_question_chars: int = _parameter(2000, 'longest question accepted, characters', low=1, high=100_000, live=True)
     max_choices: int = _parameter(32, 'most choices accepted with a question', low=1, high=256, live=True)
+    max_schema_chars: int = _parameter(
+        10_000, 'longest json_schema accepted, characters', low=2, high=1_000_000, live=True)
     max_image_pixels: int = _parameter(
         33_177_600, 'largest picture accepted, pixels', low=1, high=268_435_456, live=True)
     max_age_s: float = _parameter(

@@ -14,12 +14,13 @@ def checked(question: Question, config: Config) -> Question:
     """Return the question with every 0 replaced by the configured default.
 
     Raises InvalidRequestError for a value of a wrong type, for a text that is empty or too long, for too many, empty or
-    duplicate choices, and for numbers that are negative or not a number. Special tokens are found by
-    `prompt.PromptTemplate`.
+    duplicate choices, for a json_schema that is too long or beside choices, and for numbers that are negative or not a
+    number. Special tokens are found by `prompt.PromptTemplate`, schemas that cannot be followed by `json_schema.py`.
     """
     _check_types(question)
     _check_text(question.text, config.max_question_chars)
     _check_choices(question.choices, config)
+    _check_schema(question, config)
     for name in ('max_tokens', 'max_age_s', 'timeout_s'):
         value = getattr(question, name)
         if math.isnan(value) or value < 0:
@@ -33,8 +34,8 @@ def checked(question: Question, config: Config) -> Question:
 
 def _check_types(question):
     numbers = question.max_tokens, question.max_age_s, question.timeout_s
-    if not all(isinstance(text, str) for text in (question.text, *question.choices)):
-        raise InvalidRequestError('The question or a choice is no text; expected strings.')
+    if not all(isinstance(text, str) for text in (question.text, question.json_schema, *question.choices)):
+        raise InvalidRequestError('The question, its json_schema or a choice is no text; expected strings.')
     if not all(isinstance(number, (int, float)) for number in numbers):
         raise InvalidRequestError(f'max_tokens, max_age_s and timeout_s are {numbers}; expected numbers.')
 
@@ -47,6 +48,14 @@ def _check_text(text, limit):
                                   f'(max_question_chars).')
     if any('\ud800' <= letter <= '\udfff' for letter in text):
         raise InvalidRequestError('The question holds half a surrogate pair; expected valid Unicode text.')
+
+
+def _check_schema(question, config):
+    if question.json_schema and question.choices:
+        raise InvalidRequestError('The question has choices and a json_schema; expected one of them.')
+    if len(question.json_schema) > config.max_schema_chars:
+        raise InvalidRequestError(f'json_schema has {len(question.json_schema)} characters; expected at most '
+                                  f'{config.max_schema_chars} (max_schema_chars).')
 
 
 def _check_choices(choices, config):

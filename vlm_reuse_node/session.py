@@ -18,7 +18,7 @@ import numpy as np
 from vlm_reuse_node import question as questions
 from vlm_reuse_node import state as states
 from vlm_reuse_node.audit import Audited, DriftAudit
-from vlm_reuse_node.budget import Answer, Level, Question, Refresh, Status
+from vlm_reuse_node.budget import Answer, Level, Progress, Question, Refresh, Status
 from vlm_reuse_node.change import Change, ChangeDetector, Scene
 from vlm_reuse_node.config import Config, PATCH_POLICY
 from vlm_reuse_node.errors import ImageError, InvalidRequestError, ModelError
@@ -29,6 +29,8 @@ from vlm_reuse_node.state import Identity, Picture, State
 from vlm_reuse_node.turn import Stopped, Turn
 from vlm_reuse_node.vlm import Noted, sampler, Vlm
 
+HALF_A_LETTER = '\ufffd'  # what a tokenizer shows where a letter's other bytes are still to come
+
 # Answers that wait to be audited; the pictures of each are kept until then.
 MOST_TO_AUDIT = 4
 
@@ -36,11 +38,27 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class _Asked:
+    """A question that was checked, as the model reads it.
+
+    wanted: most tokens the planner asked for, 0 where it left that open. sampling: see `vlm.sampler`. grammar: of the
+    question's json_schema, '' for none.
+    """
+
+    question: Question
+    wanted: int
+    tokens: list[int]
+    choices: list[list[int]]
+    sampling: tuple[float, float, int]
+    grammar: str
+
+
+@dataclass(frozen=True)
 class _Given:
-    """An answer, what was asked (for `_answered`), and the state it was given from."""
+    """An answer, what was asked, and the state it was given from."""
 
     outcome: dict
-    asked: tuple
+    asked: _Asked
     frames: tuple[Frame, ...]
     identity: Identity
 
@@ -185,7 +203,7 @@ class SceneSession:
             self._twin = self._twin or _Twin(self._vlm, self._template_for, given.frames)
             if not self._twin.is_complete:
                 return self._twin.step(turn.check)
-            again = self._answered(self._checked(self._twin.state, given.identity), *given.asked, turn)
+            again = self._answered(self._checked(self._twin.state, given.identity), given.asked, turn)
         except Stopped:
             return
         except Exception:
@@ -216,27 +234,29 @@ class SceneSession:
             _log.info("Camera '%s': patches are tried again.", self._camera)
 
     def ask(self, question: Question, *, now_ns: int, cancelled: Callable[[], bool] | None = None,
-            asked_s: float | None = None, newest: Callable[[], Frame | None] = lambda: None) -> Answer:
+            asked_s: float | None = None, newest: Callable[[], Frame | None] = lambda: None,
+            listener: Callable[[Progress], None] | None = None) -> Answer:
         """Answer from the kept state; afterwards the state is what it was, bit for bit.
 
         A patched state answers only what it is sure of (min_confidence); else it is computed whole, and answers again.
         now_ns: the time of asking on the clock of the frames' stamps, for the image age. cancelled: looked at before
         every token. asked_s: `time.perf_counter()` of the asking, now when None; the timeout counts from there.
         newest: takes the frame that waits to be observed; called when the kept state is not fresh enough for this
-        question, which then pays for the refresh.
+        question, which then pays for the refresh. listener: told of every stage and token.
         Never raises for anything that a question or the model can cause: that is the answer's status.
         """
-        return self._guarded(question, now_ns, cancelled, asked_s, newest, cold=False)
+        return self._guarded(question, now_ns, Turn(asked_s, cancelled, listener), newest, cold=False)
 
     def ask_cold(self, question: Question, *, now_ns: int, cancelled: Callable[[], bool] | None = None,
-                 asked_s: float | None = None, newest: Callable[[], Frame | None] = lambda: None) -> Answer:
+                 asked_s: float | None = None, newest: Callable[[], Frame | None] = lambda: None,
+                 listener: Callable[[Progress], None] | None = None) -> Answer:
         """Answer the same question on the same cached picture from nothing, on a cache of its own.
 
         The cached picture of a patched state is the newest one that it was patched from, all of it.
         The reference that `ask` is compared with: image processor, vision tower, prefill of everything, decode, in the
         same chunks. The kept state is not touched, unless the model fails.
         """
-        return self._guarded(question, now_ns, cancelled, asked_s, newest, cold=True)
+        return self._guarded(question, now_ns, Turn(asked_s, cancelled, listener), newest, cold=True)
 
     def reset(self) -> None:
         """Forget picture and state; questions get NO_IMAGE until the next frame."""
@@ -359,9 +379,8 @@ class SceneSession:
         what = 'changed' if change.changed.any() else 'in doubt for too long'
         return f'{np.count_nonzero(change.stale)} of {change.stale.size} cells {what}'
 
-    def _guarded(self, question, now_ns, cancelled, asked_s, newest, cold):
+    def _guarded(self, question, now_ns, turn, newest, cold):
         """The answer, with everything that can go wrong as its status."""
-        turn = Turn(asked_s, cancelled)
         try:
             return self._respond(question, turn, now_ns, newest, cold)
         except InvalidRequestError as error:
@@ -376,37 +395,45 @@ class SceneSession:
 
     def _respond(self, question, turn, now_ns, newest, cold):
         # 1. Refuse what cannot be asked.
-        wanted, question = question.max_tokens, questions.checked(question, self.config)
-        template = self._template_for(1)
-        tokens, choices = template.question(question.text), template.choices(question.choices)
+        asked = self._asked(question)
+        question = asked.question
         turn.set_timeout(question.timeout_s)
         turn.check()
         # 2. Find the state: the kept one, or for a cold answer one computed from nothing from the same picture.
         before = self._prefilled
         state = self._fresh_state(question, turn, now_ns, newest)
         if cold:
+            turn.tell('refresh')
             state = self._cold_twin(state, turn)
         # 3. Answer from it; from a patched one that is not sure, bring it up to date and answer again.
-        asked = question, wanted, tokens, choices, (self.config.temperature, self.config.top_p, self.config.seed)
-        outcome = self._answered(state, *asked, turn)
+        outcome = self._answered(state, asked, turn)
         escalated = not cold and not state.live.exact and outcome['confidence'] < self.config.min_confidence
         if escalated:
-            self.observe(self.newest, force=True, check=turn.check)
-            turn.lap('refresh_ms')
+            self._pay(self.newest, turn)
             state = self._state
-            outcome = self._answered(state, *asked, turn)
+            outcome = self._answered(state, asked, turn)
         if not cold:
             self._note_for_audit(outcome, asked, state)
         # 4. Say what it was given from, and what it cost.
         reused = 0 if cold else max(0, state.tokens - (self._prefilled - before))
-        paid = state.tokens - reused + (1 + escalated) * (len(tokens) + sum(map(len, choices)))
+        paid = state.tokens - reused + (1 + escalated) * (len(asked.tokens) + sum(map(len, asked.choices)))
         return Answer(Status.OK, tokens_reused=reused, tokens_prefilled=paid,
                       cached_stamp_ns=state.live.frame.stamp_ns, level=Level.FULL if cold else self._level,
                       exact=state.exact, escalated=escalated, **outcome, **self._source(now_ns), **turn.stages)
 
-    def _answered(self, state, question, wanted, tokens, choices, sampling, turn):
+    def _asked(self, question):
+        """Check a question and put it into tokens."""
+        wanted, question = question.max_tokens, questions.checked(question, self.config)
+        template, config = self._template_for(1), self.config
+        return _Asked(question, wanted, template.question(question.text), template.choices(question.choices),
+                      (config.temperature, config.top_p, config.seed),
+                      self._vlm.json_schemas.grammar(question.json_schema) if question.json_schema else '')
+
+    def _answered(self, state, asked, turn):
         """The answer's own fields; the state is put back afterwards."""
-        room = self._room(state.tokens + len(tokens), max(map(len, choices), default=wanted or 1))
+        tokens, choices = asked.tokens, asked.choices
+        room = self._room(state.tokens + len(tokens), max(map(len, choices), default=asked.wanted or 1))
+        turn.tell('prefill')
         try:
             # 1. Prefill the question right behind the snapshot.
             family, start = self._vlm.family, state.next_position
@@ -414,13 +441,12 @@ class SceneSession:
             turn.lap('prefill_ms')
             # 2. Score the choices, or decode.
             start += len(tokens)
+            turn.tell('decode')
             if choices:
-                outcome = self._chosen(question, self._vlm.score(state.cache, logits, start, choices, turn.check))
+                scores = self._vlm.score(state.cache, logits, start, choices, turn.check)
+                outcome = self._chosen(asked.question, scores)
             else:
-                sample = Noted(sampler(*sampling))
-                most = min(question.max_tokens, room)
-                ids = self._vlm.decode(state.cache, logits, start, most, turn.check, sample)
-                outcome = self._told(ids, most, sample.least)
+                outcome = self._told(state, asked, logits, min(asked.question.max_tokens, room), turn)
             turn.lap('decode_ms')
             return outcome
         finally:
@@ -441,9 +467,14 @@ class SceneSession:
         if (not self._has_state() or age_s + self._debt_s > question.max_age_s
                 or (question.force_refresh
                     and not (self._state.live.frame is self.newest and self._state.live.exact))):
-            self.observe(self.newest, force=True, check=turn.check)
-            turn.lap('refresh_ms')
+            self._pay(self.newest, turn)
         return self._state
+
+    def _pay(self, frame, turn, force=True):
+        """Observe a frame at this question's expense."""
+        turn.tell('refresh')
+        self.observe(frame, force=force, check=turn.check)
+        turn.lap('refresh_ms')
 
     def _has_state(self):
         """Whether there is a state of the newest picture."""
@@ -457,10 +488,9 @@ class SceneSession:
     def _take(self, frame, question, turn):
         """Observe the frame that waited, at this question's expense; one the model cannot take changes nothing."""
         try:
-            self.observe(frame, force=question.force_refresh, check=turn.check)
+            self._pay(frame, turn, question.force_refresh)
         except ImageError:
-            pass  # on_refused was told
-        turn.lap('refresh_ms')
+            turn.lap('refresh_ms')  # on_refused was told
 
     def _room(self, prompt, answer):
         """Tokens that the model's context leaves for an answer. Refuses an answer that may need more."""
@@ -489,10 +519,24 @@ class SceneSession:
         return {'text': question.choices[best], 'choice_index': best, 'choice_scores': scores,
                 'confidence': scores[best]}
 
-    def _told(self, ids, most, confidence):
-        cut = f'The answer was cut at max_tokens {most}.' if len(ids) == most else ''
-        return {'text': self._vlm.text(ids), 'token_ids': tuple(ids), 'tokens_generated': len(ids), 'message': cut,
-                'confidence': confidence}
+    def _told(self, state, asked, logits, most, turn):
+        """Free text of at most so many tokens, from the logits behind the question."""
+        noted, text, vlm = Noted(sampler(*asked.sampling)), self._vlm.text, self._vlm
+        sample = noted
+        if asked.grammar:
+            sample = vlm.json_schemas.sampler(asked.grammar, noted)
+            text = sample.text
+
+        def on_token(ids):
+            if turn.is_heard:
+                turn.tell('decode', text(ids).rstrip(HALF_A_LETTER), len(ids))
+        start = state.next_position + len(asked.tokens)
+        ids = vlm.decode(state.cache, logits, start, most, turn.check, sample, on_token)
+        if asked.grammar and not sample.is_complete:
+            raise InvalidRequestError(f'The answer did not fit into max_tokens {most}, and what was cut follows no '
+                                      'json_schema. Allow more tokens, or a smaller document (maxLength, maxItems).')
+        return {'text': text(ids), 'token_ids': tuple(ids), 'tokens_generated': len(ids), 'confidence': noted.least,
+                'message': f'The answer was cut at max_tokens {most}.' if len(ids) == most and not asked.grammar else ''}
 
     def _source(self, now_ns):
         """Which camera, model and picture an answer comes from."""

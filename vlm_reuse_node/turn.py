@@ -1,10 +1,10 @@
-"""One question's turn at the model: its deadline, its cancellation, its stage times."""
+"""One question's turn at the model: its deadline, its cancellation, its stage times, who listens."""
 
 import math
 import time
 from collections.abc import Callable
 
-from vlm_reuse_node.budget import Status
+from vlm_reuse_node.budget import Progress, Status
 
 
 class Stopped(Exception):
@@ -21,12 +21,16 @@ class Turn:
     stages: milliseconds so far, by the names of `Answer`'s fields.
     """
 
-    def __init__(self, asked_s: float | None = None, cancelled: Callable[[], bool] | None = None):
-        """Start the turn of a question that was asked at `asked_s` (now when None); no timeout yet."""
+    def __init__(self, asked_s: float | None = None, cancelled: Callable[[], bool] | None = None,
+                 listener: Callable[[Progress], None] | None = None):
+        """Start the turn of a question that was asked at `asked_s` (now when None); no timeout yet.
+
+        listener: told when a stage begins, and of every token.
+        """
         self._lap_s = time.perf_counter()
         self._asked_s = self._lap_s if asked_s is None else asked_s
         self._timeout_s = math.inf
-        self._cancelled = cancelled or (lambda: False)
+        self._cancelled, self._listener = cancelled or (lambda: False), listener
         self.stages = {'queue_ms': 1e3 * (self._lap_s - self._asked_s)}
 
     def set_timeout(self, timeout_s: float) -> None:
@@ -40,6 +44,16 @@ class Turn:
         if time.perf_counter() - self._asked_s >= self._timeout_s:
             raise Stopped(Status.TIMEOUT, f'No answer within {self._timeout_s:g} s, the time in the queue included; '
                                           f'allow more (timeout) or fewer tokens (max_tokens).')
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether somebody listens."""
+        return self._listener is not None
+
+    def tell(self, stage: str, text: str = '', tokens_generated: int = 0) -> None:
+        """Say how far the answer is."""
+        if self._listener:
+            self._listener(Progress(stage, text, tokens_generated))
 
     def lap(self, stage: str) -> None:
         """Book the time since the last lap on a stage."""

@@ -15,6 +15,7 @@ import numpy as np
 from vlm_reuse_node import kv_cache
 from vlm_reuse_node.errors import ModelError
 from vlm_reuse_node.families.base import Family, Grid, VisionState, family_for
+from vlm_reuse_node.json_schema import JsonSchemas
 from vlm_reuse_node.prompt import PromptTemplate
 
 EMBEDDED = {'tabletop': Path(__file__).parent / 'demo' / 'tabletop_model'}
@@ -33,6 +34,7 @@ class Vlm:
     name: what answers call the model: as it was given, of a directory the last part.
     fingerprint: digest of the model, its processor and its chat template.
     stop_ids: tokens that end an answer. context: most tokens of prompt and answer together, None when not known.
+    json_schemas: of its tokenizer.
     """
 
     def __init__(self, name: str, model: Any, processor: Any, family: Family, fingerprint: str):
@@ -41,6 +43,7 @@ class Vlm:
         self._model, self._processor = model, processor
         self.context: int | None = getattr(getattr(model.config, 'text_config', None), 'max_position_embeddings', None)
         self.stop_ids = tuple(sorted(processor.tokenizer.stopping_criteria.eos_token_ids))
+        self.json_schemas = JsonSchemas(processor.tokenizer, self.stop_ids)
 
     def template(self, system: str, pictures: int) -> PromptTemplate:
         """The chat with a system text ('': the template's own) and a number of pictures."""
@@ -101,11 +104,13 @@ class Vlm:
             mx.eval([(layer.keys, layer.values) for layer in cache])  # not the logits: nobody asks for them
 
     def decode(self, cache: list, logits: mx.array, start: int, max_tokens: int,
-               check: Callable[[], None] = lambda: None, sample: Callable[[mx.array], int] | None = None) -> list[int]:
+               check: Callable[[], None] = lambda: None, sample: Callable[[mx.array], int] | None = None,
+               on_token: Callable[[list[int]], None] = lambda ids: None) -> list[int]:
         """Decode from the prompt's last logits, the first token at position `start`.
 
-        sample: picks a token from logits, mx (vocabulary,), see `sampler`; greedily when None.
-        Returns the tokens without the one that ends the answer; `check` may raise before each.
+        sample: picks a token from logits, mx (vocabulary,), see `sampler`; greedily when None. on_token: called after
+        each token with all of them. Returns the tokens without the one that ends the answer; `check` may raise before
+        each.
         """
         sample = sample or _likeliest
         ids: list[int] = []
@@ -115,6 +120,7 @@ class Vlm:
             if token in self.stop_ids:
                 return ids
             ids.append(token)
+            on_token(ids)
             if len(ids) == max_tokens:
                 return ids
             logits = self.run(cache, [token], self.family.text_positions(start + len(ids) - 1, 1))

@@ -120,7 +120,7 @@ def ask_about(rng, scenes, wanted: int, window: bool, list_share: float, shares:
         asked += [questions.single_question(rng, scenes[-1], 'list')]
     if window:
         asked += [questions.window_question(rng, scenes[0], scenes[-1], kind)
-                  for kind in (*questions.WINDOW_KINDS, 'appeared', 'left', 'left', 'moved')]
+                  for kind in (*questions.WINDOW_KINDS, 'appeared', 'left', 'left', 'left', 'moved')]
     asked = [question for question in asked if question]
     weights = np.array([shares[kind] for kind in questions.SINGLE_KINDS])
     for _ in range(3 * wanted):
