@@ -1,4 +1,4 @@
-"""Fixtures of the engine's tests: a tiny random-weight model, loaded by the code that loads real ones."""
+"""Fixtures: a tiny random-weight model, loaded by the code that loads real ones, and a robot around the real node."""
 
 import os
 
@@ -19,3 +19,50 @@ def vlm(model_dir):
     """The tiny model, for tests that stay on pytest's thread."""
     from vlm_reuse_node.vlm import load
     return load(str(model_dir))
+
+
+@pytest.fixture
+def brake(monkeypatch):
+    """A hand on the tiny model's forward passes."""
+    from brake import Brake
+    brake = Brake(monkeypatch)
+    yield brake
+    brake.go_on.set()
+
+
+@pytest.fixture(scope='module')
+def ros():
+    """A ROS context of the test module's own."""
+    from ros_harness import graph
+    with graph() as context:
+        yield context
+
+
+@pytest.fixture
+def namespace(request):
+    """A namespace of the test's own."""
+    return '/' + ''.join(letter if letter.isalnum() else '_' for letter in request.node.name)
+
+
+@pytest.fixture
+def start(ros, model_dir, namespace):
+    """Start the node; gives the robot around it, whose `scene` is the node."""
+    from ros_harness import Robot, scene_node
+    running = []
+
+    def start(**parameters):
+        running.append(scene_node(ros, namespace, **({'model': str(model_dir)} | parameters)))
+        scene = running[-1].__enter__()
+        robot = Robot(ros, namespace)
+        robot.scene = scene
+        return robot
+
+    yield start
+    for node in running:
+        node.__exit__(None, None, None)
+
+
+@pytest.fixture
+def robot(start):
+    """A robot with one camera."""
+    return start()

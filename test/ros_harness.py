@@ -16,6 +16,7 @@ os.environ['ROS_DOMAIN_ID'] = str(1 + next(_DOMAINS) % 100)
 
 from ament_index_python.packages import get_package_prefix  # noqa: E402
 from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
+from rcl_interfaces.srv import SetParameters  # noqa: E402
 import rclpy  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
@@ -29,6 +30,7 @@ from vlm_reuse_node.ros_convert import image_message  # noqa: E402
 from vlm_reuse_node.ros_messages import header_of  # noqa: E402
 
 PATIENCE_S = 30.0
+BUDGET = 'vlm_reuse_node/refresh_budget'
 
 
 class Robot:
@@ -73,16 +75,18 @@ class Robot:
         self.until(client.service_is_ready, f'the service {name}')
         return client.call_async(request)
 
+    def wait(self, future, what):
+        """Spin until it is done and return its result."""
+        self.until(future.done, what)
+        return future.result()
+
     def ask(self, question='what is the colour ?', **request):
         """Ask, wait, and return the answer message."""
-        asked = self.call(AskScene, 'vlm_reuse_node/ask', AskScene.Request(question=question, **request))
-        self.until(asked.done, 'the answer')
-        return asked.result().answer
+        request = AskScene.Request(question=question, **request)
+        return self.wait(self.call(AskScene, 'vlm_reuse_node/ask', request), 'the answer').answer
 
     def reset(self):
-        asked = self.call(Trigger, 'vlm_reuse_node/reset', Trigger.Request())
-        self.until(asked.done, 'the reset')
-        return asked.result()
+        return self.wait(self.call(Trigger, 'vlm_reuse_node/reset', Trigger.Request()), 'the reset')
 
     def diagnostics(self):
         """A function that gives the newest statuses of this robot's scene node by part, {} before the first."""
@@ -100,6 +104,20 @@ def picture_message(seed=0, stamp_ns=1, frame_id='lens', size=(48, 64)):
     """A picture of its own for every seed."""
     rgb = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
     return image_message(rgb, header_of(stamp_ns, frame_id))
+
+
+def show(robot, camera, budgets, **picture):
+    """Publish a picture of now and wait until the node has looked at it; returns its stamp."""
+    seen, message = len(budgets), picture_message(**{'stamp_ns': robot.now_ns()} | picture)
+    camera.publish(message)
+    robot.until(lambda: len(budgets) > seen, 'a refresh budget')
+    return message.header.stamp
+
+
+def set_parameter(robot, name, value):
+    """Set it as an operator does; returns the result."""
+    request = SetParameters.Request(parameters=[Parameter(name, value=value).to_parameter_msg()])
+    return robot.wait(robot.call(SetParameters, 'vlm_reuse_node/set_parameters', request), 'the parameter').results[0]
 
 
 @contextmanager

@@ -67,7 +67,7 @@ def refresh(paid, total=10, deferred=0, level=Level.FRAME):
     cells = np.zeros((1, total), bool)
     refreshed, debt = cells.copy(), cells.copy()
     refreshed[0, :paid], debt[0, total - deferred:] = True, True
-    return Refresh('front', 1, 'lens', level, '', refreshed, debt, prefill_ms=5.0)
+    return Refresh('front', 1, 'lens', level, '', refreshed, debt, prefill_ms=5.0, changed=refreshed)
 
 
 def test_the_refresh_budget_adds_up_the_interval():
@@ -89,9 +89,9 @@ def test_a_window_gives_every_refresh_once():
 
 
 @pytest.mark.parametrize('changes, level, words', [
-    ({}, OK, 'Ready'), ({'queue_length': 16}, WARN, 'queue_size'), ({'last_error': 'It broke.'}, ERROR, 'It broke.')])
+    ({}, OK, 'Ready'), ({'waiting': {'front': 16}}, WARN, 'queue_size'), ({'last_error': 'It broke.'}, ERROR, 'It broke.')])
 def test_the_model_reports_its_queue_answers_and_errors(changes, level, words):
-    stats = SimpleNamespace(**{'model': 'tiny', 'queue_length': 0, 'answers': {'OK': 3}, 'last_error': '',
+    stats = SimpleNamespace(**{'model': 'tiny', 'waiting': {'front': 2, 'rear': 15}, 'watches': 0, 'answers': {'OK': 3}, 'last_error': '',
                                'held': {'front': (3, 12_340_000)}} | changes)
     status = model_status('vlm', stats, queue_size=16)
     assert status.level == level and words in status.message and values(status)['answers: OK'] == '3'

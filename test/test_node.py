@@ -11,10 +11,9 @@ import pytest
 rclpy = pytest.importorskip('rclpy', reason='rclpy is missing: install ROS 2 (make setup)')
 pytest.importorskip('vlm_reuse_interfaces', reason='vlm_reuse_interfaces is not built: make setup')
 from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
-from rcl_interfaces.srv import SetParameters  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
 from rclpy.qos import QoSProfile, ReliabilityPolicy  # noqa: E402
-from ros_harness import graph, picture_message, Robot, scene_node  # noqa: E402
+from ros_harness import BUDGET, picture_message, Robot, scene_node, set_parameter, show  # noqa: E402
 from rosgraph_msgs.msg import Clock  # noqa: E402
 from sensor_msgs.msg import CompressedImage, Image  # noqa: E402
 from vlm_reuse_interfaces.msg import Answer, RefreshBudget  # noqa: E402
@@ -22,49 +21,6 @@ from vlm_reuse_interfaces.srv import AskScene  # noqa: E402
 
 from vlm_reuse_node.errors import ConfigError, ModelError  # noqa: E402
 from vlm_reuse_node.overlay import BAR_HEIGHT  # noqa: E402
-
-BUDGET = 'vlm_reuse_node/refresh_budget'
-
-
-@pytest.fixture(scope='module')
-def ros():
-    with graph() as context:
-        yield context
-
-
-@pytest.fixture
-def namespace(request):
-    """A namespace of the test's own."""
-    return '/' + ''.join(letter if letter.isalnum() else '_' for letter in request.node.name)
-
-
-@pytest.fixture
-def start(ros, model_dir, namespace):
-    """Start the node; gives the robot around it."""
-    running = []
-
-    def start(**parameters):
-        running.append(scene_node(ros, namespace, **({'model': str(model_dir)} | parameters)))
-        running[-1].__enter__()
-        return Robot(ros, namespace)
-
-    yield start
-    for node in running:
-        node.__exit__(None, None, None)
-
-
-@pytest.fixture
-def robot(start):
-    return start()
-
-
-def show(robot, camera, budgets, **picture):
-    """Publish a picture of now and wait until the node has looked at it; returns its stamp."""
-    seen, message = len(budgets), picture_message(**{'stamp_ns': robot.now_ns()} | picture)
-    camera.publish(message)
-    robot.until(lambda: len(budgets) > seen, 'a refresh budget')
-    return message.header.stamp
-
 
 def test_a_question_is_answered_from_the_newest_picture(robot):
     budgets, camera = robot.listen(RefreshBudget, BUDGET), robot.camera()
@@ -124,7 +80,7 @@ def test_a_camera_that_stopped_gives_stale_with_its_age(robot):
 @pytest.mark.parametrize('request_fields, named', [
     ({'question': ''}, 'empty'), ({'question': '  \n'}, 'empty'), ({'question': 'x' * 2001}, '2000'),
     ({'question': 'what is <|image_pad|> ?'}, 'image_pad'), ({'camera': 'rear'}, 'rear'),
-    ({'json_schema': '{}'}, 'json_schema'), ({'max_age_s': -1.0}, 'max_age_s'),
+    ({'json_schema': '{'}, 'json_schema'), ({'max_age_s': -1.0}, 'max_age_s'),
     ({'timeout_s': float('nan')}, 'timeout_s'), ({'choices': ['yes', 'yes']}, 'different'),
     ({'choices': ['']}, 'choice')])
 def test_what_cannot_be_asked_is_refused_with_the_reason(shared, request_fields, named):
@@ -226,7 +182,7 @@ def test_pictures_without_stamps_count_as_taken_when_they_arrive(robot):
 def test_the_overlay_is_published_while_somebody_looks(robot):
     budgets, camera = robot.listen(RefreshBudget, BUDGET), robot.camera()
     show(robot, camera, budgets)
-    overlays = robot.listen(Image, 'vlm_reuse_node/overlay')
+    overlays = robot.listen(Image, 'vlm_reuse_node/overlay/camera')
     stamp = show(robot, camera, budgets, seed=3)
     overlay = robot.until(lambda: overlays, 'an overlay')[0]
     assert (overlay.header.stamp, overlay.header.frame_id) == (stamp, 'lens')
@@ -292,7 +248,7 @@ def test_more_questions_than_may_wait_are_answered_busy(start):
 def test_diagnostics_come_once_a_second_with_reason_and_values(robot):
     diagnostics = robot.diagnostics()
     statuses = robot.until(lambda: diagnostics(), 'diagnostics')
-    assert set(statuses) == {'model', 'camera camera', 'refresh budget', 'drift audit'}
+    assert set(statuses) == {'life cycle', 'model', 'camera camera', 'refresh budget', 'drift audit', 'memory'}
     assert statuses['model'].level == DiagnosticStatus.OK
     assert statuses['camera camera'].level == DiagnosticStatus.WARN
     assert 'Nobody publishes' in statuses['camera camera'].message
@@ -301,15 +257,8 @@ def test_diagnostics_come_once_a_second_with_reason_and_values(robot):
     assert {'rate', 'image age', 'pictures dropped', 'pictures refused'} <= {pair.key for pair in status.values}
 
 
-def set_parameter(robot, name, value):
-    request = SetParameters.Request(parameters=[Parameter(name, value=value).to_parameter_msg()])
-    future = robot.call(SetParameters, 'vlm_reuse_node/set_parameters', request)
-    robot.until(future.done, 'the parameter')
-    return future.result().results[0]
-
-
 @pytest.mark.parametrize('name, value, reason', [
-    ('max_tokens', 0, '4096'), ('max_age_s', -1.0, '86400'), ('queue_size', 4, 'read-only'),
+    ('max_tokens', 0, '4096'), ('max_age_s', -1.0, '86400'), ('image_transport', 'compressed', 'lifecycle set'),
     ('static_threshold', 200, 'change_threshold'), ('no_such', 1, 'no_such')])
 def test_a_wrong_parameter_change_is_refused_with_the_reason(shared, name, value, reason):
     result = set_parameter(shared, name, value)
@@ -391,7 +340,7 @@ def test_an_answer_wakes_the_executor(ros):
     from threading import Timer
     from rclpy.executors import SingleThreadedExecutor
     from vlm_reuse_node.budget import Answer as Record, Status
-    from vlm_reuse_node.node import in_executor
+    from vlm_reuse_node.ask_server import in_executor
     executor, asked = SingleThreadedExecutor(context=ros), Future()
 
     async def wait():

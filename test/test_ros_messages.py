@@ -8,7 +8,6 @@ from vlm_reuse_interfaces.msg import Answer as AnswerMessage  # noqa: E402
 from vlm_reuse_interfaces.srv import AskScene  # noqa: E402
 
 from vlm_reuse_node.budget import Answer, Level, Question, Refresh, Status  # noqa: E402
-from vlm_reuse_node.errors import InvalidRequestError  # noqa: E402
 from vlm_reuse_node.ros_messages import answer_message, budget_message, question_of  # noqa: E402
 
 
@@ -35,7 +34,7 @@ def test_an_answer_keeps_every_field():
 def test_a_refresh_keeps_its_counts_and_times():
     refreshed, deferred = np.array([[1, 1, 0, 0]], bool), np.array([[0, 0, 1, 0]], bool)
     refresh = Refresh('front', 5_000_000_006, 'lens', Level.FRAME, 'why', refreshed, deferred, 0.5, 9.0,
-                      1.0, 2.0, 4.0)
+                      1.0, 2.0, 4.0, changed=refreshed)
     message = budget_message(refresh, 30, 4, 5)
     assert (message.visual_tokens_total, message.visual_tokens_refreshed, message.visual_tokens_deferred) == (4, 2, 1)
     assert (message.frames_seen, message.frames_dropped, message.frames_refused) == (30, 4, 5)
@@ -46,8 +45,6 @@ def test_a_refresh_keeps_its_counts_and_times():
 
 
 def test_a_request_becomes_a_question():
-    request = AskScene.Request(question='what ?', choices=['a', 'b'], max_tokens=3, max_age_s=1.5, timeout_s=2.5,
-                               force_refresh=True)
-    assert question_of(request) == Question('what ?', ('a', 'b'), 3, 1.5, 2.5, True)
-    with pytest.raises(InvalidRequestError, match='json_schema'):
-        question_of(AskScene.Request(json_schema='{}'))
+    request = AskScene.Request(question='what ?', choices=['a', 'b'], json_schema='{}', max_tokens=3, max_age_s=1.5,
+                               timeout_s=2.5, force_refresh=True)
+    assert question_of(request) == Question('what ?', ('a', 'b'), '{}', 3, 1.5, 2.5, True)

@@ -364,3 +364,27 @@ def test_every_observed_frame_is_reported(vlm):
     assert [frame for frame, _ in seen] == frames and [refresh for _, refresh in seen] == refreshes
     assert [refresh.level for refresh in refreshes] == [Level.FULL, Level.REUSE, Level.FRAME]
     assert refreshes[2].camera == 'left' and refreshes[2].stamp_ns == frames[2].stamp_ns
+
+
+def test_progress_tells_every_stage_and_token(session):
+    """The text grows token by token to the answer's, and a cold answer tells its refresh too."""
+    told = []
+    answer = session.ask(replace(QUESTION, max_tokens=5), now_ns=0, listener=told.append)
+    assert [each.stage for each in told] == ['prefill', 'decode'] + ['decode'] * 5
+    assert [each.tokens_generated for each in told] == [0, 0, 1, 2, 3, 4, 5]
+    assert all(answer.text.startswith(each.text) for each in told) and told[-1].text == answer.text
+    told.clear()
+    session.ask_cold(replace(QUESTION, max_tokens=1), now_ns=0, listener=told.append)
+    assert [each.stage for each in told] == ['refresh', 'prefill', 'decode', 'decode']
+
+
+@pytest.mark.parametrize('policy', ['exact', 'patch'])
+def test_a_refresh_tells_what_changed_apart_from_what_was_paid(vlm, policy):
+    session = SceneSession(vlm, Config(refresh_policy=policy, max_patch_share=1.0))
+    first = picture(1)
+    rgb = first.rgb.copy()
+    rgb[:20, :20] = 255 - rgb[:20, :20]
+    observed = [session.observe(frame) for frame in (first, replace(first, stamp_ns=1), Frame(rgb, stamp_ns=2))]
+    assert [int(refresh.changed.sum()) for refresh in observed] == [12, 0, 1] and observed[2].changed[0, 0]
+    assert observed[2].level == ('frame' if policy == 'exact' else 'patch')
+    assert not session.observe(Frame(rgb, stamp_ns=3), force=True).changed.any()

@@ -9,48 +9,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from brake import WAIT_S
 from tiny_model import SECOND_NS, picture
 
 from vlm_reuse_node.audit import DriftAudit
 from vlm_reuse_node.budget import Level, Question, Status
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, ImageError, ModelError
-from vlm_reuse_node.families.qwen2_5_vl import Family
 from vlm_reuse_node.frame import Frame
 from vlm_reuse_node.worker import ModelWorker, QUIET_S
 
 QUESTION = Question('what color is the square ?', max_tokens=6)
-WAIT_S = 20
-
-
-class Brake:
-    """Stands in the way of the model's forward pass: holds it, or makes it fail, when told to."""
-
-    def __init__(self, monkeypatch):
-        self.held, self.go_on, self.failing = threading.Event(), threading.Event(), False
-        self.go_on.set()
-        forward = Family.forward
-
-        def braked(family, *args, **kwargs):
-            if not self.go_on.is_set():
-                self.held.set()
-                assert self.go_on.wait(WAIT_S)
-            if self.failing:
-                raise RuntimeError('the device is gone')
-            return forward(family, *args, **kwargs)
-        monkeypatch.setattr(Family, 'forward', braked)
-
-    def hold(self):
-        """Hold the next pass. `held` is set when it stands."""
-        self.held.clear()
-        self.go_on.clear()
-
-
-@pytest.fixture
-def brake(monkeypatch):
-    brake = Brake(monkeypatch)
-    yield brake
-    brake.go_on.set()
 
 
 @pytest.fixture
@@ -124,7 +93,7 @@ def test_a_full_queue_is_busy_at_once(worker, brake):
     waiting = [worker.ask('', QUESTION, 0) for _ in range(2)]
     refused = worker.ask('', QUESTION, 0)
     assert refused.done() and refused.result().status == Status.BUSY and '2 questions' in refused.result().message
-    assert worker.stats().queue_length == 2
+    assert worker.stats().waiting == {'camera': 2}
     brake.go_on.set()
     assert {future.result(WAIT_S).status for future in (held, *waiting)} == {Status.OK}
     assert worker.stats().answers == {'OK': 3, 'BUSY': 1}
@@ -320,8 +289,8 @@ def test_live_parameters_change_and_others_are_refused(worker):
     config = worker._config
     worker.configure(config.with_values(max_tokens=3))
     assert answer(worker, Question(QUESTION.text)).tokens_generated == 3
-    with pytest.raises(ConfigError, match='queue_size cannot change'):
-        worker.configure(config.with_values(queue_size=5))
+    with pytest.raises(ConfigError, match='image_transport cannot change'):
+        worker.configure(config.with_values(image_transport='compressed'))
 
 
 def test_stopping_answers_every_open_question(worker, brake, monkeypatch):

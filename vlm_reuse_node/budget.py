@@ -38,6 +38,8 @@ class Refresh:
 
     refreshed: (rows, columns) bool, the cells that were paid for.
     deferred: (rows, columns) bool, cells known to have changed and not yet refreshed.
+    changed: (rows, columns) bool, the cells that were found changed and whose state shows it now; all where nothing
+        could be compared. What was computed whole may have paid for more.
     oldest_cell_age_s: seconds between this picture and the oldest cached cell.
     budget_ms: what the refresh was allowed to take; 0: no limit.
     """
@@ -54,6 +56,7 @@ class Refresh:
     change_ms: float = 0.0
     vision_ms: float = 0.0
     prefill_ms: float = 0.0
+    changed: np.ndarray = field(kw_only=True)
 
     @property
     def visual_tokens_total(self) -> int:

@@ -22,16 +22,16 @@ STAMPS_RESTARTED_NS = 1_000_000_000
 class CameraInput:
     """Takes the pictures of `<name>/image_raw`, or `<name>/image_raw/compressed`.
 
-    Counts since the start: received, dropped (replaced while they waited for the model), refused by cause.
+    Counts since it was made: received, dropped (replaced while they waited for the model), refused by cause.
+    topic: the full name after remapping.
     """
 
     def __init__(self, node: Node, name: str, config: Config,
                  observe: Callable[[Frame], bool], forget: Callable[[str], None]):
-        """Subscribe.
+        """Prepare; no picture comes before `subscribe`.
 
         observe: takes a frame; False when it replaced one that still waited.
         forget: called with the camera's name when its stamps start again from the past, as in a looping bag.
-        Raises ConfigError for a QoS override that is none.
         """
         self.name = name
         self.max_image_pixels = config.max_image_pixels
@@ -50,15 +50,19 @@ class CameraInput:
         self._node, self._observe, self._forget = node, observe, forget
         self._compressed = config.image_transport == 'compressed'
         # As image_transport does: remapping the base topic moves the compressed one along.
-        kind, topic = Image, f'{name}/image_raw'
-        if self._compressed:
-            kind, topic = CompressedImage, f'{node.resolve_topic_name(topic)}/compressed'
-        self._subscription = ImageSubscription(node, kind, topic, self._on_message)
+        self.topic = node.resolve_topic_name(f'{name}/image_raw') + ('/compressed' if self._compressed else '')
+        self._subscription: ImageSubscription | None = None
 
-    @property
-    def topic(self) -> str:
-        """The full topic name after remapping."""
-        return self._subscription.topic
+    def subscribe(self) -> None:
+        """Take pictures from now on. Raises ConfigError for a QoS override that is none."""
+        kind = CompressedImage if self._compressed else Image
+        self._subscription = ImageSubscription(self._node, kind, self.topic, self._on_message)
+
+    def unsubscribe(self) -> None:
+        """Take no more pictures; the counts stay."""
+        if self._subscription:
+            self._subscription.destroy()
+            self._subscription = None
 
     @property
     def refused_total(self) -> int:
@@ -71,16 +75,17 @@ class CameraInput:
 
     def follow_publishers(self) -> None:
         """Take over the publishers' reliability; call it now and then, for middlewares that announce no changes."""
-        self._subscription.follow_publishers()
+        if self._subscription:
+            self._subscription.follow_publishers()
 
     def state(self) -> CameraState:
         """What diagnostics and answers say about this camera now."""
         silent_s = None if self._last_usable_s is None else time.monotonic() - self._last_usable_s
         return CameraState(
-            name=self.name, topic=self.topic, publishers=self._subscription.publishers(), received=self.received,
-            lost=self._subscription.lost, dropped=self.dropped, refused=dict(self.refused),
-            refused_in_a_row=self.refused_in_a_row, last_refusal=self.last_refusal,
-            incompatible_qos=self._subscription.incompatible_qos, silent_s=silent_s,
+            name=self.name, topic=self.topic, publishers=self._node.count_publishers(self.topic),
+            received=self.received, lost=self._subscription.lost if self._subscription else 0, dropped=self.dropped,
+            refused=dict(self.refused), refused_in_a_row=self.refused_in_a_row, last_refusal=self.last_refusal,
+            incompatible_qos=self._subscription.incompatible_qos if self._subscription else '', silent_s=silent_s,
             arrival_age_s=self._arrival_age_s, callback_ms=tuple(self.callback_ms))
 
     def on_looked_at(self) -> None:
@@ -96,10 +101,6 @@ class CameraInput:
         with self._counting:
             self._model_refuses, self._last_usable_s = True, self._looked_at_s
         self._refuse(err)
-
-    def destroy(self) -> None:
-        """Unsubscribe."""
-        self._subscription.destroy()
 
     def _on_message(self, message: Image | CompressedImage) -> None:
         start = time.perf_counter()

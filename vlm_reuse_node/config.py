@@ -14,7 +14,7 @@ EXACT_POLICY, PATCH_POLICY = 'exact', 'patch'
 
 
 def _parameter(default, description: str, *, low=None, high=None, choices=(), live=False):
-    """Declare one parameter; `live` ones may change while the node runs."""
+    """Declare one parameter; `live` ones may change at any time, the others only while no model is loaded."""
     metadata = {'description': description, 'low': low, 'high': high, 'choices': choices, 'live': live}
     return field(default=default, metadata=metadata)
 
@@ -25,8 +25,10 @@ class Config:
 
     model: str = _parameter(
         'tabletop', "'tabletop' (embedded), a model directory in mlx-vlm's format, or a hub name")
+    autostart: bool = _parameter(
+        True, "load the model and take pictures at the start; false: wait for 'ros2 lifecycle set'")
     cameras: tuple[str, ...] = _parameter(
-        ('camera',), 'camera names; each subscribes to <name>/image_raw (remap it to your topic)')
+        ('camera',), 'camera names; each subscribes to <name>/image_raw (remap it to your topic)', live=True)
     image_transport: str = _parameter(
         'raw', 'raw: sensor_msgs/Image; compressed: sensor_msgs/CompressedImage on <topic>/compressed',
         choices=('raw', 'compressed'))
@@ -51,7 +53,9 @@ class Config:
         low=0.001, high=86_400.0, live=True)
     timeout_s: float = _parameter(
         30.0, 'time an answer may take when the question does not say, seconds', low=0.001, high=3600.0, live=True)
-    queue_size: int = _parameter(16, 'questions that may wait; one more gives BUSY', low=1, high=10_000)
+    queue_size: int = _parameter(
+        16, 'questions about one camera that may wait; one more gives BUSY', low=1, high=10_000, live=True)
+    max_watches: int = _parameter(64, 'most standing questions', low=0, high=10_000, live=True)
     change_threshold: int = _parameter(
         32, 'a cell whose largest absolute difference is at or above this is changed, of 255; raised by camera noise',
         low=1, high=255, live=True)

@@ -6,18 +6,30 @@ Pure functions of counts; the node gathers these and publishes the result.
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from threading import Lock
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 import numpy as np
+import psutil
 
 from vlm_reuse_node.audit import Audited
 from vlm_reuse_node.budget import Refresh
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 FUTURE_S = 1.0
+# Below this share of the host's memory left, the system starts to swap, and answers take seconds.
+LEAST_MEMORY = 0.05
 LOST_REMEDY = ('Make the publisher reliable, send smaller or compressed pictures, or give its process larger DDS '
                'buffers (Fast DDS: config/fastdds_large_pictures.xml).')
+
+
+class Stage(StrEnum):
+    """Where the node is in its life cycle."""
+
+    UNCONFIGURED = 'unconfigured'
+    INACTIVE = 'inactive'
+    ACTIVE = 'active'
 
 
 @dataclass(frozen=True)
@@ -158,17 +170,42 @@ def budget_status(node: str, refreshes: list[Refresh], seconds: float) -> Diagno
     return status(f'{node}: refresh budget', OK, f'{share} refreshed' if total else share, values)
 
 
+def node_status(node: str, stage: Stage, waits_for: str, failure: Exception | None) -> DiagnosticStatus:
+    """Where the node is in its life cycle; failure: of the last transition that failed."""
+    if stage is Stage.ACTIVE:
+        return status(f'{node}: life cycle', OK, 'Active', {'stage': stage})
+    if failure:
+        return status(f'{node}: life cycle', ERROR, f'{failure} {waits_for}', {'stage': stage})
+    return status(f'{node}: life cycle', WARN, waits_for, {'stage': stage})
+
+
+def memory_status(node: str, stats) -> DiagnosticStatus:
+    """What the process and the model hold, and what the host has left; from a `worker.WorkerStats`."""
+    host, process = psutil.virtual_memory(), psutil.Process().memory_info()
+    values = {'process': _megabytes(process.rss), 'model and states': _megabytes(stats.device_bytes),
+              'host, available': _megabytes(host.available), 'host, all': _megabytes(host.total)}
+    if host.available < LEAST_MEMORY * host.total:
+        return status(f'{node}: memory', WARN, f"Only {_megabytes(host.available)} of the host's memory are left: lower "
+                      'history_frames or max_cache_mb, end other programs, or take a smaller model.', values)
+    return status(f'{node}: memory', OK, f'{_megabytes(process.rss)} in use', values)
+
+
+def _megabytes(size: int) -> str:
+    return f'{size / 1e6:.1f} MB'
+
+
 def model_status(node: str, stats, queue_size: int) -> DiagnosticStatus:
     """How the model is, from a `worker.WorkerStats`."""
     level, message = OK, 'Ready'
     if stats.last_error:
         level, message = ERROR, (f'{stats.last_error} The state is rebuilt with the next picture; restart the node if '
                                  'this stays.')
-    elif stats.queue_length >= queue_size:
-        level, message = WARN, (f'{stats.queue_length} questions wait, new ones get BUSY; ask less often, or raise '
-                                'queue_size.')
-    values = {'model': stats.model, 'questions waiting': stats.queue_length,
-              **{f'state of {camera}': f'{pictures} pictures, {held / 1e6:.1f} MB'
+    elif full := [camera for camera, count in stats.waiting.items() if count >= queue_size]:
+        level, message = WARN, (f'{queue_size} questions wait about {", ".join(sorted(full))}, new ones get BUSY; ask '
+                                'less often, or raise queue_size.')
+    values = {'model': stats.model, 'questions waiting': sum(stats.waiting.values()),
+              'standing questions': stats.watches,
+              **{f'state of {camera}': f'{pictures} pictures, {_megabytes(held)}'
                  for camera, (pictures, held) in sorted(stats.held.items())},
               **{f'answers: {name}': count for name, count in sorted(stats.answers.items())}}
     return status(f'{node}: model', level, message, values, hardware_id=stats.model)

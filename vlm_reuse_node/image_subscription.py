@@ -46,10 +46,6 @@ class ImageSubscription:
         except RuntimeError as err:  # rclpy's QoS overrides raise nothing more particular
             raise ConfigError(f'The subscription of {self.topic} cannot be made: {err}.') from err
 
-    def publishers(self) -> int:
-        """Publishers of the topic that are known now, whatever QoS they offer."""
-        return self._node.count_publishers(self.topic)
-
     def follow_publishers(self, *_) -> None:
         """Subscribe again when the publishers' reliability has become another one."""
         offered = self._offered()

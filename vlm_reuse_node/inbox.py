@@ -122,11 +122,14 @@ class Inbox:
             self._changed.notify()
         return True
 
-    def put_standing(self, ask: Ask) -> None:
-        """Leave a standing question; it must not wait twice."""
+    def put_standing(self, ask: Ask) -> bool:
+        """Leave a standing question, however many wait. Returns False when closed."""
         with self._changed:
+            if not self.is_open:
+                return False
             self._standing.put(ask)
             self._changed.notify()
+        return True
 
     def put_reset(self, camera: str) -> None:
         """Have a camera forgotten, its waiting frame at once."""

@@ -44,7 +44,8 @@ class JsonSchemas:
             raise InvalidRequestError('json_schema is no JSON object; expected one, such as {"type": "object"}.')
         try:
             grammar = llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=_COMPACT)
-            self._writer(grammar)
+            if not any(self._writer(grammar).compute_bitmask()):
+                raise ValueError('no document can begin')
         except ValueError as error:
             raise InvalidRequestError(f'json_schema cannot be followed: {_one_line(error)}. Expected a schema without '
                                       'what is named here.') from error
@@ -103,4 +104,4 @@ class JsonSampler:
 
 
 def _one_line(error):
-    return ' '.join(str(error).split())[:200].rstrip('.')
+    return ' '.join(str(error).partition('<state>')[0].split())[:200].rstrip('.')

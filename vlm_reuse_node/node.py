@@ -5,133 +5,234 @@ The executor's thread only converts, hands over and publishes; the model has a t
 
 from __future__ import annotations
 
-from concurrent.futures import Future as WorkerFuture
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 import logging
 import os
 import sys
 import time
+import traceback
 from typing import TYPE_CHECKING
 
 import cv2
 from diagnostic_msgs.msg import DiagnosticArray
 import rclpy
-from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.node import Node
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
-from rclpy.task import Future
 from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 from vlm_reuse_interfaces.msg import RefreshBudget
-from vlm_reuse_interfaces.srv import AskScene
 
+from vlm_reuse_node.ask_server import answered, AskServer
 from vlm_reuse_node.budget import Answer, Refresh, Status
 from vlm_reuse_node.camera_input import CameraInput
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.diagnostics import (
-    audit_status, budget_status, camera_status, camera_trouble, model_status, RefreshWindow)
-from vlm_reuse_node.errors import ConfigError, ImageError, InvalidRequestError, ModelError
+    audit_status, budget_status, camera_status, camera_trouble, memory_status, model_status, node_status, RefreshWindow,
+    Stage)
+from vlm_reuse_node.errors import ConfigError, ImageError, InvalidRequestError, ModelError, VlmReuseError
 from vlm_reuse_node.frame import Frame
 from vlm_reuse_node.overlay import draw_overlay
 from vlm_reuse_node.process import Interrupts, RosLog, say_ready
 from vlm_reuse_node.ros_convert import image_message
-from vlm_reuse_node.ros_messages import answer_message, budget_message, header_of, question_of
+from vlm_reuse_node.ros_messages import budget_message, header_of, question_of
 from vlm_reuse_node.ros_parameters import check_qos_overrides_are_used, declare_parameters, watch_parameters
+from vlm_reuse_node.watch_server import WatchServer
 
 if TYPE_CHECKING:
     from vlm_reuse_node.worker import ModelWorker
 
 NODE_NAME = 'vlm_reuse_node'
 EXIT_MODEL, EXIT_CONFIG = 1, 2
-# The middleware drops requests beyond this depth without a word (ROS's default is 10); BUSY is for the node to say.
-QUESTIONS_AT_ONCE = 1000
+SUCCESS, FAILURE, ERROR = (
+    TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE, TransitionCallbackReturn.ERROR)
 
 
-class SceneNode(Node):
+class SceneNode(LifecycleNode):
     """Answers planners about live cameras.
 
-    Construction checks the parameters and `start` loads the model, so that a service that exists also answers.
+    A lifecycle node: configure loads the model, activate subscribes to the cameras, deactivate keeps the state, cleanup
+    frees everything. `start` does the first two. The services appear with the first model, so that one that exists
+    answers; when the node is not active they answer INACTIVE.
     """
 
-    def __init__(self, name: str = NODE_NAME, **node_arguments):
-        """Declare the parameters; nothing is loaded and nothing is subscribed yet.
+    def __init__(self, name: str = NODE_NAME, *, on_active: Callable[[], None] = lambda: None,
+                 loading: Callable[[], AbstractContextManager] = nullcontext, **node_arguments):
+        """Declare the parameters; nothing is loaded and nothing is subscribed yet, but diagnostics are published.
 
-        Raises ConfigError for a parameter that is unknown or wrong.
+        on_active: called whenever pictures and questions are taken from then on. loading: makes the context in which
+        the model is loaded. Raises ConfigError for a parameter that is unknown or wrong.
         """
         super().__init__(name, **node_arguments)
         self.config = declare_parameters(self)
+        watch_parameters(self, lambda: self.config, self._reconfigure, lambda: self.stage is not Stage.UNCONFIGURED)
+        self.stage = Stage.UNCONFIGURED
+        self._on_active, self._loading = on_active, loading
+        self._failure: Exception | None = None  # of the last transition
         self._cameras: dict[str, CameraInput] = {}
         self._overlays: dict[str, object] = {}
         self._refreshes = RefreshWindow()
         self._worker: ModelWorker | None = None
+        self._asks: AskServer | None = None
+        self._diagnostics_publisher = self.create_publisher(DiagnosticArray, '/diagnostics', QoSProfile(depth=10))
+        self._diagnosed_s, self._diagnosed = time.monotonic(), {}
+        self.create_timer(1.0, self._publish_diagnostics, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        self._watch_time()
 
     def start(self) -> None:
         """Load the model, then publish, serve and subscribe.
 
         Raises ModelError when the model cannot be loaded, ConfigError for a QoS override that is wrong.
         """
-        self.get_logger().info(f"Loading the model '{self.config.model}'.")
-        # Imports mlx and transformers, seconds that a wrong parameter need not wait for.
-        from vlm_reuse_node.worker import ModelWorker
-        self._worker = ModelWorker(self.config, self._on_refresh, self._on_refused)
-        self._worker.start()
-        self._publish_and_serve()
-        self._cameras = {name: self._camera(name) for name in self.config.cameras}
-        check_qos_overrides_are_used(self)
-        watch_parameters(self, lambda: self.config, self._configure)
-        self._watch_time()
-        self.get_logger().info(f'Ready: {self._worker.stats().model} looks at '
-                               f'{", ".join(camera.topic for camera in self._cameras.values())}.')
+        if self.trigger_configure() != SUCCESS or self.trigger_activate() != SUCCESS:
+            raise self._failure
 
     def close(self) -> None:
         """End the model's thread and destroy the node; open questions are dropped."""
-        if self._worker:
-            self._worker.stop()
+        self._unload()
+        if self._asks:
+            self._asks.destroy()
         self.destroy_node()
 
-    def _publish_and_serve(self) -> None:
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load the model and serve; a model that cannot be loaded leaves the node unconfigured."""
+        return self._transition(self._load, Stage.INACTIVE)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Take pictures and questions."""
+        done = self._transition(self._subscribe, Stage.ACTIVE)
+        if done == SUCCESS:
+            topics = ', '.join(camera.topic for camera in self._cameras.values())
+            self.get_logger().info(f'Ready: {self._worker.stats().model} looks at {topics}.')
+            self._on_active()
+        return done
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Take no more pictures and questions; what the model has seen is kept, open questions are answered."""
+        return self._transition(self._unsubscribe, Stage.INACTIVE)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free the model, its state and the standing questions."""
+        return self._transition(self._unload, Stage.UNCONFIGURED)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """As cleanup, from any state and for good."""
+        return self._transition(self._unload, Stage.UNCONFIGURED)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Back to unconfigured, with nothing held."""
+        return self._transition(self._unload, Stage.UNCONFIGURED)
+
+    def _transition(self, change: Callable[[], None], after: Stage) -> TransitionCallbackReturn:
+        """Change the node's state; rclpy alone would drop what is raised without a word."""
+        try:
+            change()
+        except VlmReuseError as err:
+            self._failure = err
+            self.get_logger().error(str(err))
+            return FAILURE
+        except Exception as err:
+            self._failure = err
+            self.get_logger().error(traceback.format_exc())
+            return ERROR
+        self.stage = after
+        return SUCCESS
+
+    def _load(self) -> None:
+        self.get_logger().info(f"Loading the model '{self.config.model}'.")
+        with self._loading():
+            # Imports mlx and transformers, seconds that a wrong parameter need not wait for.
+            from vlm_reuse_node.worker import ModelWorker
+            worker = ModelWorker(self.config, self._on_refresh, self._on_refused, self._on_watch)
+            worker.start()
+        self._worker = worker
+        self._serve()
+        self._follow_cameras()
+
+    def _unload(self) -> None:
+        self._unsubscribe()
+        self._cameras.clear()
+        if self._worker:
+            self._worker.stop()
+            self._worker = None
+
+    def _subscribe(self) -> None:
+        try:
+            for camera in self._cameras.values():
+                camera.subscribe()
+            check_qos_overrides_are_used(self)
+        except ConfigError:
+            self._unsubscribe()
+            raise
+
+    def _unsubscribe(self) -> None:
+        for camera in self._cameras.values():
+            camera.unsubscribe()
+
+    def _serve(self) -> None:
+        """Once in the node's life: clients that know a service keep it through cleanup and configure."""
+        if self._asks:
+            return
         overridable = QoSOverridingOptions.with_default_policies()
         self._budget_publisher = self.create_publisher(
             RefreshBudget, '~/refresh_budget', QoSProfile(depth=10), qos_overriding_options=overridable)
-        for index, name in enumerate(self.config.cameras):
-            topic = f'~/overlay/{name}' if index else '~/overlay'
-            self._overlays[name] = self.create_publisher(
-                Image, topic, QoSProfile(depth=5), qos_overriding_options=overridable)
-        # Questions wait for the model without holding up each other or anything else.
-        self.create_service(AskScene, '~/ask', self._on_ask, qos_profile=QoSProfile(depth=QUESTIONS_AT_ONCE),
-                            callback_group=ReentrantCallbackGroup())
+        self._watches = WatchServer(self, self._active_worker)
         self.create_service(Trigger, '~/reset', self._on_reset)
-        self._diagnostics_publisher = self.create_publisher(DiagnosticArray, '/diagnostics', QoSProfile(depth=10))
-        self._diagnosed_s, self._diagnosed = time.monotonic(), {}
-        self.create_timer(1.0, self._publish_diagnostics, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        self._asks = AskServer(self, self._ask, self._with_reason)
 
-    def _camera(self, name: str) -> CameraInput:
-        return CameraInput(self, name, self.config, self._worker.observe, self._worker.reset)
+    def _follow_cameras(self) -> None:
+        """Have an input and an overlay for each configured camera, and no other input."""
+        for name in set(self._cameras) - set(self.config.cameras):
+            self._cameras.pop(name).unsubscribe()
+        for name in self.config.cameras:
+            if name not in self._cameras:
+                self._cameras[name] = CameraInput(self, name, self.config, self._observe, self._forget)
+                if self.stage is Stage.ACTIVE:
+                    self._cameras[name].subscribe()
+            if name not in self._overlays:
+                self._overlays[name] = self.create_publisher(
+                    Image, f'~/overlay/{name}', QoSProfile(depth=5),
+                    qos_overriding_options=QoSOverridingOptions.with_default_policies())
 
-    def _configure(self, config: Config) -> None:
+    def _reconfigure(self, config: Config) -> None:
         """Take parameters that changed while the node runs."""
         self.config = config
+        if self._worker is None:
+            return
         self._worker.configure(config)
+        self._follow_cameras()
         for camera in self._cameras.values():
             camera.max_image_pixels = config.max_image_pixels
 
-    async def _on_ask(self, request: AskScene.Request, response: AskScene.Response) -> AskScene.Response:
-        response.answer = answer_message(await self._answer(request))
-        return response
+    def _active_worker(self) -> ModelWorker:
+        """The model's thread. Raises InvalidRequestError when the node is not active."""
+        if self.stage is not Stage.ACTIVE:
+            raise InvalidRequestError(self._inactive())
+        return self._worker
 
-    async def _answer(self, request) -> Answer:
-        """Ask the model's thread and wait for it in the executor, which goes on with everything else."""
-        try:
-            question = question_of(request)
-        except InvalidRequestError as err:
-            return Answer(Status.INVALID_REQUEST, str(err), camera=request.camera)
+    def _inactive(self) -> str:
+        name = self.get_fully_qualified_name()
+        transition = 'activate' if self.stage is Stage.INACTIVE else 'configure'
+        return f"The node is {self.stage}: 'ros2 lifecycle set {name} {transition}' is what it waits for."
+
+    def _ask(self, request, cancel, listener):
+        """Put a request's question to the model's thread."""
+        if self.stage is not Stage.ACTIVE:
+            return answered(Answer(Status.INACTIVE, self._inactive(), camera=request.camera))
         ask = self._worker.ask_cold if request.cold else self._worker.ask
-        asked = ask(request.camera, question, self.get_clock().now().nanoseconds)
-        return self._with_reason(await in_executor(self.executor, asked))
+        return ask(request.camera, question_of(request), self.get_clock().now().nanoseconds, cancel, listener)
+
+    def _observe(self, frame: Frame) -> bool:
+        return self._worker.observe(frame)
+
+    def _forget(self, camera: str = '') -> None:
+        if self._worker:
+            self._worker.reset(camera)
 
     def _with_reason(self, answer: Answer) -> Answer:
         """Say why there is no fresh picture, and what to do, where the camera's own counts know it."""
@@ -141,27 +242,35 @@ class SceneNode(Node):
         return replace(answer, message=f'{answer.message} {reason}'.strip())
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        self._worker.reset()
-        response.success = True
-        response.message = f'The next picture of {", ".join(self.config.cameras)} is read anew.'
+        self._forget()
+        response.success = self._worker is not None
+        response.message = (f'The next picture of {", ".join(self.config.cameras)} is read anew.'
+                            if response.success else self._inactive())
         return response
 
     def _on_refresh(self, frame: Frame, refresh: Refresh) -> None:
         """Publish from the model's thread: rclpy publishers may be used from any, and the executor stays free."""
         self._refreshes.add(refresh)
-        self._cameras[frame.camera].on_looked_at()
+        if camera := self._cameras.get(frame.camera):  # else it has just left
+            camera.on_looked_at()
+            self._publishing(self._publish_refresh, camera, frame, refresh)
+
+    def _on_refused(self, frame: Frame, error: ImageError) -> None:
+        """Count, on the model's thread, what only the model refuses."""
+        if camera := self._cameras.get(frame.camera):
+            camera.on_refused(error)
+
+    def _on_watch(self, watch, before) -> None:
+        self._publishing(self._watches.publish, watch, before)
+
+    def _publishing(self, publish: Callable, *arguments) -> None:
         try:
-            self._publish_refresh(frame, refresh)
+            publish(*arguments)
         except RuntimeError:
             if self.context.ok():  # else the node was told to stop meanwhile
                 raise
 
-    def _on_refused(self, frame: Frame, error: ImageError) -> None:
-        """Count, on the model's thread, what only the model refuses."""
-        self._cameras[frame.camera].on_refused(error)
-
-    def _publish_refresh(self, frame: Frame, refresh: Refresh) -> None:
-        camera = self._cameras[frame.camera]
+    def _publish_refresh(self, camera: CameraInput, frame: Frame, refresh: Refresh) -> None:
         self._budget_publisher.publish(
             budget_message(refresh, camera.received, camera.dropped, camera.refused_total))
         overlay = self._overlays[frame.camera]
@@ -172,19 +281,26 @@ class SceneNode(Node):
         now_s = time.monotonic()
         seconds, self._diagnosed_s = max(now_s - self._diagnosed_s, 1e-3), now_s
         name = self.get_fully_qualified_name().lstrip('/')
+        message = DiagnosticArray(status=[
+            node_status(name, self.stage, self._inactive(), self._failure),
+            *(self._working_statuses(name, seconds) if self._worker else [])])
+        message.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics_publisher.publish(message)
+
+    def _working_statuses(self, name: str, seconds: float) -> list:
         for camera in self._cameras.values():
             camera.follow_publishers()
         stats = self._worker.stats()
-        states = {camera: entry.state() for camera, entry in self._cameras.items()}
-        message = DiagnosticArray(status=[
+        before, self._diagnosed = self._diagnosed, {
+            camera: entry.state() for camera, entry in self._cameras.items()}
+        cameras = self._diagnosed.items() if self.stage is Stage.ACTIVE else ()
+        return [
             model_status(name, stats, self.config.queue_size),
-            *(camera_status(name, state, self._diagnosed.get(camera, state), seconds, self.config.max_age_s)
-              for camera, state in states.items()),
+            *(camera_status(name, state, before.get(camera, state), seconds, self.config.max_age_s)
+              for camera, state in cameras),
             budget_status(name, self._refreshes.take(), seconds),
-            audit_status(name, stats.audited, self.config.max_drift)])
-        message.header.stamp = self.get_clock().now().to_msg()
-        self._diagnosed = states
-        self._diagnostics_publisher.publish(message)
+            audit_status(name, stats.audited, self.config.max_drift),
+            memory_status(name, stats)]
 
     def _watch_time(self) -> None:
         """Rebuild every state when (simulated) time jumps back: ages would be wrong, and a bag may be looping."""
@@ -192,27 +308,12 @@ class SceneNode(Node):
         self._jumps = self.get_clock().create_jump_callback(backwards, post_callback=self._on_time_jump)
 
     def _on_time_jump(self, jump) -> None:
+        if self._worker is None:
+            return
         self.get_logger().info('Time jumped back or changed its source; every camera starts anew.')
         for camera in self._cameras.values():
             camera.forget_time()
-        self._worker.reset()
-
-
-def in_executor(executor, asked: WorkerFuture) -> Future:
-    """Make an answer of the model's thread awaitable in an rclpy coroutine."""
-    answer = Future(executor=executor)
-
-    def finish(done: WorkerFuture) -> None:
-        error = None if done.cancelled() else done.exception()
-        if done.cancelled() or error:
-            answer.set_result(Answer(Status.MODEL_ERROR, f'The question was dropped: {error or "cancelled"}.'))
-        else:
-            answer.set_result(done.result())
-        # The executor sleeps until something is ready, and a future's result alone does not count as that.
-        executor.wake()
-
-    asked.add_done_callback(finish)
-    return answer
+        self._forget()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -260,14 +361,14 @@ def _init(argv: list[str] | None) -> None:
 
 
 def _run(interrupts: Interrupts) -> int:
-    node = SceneNode()
+    node = SceneNode(on_active=say_ready, loading=interrupts.while_welcome)
     logging.getLogger('vlm_reuse_node').addHandler(RosLog(node.get_logger()))
     executor = SingleThreadedExecutor()
     executor.add_node(node)
-    node.start()
-    interrupts.welcome = False
+    if node.config.autostart:
+        node.start()
+    interrupts.welcome = False  # from here on, signals end it in order
     try:
-        say_ready()  # from here on, signals end it in order
         executor.spin()
     except RuntimeError:
         if rclpy.ok():  # else a signal shut ROS down between two steps of the executor

@@ -1,5 +1,6 @@
 """What the node's process does besides ROS: signals, and the engine's log."""
 
+from contextlib import contextmanager
 import logging
 import signal
 import sys
@@ -25,6 +26,15 @@ class Interrupts:
         self.welcome, self.came = True, False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
+
+    @contextmanager
+    def while_welcome(self):
+        """Let signals interrupt what is done meanwhile."""
+        before, self.welcome = self.welcome, True
+        try:
+            yield
+        finally:
+            self.welcome = before
 
     def _on_signal(self, number, stack) -> None:
         if self.welcome and not self.came:

@@ -1,12 +1,15 @@
 """The engine's records to this package's messages and back; field for field, no arithmetic."""
 
 from builtin_interfaces.msg import Time
+from sensor_msgs.msg import RegionOfInterest
 from std_msgs.msg import Header
+from vlm_reuse_interfaces.action import AskScene as AskSceneAction
 from vlm_reuse_interfaces.msg import Answer as AnswerMessage
-from vlm_reuse_interfaces.msg import RefreshBudget
+from vlm_reuse_interfaces.msg import RefreshBudget, WatchAnswer
+from vlm_reuse_interfaces.msg import Watch as WatchMessage
 
-from vlm_reuse_node.budget import Answer, Question, Refresh, Status
-from vlm_reuse_node.errors import InvalidRequestError
+from vlm_reuse_node.budget import Answer, Progress, Question, Refresh, Status
+from vlm_reuse_node.watch import Region, Watch
 
 _STATUS_NUMBERS = {status: number for number, status in enumerate(Status)}
 
@@ -17,15 +20,10 @@ def header_of(stamp_ns: int, frame_id: str) -> Header:
 
 
 def question_of(request) -> Question:
-    """Read an `AskScene` request (service or action goal).
-
-    Raises InvalidRequestError for what this node cannot do; the engine checks the rest.
-    """
-    if request.json_schema:
-        raise InvalidRequestError('json_schema is not supported yet; expected it empty. Give choices instead.')
+    """Read an `AskScene` request (service or action goal); the engine checks it."""
     return Question(
-        text=request.question, choices=tuple(request.choices), max_tokens=request.max_tokens,
-        max_age_s=request.max_age_s, timeout_s=request.timeout_s, force_refresh=request.force_refresh)
+        text=request.question, choices=tuple(request.choices), json_schema=request.json_schema,
+        max_tokens=request.max_tokens, max_age_s=request.max_age_s, timeout_s=request.timeout_s, force_refresh=request.force_refresh)
 
 
 def answer_message(answer: Answer) -> AnswerMessage:
@@ -41,6 +39,34 @@ def answer_message(answer: Answer) -> AnswerMessage:
         tokens_generated=answer.tokens_generated, token_ids=list(answer.token_ids),
         queue_ms=float(answer.queue_ms), refresh_ms=float(answer.refresh_ms),
         prefill_ms=float(answer.prefill_ms), decode_ms=float(answer.decode_ms), total_ms=float(answer.total_ms))
+
+
+def progress_message(progress: Progress) -> AskSceneAction.Feedback:
+    """Write the feedback of `action/AskScene`."""
+    return AskSceneAction.Feedback(
+        stage=progress.stage, text=progress.text, tokens_generated=progress.tokens_generated)
+
+
+def watch_of(request) -> Watch:
+    """Read a `WatchScene` request that adds a standing question; the engine checks it."""
+    region = request.region
+    return Watch(0, request.camera, Question(request.question, tuple(request.choices)), float(request.margin),
+                 Region(region.x_offset, region.y_offset, region.width, region.height))
+
+
+def watch_message(watch: Watch) -> WatchMessage:
+    """Write a standing question as `msg/Watch`."""
+    region = watch.region
+    return WatchMessage(
+        watch_id=watch.number, camera=watch.camera, question=watch.question.text, choices=list(watch.question.choices),
+        margin=float(watch.margin), answer=answer_message(watch.answer or Answer(Status.NO_IMAGE)),
+        region=RegionOfInterest(x_offset=region.x, y_offset=region.y, width=region.width, height=region.height))
+
+
+def watch_answer_message(watch: Watch, before: Answer | None) -> WatchAnswer:
+    """Write a new answer of a standing question, and the one that held before, as `msg/WatchAnswer`."""
+    old = before or Answer(Status.NO_IMAGE)
+    return WatchAnswer(watch=watch_message(watch), old_choice_index=old.choice_index, old_text=old.text)
 
 
 def budget_message(refresh: Refresh, seen: int, dropped: int, refused: int) -> RefreshBudget:

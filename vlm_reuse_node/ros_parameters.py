@@ -31,8 +31,7 @@ def declare_parameters(node: Node) -> Config:
     for name in sorted(overrides):
         if not node.has_parameter(name) and not name.startswith(QOS_OVERRIDES):
             raise ConfigError(f"There is no parameter '{name}'; known are {', '.join(sorted(NAMES))}.")
-    for camera in config.cameras:
-        _check_topic(node, camera)
+    _check_cameras(node, config)
     return config
 
 
@@ -47,14 +46,20 @@ def check_qos_overrides_are_used(node: Node) -> None:
             raise ConfigError(f"'{name}' overrides nothing of this node; known are {', '.join(known)}.")
 
 
-def watch_parameters(node: Node, get_config: Callable[[], Config], apply: Callable[[Config], None]) -> None:
+def watch_parameters(node: Node, get_config: Callable[[], Config], apply: Callable[[Config], None],
+                     is_configured: Callable[[], bool]) -> None:
     """Check every later change as a whole, then hand the new configuration to `apply`.
 
-    A change that `Config` refuses is refused with its sentence; parameters that are not live are read-only.
+    A change that `Config` refuses is refused with its sentence, and so is one of a parameter that is not live while
+    the node is configured.
     """
     def check(parameters: list[Parameter]) -> SetParametersResult:
         try:
-            get_config().with_values(**_ours(parameters))
+            config = get_config()
+            changed = config.with_values(**_ours(parameters))
+            if is_configured():
+                _check_live(node, config, changed)
+            _check_cameras(node, changed)
         except ConfigError as err:
             return SetParametersResult(successful=False, reason=str(err))
         return SetParametersResult(successful=True)
@@ -68,11 +73,12 @@ def watch_parameters(node: Node, get_config: Callable[[], Config], apply: Callab
 
 
 def descriptor_of(field) -> ParameterDescriptor:
-    """Describe one field of `Config`: text, range, choices, and whether it may change while the node runs."""
+    """Describe one field of `Config`: text, range, choices, and when it may change."""
     low, high, choices, live = (field.metadata[key] for key in ('low', 'high', 'choices', 'live'))
-    descriptor = ParameterDescriptor(description=field.metadata['description'], read_only=not live)
-    if choices:
-        descriptor.additional_constraints = f'one of {", ".join(choices)}'
+    descriptor = ParameterDescriptor(description=field.metadata['description'])
+    constraints = ([f'one of {", ".join(choices)}'] if choices else []) + (
+        [] if live else ['changes only while the node is unconfigured'])
+    descriptor.additional_constraints = '; '.join(constraints)
     if low is not None and isinstance(field.default, int):
         descriptor.integer_range = [IntegerRange(from_value=low, to_value=high)]
     elif low is not None:
@@ -80,12 +86,22 @@ def descriptor_of(field) -> ParameterDescriptor:
     return descriptor
 
 
-def _check_topic(node: Node, camera: str) -> None:
-    try:
-        node.resolve_topic_name(f'overlay/{camera}')  # below another name, so that only relative ones pass
-    except (RuntimeError, NameValidationException) as err:
-        raise ConfigError(f"cameras has '{camera}', which cannot begin a topic name; expected letters, digits and "
-                          "underscores, as in 'front_camera'.") from err
+def _check_live(node: Node, config: Config, changed: Config) -> None:
+    fixed = [field.name for field in fields(Config) if not field.metadata['live']
+             and getattr(changed, field.name) != getattr(config, field.name)]
+    if fixed:
+        name = node.get_fully_qualified_name()
+        raise ConfigError(f'{", ".join(fixed)} cannot change while the node is configured: deactivate it and clean it '
+                          f"up first ('ros2 lifecycle set {name} cleanup').")
+
+
+def _check_cameras(node: Node, config: Config) -> None:
+    for camera in config.cameras:
+        try:
+            node.resolve_topic_name(f'overlay/{camera}')  # below another name, so that only relative ones pass
+        except (RuntimeError, NameValidationException) as err:
+            raise ConfigError(f"cameras has '{camera}', which cannot begin a topic name; expected letters, digits and "
+                              "underscores, as in 'front_camera'.") from err
 
 
 def _overrides(node: Node) -> dict:

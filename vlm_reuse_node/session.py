@@ -176,7 +176,8 @@ class SceneSession:
         self._state, self._level, newest = newer, Level.FULL if newer.exact else Level.PATCH, self.newest
         refresh = Refresh(self._camera, newest.stamp_ns, newest.frame_id, self._level, 'history rollover',
                           refreshed=np.ones(newer.live.grid, bool) & ~self._detector.deferred,
-                          deferred=self._detector.deferred, prefill_ms=self._history.spent_ms,
+                          deferred=self._detector.deferred, changed=np.zeros(newer.live.grid, bool),
+                          prefill_ms=self._history.spent_ms,
                           oldest_cell_age_s=float(self._detector.doubt_s(newest.stamp_ns).max()))
         if self._on_refresh:
             self._on_refresh(newest, refresh)
@@ -289,7 +290,8 @@ class SceneSession:
     def _reused(self, frame, change, plan, change_ms):
         reason = 'no cell changed' if not plan.deferred.any() else f'over budget: {self._why(change)}'
         return Refresh(self._camera, frame.stamp_ns, frame.frame_id, Level.REUSE, reason,
-                       refreshed=plan.refreshed, deferred=plan.deferred, budget_ms=self.config.budget_ms,
+                       refreshed=plan.refreshed, deferred=plan.deferred, changed=plan.refreshed,
+                       budget_ms=self.config.budget_ms,
                        oldest_cell_age_s=float(change.doubt_s.max()), change_ms=change_ms)
 
     def _computed(self, frame, full, change, plan, change_ms, check):
@@ -331,7 +333,8 @@ class SceneSession:
         if paid < 2 * picture.grid.cells:  # not when a whole history was computed
             self._planner.learn(Level.FRAME if cells is None else level, int(refreshed.sum()), 1e3 * (done - started))
         return Refresh(self._camera, frame.stamp_ns, frame.frame_id, level, reason, refreshed=refreshed,
-                       deferred=deferred, budget_ms=self.config.budget_ms,
+                       deferred=deferred, changed=refreshed if change is None else refreshed & change.stale,
+                       budget_ms=self.config.budget_ms,
                        oldest_cell_age_s=float(self._detector.doubt_s(frame.stamp_ns).max()), change_ms=change_ms,
                        vision_ms=1e3 * (seen - started), prefill_ms=1e3 * (done - seen))
 

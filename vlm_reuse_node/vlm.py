@@ -233,11 +233,17 @@ def load(name: str) -> Vlm:
 
 
 def release_thread() -> None:
-    """Give back what MLX holds for this thread; the last thing a thread that used a model does.
+    """Give back what MLX holds, for this thread and for reuse; the last thing a thread that used a model does.
 
-    Without it MLX 0.32 may abort the process at its end (ml-explore/mlx issue 4327).
+    Without the first MLX 0.32 may abort the process at its end (ml-explore/mlx issue 4327).
     """
     mx.clear_streams()
+    mx.clear_cache()
+
+
+def device_bytes() -> int:
+    """What MLX holds now: arrays, and buffers it keeps for reuse. For any thread."""
+    return mx.get_active_memory() + mx.get_cache_memory()
 
 
 def _folder(name):

@@ -1,9 +1,9 @@
 """The one thread that owns the model and every array.
 
 Everything else hands it frames and questions and never blocks. Of the frames, only the newest of each camera waits.
-Questions go before frames, except that the waiting frame goes first when the question needs it: it asks for a refresh,
-there is no state yet, or the state's picture is older than the question's max_age. So a planner that must see the
-newest picture says how new, and a stream of questions cannot hold up the refresh for longer than that.
+Questions go before frames, but the waiting frame goes first when the question needs it: it asks for a refresh, there is
+no state yet, or the state's picture is older than the question's max_age. So a planner that must see the newest picture
+says how new. Neither a stream of questions nor one camera holds up the others for long (`inbox.py`).
 """
 
 import logging
@@ -12,20 +12,22 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from threading import Event
 
 import numpy as np
 
 from vlm_reuse_node.audit import Audited
-from vlm_reuse_node.budget import Answer, Question, Refresh, Status
+from vlm_reuse_node.budget import Answer, Progress, Question, Refresh, Status
 from vlm_reuse_node.config import Config
-from vlm_reuse_node.errors import ConfigError, ImageError, ModelError
+from vlm_reuse_node.errors import ConfigError, ImageError, InvalidRequestError, ModelError
 from vlm_reuse_node.frame import Frame
 from vlm_reuse_node.inbox import Ask, Inbox
 from vlm_reuse_node.session import SceneSession
 from vlm_reuse_node.turn import Stopped
-from vlm_reuse_node.vlm import load, release_thread
+from vlm_reuse_node.vlm import device_bytes, load, release_thread, Vlm
+from vlm_reuse_node.watch import Watch, Watches
 
 # Things done while a shorter history waits, before one of its pictures is computed all the same.
 MOST_PUT_OFF = 16
@@ -41,36 +43,44 @@ class WorkerStats:
     """A snapshot of the worker's counts.
 
     model: the loaded model's name, '' before `start`.
-    queue_length: questions that wait now, the running one not counted.
+    waiting: planners' questions that wait now, by camera, the running one not counted.
     answers: answers given, by status name.
     last_error: the newest failure of the model; '' when a picture was taken since.
     held: pictures and bytes of each camera's state.
     audited: what each camera's drift audit has counted.
+    watches: standing questions.
+    device_bytes: what MLX holds: the weights, every state, and buffers it keeps for reuse.
     """
 
     model: str
-    queue_length: int
+    waiting: dict[str, int]
     answers: dict[str, int]
     last_error: str
     held: dict[str, tuple[int, int]]
     audited: dict[str, Audited]
+    watches: int
+    device_bytes: int
 
 
 class ModelWorker:
     """Answers questions about the newest picture of each camera, on one thread with one model."""
 
     def __init__(self, config: Config, on_refresh: Callable[[Frame, Refresh], None] | None = None,
-                 on_refused: Callable[[Frame, ImageError], None] | None = None):
+                 on_refused: Callable[[Frame, ImageError], None] | None = None,
+                 on_watch: Callable[[Watch, Answer | None], None] | None = None):
         """Prepare; nothing is loaded and no thread runs until `start`.
 
         on_refresh: called on the worker's thread after each observed frame; it must not block.
         on_refused: likewise after each frame that the model cannot take, such as one far too wide.
+        on_watch: likewise with a standing question that has a new answer, and the answer that held before.
         """
         self._config, self._on_refresh, self._on_refused = config, on_refresh, on_refused
         self._inbox = Inbox()
         self._thread = threading.Thread(target=self._run, name='model', daemon=True)
         self._ready: Future[None] = Future()
+        self._vlm: Vlm | None = None
         self._sessions: dict[str, SceneSession] = {}
+        self._watches = Watches(self._ask_standing, partial(_tell, on_watch))
         self._counting = threading.Lock()
         self._answers: Counter[str] = Counter()
         self._held: dict[str, tuple[int, int]] = {}
@@ -102,7 +112,8 @@ class ModelWorker:
             raise ImageError('camera', self._unknown(frame.camera))
         return self._inbox.put_frame(frame)
 
-    def ask(self, camera: str, question: Question, now_ns: int, cancelled: Event | None = None) -> Future[Answer]:
+    def ask(self, camera: str, question: Question, now_ns: int, cancelled: Event | None = None,
+            listener: Callable[[Progress], None] | None = None) -> Future[Answer]:
         """Queue a question; never blocks and never raises: whatever goes wrong is the answer's status.
 
         camera: '' takes the first configured one; an unknown one is INVALID_REQUEST.
@@ -110,12 +121,33 @@ class ModelWorker:
             waited in the queue included, is measured with the steady clock.
         cancelled: set it to stop at the next token; the Future then gives a CANCELLED answer. `Future.cancel()`
             stops the work too, at any time before the answer, and no answer is given.
+        listener: told of progress on the worker's thread; it must not block.
         """
-        return self._queue(Ask(camera or self._config.cameras[0], question, now_ns, False, cancelled))
+        return self._queue(Ask(camera or self._config.cameras[0], question, now_ns, False, cancelled, listener))
 
-    def ask_cold(self, camera: str, question: Question, now_ns: int, cancelled: Event | None = None) -> Future[Answer]:
+    def ask_cold(self, camera: str, question: Question, now_ns: int, cancelled: Event | None = None,
+                 listener: Callable[[Progress], None] | None = None) -> Future[Answer]:
         """Like `ask`, computed from nothing on the cached picture: the reference that `ask` is compared with."""
-        return self._queue(Ask(camera or self._config.cameras[0], question, now_ns, True, cancelled))
+        return self._queue(Ask(camera or self._config.cameras[0], question, now_ns, True, cancelled, listener))
+
+    def watch(self, watch: Watch, now_ns: int) -> tuple[Watch, Future[Answer]]:
+        """Keep a standing question (camera '': the first), and its first answer; see `Watches`. Never blocks.
+
+        The answer may be NO_IMAGE: the question is asked again with the first picture. One that is INVALID_REQUEST
+        never gets another answer; remove it. Raises InvalidRequestError for what cannot stand.
+        """
+        watch = replace(watch, camera=watch.camera or self._config.cameras[0])
+        if watch.camera not in self._config.cameras:
+            raise InvalidRequestError(self._unknown(watch.camera))
+        return self._watches.add(watch, now_ns, self._config.max_watches)
+
+    def unwatch(self, number: int) -> None:
+        """Forget a standing question. Raises InvalidRequestError for a number that names none."""
+        self._watches.remove(number)
+
+    def watches(self) -> list[Watch]:
+        """Every standing question, the oldest first."""
+        return self._watches.all()
 
     def reset(self, camera: str = '') -> None:
         """Forget a camera's picture and state ('': every camera's), a waiting frame included; never blocks.
@@ -129,13 +161,16 @@ class ModelWorker:
     def configure(self, config: Config) -> None:
         """Take new values of the live parameters from the next question or frame on.
 
-        Raises ConfigError when a parameter that is not live differs.
+        A camera that is no longer named is forgotten, its state and its waiting questions; standing ones stay, and go
+        on when it comes back. Raises ConfigError when a parameter that is not live differs.
         """
         fixed = [parameter.name for parameter in fields(Config) if not parameter.metadata['live']
                  and getattr(config, parameter.name) != getattr(self._config, parameter.name)]
         if fixed:
-            raise ConfigError(f"{', '.join(fixed)} cannot change while the node runs; restart it with the new value.")
-        self._config = config
+            raise ConfigError(f"{', '.join(fixed)} cannot change while the model is loaded.")
+        gone, self._config = set(self._config.cameras) - set(config.cameras), config
+        for camera in sorted(gone):
+            self._inbox.put_reset(camera)
 
     def stop(self) -> None:
         """End the thread after the running step; every open question is answered CANCELLED. May be called twice."""
@@ -146,8 +181,8 @@ class ModelWorker:
     def stats(self) -> WorkerStats:
         """The counts now; never blocks on the model."""
         with self._counting:
-            return WorkerStats(self._model, len(self._inbox), dict(self._answers), self._last_error, dict(self._held),
-                               dict(self._audited))
+            return WorkerStats(self._model, self._inbox.waiting(), dict(self._answers), self._last_error,
+                               dict(self._held), dict(self._audited), len(self._watches.all()), device_bytes())
 
     def _queue(self, ask):
         """Put a question in the inbox, or answer it at once when it cannot wait there."""
@@ -156,9 +191,16 @@ class ModelWorker:
             self._refuse(ask, Status.INVALID_REQUEST, self._unknown(ask.camera))
         elif not self._inbox.put_ask(ask, limit):
             if self._inbox.is_open:
-                self._refuse(ask, Status.BUSY, f'{limit} questions wait already (queue_size); ask again later.')
+                self._refuse(ask, Status.BUSY, f"{limit} questions about camera '{ask.camera}' wait already "
+                                               '(queue_size); ask again later.')
             else:
                 self._refuse(ask, Status.CANCELLED, 'The model does not run any more; start the node again.')
+        return ask.future
+
+    def _ask_standing(self, watch, now_ns):
+        ask = Ask(watch.camera, watch.question, now_ns)
+        if not self._inbox.put_standing(ask):
+            ask.future.cancel()
         return ask.future
 
     def _unknown(self, camera):
@@ -177,14 +219,13 @@ class ModelWorker:
                 self._go_on()
         self._turn_away()
         self._sessions.clear()
+        self._vlm = None
         release_thread()
 
     def _load(self):
-        vlm = load(self._config.model)
-        _rehearse(vlm, self._config)
-        self._sessions = {name: SceneSession(vlm, self._config, name, self._refreshed, self._refused)
-                          for name in self._config.cameras}
-        self._model = vlm.name
+        self._vlm = load(self._config.model)
+        _rehearse(self._vlm, self._config)
+        self._model = self._vlm.name
 
     def _go_on(self):
         """One thing that waits; then one step of what a session has left to do, where nobody asks or it waited long."""
@@ -209,9 +250,11 @@ class ModelWorker:
 
     def _do(self, step):
         """One step, whatever it is. Never raises."""
-        session = self._sessions[step.camera]
-        session.config = self._config
-        if isinstance(step, Frame):
+        session = self._session(step.camera)
+        if session is None:  # the camera has left
+            if isinstance(step, Ask):
+                self._refuse(step, Status.INVALID_REQUEST, self._unknown(step.camera))
+        elif isinstance(step, Frame):
             self._observe(session, step)
         elif isinstance(step, Ask):
             try:
@@ -222,6 +265,16 @@ class ModelWorker:
             self._finish(step, answer)
         else:
             session.reset()
+
+    def _session(self, camera):
+        """The session of a camera, begun when it is needed; None, and what it held given up, when it has left."""
+        if camera not in self._config.cameras:
+            self._sessions.pop(camera, None)
+            return None
+        if camera not in self._sessions:
+            self._sessions[camera] = SceneSession(self._vlm, self._config, camera, self._refreshed, self._refused)
+        self._sessions[camera].config = self._config
+        return self._sessions[camera]
 
     def _observe(self, session, frame):
         try:
@@ -238,7 +291,8 @@ class ModelWorker:
         """Answer one question, behind the waiting frame when it needs that."""
         run = session.ask_cold if ask.cold else session.ask
         answer = run(ask.question, now_ns=ask.now_ns, asked_s=ask.asked_s, cancelled=lambda: self._must_stop(ask),
-                     newest=lambda: self._inbox.take_frame(ask.camera))
+                     newest=lambda: self._inbox.take_frame(ask.camera),
+                     listener=ask.listener and partial(_tell, ask.listener))
         if answer.status is Status.MODEL_ERROR:
             self._last_error = answer.message
         return answer
@@ -284,6 +338,7 @@ class ModelWorker:
     def _refreshed(self, frame, refresh):
         """Called by the sessions after each observed frame."""
         self._last_error = ''
+        self._watches.see(frame, refresh)
         _tell(self._on_refresh, frame, refresh)
 
     def _refused(self, frame, error):
@@ -292,11 +347,11 @@ class ModelWorker:
         _tell(self._on_refused, frame, error)
 
 
-def _tell(listener, frame, news):
+def _tell(listener, *news):
     """Call a listener, if there is one; its failures are its own."""
     try:
         if listener:
-            listener(frame, news)
+            listener(*news)
     except Exception:
         _log.exception('A listener failed; the model goes on.')
 

@@ -67,7 +67,7 @@ def run_live(args: argparse.Namespace, sidecar: Sidecar, check: Callable[[], Non
         scene_node = stack.enter_context(Child('node', _node_command(args, sidecar), args.out / 'node.log'))
         watched = [check, scene_node.check_running]
         ros, executor = stack.enter_context(_ros_node())
-        recorder = Recorder(ros, args.out / 'overlay.mp4', first_ns=first_ns, rate_hz=args.rate)
+        recorder = Recorder(ros, args.out / 'overlay.mp4', camera=sidecar.camera, first_ns=first_ns, rate_hz=args.rate)
         stack.callback(recorder.close)
         planner = Planner(ros, executor, recorder, lambda: [look() for look in watched])
         planner.wait_for_node(LOAD_PATIENCE_S)

@@ -41,7 +41,7 @@ class Planner:
 
     def wait_for_node(self, seconds: float) -> None:
         """Wait until the node serves and publishes: it loads its model before it does either."""
-        topics = (f'/{NODE}/refresh_budget', f'/{NODE}/overlay', '/diagnostics')
+        topics = (f'/{NODE}/refresh_budget', self._recorder.overlay_topic, '/diagnostics')
         self.wait_until(lambda: self._client.service_is_ready() and all(map(self._node.count_publishers, topics)),
                         'the node to serve', seconds)
 

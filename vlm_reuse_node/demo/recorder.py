@@ -22,19 +22,21 @@ class Recorder:
     """Subscribes to the node's outputs.
 
     looks: what each picture cost, in order; times count from `first_ns`.
-    stills: JPEG of each picture's overlay, by the picture's time. diagnostics: the newest, as JSON types.
+    overlay_topic: where the overlays of that camera come. stills: JPEG of each picture's overlay, by the picture's
+    time. diagnostics: the newest, as JSON types.
     """
 
-    def __init__(self, node: Node, video: Path, *, first_ns: int, rate_hz: float):
+    def __init__(self, node: Node, video: Path, *, camera: str, first_ns: int, rate_hz: float):
         """Subscribe; `video` (mp4) is written while the overlays come, at `rate_hz` pictures a second."""
         self.looks: list[Look] = []
+        self.overlay_topic = f'/{NODE}/overlay/{camera}'
         self.stills: dict[float, bytes] = {}
         self.diagnostics: list[dict] = []
         self._first_ns, self._rate_hz, self._path = first_ns, rate_hz, video
         self._last: RefreshBudget | None = None
         self._video: cv2.VideoWriter | None = None
         node.create_subscription(RefreshBudget, f'/{NODE}/refresh_budget', self._on_budget, QoSProfile(depth=50))
-        node.create_subscription(Image, f'/{NODE}/overlay', self._on_overlay, QoSProfile(depth=10))
+        node.create_subscription(Image, self.overlay_topic, self._on_overlay, QoSProfile(depth=10))
         self._stop_diagnostics = partial(node.destroy_subscription, node.create_subscription(
             DiagnosticArray, '/diagnostics', self._on_diagnostics, QoSProfile(depth=10)))
 

@@ -121,7 +121,7 @@ class Held(Policy):
         if newest is not None and age_s < self.session.config.max_cell_age_s:
             nothing = np.zeros(self._paid[0].refreshed.shape, bool)
             return [Refresh(frame.camera, frame.stamp_ns, frame.frame_id, Level.REUSE, 'not looked at',
-                            refreshed=nothing, deferred=nothing, oldest_cell_age_s=age_s)]
+                            refreshed=nothing, deferred=nothing, changed=nothing, oldest_cell_age_s=age_s)]
         self._paid.clear()
         self.session.observe(frame, force=newest is not None)
         return list(self._paid)

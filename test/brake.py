@@ -1,0 +1,31 @@
+"""What stands in the way of the tiny model, for tests of what happens in the middle of an answer."""
+
+import threading
+
+from vlm_reuse_node.families.qwen2_5_vl import Family
+
+WAIT_S = 20
+
+
+class Brake:
+    """Stands in the way of the model's forward pass: counts it, holds it, or makes it fail, when told to."""
+
+    def __init__(self, monkeypatch):
+        self.held, self.go_on, self.failing, self.passes = threading.Event(), threading.Event(), False, 0
+        self.go_on.set()
+        forward = Family.forward
+
+        def braked(family, *args, **kwargs):
+            self.passes += 1
+            if not self.go_on.is_set():
+                self.held.set()
+                assert self.go_on.wait(WAIT_S)
+            if self.failing:
+                raise RuntimeError('the device is gone')
+            return forward(family, *args, **kwargs)
+        monkeypatch.setattr(Family, 'forward', braked)
+
+    def hold(self):
+        """Hold the next pass. `held` is set when it stands."""
+        self.held.clear()
+        self.go_on.clear()

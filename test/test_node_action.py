@@ -1,0 +1,132 @@
+"""The action AskScene over real DDS: text as it grows, cancelling, and the same answer as the service's."""
+
+import pytest
+
+pytest.importorskip('rclpy', reason='rclpy is missing: install ROS 2 (make setup)')
+pytest.importorskip('vlm_reuse_interfaces', reason='vlm_reuse_interfaces is not built: make setup')
+from action_msgs.msg import GoalStatus  # noqa: E402
+from brake import WAIT_S  # noqa: E402
+from rclpy.action import ActionClient  # noqa: E402
+from ros_harness import BUDGET, Robot, show  # noqa: E402
+from vlm_reuse_interfaces.action import AskScene  # noqa: E402
+from vlm_reuse_interfaces.msg import Answer, RefreshBudget  # noqa: E402
+
+
+class Planner:
+    """Sends goals to the node of a robot that has seen a picture."""
+
+    def __init__(self, robot):
+        self.robot, self.feedback = robot, []
+        self.client = ActionClient(robot.node, AskScene, 'vlm_reuse_node/ask_scene')
+        robot.until(self.client.server_is_ready, 'the action')
+        show(robot, robot.camera(), robot.listen(RefreshBudget, BUDGET))
+
+    def send(self, question='what is the colour ?', **fields):
+        """The handle of an accepted goal."""
+        sent = self.client.send_goal_async(AskScene.Goal(question=question, **fields),
+                                           feedback_callback=lambda message: self.feedback.append(message.feedback))
+        handle = self.robot.wait(sent, 'the goal response')
+        assert handle.accepted
+        return handle
+
+    def result(self, handle):
+        """Status and answer."""
+        got = self.robot.wait(handle.get_result_async(), 'the result')
+        return got.status, got.result.answer
+
+
+@pytest.fixture
+def planner(robot):
+    return Planner(robot)
+
+
+def test_the_text_grows_token_by_token_to_the_services_answer(planner):
+    status, answer = planner.result(planner.send(max_tokens=6))
+    assert status == GoalStatus.STATUS_SUCCEEDED and answer.status == Answer.OK
+    planner.robot.until(lambda: planner.feedback and planner.feedback[-1].tokens_generated == 6, 'the last feedback')
+    stages = [feedback.stage for feedback in planner.feedback]
+    assert stages == ['queue', 'prefill', 'decode'] + ['decode'] * 6
+    assert [feedback.tokens_generated for feedback in planner.feedback[2:]] == [0, 1, 2, 3, 4, 5, 6]
+    assert planner.feedback[-1].text == answer.text
+    assert planner.robot.ask(max_tokens=6).token_ids == answer.token_ids
+
+
+def test_choices_and_errors_come_as_by_service(planner):
+    status, answer = planner.result(planner.send(choices=['red', 'green']))
+    assert status == GoalStatus.STATUS_SUCCEEDED and answer.text == ['red', 'green'][answer.choice_index]
+    status, answer = planner.result(planner.send(question=''))
+    assert status == GoalStatus.STATUS_ABORTED and answer.status == Answer.INVALID_REQUEST and 'empty' in answer.message
+    status, answer = planner.result(planner.send(max_age_s=-1.0))
+    assert status == GoalStatus.STATUS_ABORTED and answer.status == Answer.INVALID_REQUEST
+
+
+def test_a_goal_is_cancelled_within_one_token_and_the_state_stays_exact(planner, brake):
+    before = planner.robot.ask(max_tokens=6)
+    brake.hold()
+    handle = planner.send(max_tokens=400)
+    assert brake.held.wait(WAIT_S)
+    response = planner.robot.wait(handle.cancel_goal_async(), 'the cancel response')
+    assert len(response.goals_canceling) == 1
+    passes = brake.passes
+    brake.go_on.set()
+    status, answer = planner.result(handle)
+    assert status == GoalStatus.STATUS_CANCELED and answer.status == Answer.CANCELLED and not answer.text
+    assert brake.passes == passes
+    after = planner.robot.ask(max_tokens=6)
+    assert after.token_ids == before.token_ids and after.tokens_reused == before.tokens_reused > 0
+
+
+def test_a_goal_that_waits_is_cancelled_before_its_turn(planner, brake):
+    brake.hold()
+    first, second = planner.send(max_tokens=2), planner.send(max_tokens=2)
+    assert brake.held.wait(WAIT_S)
+    planner.robot.wait(second.cancel_goal_async(), 'the cancel response')
+    brake.go_on.set()
+    assert planner.result(second)[1].status == Answer.CANCELLED
+    assert planner.result(first)[0] == GoalStatus.STATUS_SUCCEEDED
+
+
+def test_a_full_queue_is_busy_at_once(start, brake):
+    planner = Planner(start(queue_size=1))
+    brake.hold()
+    running = planner.send(max_tokens=2)
+    assert brake.held.wait(WAIT_S)
+    waiting = planner.send(max_tokens=2)
+    status, answer = planner.result(planner.send(max_tokens=2))  # while the model stands still
+    assert status == GoalStatus.STATUS_ABORTED and answer.status == Answer.BUSY
+    assert planner.robot.ask().status == Answer.BUSY
+    brake.go_on.set()
+    assert {planner.result(handle)[1].status for handle in (running, waiting)} == {Answer.OK}
+
+
+def test_a_deadline_drops_the_answer_and_the_state_stays_exact(planner, brake):
+    before = planner.robot.ask(max_tokens=6)
+    brake.hold()
+    handle = planner.send(max_tokens=400, timeout_s=0.2)
+    assert brake.held.wait(WAIT_S)
+    brake.go_on.wait(0.3)  # the model takes longer than the deadline
+    brake.go_on.set()
+    status, answer = planner.result(handle)
+    assert status == GoalStatus.STATUS_ABORTED and answer.status == Answer.TIMEOUT
+    assert planner.robot.ask(max_tokens=6).token_ids == before.token_ids
+
+
+def test_a_json_schema_of_a_model_that_cannot_is_refused(planner):
+    status, answer = planner.result(planner.send(json_schema='{"type": "object"}'))
+    assert status == GoalStatus.STATUS_ABORTED and answer.status == Answer.INVALID_REQUEST and 'JSON' in answer.message
+
+
+def test_a_planner_that_goes_away_in_the_middle_does_no_harm(planner, brake, namespace):
+    """Its node and its participant are gone while the model still writes its answer."""
+    from ros_harness import rclpy
+    brake.hold()
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    passenger = Robot(context, namespace)
+    client = ActionClient(passenger.node, AskScene, 'vlm_reuse_node/ask_scene')
+    passenger.until(client.server_is_ready, 'the action')
+    passenger.wait(client.send_goal_async(AskScene.Goal(question='what is it ?', max_tokens=50)), 'the goal response')
+    assert brake.held.wait(WAIT_S)
+    context.try_shutdown()
+    brake.go_on.set()
+    assert planner.robot.ask(max_tokens=4, max_age_s=60.0).status == Answer.OK

@@ -1,0 +1,141 @@
+"""Standing questions: asked again only for what they depend on, told only when the answer is another one."""
+
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+
+from vlm_reuse_node.budget import Answer, Level, Question, Refresh, Status
+from vlm_reuse_node.errors import InvalidRequestError
+from vlm_reuse_node.frame import Frame
+from vlm_reuse_node.watch import Region, Watch, Watches
+
+FRAME = Frame(np.zeros((40, 60, 3), np.uint8), stamp_ns=5, camera='front')
+DOOR = Watch(0, 'front', Question('is the door open ?', ('yes', 'no')))
+
+
+def refresh(*changed):
+    """A refresh of 4 x 6 cells of 10 px, of which these (row, column) changed."""
+    cells = np.zeros((4, 6), bool)
+    for cell in changed:
+        cells[cell] = True
+    return Refresh('front', 5, '', Level.FRAME, '', np.ones((4, 6), bool), np.zeros((4, 6), bool), changed=cells)
+
+
+def answer(yes, status=Status.OK):
+    return Answer(status, choice_index=0 if yes >= 0.5 else 1, choice_scores=(yes, 1 - yes))
+
+
+class Model:
+    """Takes the questions; `say` answers the one that waits."""
+
+    def __init__(self):
+        self.asked, self.told = [], []
+        self.watches = Watches(self.ask, lambda watch, old: self.told.append((watch, old)))
+
+    def ask(self, watch, now_ns):
+        self.asked.append((watch.number, now_ns, Future()))
+        return self.asked[-1][2]
+
+    def say(self, *answers):
+        for each in answers:
+            self.asked[-1][2].set_result(each)
+
+
+@pytest.fixture
+def model():
+    return Model()
+
+
+def test_it_is_asked_at_once_and_its_first_answer_is_told(model):
+    watch, future = model.watches.add(DOOR, 7, limit=9)
+    assert watch.number == 1 and [(number, now_ns) for number, now_ns, _ in model.asked] == [(1, 7)]
+    model.say(answer(0.9))
+    assert future.result().choice_index == 0 and model.told == [(model.watches.all()[0], None)]
+
+
+def test_ten_on_a_static_scene_cost_nothing(model):
+    for _ in range(10):
+        model.watches.add(DOOR, 0, limit=10)
+        model.say(answer(0.9))
+    for _ in range(50):
+        model.watches.see(FRAME, refresh())
+    assert len(model.asked) == 10
+
+
+def test_a_change_asks_again_and_only_another_answer_is_told(model):
+    model.watches.add(DOOR, 0, limit=9)
+    model.say(answer(0.9))
+    for yes in (0.8, 0.2, 0.1):
+        model.watches.see(FRAME, refresh((1, 1)))
+        model.say(answer(yes))
+    assert len(model.asked) == 4
+    assert [(watch.answer.choice_index, old and old.choice_index) for watch, old in model.told] == [(0, None), (1, 0)]
+
+
+def test_it_waits_at_the_model_only_once(model):
+    model.watches.add(DOOR, 0, limit=9)
+    for _ in range(3):
+        model.watches.see(FRAME, refresh((0, 0)))
+    assert len(model.asked) == 1
+
+
+@pytest.mark.parametrize('scores, told', [((0.9, 0.45, 0.29), 2), ((0.9, 0.45, 0.31), 1), ((0.9, 0.45, 0.1, 0.55), 2)])
+def test_hysteresis_needs_the_margin(model, scores, told):
+    model.watches.add(Watch(0, 'front', DOOR.question, margin=0.4), 0, limit=9)
+    model.say(answer(scores[0]))
+    for yes in scores[1:]:
+        model.watches.see(FRAME, refresh((0, 0)))
+        model.say(answer(yes))
+    assert len(model.told) == told
+
+
+@pytest.mark.parametrize('cell, asked', [((1, 2), 2), ((2, 3), 2), ((0, 2), 1), ((1, 1), 1), ((3, 5), 1)])
+def test_only_cells_of_the_region_count(model, cell, asked):
+    model.watches.add(Watch(0, 'front', DOOR.question, region=Region(25, 15, 10, 12)), 0, limit=9)
+    model.say(answer(0.9))
+    model.watches.see(FRAME, refresh(cell))
+    assert len(model.asked) == asked
+
+
+def test_another_cameras_picture_changes_nothing(model):
+    model.watches.add(DOOR, 0, limit=9)
+    model.say(answer(0.9))
+    model.watches.see(Frame(FRAME.rgb, camera='rear'), refresh((0, 0)))
+    assert len(model.asked) == 1
+
+
+@pytest.mark.parametrize('status', [Status.NO_IMAGE, Status.MODEL_ERROR, Status.CANCELLED])
+def test_without_an_answer_it_is_asked_with_the_next_picture(model, status):
+    model.watches.add(DOOR, 0, limit=9)
+    model.say(Answer(status))
+    assert not model.told
+    model.watches.see(FRAME, refresh())
+    model.say(answer(0.9))
+    model.watches.see(FRAME, refresh())
+    assert len(model.asked) == 2 and len(model.told) == 1
+
+
+def test_a_removed_one_is_cancelled_and_says_no_more(model):
+    watch, future = model.watches.add(DOOR, 0, limit=9)
+    model.watches.remove(watch.number)
+    assert future.cancelled() and not model.watches.all()
+    model.watches.see(FRAME, refresh((0, 0)))
+    assert len(model.asked) == 1 and not model.told
+    assert model.watches.add(DOOR, 0, limit=9)[0].number == 2
+
+
+@pytest.mark.parametrize('watch, limit, named', [
+    (Watch(0, 'front', Question('what ?')), 9, '2 choices'), (Watch(0, 'front', Question('a ?', ('b',))), 9, 'got 1'),
+    (Watch(0, 'front', DOOR.question, margin=1.5), 9, '1.5'), (Watch(0, 'front', DOOR.question, margin=-1.0), 9, 'margin'),
+    (Watch(0, 'front', DOOR.question, margin=float('nan')), 9, 'nan'), (DOOR, 0, 'max_watches')])
+def test_what_cannot_stand_is_refused_with_the_reason(model, watch, limit, named):
+    with pytest.raises(InvalidRequestError, match=named):
+        model.watches.add(watch, 0, limit)
+    assert not model.watches.all() and not model.asked
+
+
+def test_removing_what_is_not_there_says_what_is(model):
+    model.watches.add(DOOR, 0, limit=9)
+    with pytest.raises(InvalidRequestError, match=r'question 7; there are \[1\]'):
+        model.watches.remove(7)

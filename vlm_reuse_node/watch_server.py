@@ -1,0 +1,60 @@
+"""Standing questions over ROS: the service `~/watch` and the topic `~/watch_answers`."""
+
+from collections.abc import Callable
+
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from vlm_reuse_interfaces.msg import WatchAnswer
+from vlm_reuse_interfaces.srv import WatchScene
+
+from vlm_reuse_node.ask_server import in_executor
+from vlm_reuse_node.budget import Answer, Status
+from vlm_reuse_node.errors import InvalidRequestError
+from vlm_reuse_node.ros_messages import watch_answer_message, watch_message, watch_of
+from vlm_reuse_node.watch import Watch
+
+# Who subscribes late still hears the newest of so many standing questions.
+ANSWERS_KEPT = 64
+
+
+class WatchServer:
+    """Adds, removes and lists standing questions; they stand until they are removed or the node is cleaned up."""
+
+    def __init__(self, node: Node, worker: Callable[[], object]):
+        """Create the service and the topic.
+
+        worker: gives the `ModelWorker` now. Raises InvalidRequestError when there is none.
+        """
+        self._node, self._worker = node, worker
+        kept = QoSProfile(depth=ANSWERS_KEPT, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self._publisher = node.create_publisher(WatchAnswer, '~/watch_answers', kept)
+        node.create_service(WatchScene, '~/watch', self._on_watch, callback_group=ReentrantCallbackGroup())
+
+    def publish(self, watch: Watch, before: Answer | None) -> None:
+        """Tell a new answer. For any thread."""
+        self._publisher.publish(watch_answer_message(watch, before))
+
+    async def _on_watch(self, request: WatchScene.Request, response: WatchScene.Response) -> WatchScene.Response:
+        try:
+            worker = self._worker()
+            if request.command == WatchScene.Request.ADD:
+                response.watch_id = await self._add(worker, request)
+            elif request.command == WatchScene.Request.REMOVE:
+                worker.unwatch(request.watch_id)
+            elif request.command != WatchScene.Request.LIST:
+                raise InvalidRequestError(f'command is {request.command}; expected ADD, REMOVE or LIST.')
+            response.watches = [watch_message(watch) for watch in worker.watches()]
+            response.success = True
+        except InvalidRequestError as err:
+            response.message = str(err)
+        return response
+
+    async def _add(self, worker, request) -> int:
+        """Wait for the first answer: only the model can tell whether the question can be asked at all."""
+        watch, asked = worker.watch(watch_of(request), self._node.get_clock().now().nanoseconds)
+        answer = await in_executor(self._node.executor, asked)
+        if answer.status is Status.INVALID_REQUEST:
+            worker.unwatch(watch.number)
+            raise InvalidRequestError(answer.message)
+        return watch.number
