@@ -140,7 +140,8 @@ def scene_node(context, namespace, **parameters):
     node = SceneNode(namespace=namespace, context=context, parameter_overrides=overrides)
     executor = SingleThreadedExecutor(context=context)
     executor.add_node(node)
-    node.start()
+    if node.config.autostart:
+        node.start()
     thread = threading.Thread(target=executor.spin, daemon=True)
     thread.start()
     try:

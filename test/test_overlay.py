@@ -16,7 +16,8 @@ def scene(height=480, width=640, rows=17, columns=23):
 
 
 def drawn(frame, refreshed, deferred):
-    refresh = Refresh('camera', 0, '', Level.FRAME, 'some cells changed', refreshed, deferred, prefill_ms=12.34, changed=refreshed)
+    refresh = Refresh('camera', 0, '', Level.FRAME, 'some cells changed', refreshed, deferred, prefill_ms=12.34,
+                      changed=refreshed)
     return draw_overlay(frame, refresh)
 
 

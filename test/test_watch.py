@@ -127,7 +127,8 @@ def test_a_removed_one_is_cancelled_and_says_no_more(model):
 
 @pytest.mark.parametrize('watch, limit, named', [
     (Watch(0, 'front', Question('what ?')), 9, '2 choices'), (Watch(0, 'front', Question('a ?', ('b',))), 9, 'got 1'),
-    (Watch(0, 'front', DOOR.question, margin=1.5), 9, '1.5'), (Watch(0, 'front', DOOR.question, margin=-1.0), 9, 'margin'),
+    (Watch(0, 'front', DOOR.question, margin=1.5), 9, '1.5'),
+    (Watch(0, 'front', DOOR.question, margin=-1.0), 9, 'margin'),
     (Watch(0, 'front', DOOR.question, margin=float('nan')), 9, 'nan'), (DOOR, 0, 'max_watches')])
 def test_what_cannot_stand_is_refused_with_the_reason(model, watch, limit, named):
     with pytest.raises(InvalidRequestError, match=named):

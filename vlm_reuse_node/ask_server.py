@@ -17,8 +17,7 @@ from vlm_reuse_interfaces.action import AskScene as AskSceneAction
 from vlm_reuse_interfaces.srv import AskScene
 
 from vlm_reuse_node.budget import Answer, Progress, Status
-from vlm_reuse_node.errors import InvalidRequestError
-from vlm_reuse_node.ros_messages import answer_message, progress_message, question_of
+from vlm_reuse_node.ros_messages import answer_message, progress_message
 
 # The middleware drops requests beyond this depth without a word (ROS's default is 10); BUSY is for the node to say.
 QUESTIONS_AT_ONCE = 1000
@@ -31,10 +30,7 @@ class AskServer:
     """Serves questions from its making on, in every state of the node; `ask` says when it cannot be asked."""
 
     def __init__(self, node: Node, ask: Ask, explain: Callable[[Answer], Answer]):
-        """Create the service and the action.
-
-        ask: may raise InvalidRequestError. explain: completes an answer's message.
-        """
+        """Create the service and the action. explain: completes an answer's message."""
         self._node, self._ask, self._explain = node, ask, explain
         self._cancels: dict[bytes, Event] = {}
         # Questions wait for the model without holding up each other or anything else.
@@ -77,11 +73,7 @@ class AskServer:
         return CancelResponse.ACCEPT
 
     async def _answer(self, request, cancel, listener) -> Answer:
-        try:
-            asked = self._ask(request, cancel, listener)
-        except InvalidRequestError as err:
-            return Answer(Status.INVALID_REQUEST, str(err), camera=request.camera)
-        return self._explain(await in_executor(self._node.executor, asked))
+        return self._explain(await in_executor(self._node.executor, self._ask(request, cancel, listener)))
 
     def _feed(self, goal, progress: Progress) -> None:
         try:

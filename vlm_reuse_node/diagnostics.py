@@ -185,8 +185,8 @@ def memory_status(node: str, stats) -> DiagnosticStatus:
     values = {'process': _megabytes(process.rss), 'model and states': _megabytes(stats.device_bytes),
               'host, available': _megabytes(host.available), 'host, all': _megabytes(host.total)}
     if host.available < LEAST_MEMORY * host.total:
-        return status(f'{node}: memory', WARN, f"Only {_megabytes(host.available)} of the host's memory are left: lower "
-                      'history_frames or max_cache_mb, end other programs, or take a smaller model.', values)
+        return status(f'{node}: memory', WARN, f"Only {_megabytes(host.available)} of the host's memory are left: "
+                      'lower history_frames or max_cache_mb, end other programs, or take a smaller model.', values)
     return status(f'{node}: memory', OK, f'{_megabytes(process.rss)} in use', values)
 
 

@@ -1,7 +1,7 @@
 """Free text that follows a JSON schema: at every token only what can still become such a document is allowed.
 
-The grammars are llguidance's, which mlx-vlm depends on; mlx-vlm's own logits processor runs on Metal alone, so the mask is
-applied here.
+The grammars are llguidance's, which mlx-vlm depends on; mlx-vlm's own logits processor runs on Metal alone, so the mask
+is applied here.
 """
 
 import json
@@ -66,9 +66,8 @@ class JsonSchemas:
             try:
                 self._vocabulary = llguidance.hf.from_tokenizer(self._tokenizer, eos_token=self._stop_ids)
             except Exception as error:
-                raise InvalidRequestError(f'This model cannot follow a json_schema: its tokens are words or pieces that '
-                                          f'no JSON can be put together from ({_one_line(error)}). Give choices '
-                                          'instead.') from error
+                raise InvalidRequestError(f'This model cannot follow a json_schema: no JSON can be put together from '
+                                          f'its tokens ({_one_line(error)}). Give choices instead.') from error
         return self._vocabulary
 
 

@@ -23,7 +23,8 @@ def question_of(request) -> Question:
     """Read an `AskScene` request (service or action goal); the engine checks it."""
     return Question(
         text=request.question, choices=tuple(request.choices), json_schema=request.json_schema,
-        max_tokens=request.max_tokens, max_age_s=request.max_age_s, timeout_s=request.timeout_s, force_refresh=request.force_refresh)
+        max_tokens=request.max_tokens, max_age_s=request.max_age_s, timeout_s=request.timeout_s,
+        force_refresh=request.force_refresh)
 
 
 def answer_message(answer: Answer) -> AnswerMessage:

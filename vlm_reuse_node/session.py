@@ -538,8 +538,9 @@ class SceneSession:
         if asked.grammar and not sample.is_complete:
             raise InvalidRequestError(f'The answer did not fit into max_tokens {most}, and what was cut follows no '
                                       'json_schema. Allow more tokens, or a smaller document (maxLength, maxItems).')
-        return {'text': text(ids), 'token_ids': tuple(ids), 'tokens_generated': len(ids), 'confidence': noted.least,
-                'message': f'The answer was cut at max_tokens {most}.' if len(ids) == most and not asked.grammar else ''}
+        cut = f'The answer was cut at max_tokens {most}.' if len(ids) == most and not asked.grammar else ''
+        return {'text': text(ids), 'token_ids': tuple(ids), 'tokens_generated': len(ids), 'message': cut,
+                'confidence': noted.least}
 
     def _source(self, now_ns):
         """Which camera, model and picture an answer comes from."""

@@ -1,5 +1,6 @@
 """A vision-language model loaded through mlx-vlm: run it on a cache, decode, score choices by logits."""
 
+import gc
 import json
 import logging
 import re
@@ -233,12 +234,14 @@ def load(name: str) -> Vlm:
 
 
 def release_thread() -> None:
-    """Give back what MLX holds, for this thread and for reuse; the last thing a thread that used a model does.
+    """Give back what a model that is no longer used held; the last thing a thread that used a model does.
 
-    Without the first MLX 0.32 may abort the process at its end (ml-explore/mlx issue 4327).
+    Models refer to themselves, so that only the garbage collector ends them. Without `clear_streams` MLX 0.32 may abort
+    the process at its end (ml-explore/mlx issue 4327).
     """
-    mx.clear_streams()
+    gc.collect()
     mx.clear_cache()
+    mx.clear_streams()
 
 
 def device_bytes() -> int:

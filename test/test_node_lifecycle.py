@@ -1,0 +1,171 @@
+"""The node's life cycle over real DDS, and what may change while it runs."""
+
+import pytest
+
+pytest.importorskip('rclpy', reason='rclpy is missing: install ROS 2 (make setup)')
+pytest.importorskip('vlm_reuse_interfaces', reason='vlm_reuse_interfaces is not built: make setup')
+from brake import WAIT_S  # noqa: E402
+from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
+from lifecycle_msgs.msg import State, Transition  # noqa: E402
+from lifecycle_msgs.srv import ChangeState, GetState  # noqa: E402
+from ros_harness import BUDGET, set_parameter, show  # noqa: E402
+from tiny_model import write_tiny_model  # noqa: E402
+from vlm_reuse_interfaces.msg import Answer, RefreshBudget  # noqa: E402
+from vlm_reuse_interfaces.srv import AskScene  # noqa: E402
+
+from vlm_reuse_node.errors import ModelError  # noqa: E402
+
+CONFIGURE, CLEANUP = Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_CLEANUP
+ACTIVATE, DEACTIVATE = Transition.TRANSITION_ACTIVATE, Transition.TRANSITION_DEACTIVATE
+
+
+@pytest.fixture
+def unconfigured(start):
+    return start(autostart=False)
+
+
+def change(robot, *transitions):
+    """Take transitions as a lifecycle manager does; returns whether each succeeded."""
+    return [robot.wait(robot.call(ChangeState, 'vlm_reuse_node/change_state', ChangeState.Request(
+        transition=Transition(id=number))), 'the transition').success for number in transitions]
+
+
+def state(robot):
+    return robot.wait(robot.call(GetState, 'vlm_reuse_node/get_state', GetState.Request()), 'the state').current_state.id
+
+
+def test_configure_loads_activate_subscribes_deactivate_keeps_and_cleanup_frees(unconfigured):
+    robot = unconfigured
+    assert state(robot) == State.PRIMARY_STATE_UNCONFIGURED and robot.scene._worker is None
+    assert change(robot, CONFIGURE) == [True] and state(robot) == State.PRIMARY_STATE_INACTIVE
+    assert robot.node.count_subscribers('camera/image_raw') == 0 and robot.ask().status == Answer.INACTIVE
+
+    assert change(robot, ACTIVATE) == [True]
+    budgets, camera = robot.listen(RefreshBudget, BUDGET), robot.camera()
+    show(robot, camera, budgets, seed=1)
+    before = robot.ask(max_tokens=4)
+    assert before.status == Answer.OK
+
+    assert change(robot, DEACTIVATE) == [True]
+    robot.until(lambda: robot.node.count_subscribers(f'{robot.namespace}/camera/image_raw') == 0, 'the end of it')
+    refused = robot.ask()
+    assert refused.status == Answer.INACTIVE and 'activate' in refused.message and not refused.text
+
+    assert change(robot, ACTIVATE) == [True]
+    robot.until(camera.get_subscription_count, 'the subscription')
+    assert robot.ask(max_tokens=4, max_age_s=60.0).token_ids == before.token_ids  # from the state that was kept
+    show(robot, camera, budgets, seed=1)
+    assert [budget.level for budget in budgets] == ['full', 'reuse'] and budgets[-1].frames_seen == 2
+
+    assert change(robot, DEACTIVATE, CLEANUP) == [True, True]
+    assert state(robot) == State.PRIMARY_STATE_UNCONFIGURED and robot.scene._worker is None
+    refused = robot.ask()
+    assert refused.status == Answer.INACTIVE and 'configure' in refused.message
+
+
+def test_after_a_cleanup_another_model_can_be_configured(unconfigured, tmp_path):
+    robot = unconfigured
+    assert change(robot, CONFIGURE) == [True]
+    refused = set_parameter(robot, 'model', 'tabletop')
+    assert not refused.successful and 'cleanup' in refused.reason
+    assert change(robot, CLEANUP) == [True]
+    assert set_parameter(robot, 'model', str(write_tiny_model(tmp_path / 'other', seed=3))).successful
+    assert change(robot, CONFIGURE, ACTIVATE) == [True, True]
+    show(robot, robot.camera(), robot.listen(RefreshBudget, BUDGET))
+    assert robot.ask().model == 'other'
+
+
+def test_a_model_that_does_not_load_leaves_it_unconfigured_and_says_why(unconfigured, model_dir):
+    robot, diagnostics = unconfigured, unconfigured.diagnostics()
+    waits = robot.until(lambda: diagnostics().get('life cycle'), 'diagnostics')
+    assert waits.level == DiagnosticStatus.WARN and 'configure' in waits.message
+    assert set_parameter(robot, 'model', '/nowhere/at/all').successful
+    assert change(robot, CONFIGURE) == [False] and state(robot) == State.PRIMARY_STATE_UNCONFIGURED
+    robot.until(lambda: diagnostics()['life cycle'].level == DiagnosticStatus.ERROR
+                and '/nowhere/at/all' in diagnostics()['life cycle'].message, 'the reason')
+    assert set_parameter(robot, 'model', str(model_dir)).successful
+    assert change(robot, CONFIGURE, ACTIVATE) == [True, True]
+    robot.until(lambda: diagnostics()['life cycle'].level == DiagnosticStatus.OK, 'all is well')
+
+
+def test_a_fault_while_loading_is_logged_and_leaves_nothing(unconfigured, monkeypatch):
+    from vlm_reuse_node import worker
+    monkeypatch.setattr(worker.ModelWorker, 'start', lambda self: 1 / 0)
+    assert change(unconfigured, CONFIGURE) == [False]
+    assert state(unconfigured) == State.PRIMARY_STATE_UNCONFIGURED
+    monkeypatch.undo()
+    assert change(unconfigured, CONFIGURE, ACTIVATE) == [True, True]
+
+
+def test_a_wrong_qos_override_can_be_seen_at_activation(ros, model_dir):
+    from ros_harness import scene_node
+    from vlm_reuse_node.errors import ConfigError
+    with pytest.raises(ConfigError, match='maybe'):
+        scene_node(ros, '', model=str(model_dir), **{
+            'qos_overrides./camera/image_raw.subscription.reliability': 'maybe'}).__enter__()
+
+
+def test_open_questions_are_answered_at_a_cleanup(robot, brake):
+    show(robot, robot.camera(), robot.listen(RefreshBudget, BUDGET))
+    brake.hold()
+    asked = [robot.call(AskScene, 'vlm_reuse_node/ask', AskScene.Request(question='what is it ?')) for _ in range(3)]
+    assert brake.held.wait(WAIT_S)
+    assert change(robot, DEACTIVATE) == [True]
+    worker = robot.scene._worker
+    robot.until(lambda: sum(worker.stats().waiting.values()) == 2, 'the others to wait')
+    cleaned = robot.call(ChangeState, 'vlm_reuse_node/change_state', ChangeState.Request(
+        transition=Transition(id=CLEANUP)))
+    robot.until(lambda: not worker._inbox.is_open, 'the clean-up to begin')
+    brake.go_on.set()
+    assert robot.wait(cleaned, 'the clean-up').success
+    assert {robot.wait(each, 'an answer').answer.status for each in asked} == {Answer.CANCELLED}
+
+
+def test_a_clean_up_frees_the_model(unconfigured):
+    """What MLX holds after a cleanup is what it held before."""
+    import mlx.core as mx
+    held = []
+    for _ in range(3):
+        assert change(unconfigured, CONFIGURE, CLEANUP) == [True, True]
+        held.append(mx.get_active_memory() + mx.get_cache_memory())
+    assert held[2] <= held[1] + 100_000, held
+
+
+def test_a_camera_joins_and_leaves_while_the_other_goes_on(start):
+    robot = start(cameras=['front'])
+    budgets, diagnostics = robot.listen(RefreshBudget, BUDGET), robot.diagnostics()
+    front = robot.camera('front/image_raw')
+    show(robot, front, budgets, seed=1, frame_id='front_lens')
+    assert robot.ask(camera='rear').status == Answer.INVALID_REQUEST
+
+    assert set_parameter(robot, 'cameras', ['front', 'rear']).successful
+    rear = robot.camera('rear/image_raw')
+    show(robot, rear, budgets, seed=2, frame_id='rear_lens')
+    assert robot.ask(camera='rear').image_header.frame_id == 'rear_lens'
+    show(robot, front, budgets, seed=1, frame_id='front_lens')
+    assert budgets[-1].level == 'reuse'  # the front camera's state was not touched
+    robot.until(lambda: 'camera rear' in diagnostics(), 'its diagnostics')
+
+    assert set_parameter(robot, 'cameras', ['rear']).successful
+    robot.until(lambda: front.get_subscription_count() == 0, 'the end of the subscription')
+    gone = robot.ask(camera='front', max_age_s=60.0)
+    assert gone.status == Answer.INVALID_REQUEST and 'rear' in gone.message
+    assert robot.ask(max_age_s=60.0).image_header.frame_id == 'rear_lens'
+    robot.until(lambda: 'camera front' not in diagnostics(), 'no more diagnostics of it')
+    robot.until(lambda: set(robot.scene._worker.stats().held) == {'rear'}, 'its state to be given up')
+
+
+@pytest.mark.parametrize('cameras, reason', [(['a', ''], 'list of names'), (['a', 'a'], 'different'), (['/a b'], 'topic name')])
+def test_cameras_that_cannot_be_are_refused(robot, cameras, reason):
+    result = set_parameter(robot, 'cameras', cameras)
+    assert not result.successful and reason in result.reason
+    assert robot.scene.config.cameras == ('camera',)
+
+
+def test_start_raises_what_made_it_fail(ros, namespace):
+    from vlm_reuse_node.node import SceneNode
+    from rclpy.parameter import Parameter
+    node = SceneNode(context=ros, namespace=namespace, parameter_overrides=[Parameter('model', value='/nowhere')])
+    with pytest.raises(ModelError, match='/nowhere'):
+        node.start()
+    node.close()

@@ -1,0 +1,134 @@
+"""Standing questions over real DDS: added, listed, removed; asked again on change alone."""
+
+import pytest
+
+pytest.importorskip('rclpy', reason='rclpy is missing: install ROS 2 (make setup)')
+pytest.importorskip('vlm_reuse_interfaces', reason='vlm_reuse_interfaces is not built: make setup')
+from rclpy.qos import DurabilityPolicy, QoSProfile  # noqa: E402
+from ros_harness import BUDGET, show  # noqa: E402
+from sensor_msgs.msg import RegionOfInterest  # noqa: E402
+from vlm_reuse_interfaces.msg import RefreshBudget, WatchAnswer  # noqa: E402
+from vlm_reuse_interfaces.srv import WatchScene  # noqa: E402
+
+ADD, REMOVE, LIST = WatchScene.Request.ADD, WatchScene.Request.REMOVE, WatchScene.Request.LIST
+ANSWERS = 'vlm_reuse_node/watch_answers'
+COLOURS = ['red', 'green', 'blue', 'yellow', 'one', 'two', 'three', 'four']
+
+
+def watch(robot, command, question='what is the colour ?', choices=COLOURS, **fields):
+    request = WatchScene.Request(command=command, question=question, choices=choices, **fields)
+    return robot.wait(robot.call(WatchScene, 'vlm_reuse_node/watch', request), 'the response')
+
+
+def asked(robot):
+    return sum(robot.scene._worker.stats().answers.values())
+
+
+def settle(robot):
+    """Until the model has answered what waits: a planner's question is answered after those before it."""
+    robot.until(lambda: not len(robot.scene._worker._inbox), 'the standing questions')
+    robot.ask(max_age_s=600.0)
+
+
+def test_it_is_answered_at_once_and_again_when_its_answer_changed(robot):
+    budgets, camera = robot.listen(RefreshBudget, BUDGET), robot.camera()
+    heard = robot.listen(WatchAnswer, ANSWERS, QoSProfile(depth=50))
+    show(robot, camera, budgets, seed=1)
+    added = watch(robot, ADD)
+    assert added.success and added.watch_id == 1 and [each.watch_id for each in added.watches] == [1]
+    robot.until(lambda: heard, 'the first answer')
+    assert heard[0].old_choice_index == -1 and heard[0].watch.answer.text in COLOURS
+    for seed in range(2, 40):
+        show(robot, camera, budgets, seed=seed)
+        settle(robot)
+        if len(heard) > 1:
+            break
+    first, second = heard[:2]
+    assert second.old_text == first.watch.answer.text != second.watch.answer.text
+    assert second.old_choice_index == first.watch.answer.choice_index
+    listed = watch(robot, LIST)
+    assert listed.success and listed.watches[0].answer.text == heard[-1].watch.answer.text
+
+
+def test_ten_on_a_static_scene_cost_nothing_and_one_change_asks_each_once(robot):
+    budgets, camera = robot.listen(RefreshBudget, BUDGET), robot.camera()
+    show(robot, camera, budgets, seed=1)
+    for _ in range(10):
+        assert watch(robot, ADD).success
+    before = asked(robot)
+    for _ in range(20):
+        show(robot, camera, budgets, seed=1)
+    assert asked(robot) == before == 10
+    show(robot, camera, budgets, seed=2)
+    robot.until(lambda: asked(robot) == 20, 'ten answers')
+    show(robot, camera, budgets, seed=2)
+    assert asked(robot) == 20
+
+
+def test_a_region_is_asked_about_only_when_it_changed(robot):
+    import numpy as np
+    from vlm_reuse_node.ros_convert import image_message
+    from vlm_reuse_node.ros_messages import header_of
+    budgets, camera = robot.listen(RefreshBudget, BUDGET), robot.camera()
+
+    def show_with(x, y):
+        rgb = np.full((480, 640, 3), 90, np.uint8)
+        rgb[y:y + 60, x:x + 60] = 250
+        seen = len(budgets)
+        camera.publish(image_message(rgb, header_of(robot.now_ns(), 'lens')))
+        robot.until(lambda: len(budgets) > seen, 'a refresh budget')
+    show_with(0, 0)
+    assert watch(robot, ADD, region=RegionOfInterest(x_offset=0, y_offset=0, width=100, height=100)).success
+    assert watch(robot, ADD, region=RegionOfInterest(x_offset=540, y_offset=380, width=100, height=100)).success
+    settle(robot)
+    before = asked(robot)
+    show_with(50, 0)  # in the first region, seen at the finer grid of the model's cells
+    robot.until(lambda: asked(robot) == before + 1, 'one answer')
+    show_with(50, 0)
+    assert asked(robot) == before + 1
+
+
+def test_before_the_first_picture_it_waits_for_it(robot):
+    added = watch(robot, ADD)
+    assert added.success and added.watches[0].answer.text == ''
+    heard = robot.listen(WatchAnswer, ANSWERS)
+    show(robot, robot.camera(), robot.listen(RefreshBudget, BUDGET))
+    robot.until(lambda: heard, 'its answer')
+
+
+def test_who_subscribes_late_hears_the_newest_answer(robot):
+    show(robot, robot.camera(), robot.listen(RefreshBudget, BUDGET))
+    watch(robot, ADD)
+    late = robot.listen(WatchAnswer, ANSWERS, QoSProfile(depth=9, durability=DurabilityPolicy.TRANSIENT_LOCAL))
+    robot.until(lambda: late, 'the answer of before')
+
+
+def test_a_removed_one_is_asked_no_more(robot):
+    budgets, camera = robot.listen(RefreshBudget, BUDGET), robot.camera()
+    show(robot, camera, budgets, seed=1)
+    number = watch(robot, ADD).watch_id
+    removed = watch(robot, REMOVE, watch_id=number)
+    assert removed.success and not removed.watches
+    before = asked(robot)
+    show(robot, camera, budgets, seed=2)
+    settle(robot)
+    assert asked(robot) == before + 1  # that of `settle`
+    again = watch(robot, REMOVE, watch_id=number)
+    assert not again.success and str(number) in again.message
+
+
+@pytest.mark.parametrize('fields, named', [
+    ({'choices': []}, '2 choices'), ({'choices': ['red']}, '2 choices'), ({'choices': ['a', 'a']}, 'different'),
+    ({'question': ''}, 'empty'), ({'question': '<|image_pad|>'}, 'image_pad'), ({'camera': 'rear'}, 'rear'),
+    ({'margin': 2.0}, 'margin'), ({'command': 9}, 'ADD, REMOVE or LIST')])
+def test_what_cannot_stand_is_refused_with_the_reason_and_leaves_none(robot, fields, named):
+    response = watch(robot, **({'command': ADD} | fields))
+    assert not response.success and named in response.message and response.watch_id == 0
+    assert not watch(robot, LIST).watches
+
+
+def test_more_than_may_stand_are_refused(start):
+    robot = start(max_watches=1)
+    assert watch(robot, ADD).success
+    refused = watch(robot, ADD)
+    assert not refused.success and 'max_watches' in refused.message
