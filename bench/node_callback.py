@@ -5,7 +5,6 @@ line; the same JSON goes to out/bench/node_callback.json.
 """
 
 import argparse
-import json
 import os
 from pathlib import Path
 import signal

@@ -89,9 +89,10 @@ def test_a_window_gives_every_refresh_once():
 
 
 @pytest.mark.parametrize('changes, level, words', [
-    ({}, OK, 'Ready'), ({'waiting': {'front': 16}}, WARN, 'queue_size'), ({'last_error': 'It broke.'}, ERROR, 'It broke.')])
+    ({}, OK, 'Ready'), ({'waiting': {'front': 16}}, WARN, 'front'), ({'waiting': {'front': 9, 'rear': 9}}, OK, 'Ready'),
+    ({'last_error': 'It broke.'}, ERROR, 'It broke.')])
 def test_the_model_reports_its_queue_answers_and_errors(changes, level, words):
-    stats = SimpleNamespace(**{'model': 'tiny', 'waiting': {'front': 2, 'rear': 15}, 'watches': 0, 'answers': {'OK': 3}, 'last_error': '',
+    stats = SimpleNamespace(**{'model': 'tiny', 'waiting': {}, 'watches': 0, 'answers': {'OK': 3}, 'last_error': '',
                                'held': {'front': (3, 12_340_000)}} | changes)
     status = model_status('vlm', stats, queue_size=16)
     assert status.level == level and words in status.message and values(status)['answers: OK'] == '3'

@@ -67,7 +67,8 @@ def test_nothing_is_passed_over_for_ever(arriving):
     inbox.put_ask(waiting[0], 99)
     inbox.put_standing(waiting[1])
     inbox.put_frame(waiting[2])
-    put = {'ask': lambda camera: inbox.put_ask(ask(camera), 99), 'stand': lambda camera: inbox.put_standing(ask(camera)),
+    put = {'ask': lambda camera: inbox.put_ask(ask(camera), 99),
+           'stand': lambda camera: inbox.put_standing(ask(camera)),
            'frame': lambda camera: inbox.put_frame(frame(camera))}
     served = []
     for kind, camera in itertools.islice(map(str.split, itertools.cycle(arriving)), 10 * MOST_PASSED_OVER):

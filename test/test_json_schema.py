@@ -32,8 +32,9 @@ def ask(session, schema, **fields):
 
 
 LEAVES = strategies.sampled_from([
-    {'type': 'boolean'}, {'type': 'null'}, {'type': 'integer', 'minimum': -5, 'maximum': 120}, {'enum': ['a', 'b c', 7]},
-    {'type': 'string', 'maxLength': 6}, {'type': 'string', 'pattern': '^[a-f]{2,4}$'}, {'const': 'it is \u00fc'}])
+    {'type': 'boolean'}, {'type': 'null'}, {'type': 'integer', 'minimum': -5, 'maximum': 120},
+    {'enum': ['a', 'b c', 7]}, {'type': 'string', 'maxLength': 6}, {'type': 'string', 'pattern': '^[a-f]{2,4}$'},
+    {'const': 'it is \u00fc'}])
 SCHEMAS = strategies.recursive(LEAVES, lambda inner: strategies.one_of(
     inner.map(lambda items: {'type': 'array', 'items': items, 'maxItems': 2}),
     strategies.lists(inner, min_size=1, max_size=3).map(lambda parts: {

@@ -22,6 +22,7 @@ from vlm_reuse_interfaces.srv import AskScene  # noqa: E402
 from vlm_reuse_node.errors import ConfigError, ModelError  # noqa: E402
 from vlm_reuse_node.overlay import BAR_HEIGHT  # noqa: E402
 
+
 def test_a_question_is_answered_from_the_newest_picture(robot):
     budgets, camera = robot.listen(RefreshBudget, BUDGET), robot.camera()
     show(robot, camera, budgets, seed=1)

@@ -31,7 +31,8 @@ def change(robot, *transitions):
 
 
 def state(robot):
-    return robot.wait(robot.call(GetState, 'vlm_reuse_node/get_state', GetState.Request()), 'the state').current_state.id
+    got = robot.wait(robot.call(GetState, 'vlm_reuse_node/get_state', GetState.Request()), 'the state')
+    return got.current_state.id
 
 
 def test_configure_loads_activate_subscribes_deactivate_keeps_and_cleanup_frees(unconfigured):
@@ -155,7 +156,8 @@ def test_a_camera_joins_and_leaves_while_the_other_goes_on(start):
     robot.until(lambda: set(robot.scene._worker.stats().held) == {'rear'}, 'its state to be given up')
 
 
-@pytest.mark.parametrize('cameras, reason', [(['a', ''], 'list of names'), (['a', 'a'], 'different'), (['/a b'], 'topic name')])
+@pytest.mark.parametrize('cameras, reason', [
+    (['a', ''], 'list of names'), (['a', 'a'], 'different'), (['/a b'], 'topic name')])
 def test_cameras_that_cannot_be_are_refused(robot, cameras, reason):
     result = set_parameter(robot, 'cameras', cameras)
     assert not result.successful and reason in result.reason

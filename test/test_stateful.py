@@ -1,0 +1,187 @@
+"""Whatever came before, in whatever order: the warm answer is the cold one."""
+
+import threading
+from concurrent.futures import CancelledError
+from dataclasses import replace
+
+import pytest
+
+hypothesis = pytest.importorskip('hypothesis', reason='hypothesis is missing: pip install hypothesis')
+from brake import WAIT_S  # noqa: E402
+from hypothesis import settings, strategies as st  # noqa: E402
+from hypothesis.stateful import initialize, invariant, precondition, rule, RuleBasedStateMachine  # noqa: E402
+from tiny_model import picture  # noqa: E402
+
+from vlm_reuse_node.budget import Question, Status  # noqa: E402
+from vlm_reuse_node.config import Config  # noqa: E402
+from vlm_reuse_node.session import SceneSession  # noqa: E402
+from vlm_reuse_node.turn import Stopped  # noqa: E402
+from vlm_reuse_node.worker import ModelWorker  # noqa: E402
+
+QUESTIONS = st.sampled_from([
+    Question('what color is the square ?', max_tokens=4), Question('where ?', choices=('left', 'right', 'top')),
+    Question('how many objects are there in the picture ?', max_tokens=1), Question('describe it', force_refresh=True),
+    Question('what ?', max_age_s=0.5), Question(''), Question('<|image_pad|>'), Question('a' * 3000)])
+FINAL = Question('what color is the square ?', max_tokens=6, max_age_s=1e6)
+SEEDS, SIZES = st.integers(1, 4), st.sampled_from([(480, 640), (480, 640), (480, 640), (320, 320)])
+STATE_MACHINE = settings(max_examples=15, stateful_step_count=12, deadline=None)
+
+
+class Counted:
+    """A check that stops at its n-th call."""
+
+    def __init__(self, calls, error):
+        self.calls, self.error = calls, error
+
+    def __call__(self):
+        self.calls -= 1
+        if self.calls <= 0:
+            raise self.error
+        return False
+
+
+def make_session_machine(vlm):
+    """A session by itself: everything that can happen to it, on one thread."""
+    class SessionMachine(RuleBasedStateMachine):
+        @initialize(history=st.integers(0, 2))
+        def begin(self, history):
+            self.config = Config(history_frames=history, keyframe_interval_s=0.0, audit_share=1.0)
+            self.session, self.now_s = SceneSession(vlm, self.config), 0.0
+
+        @rule(seed=SEEDS, size=SIZES, force=st.booleans())
+        def observe(self, seed, size, force):
+            self.now_s += 1.0
+            self.session.observe(picture(seed, self.now_s, size), force=force)
+
+        @rule(seed=SEEDS, calls=st.integers(1, 6))
+        def give_a_refresh_up(self, seed, calls):
+            self.now_s += 1.0
+            try:
+                self.session.observe(picture(seed, self.now_s), force=True,
+                                     check=Counted(calls, Stopped(Status.CANCELLED, 'enough')))
+            except Stopped:
+                pass
+
+        @rule(seed=SEEDS)
+        def go_back_in_time(self, seed):
+            self.now_s = max(0.0, self.now_s - 5.0)
+            self.session.observe(picture(seed, self.now_s))
+
+        @rule(question=QUESTIONS, cold=st.booleans())
+        def ask(self, question, cold):
+            answer = (self.session.ask_cold if cold else self.session.ask)(question, now_ns=int(self.now_s * 1e9))
+            assert answer.status in Status and (answer.status is Status.OK) == bool(answer.exact)
+
+        @rule(question=QUESTIONS, calls=st.integers(1, 8))
+        def cancel(self, question, calls):
+            left = Counted(calls, None)
+
+            def cancelled():
+                left.calls -= 1
+                return left.calls <= 0
+            self.session.ask(question, now_ns=int(self.now_s * 1e9), cancelled=cancelled)
+
+        @rule(question=QUESTIONS, calls=st.integers(1, 5))
+        def fail(self, question, calls):
+            """The model raises in the middle of an answer."""
+            original, left = vlm.run, Counted(calls, RuntimeError('the device is gone'))
+
+            def run(*args, **kwargs):
+                left()
+                return original(*args, **kwargs)
+            vlm.run = run
+            try:
+                self.session.ask(question, now_ns=int(self.now_s * 1e9))
+            finally:
+                vlm.run = original
+
+        @rule()
+        def idle(self):
+            self.session.work()
+            self.session.audit()
+
+        @rule()
+        def reset(self):
+            self.session.reset()
+            assert self.session.ask(FINAL, now_ns=0).status is Status.NO_IMAGE
+
+        @precondition(lambda self: self.session.newest is not None)
+        @invariant()
+        def warm_equals_cold(self):
+            warm, cold = (ask(FINAL, now_ns=0) for ask in (self.session.ask, self.session.ask_cold))
+            assert warm.status is cold.status is Status.OK, (warm.message, cold.message)
+            assert warm.token_ids == cold.token_ids and warm.exact and self.session.audited.exact_drifted == 0
+            if self.config.history_frames == 0:  # then nothing but the newest picture counts
+                fresh = SceneSession(vlm, self.config)
+                fresh.observe(self.session.newest)
+                assert fresh.ask(FINAL, now_ns=0).token_ids == warm.token_ids
+    return SessionMachine
+
+
+def make_worker_machine(model_dir):
+    """The model's thread, with planners and cameras on this one."""
+    class WorkerMachine(RuleBasedStateMachine):
+        @initialize()
+        def begin(self):
+            self.config = Config(model=str(model_dir), cameras=('a', 'b'), queue_size=4)
+            self.worker, self.now_s = ModelWorker(self.config), 0.0
+            self.worker.start()
+            self.open = []
+
+        @rule(seed=SEEDS, camera=st.sampled_from('ab'))
+        def observe(self, seed, camera):
+            self.now_s += 1.0
+            if camera in self.config.cameras:
+                self.worker.observe(picture(seed, self.now_s, camera=camera))
+
+        @rule(question=QUESTIONS, camera=st.sampled_from(['', 'a', 'b', 'c']), cold=st.booleans())
+        def ask(self, question, camera, cold):
+            event = threading.Event()
+            ask = self.worker.ask_cold if cold else self.worker.ask
+            self.open.append((ask(camera, question, int(self.now_s * 1e9), event), event))
+
+        @precondition(lambda self: self.open)
+        @rule(data=st.data(), by_event=st.booleans())
+        def cancel(self, data, by_event):
+            future, event = data.draw(st.sampled_from(self.open))
+            event.set() if by_event else future.cancel()
+
+        @rule(cameras=st.sampled_from([('a',), ('a', 'b'), ('b', 'a')]))
+        def follow(self, cameras):
+            self.config = self.config.with_values(cameras=cameras)
+            self.worker.configure(self.config)
+
+        @rule(camera=st.sampled_from(['', 'a', 'b']))
+        def reset(self, camera):
+            self.worker.reset(camera)
+
+        def teardown(self):
+            if not hasattr(self, 'worker'):
+                return
+            try:
+                self.every_question_is_answered()
+                self.the_next_answer_is_the_cold_one()
+            finally:
+                self.worker.stop()
+
+        def every_question_is_answered(self):
+            for future, _ in self.open:
+                try:
+                    assert future.result(WAIT_S).status in Status
+                except CancelledError:
+                    pass
+
+        def the_next_answer_is_the_cold_one(self):
+            self.worker.observe(picture(9, self.now_s + 1.0, camera='a'))
+            fresh = replace(FINAL, force_refresh=True)  # it takes the picture that waits
+            warm, cold = (ask('a', fresh, 0).result(WAIT_S) for ask in (self.worker.ask, self.worker.ask_cold))
+            assert warm.status is cold.status is Status.OK and warm.token_ids == cold.token_ids
+    return WorkerMachine
+
+
+def test_a_session(vlm):
+    hypothesis.stateful.run_state_machine_as_test(make_session_machine(vlm), settings=STATE_MACHINE)
+
+
+def test_the_models_thread(model_dir):
+    hypothesis.stateful.run_state_machine_as_test(make_worker_machine(model_dir), settings=STATE_MACHINE)
