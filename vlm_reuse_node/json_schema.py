@@ -44,8 +44,10 @@ class JsonSchemas:
             raise InvalidRequestError('json_schema is no JSON object; expected one, such as {"type": "object"}.')
         try:
             grammar = llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=_COMPACT)
-            if not any(self._writer(grammar).compute_bitmask()):
-                raise ValueError('no document can begin')
+            writer = self._writer(grammar)
+            writer.compute_bitmask()
+            if writer.is_error():
+                raise ValueError(f'no document follows it ({_one_line(writer.get_error())})')
         except ValueError as error:
             raise InvalidRequestError(f'json_schema cannot be followed: {_one_line(error)}. Expected a schema without '
                                       'what is named here.') from error
