@@ -39,6 +39,10 @@ def generate_launch_description() -> LaunchDescription:
             'use_sim_time', default_value='auto', choices=['auto', 'true', 'false'],
             description='take the time from /clock; auto: when a bag is played, else as in params_file'),
         DeclareLaunchArgument(
+            'autostart', default_value='auto', choices=['auto', 'true', 'false'],
+            description='load the model and take pictures at the start; false: wait for a lifecycle manager or '
+                        "'ros2 lifecycle set'; auto: as in params_file"),
+        DeclareLaunchArgument(
             'bag', default_value='',
             description='bag to play with its clock as soon as the node is ready; empty: none'),
         OpaqueFunction(function=bring_up),
@@ -48,7 +52,8 @@ def generate_launch_description() -> LaunchDescription:
 def bring_up(context: LaunchContext) -> list:
     """Turn the arguments that were given into the node, and a player when there is a bag."""
     given = {name: LaunchConfiguration(name).perform(context) for name in (
-        'model', 'cameras', 'image_topic', 'params_file', 'namespace', 'log_level', 'use_sim_time', 'bag')}
+        'model', 'cameras', 'image_topic', 'params_file', 'namespace', 'log_level', 'use_sim_time', 'autostart',
+        'bag')}
     node = Node(
         package=PACKAGE, executable='node', name=PACKAGE, namespace=given['namespace'], output='screen',
         parameters=[given['params_file'], *parameters_of(given)], remappings=remappings_of(given),
@@ -65,6 +70,8 @@ def parameters_of(given: dict[str, str]) -> list[dict]:
         parameters['cameras'] = camera_names(given)
     if given['use_sim_time'] != 'auto' or given['bag']:
         parameters['use_sim_time'] = given['use_sim_time'] != 'false'
+    if given['autostart'] != 'auto':
+        parameters['autostart'] = given['autostart'] == 'true'
     return [parameters] if parameters else []
 
 
@@ -83,7 +90,7 @@ def camera_names(given: dict[str, str]) -> list[str]:
 
 
 def play_when_ready(node: Node, bag: str) -> RegisterEventHandler:
-    """Play the bag once the node has loaded its model and subscribed, so that no picture is missed."""
+    """Play the bag once the node is active for the first time, so that no picture is missed."""
     player = ExecuteProcess(cmd=['ros2', 'bag', 'play', bag, '--clock'], output='screen')
     started, said = [], bytearray()
 

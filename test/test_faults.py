@@ -1,4 +1,4 @@
-"""What goes wrong on a robot, each over real ROS 2: the node stays up, says what it is, and then answers right again."""
+"""What goes wrong on a robot, each over real ROS 2: the node stays up, says what it is, then answers right again."""
 
 import array
 import signal

@@ -21,7 +21,7 @@ PARAMETER_FILE = ROOT / 'config' / 'vlm_reuse.yaml'
 LAUNCH_MODULES = ('launch', 'launch.actions', 'launch.event_handlers', 'launch.substitutions', 'launch_ros',
                   'launch_ros.actions', 'launch_ros.substitutions')
 NOTHING = dict.fromkeys(('model', 'cameras', 'image_topic', 'namespace', 'bag'), '') | {
-    'params_file': 'robot.yaml', 'log_level': 'info', 'use_sim_time': 'auto'}
+    'params_file': 'robot.yaml', 'log_level': 'info', 'use_sim_time': 'auto', 'autostart': 'auto'}
 
 has_launch = importlib.util.find_spec('launch_ros') is not None
 needs_launch = pytest.mark.skipif(
@@ -49,12 +49,14 @@ def test_every_argument_is_described_and_has_a_default():
     arguments = declared_arguments()
     assert set(arguments) == set(NOTHING)
     assert all({'description', 'default_value'} <= set(keywords) for keywords in arguments.values())
-    assert {name for name, keywords in arguments.items() if 'choices' in keywords} == {'log_level', 'use_sim_time'}
+    assert {name for name, keywords in arguments.items() if 'choices' in keywords} == {
+        'log_level', 'use_sim_time', 'autostart'}
 
 
 def test_no_argument_repeats_a_default_of_the_node():
     arguments, parameters = declared_arguments(), {field.name for field in fields(Config)}
-    assert [ast.literal_eval(arguments[name]['default_value']) for name in parameters & set(arguments)] == ['', '']
+    defaults = {name: ast.literal_eval(arguments[name]['default_value']) for name in parameters & set(arguments)}
+    assert defaults == {'model': '', 'cameras': '', 'autostart': 'auto'}
 
 
 def test_what_is_not_asked_for_is_left_to_the_parameter_file(launch_file):
@@ -65,7 +67,8 @@ def test_what_is_not_asked_for_is_left_to_the_parameter_file(launch_file):
     ({'model': '/models/qwen'}, {'model': '/models/qwen'}),
     ({'cameras': 'front'}, {'cameras': ['front']}), ({'cameras': '[front, rear]'}, {'cameras': ['front', 'rear']}),
     ({'cameras': 'front,rear'}, {'cameras': ['front', 'rear']}), ({'use_sim_time': 'true'}, {'use_sim_time': True}),
-    ({'use_sim_time': 'false'}, {'use_sim_time': False}), ({'bag': 'kitchen'}, {'use_sim_time': True}),
+    ({'use_sim_time': 'false'}, {'use_sim_time': False}), ({'autostart': 'false'}, {'autostart': False}),
+    ({'autostart': 'true'}, {'autostart': True}), ({'bag': 'kitchen'}, {'use_sim_time': True}),
     ({'bag': 'kitchen', 'use_sim_time': 'false'}, {'use_sim_time': False})])
 def test_what_is_asked_for_becomes_a_parameter(launch_file, asked, parameters):
     assert launch_file.parameters_of(NOTHING | asked) == [parameters]
@@ -86,10 +89,31 @@ def test_the_parameter_file_names_only_parameters_there_are():
     assert overrides and Config().with_values(**{name: shown[name] for name in set(shown) - overrides})
 
 
-def launched(tmp_path, monkeypatch, end, **arguments):
-    """Launch for real; stop as soon as some output holds the text `end`. Returns all output and the exit code."""
+MANAGER = """
+import rclpy
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+rclpy.init()
+node = rclpy.create_node('manager')
+for kind, name, request in (
+        (GetState, 'get_state', GetState.Request()),
+        (ChangeState, 'change_state', ChangeState.Request(transition=Transition(id=1))),
+        (ChangeState, 'change_state', ChangeState.Request(transition=Transition(id=3)))):
+    client = node.create_client(kind, f'/vlm_reuse_node/{name}')
+    client.wait_for_service()
+    future = client.call_async(request)
+    rclpy.spin_until_future_complete(node, future)
+    print(future.result().current_state.label if kind is GetState else future.result().success, flush=True)
+"""
+
+
+def launched(tmp_path, monkeypatch, end, beside=(), **arguments):
+    """Launch for real, with a program beside it; stop as soon as some output holds the text `end`.
+
+    Returns the exit code and all output.
+    """
     from launch import LaunchDescription, LaunchService
-    from launch.actions import EmitEvent, IncludeLaunchDescription, RegisterEventHandler
+    from launch.actions import EmitEvent, ExecuteProcess, IncludeLaunchDescription, RegisterEventHandler
     from launch.event_handlers import OnProcessIO
     from launch.events import Shutdown
     from launch.launch_description_sources import PythonLaunchDescriptionSource
@@ -104,7 +128,8 @@ def launched(tmp_path, monkeypatch, end, **arguments):
     service = LaunchService()
     service.include_launch_description(LaunchDescription([
         RegisterEventHandler(OnProcessIO(on_stdout=on_output, on_stderr=on_output)),
-        IncludeLaunchDescription(PythonLaunchDescriptionSource(str(LAUNCH_FILE)), launch_arguments=arguments.items())]))
+        IncludeLaunchDescription(PythonLaunchDescriptionSource(str(LAUNCH_FILE)), launch_arguments=arguments.items()),
+        *([ExecuteProcess(cmd=list(beside))] if beside else [])]))
     return service.run(), ''.join(output)
 
 
@@ -113,6 +138,16 @@ def test_the_node_comes_up_with_what_was_asked_for_and_ends_cleanly(tmp_path, mo
     code, output = launched(tmp_path, monkeypatch, 'Ready', model=str(model_dir), cameras='front,rear',
                             image_topic='/lens/picture', namespace='base', log_level='info')
     assert code == 0 and 'tiny looks at /lens/picture, /base/rear/image_raw.' in output
+
+
+@needs_launch
+def test_without_autostart_it_waits_for_a_lifecycle_manager(tmp_path, monkeypatch, model_dir):
+    """A manager of the test's own configures and activates it once it is there."""
+    manager = tmp_path / 'manager.py'
+    manager.write_text(MANAGER)
+    code, output = launched(tmp_path, monkeypatch, 'Ready', beside=[sys.executable, str(manager)],
+                            model=str(model_dir), autostart='false')
+    assert code == 0 and output.index('unconfigured') < output.index('Loading') < output.index('Ready')
 
 
 @needs_launch
