@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench bench-refresh bag replay train-tabletop eval-tabletop lock clean distclean
+.PHONY: help setup demo test lint docs bench bench-refresh bag replay train-tabletop eval-tabletop lock clean distclean
 
 SETUP := tools/setup_env.sh
 RUN := . tools/env.sh;
@@ -30,6 +30,9 @@ lint: setup ## flake8, docstrings, package.xml
 	@$(RUN) python -c 'import sys; from xml.etree import ElementTree; list(map(ElementTree.parse, sys.argv[1:]))' \
 	  package.xml vlm_reuse_interfaces/package.xml
 	@echo 'lint: clean'
+
+docs: ## the tables of docs/interfaces.md from the interface files
+	@python3 tools/interface_docs.py
 
 bench: setup ## what follow-up questions and image callbacks cost; minutes
 	@$(RUN) for script in bench/followup.py bench/node_callback.py; do echo "== $$script"; python "$$script"; done
