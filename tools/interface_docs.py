@@ -1,6 +1,6 @@
 """Write the tables of docs/interfaces.md anew from the interface files; the text between them is written by hand.
 
-  python tools/interface_docs.py
+python tools/interface_docs.py
 """
 
 from pathlib import Path
