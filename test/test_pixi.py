@@ -1,0 +1,83 @@
+"""What a Mac gets by pixi is what the package needs; nothing here can run it, so it is held against what is tested."""
+
+from pathlib import Path
+import re
+import tomllib
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).parents[1]
+PIXI = tomllib.loads((ROOT / 'pixi.toml').read_text())
+LOOPBACK = ROOT / 'config' / 'cyclonedds_loopback.xml'
+
+# Packages of rosdep or PyPI that conda-forge calls otherwise.
+CONDA_NAMES = {'pil': 'pillow', 'yaml': 'pyyaml', 'opencv': 'py-opencv', 'matplotlib': 'matplotlib-base'}
+# Come with mlx-vlm, or lint this checkout.
+NOT_NAMED = {'huggingface_hub', 'tokenizers', 'flake8', 'flake8-quotes', 'pydocstyle'}
+
+
+def conda_name(rosdep_key):
+    """Name the conda package of a key of package.xml."""
+    if not rosdep_key.startswith('python3-'):
+        return 'ros-kilted-' + rosdep_key.replace('_', '-')
+    name = rosdep_key.removeprefix('python3-')
+    return CONDA_NAMES.get(name, name)
+
+
+def declared_keys():
+    """List what both packages need, to build and to run."""
+    manifests = [ElementTree.parse(folder / 'package.xml') for folder in (ROOT, ROOT / 'vlm_reuse_interfaces')]
+    keys = {element.text for manifest in manifests for tag in ('depend', 'exec_depend', 'buildtool_depend')
+            for element in manifest.iter(tag)}
+    return keys - {'vlm_reuse_interfaces'}
+
+
+def asked_wheels():
+    """Map each wheel of requirements.in to its version there, '' for any."""
+    lines = (ROOT / 'requirements.in').read_text().splitlines()
+    asked = [re.fullmatch(r'([A-Za-z0-9_.-]+)(?:\[\w+\])?(?:==(\S+))?.*', line) for line in lines if line[:1].isalnum()]
+    return {match[1]: match[2] or '' for match in asked}
+
+
+def locked_wheels():
+    """Map each wheel of requirements.txt to its version."""
+    lines = (ROOT / 'requirements.txt').read_text().splitlines()
+    return dict(line.split('==') for line in lines if '==' in line)
+
+
+def test_everything_that_the_packages_declare_comes_along():
+    assert {conda_name(key) for key in declared_keys()} <= set(PIXI['dependencies'])
+
+
+def test_every_wheel_asked_for_comes_along():
+    wheels = {name for name in asked_wheels() if not name.startswith(('ros-', 'cv-bridge'))} - NOT_NAMED
+    provided = {*PIXI['dependencies'], *PIXI['pypi-dependencies']}
+    assert {CONDA_NAMES.get(name, name) for name in wheels} <= provided
+
+
+def test_the_pins_are_those_that_are_tested_here():
+    pins = {name: version for name, version in PIXI['pypi-dependencies'].items() if version.startswith('==')}
+    assert {'mlx', 'mlx-vlm', 'rosbags', 'mcap'} <= set(pins)
+    assert pins == {name: f'=={locked_wheels()[name]}' for name in pins}
+    assert all(version in ('', pins[name][2:]) for name, version in asked_wheels().items() if name in pins)
+
+
+def test_opencv_5_comes_neither_way():
+    """With it cv_bridge refuses every colour picture."""
+    assert PIXI['dependencies']['py-opencv'] == PIXI['pypi-dependencies']['opencv-python'] == '<5'
+
+
+def test_the_middleware_is_cyclone_on_the_loopback_interface_with_multicast():
+    environment = PIXI['activation']['env']
+    assert environment['RMW_IMPLEMENTATION'] == 'rmw_cyclonedds_cpp'
+    assert 'ros-kilted-rmw-cyclonedds-cpp' in PIXI['dependencies']
+    assert environment['CYCLONEDDS_URI'] == f'file://$PIXI_PROJECT_ROOT/{LOOPBACK.relative_to(ROOT)}'
+    interfaces = [element for element in ElementTree.parse(LOOPBACK).iter() if element.tag.endswith('NetworkInterface')]
+    assert [element.attrib for element in interfaces] == [{'name': 'lo0', 'multicast': 'true'}]
+
+
+def test_tasks_name_what_there_is():
+    tasks = {name: task['cmd'].split() for name, task in PIXI['tasks'].items()}
+    package, launch_file = tasks['node'][2:]
+    assert package == PIXI['workspace']['name'] and (ROOT / 'launch' / launch_file).exists()
+    folders = tasks['build'][tasks['build'].index('--base-paths') + 1:tasks['build'].index('--cmake-args')]
+    assert [folder for folder in folders if not (ROOT / folder / 'package.xml').exists()] == []
