@@ -128,8 +128,8 @@ def test_answer_message_starts_with_no_choice():
 
 
 def test_refresh_budget_has_every_count_and_time_of_the_record():
-    names = {item.name for item in fields(Refresh)} - {'stamp_ns', 'frame_id', 'refreshed', 'deferred'}
-    counts = {'visual_tokens_total', 'visual_tokens_refreshed', 'visual_tokens_deferred'}
+    names = {item.name for item in fields(Refresh)} - {'stamp_ns', 'frame_id', 'refreshed', 'changed', 'deferred'}
+    counts = {f'visual_tokens_{part}' for part in ('total', 'refreshed', 'changed', 'deferred')}
     assert names | counts | {'header'} <= set(RefreshBudget.get_fields_and_field_types())
 
 

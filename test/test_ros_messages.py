@@ -34,9 +34,10 @@ def test_an_answer_keeps_every_field():
 def test_a_refresh_keeps_its_counts_and_times():
     refreshed, deferred = np.array([[1, 1, 0, 0]], bool), np.array([[0, 0, 1, 0]], bool)
     refresh = Refresh('front', 5_000_000_006, 'lens', Level.FRAME, 'why', refreshed, deferred, 0.5, 9.0,
-                      1.0, 2.0, 4.0, changed=refreshed)
+                      1.0, 2.0, 4.0, changed=np.array([[0, 1, 0, 0]], bool))
     message = budget_message(refresh, 30, 4, 5)
     assert (message.visual_tokens_total, message.visual_tokens_refreshed, message.visual_tokens_deferred) == (4, 2, 1)
+    assert message.visual_tokens_changed == 1
     assert (message.frames_seen, message.frames_dropped, message.frames_refused) == (30, 4, 5)
     assert (message.change_ms, message.vision_ms, message.prefill_ms, message.spent_ms) == (1.0, 2.0, 4.0, 7.0)
     assert message.budget_ms == 9.0

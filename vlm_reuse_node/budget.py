@@ -74,6 +74,11 @@ class Refresh:
         return int(self.deferred.sum())
 
     @property
+    def visual_tokens_changed(self) -> int:
+        """Visual tokens that were found changed and whose state shows it now."""
+        return int(self.changed.sum())
+
+    @property
     def total_ms(self) -> float:
         """All stages together."""
         return self.change_ms + self.vision_ms + self.prefill_ms

@@ -193,11 +193,18 @@ class SceneNode(LifecycleNode):
             if name not in self._cameras:
                 self._cameras[name] = CameraInput(self, name, self.config, self._observe, self._forget)
                 if self.stage is Stage.ACTIVE:
-                    self._cameras[name].subscribe()
+                    self._join(self._cameras[name])
             if name not in self._overlays:
                 self._overlays[name] = self.create_publisher(
                     Image, f'~/overlay/{name}', QoSProfile(depth=5),
                     qos_overriding_options=QoSOverridingOptions.with_default_policies())
+
+    def _join(self, camera: CameraInput) -> None:
+        """Subscribe to a camera that joins; one that cannot be subscribed to stays silent, and the others go on."""
+        try:
+            camera.subscribe()
+        except ConfigError as err:
+            self.get_logger().error(str(err))
 
     def _reconfigure(self, config: Config) -> None:
         """Take parameters that changed while the node runs."""
@@ -356,12 +363,12 @@ def _init(argv: list[str] | None) -> None:
     try:
         rclpy.init(args=argv)
     except RuntimeError as err:
-        reason = str(err).splitlines()[0].partition(', at ')[0]
+        reason = str(err).splitlines()[0].partition(', at ')[0].rstrip('.')
         raise ConfigError(f'The ROS arguments are wrong: {reason}.') from err
 
 
 def _run(interrupts: Interrupts) -> int:
-    node = SceneNode(on_active=say_ready, loading=interrupts.while_welcome)
+    node = _made(interrupts)
     logging.getLogger('vlm_reuse_node').addHandler(RosLog(node.get_logger()))
     executor = SingleThreadedExecutor()
     executor.add_node(node)
@@ -377,6 +384,16 @@ def _run(interrupts: Interrupts) -> int:
         interrupts.welcome = True
         node.close()
     return 0
+
+
+def _made(interrupts: Interrupts) -> SceneNode:
+    """The node. Raises ConfigError when ROS refuses to make it, as for missing SROS 2 keys."""
+    try:
+        return SceneNode(on_active=say_ready, loading=interrupts.while_welcome)
+    except RuntimeError as err:
+        reason = str(err).partition(', at ')[0].strip().rstrip('.')
+        raise ConfigError(f'ROS cannot make the node: {" ".join(reason.split())}. Look at the log above; with SROS 2, at '
+                          'ROS_SECURITY_KEYSTORE, the enclave and the policy.') from err
 
 
 def _say(err: Exception, exit_code: int) -> int:

@@ -75,7 +75,8 @@ def budget_message(refresh: Refresh, seen: int, dropped: int, refused: int) -> R
     return RefreshBudget(
         header=header_of(refresh.stamp_ns, refresh.frame_id), camera=refresh.camera, level=str(refresh.level),
         reason=refresh.reason, visual_tokens_total=refresh.visual_tokens_total,
-        visual_tokens_refreshed=refresh.visual_tokens_refreshed, visual_tokens_deferred=refresh.visual_tokens_deferred,
+        visual_tokens_refreshed=refresh.visual_tokens_refreshed,
+        visual_tokens_changed=refresh.visual_tokens_changed, visual_tokens_deferred=refresh.visual_tokens_deferred,
         oldest_cell_age_s=float(refresh.oldest_cell_age_s), budget_ms=float(refresh.budget_ms),
         spent_ms=float(refresh.total_ms),
         change_ms=float(refresh.change_ms), vision_ms=float(refresh.vision_ms), prefill_ms=float(refresh.prefill_ms),

@@ -217,12 +217,12 @@ def load(name: str) -> Vlm:
     """Load 'tabletop' (the embedded model), a model directory, or a hub name such as 'org/name'.
 
     On MLX's CPU backend half-precision weights are computed in float32, which is an order of magnitude faster there;
-    elsewhere the weights keep their type. Raises ModelError with one sentence that says what to do.
+    elsewhere the weights keep their type. Python files that come with a model are never run. Raises ModelError with one sentence that says what to do.
     """
     folder = _folder(name)
     family = family_for(_model_type(folder))
     try:
-        model, processor = mlx_vlm.load(str(folder))
+        model, processor = mlx_vlm.load(str(folder), trust_remote_code=False)
     except Exception as error:
         raise ModelError(f"The model in '{folder}' cannot be loaded by mlx-vlm: {_one_line(error)}. Expected the files "
                          f'of one complete model; copy or convert it again (python -m mlx_vlm.convert).') from error
