@@ -26,7 +26,7 @@ PACKAGES = ('vlm_reuse_node', 'vlm_reuse_interfaces')
 PROVIDED_BY = {'cv2': 'python3-opencv', 'numpy': 'python3-numpy', 'yaml': 'python3-yaml', 'PIL': 'python3-pil',
                'jinja2': 'python3-jinja2', 'mlx_vlm': 'mlx-vlm', 'jsonschema': 'python3-jsonschema',
                'matplotlib': 'python3-matplotlib', 'scipy': 'python3-scipy',
-               'tqdm': 'python3-tqdm'}
+               'tqdm': 'python3-tqdm', 'psutil': 'python3-psutil'}
 
 
 def manifest(package):

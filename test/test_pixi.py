@@ -12,7 +12,7 @@ LOOPBACK = ROOT / 'config' / 'cyclonedds_loopback.xml'
 # Packages of rosdep or PyPI that conda-forge calls otherwise.
 CONDA_NAMES = {'pil': 'pillow', 'yaml': 'pyyaml', 'opencv': 'py-opencv', 'matplotlib': 'matplotlib-base'}
 # Come with mlx-vlm, or lint this checkout.
-NOT_NAMED = {'huggingface_hub', 'tokenizers', 'flake8', 'flake8-quotes', 'pydocstyle'}
+NOT_NAMED = {'huggingface_hub', 'llguidance', 'tokenizers', 'flake8', 'flake8-quotes', 'pydocstyle'}
 
 
 def conda_name(rosdep_key):

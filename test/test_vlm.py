@@ -10,7 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
-from tiny_model import picture
+from tiny_model import picture, write_tiny_model
 
 from vlm_reuse_node import vlm as vlms
 from vlm_reuse_node.budget import Question
@@ -172,3 +172,19 @@ def test_a_quantised_model_answers_warm_as_cold(model_dir, tmp_path):
         question = Question(text, max_tokens=12)
         warm, cold = session.ask(question, now_ns=0), session.ask_cold(question, now_ns=0)
         assert warm.status == 'OK' and warm.token_ids == cold.token_ids
+
+
+def test_python_files_that_come_with_a_model_are_never_run(tmp_path):
+    """A model is a folder somebody else made: whatever its configuration maps to code, none of it is imported."""
+    folder, ran = write_tiny_model(tmp_path / 'tiny'), tmp_path / 'ran'
+    (folder / 'evil.py').write_text(f'open({str(ran)!r}, "w").close()\nclass Evil: pass\n')
+    for name in ('config.json', 'tokenizer_config.json', 'preprocessor_config.json'):
+        content = json.loads((folder / name).read_text())
+        kinds = 'AutoConfig', 'AutoProcessor', 'AutoImageProcessor', 'AutoModel'
+        content['auto_map'] = dict.fromkeys(kinds, 'evil.Evil') | {'AutoTokenizer': ['evil.Evil', 'evil.Evil']}
+        (folder / name).write_text(json.dumps(content))
+    try:
+        vlms.load(str(folder))
+    except ModelError:
+        pass
+    assert not ran.exists()

@@ -392,8 +392,8 @@ def _made(interrupts: Interrupts) -> SceneNode:
         return SceneNode(on_active=say_ready, loading=interrupts.while_welcome)
     except RuntimeError as err:
         reason = str(err).partition(', at ')[0].strip().rstrip('.')
-        raise ConfigError(f'ROS cannot make the node: {" ".join(reason.split())}. Look at the log above; with SROS 2, at '
-                          'ROS_SECURITY_KEYSTORE, the enclave and the policy.') from err
+        raise ConfigError(f'ROS cannot make the node: {" ".join(reason.split())}. Look at the log above; with SROS 2, '
+                          'at ROS_SECURITY_KEYSTORE, the enclave and the policy.') from err
 
 
 def _say(err: Exception, exit_code: int) -> int:

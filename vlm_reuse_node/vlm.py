@@ -217,7 +217,8 @@ def load(name: str) -> Vlm:
     """Load 'tabletop' (the embedded model), a model directory, or a hub name such as 'org/name'.
 
     On MLX's CPU backend half-precision weights are computed in float32, which is an order of magnitude faster there;
-    elsewhere the weights keep their type. Python files that come with a model are never run. Raises ModelError with one sentence that says what to do.
+    elsewhere the weights keep their type. Python files that come with a model are never run. Raises ModelError with one
+    sentence that says what to do.
     """
     folder = _folder(name)
     family = family_for(_model_type(folder))
