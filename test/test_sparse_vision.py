@@ -4,12 +4,14 @@ import json
 
 import mlx.core as mx
 import numpy as np
+from PIL import Image
 import pytest
 from tiny_gemma4 import write_tiny_gemma4
 from tiny_model import _write_weights, picture, write_tiny_model
 from tiny_qwen3 import write_tiny_qwen3
 
-from vlm_reuse_node.families.sparse_vision import padded
+from vlm_reuse_node.families.picture_parts import CellPixels, resized_part
+from vlm_reuse_node.families.sparse_vision import padded, patches
 from vlm_reuse_node.vlm import load
 
 NOISE = 2e-4
@@ -107,6 +109,55 @@ def test_up_to_the_first_full_attention_a_window_is_exact_and_the_others_are_not
         assert np.abs(now - kept)[:, inside].max() > 1e-2
     # From there on every cell sees every other: the kept features are not what a dense pass has.
     assert mx.abs(old.features - dense.features)[:cell].max().item() > 1e-2
+
+
+@pytest.mark.parametrize('size', [(480, 640), (1080, 1920), (640, 480), (90, 130)])
+@pytest.mark.parametrize('cells', [[0], [7, 8], [11], [3, 9]])
+def test_cells_prepared_by_themselves_are_encoded_as_from_the_whole_picture(family, size, cells):
+    rgb, cells = picture(2, size=size).rgb, np.array(cells)
+    pixels, grid = family.prepare(rgb)
+    old = family.encode_cells(family.prepare(picture(1, size=size).rgb)[0], grid, np.arange(grid.cells), None)
+    cells = np.unique(np.minimum(cells, grid.cells - 1))
+    part = family.prepare_cells(rgb, grid, cells)
+    new, expected = (family.encode_cells(each, grid, cells, old) for each in (part, pixels))
+    assert difference(new, expected) < 0.05 * difference(expected, old)
+
+
+@pytest.mark.parametrize('cells', [[0], [2, 3], [29], [0, 29]])
+def test_a_part_of_a_picture_is_prepared_without_the_rest(windows, cells):
+    rgb = picture(2).rgb
+    pixels, grid = windows.prepare(rgb)
+    part = windows.prepare_cells(rgb, grid, np.array(cells))
+    read = windows.read_cells(grid, np.array(cells))
+    assert isinstance(part, CellPixels) and set(cells) <= set(read) <= set(part.cells)
+    assert len(part.cells) < grid.cells or cells == [0, 29]
+    grey_level = (pixels.max() - pixels.min()).item() / 255
+    assert mx.abs(part.of(read, 4) - pixels[patches(read, 4)]).max().item() < 3 * grey_level
+
+
+def test_a_picture_whose_parts_are_not_what_they_are_in_the_whole_is_prepared_whole(tmp_path):
+    family = load(str(write_windows(tmp_path / 'other'))).family
+    prepare = family._image_processor
+
+    def another_filter(images):
+        return prepare([images[0].resize(images[0].size[::-1]).resize(images[0].size)])
+    family._image_processor = another_filter  # `prepare` looks it up, the parts have the old one
+    rgb = picture(2).rgb
+    pixels, grid = family.prepare(rgb)
+    assert mx.array_equal(family.prepare_cells(rgb, grid, np.array([0])), pixels)
+
+
+@pytest.mark.parametrize('sides, resized, columns_first', [
+    ((480, 640), (252, 336), True), ((480, 640), (476, 644), False), ((90, 130), (252, 364), True),
+    ((1080, 1920), (196, 364), True)])
+def test_a_resized_part_is_cut_out_of_the_resized_whole(sides, resized, columns_first):
+    rgb, (high, wide) = np.random.default_rng(0).integers(0, 256, (*sides, 3), np.uint8), resized
+    whole = np.array(Image.fromarray(rgb).resize((wide, high), Image.Resampling.BICUBIC)).astype(int)
+    for rows, columns in (((0, high), (0, wide)), ((28, 84), (56, 84)), ((0, 28), (wide - 28, wide)),
+                          ((high - 56, high), (0, 28))):
+        part = slice(*rows), slice(*columns)
+        apart = np.abs(resized_part(rgb, resized, part, columns_first) - whole[part])
+        assert apart.max() <= 2 and (apart > 0).mean() < 0.01
 
 
 def test_what_is_kept_is_counted(family):

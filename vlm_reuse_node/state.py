@@ -45,13 +45,13 @@ class Picture:
         """Run image processor and vision tower; keep: what `with_cells` needs. Raises ImageError as `Vlm.see` does."""
         if not keep:
             return cls(frame, _digest(frame), *reversed(vlm.see(frame.rgb, check)))
-        vision, grid = vlm.see_cells(frame.rgb, None, None, check)
+        vision, grid = vlm.see_all_cells(frame.rgb, check)
         return cls(frame, _digest(frame), grid, vision.features, vision)
 
     def with_cells(self, vlm: Vlm, frame: Frame, cells: np.ndarray, check: Callable[[], None] = _go_on) -> 'Picture':
         """Encode some cells of a newer frame of the same size, (cells,) ascending; the others stay what they are."""
-        vision, grid = vlm.see_cells(frame.rgb, cells, self.vision, check)
-        return Picture(frame, _digest(frame), grid, vision.features, vision, exact=False)
+        vision = vlm.see_cells(frame.rgb, self.grid, cells, self.vision, check)
+        return Picture(frame, _digest(frame), self.grid, vision.features, vision, exact=False)
 
     @property
     def nbytes(self) -> int:
@@ -96,6 +96,7 @@ class State:
         """Forget everything."""
         self.pictures: tuple[Picture, ...] = ()
         self.has_live, self.tokens, self.next_position = False, 0, 0
+        self._ids, self._positions = [], None  # of the prompt up to the snapshot, while there is a live picture
         self.cache = None  # before there is another
         self.cache = self._vlm.new_cache()
         self._snapshot = self._before_live = kv_cache.take(self.cache), 0
@@ -148,6 +149,7 @@ class State:
         self._before_live, self._snapshot = self._snapshot, (taken, len(ids))
         older = tuple(replace(each, vision=None) for each in self.pictures)  # they are never patched again
         self.pictures, self.has_live, self.tokens = (*older, picture), True, len(ids)
+        self._ids, self._positions = ids, positions
         self.next_position = int(positions.max()) + 1
         return len(slot)
 
@@ -163,16 +165,15 @@ class State:
         the slot is computed too. Returns the tokens. `check` may raise between two chunks: then, and whatever is
         raised, there is no live picture.
         """
-        family, grids = self._vlm.family, [each.grid for each in self.pictures]
-        ids = family.expand(self.template.prefix, grids)
+        family, ids = self._vlm.family, self._ids  # those of a picture of this grid
         live = family.cells(ids)[-picture.grid.cells:]
         rows = np.concatenate([live[cells], np.arange(live[-1] + 1, len(ids))])
         rows, paid = padded(rows, len(ids)), len(rows)
         given = [ids[row] for row in rows]
         features = picture.features[mx.array(np.searchsorted(live, rows[family.cells(given)]))]
         try:
-            self._vlm.rewrite(self.cache, given, family.embed(given, features), family.positions(ids, grids)[:, rows],
-                              rows, live, check)
+            self._vlm.rewrite(self.cache, given, family.embed(given, features), self._positions[:, rows], rows,
+                              live, check)
             self._snapshot = kv_cache.take(self.cache), self.tokens
         except BaseException:
             self.drop_live()

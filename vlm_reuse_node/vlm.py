@@ -66,17 +66,25 @@ class Vlm:
         mx.eval(features)
         return features, grid
 
-    def see_cells(self, rgb: np.ndarray, cells: np.ndarray | None, kept: VisionState | None,
-                  check: Callable[[], None] = lambda: None) -> tuple[VisionState, Grid]:
-        """`see` for some cells of a picture, in the surroundings kept of an older one of the same grid.
-
-        cells: their numbers, ascending; all when None, with nothing kept. Returns what to keep, evaluated.
-        """
+    def see_all_cells(self, rgb: np.ndarray, check: Callable[[], None] = lambda: None) -> tuple[VisionState, Grid]:
+        """`see`, with what `see_cells` needs: what to keep, evaluated, and the grid."""
         pixels, grid = self.family.prepare(rgb)
         check()
-        vision = self.family.encode_cells(pixels, grid, np.arange(grid.cells) if cells is None else cells, kept)
+        vision = self.family.encode_cells(pixels, grid, np.arange(grid.cells), None)
         mx.eval(vision)
         return vision, grid
+
+    def see_cells(self, rgb: np.ndarray, grid: Grid, cells: np.ndarray, kept: VisionState,
+                  check: Callable[[], None] = lambda: None) -> VisionState:
+        """`see` for some cells of a picture, in the surroundings kept of an older one of the same size.
+
+        grid: of both. cells: their numbers, ascending. Returns what to keep, evaluated.
+        """
+        pixels = self.family.prepare_cells(rgb, grid, cells)
+        check()
+        vision = self.family.encode_cells(pixels, grid, cells, kept)
+        mx.eval(vision)
+        return vision
 
     def run(self, cache: list, ids: list[int], positions: np.ndarray, *, embeddings: mx.array | None = None,
             keep: int = 1, check: Callable[[], None] = lambda: None) -> mx.array:

@@ -55,7 +55,7 @@ class Family(Protocol):
 
     cell_px: pixels of a cell's side, on the picture as the model sees it.
     takes_mask: whether `forward` takes a mask: attention layers with a flat cache alone.
-    encodes_cells: whether it has `encode_cells`, `cells` and `rewrite`.
+    encodes_cells: whether it has `prepare_cells`, `encode_cells`, `cells` and `rewrite`.
     """
 
     cell_px: int
@@ -78,11 +78,15 @@ class Family(Protocol):
         The width is the language model's, or more where features enter at several layers: `embed` knows.
         """
 
+    def prepare_cells(self, rgb: np.ndarray, grid: Grid, cells: np.ndarray) -> Any:
+        """Run the image processor for what `encode_cells` reads to encode these cells of a picture of this grid."""
+
     def encode_cells(self, pixels: Any, grid: Grid, cells: np.ndarray, kept: VisionState | None) -> VisionState:
         """Run the vision tower for some cells alone, in the surroundings that were kept of an older picture.
 
-        cells: their numbers, row by row, ascending. kept: None when it is all of them: then the features are those of
-        `encode`. Returns what to keep now, in which all else is as it was. Not evaluated yet.
+        pixels: of the whole picture, from `prepare`, or of these cells, from `prepare_cells`. cells: their numbers, row
+        by row, ascending. kept: None when it is all of them: then the features are those of `encode`.
+        Returns what to keep now, in which all else is as it was. Not evaluated yet.
         """
 
     def slots(self, ids: list[int]) -> list[int]:

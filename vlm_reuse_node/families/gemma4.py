@@ -54,6 +54,10 @@ class Family:
                              f'pooling_kernel_size in config.json and processor_config.json.')
         return mx.array(pixels), grid
 
+    def prepare_cells(self, rgb, grid, cells):
+        """Of the whole picture."""
+        return self.prepare(rgb)[0]
+
     def encode(self, pixels, grid):
         """Vision features, mx (cells, hidden)."""
         return self._model.encode_image(pixels)[0]

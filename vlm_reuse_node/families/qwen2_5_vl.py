@@ -21,7 +21,7 @@ class Family(QwenFamily):
     def __init__(self, model, processor):
         """Serve a model and a processor as `mlx_vlm.load` returns them."""
         super().__init__(model, processor)
-        self._layout = cache(self._windows)
+        self._layout, self._first = cache(self._windows), min(self._vision.fullatt_block_indexes)
 
     def encode(self, pixels, grid):
         """Vision features, mx (cells, hidden)."""
@@ -29,8 +29,11 @@ class Family(QwenFamily):
 
     def encode_cells(self, pixels, grid, cells, kept):
         """Exact for a window up to the first block of full attention, from there on in the kept surroundings."""
-        first = min(self._vision.fullatt_block_indexes)
-        return qwen_blocks.encode_cells(self._vision, self._layout(grid), pixels, cells, kept, first, {})
+        return qwen_blocks.encode_cells(self._vision, self._layout(grid), pixels, cells, kept, self._first, {})
+
+    def read_cells(self, grid, cells):
+        """All of the windows they are in."""
+        return qwen_blocks.read_cells(self._layout(grid), cells, self._first)
 
     def _windows(self, grid):
         """Cells window by window; those at the right and bottom edges may be smaller."""

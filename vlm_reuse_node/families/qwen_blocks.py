@@ -15,6 +15,7 @@ from mlx_vlm.models.base import ensure_fused_sdpa
 from mlx_vlm.models.qwen2_5_vl.vision import apply_rotary_pos_emb_vision
 
 from vlm_reuse_node.families.base import VisionState
+from vlm_reuse_node.families.picture_parts import CellPixels
 from vlm_reuse_node.families.sparse_vision import padded, patches, written
 
 
@@ -58,8 +59,13 @@ class Wanted:
         return cls(asked, np.concatenate([np.arange(*span) for span in zip(first, last)]), last - first)
 
 
-def encode_cells(tower, layout: Layout, pixels: mx.array, cells: np.ndarray, kept: VisionState | None, first: int,
-                 levels: dict[int, Callable]) -> VisionState:
+def read_cells(layout: Layout, cells: np.ndarray, first: int) -> np.ndarray:
+    """The cells whose pixels `encode_cells` reads to encode these, ascending."""
+    return np.unique(layout.order[Wanted.of(layout, cells, by_window=first > 0).inside])
+
+
+def encode_cells(tower, layout: Layout, pixels: mx.array | CellPixels, cells: np.ndarray, kept: VisionState | None,
+                 first: int, levels: dict[int, Callable]) -> VisionState:
     """See `families.base.Family.encode_cells`.
 
     first: the first block that looks at the whole picture. levels: the merger behind each block that has one.
@@ -67,7 +73,9 @@ def encode_cells(tower, layout: Layout, pixels: mx.array, cells: np.ndarray, kep
     wanted, each = Wanted.of(layout, cells, by_window=first > 0), tower.spatial_merge_size ** 2
     # 1. Whole windows, each by itself.
     rows = patches(wanted.inside, each)
-    hidden = tower.patch_embed(pixels[patches(layout.order[wanted.inside], each)])
+    if not isinstance(pixels, CellPixels):
+        pixels = CellPixels(pixels, np.arange(len(layout.order)))
+    hidden = tower.patch_embed(pixels.of(layout.order[wanted.inside], each))
     if layout.added is not None:
         hidden = hidden + layout.added[rows]
     bounds = mx.array(np.append(0, np.cumsum(wanted.lengths * each)))

@@ -5,12 +5,17 @@ Source: mlx_vlm/models/qwen2_5_vl, qwen3_vl and qwen3_5. Their `LanguageModel.__
 positions given.
 """
 
+import copy
+from functools import partial
+import sys
+
 import mlx.core as mx
 import numpy as np
 from PIL import Image
 
 from vlm_reuse_node.errors import ImageError
 from vlm_reuse_node.families.base import even_chunks, Grid
+from vlm_reuse_node.families.picture_parts import PictureParts
 from vlm_reuse_node.kv_rewrite import RewrittenLayer, visible
 
 AXES = 3
@@ -31,18 +36,32 @@ class QwenFamily:
         self._image_token = model.config.image_token_id
         self._end_token = model.config.vision_end_token_id
         self.cell_px = model.config.vision_config.patch_size * self._merge
+        sized = copy.copy(self._image_processor)
+        sized.min_pixels, sized.max_pixels = 1, sys.maxsize  # takes a picture as large as it is
+        self._parts = PictureParts(self.prepare, partial(self._processed, sized), self.cell_px, self._merge ** 2)
 
     def prepare(self, rgb):
         """Pixel values mx (patches, patch values) and the grid."""
         try:
-            inputs = self._image_processor(images=[Image.fromarray(rgb)])
+            return self._processed(self._image_processor, rgb)
         except (ValueError, ZeroDivisionError) as error:
             height, width = rgb.shape[:2]
             raise ImageError('size', f'The model cannot take a picture of {width} x {height} pixels: {error}. '
                                      f'Expected sides of at least one pixel and a ratio below 200.') from error
+
+    def _processed(self, processor, rgb):
+        inputs = processor(images=[Image.fromarray(rgb)])
         _, rows, columns = (int(side) for side in inputs['image_grid_thw'][0])
         dtype = self._vision.patch_embed.proj.weight.dtype
         return mx.array(inputs['pixel_values']).astype(dtype), Grid(rows // self._merge, columns // self._merge)
+
+    def prepare_cells(self, rgb, grid, cells):
+        """Of the part of the picture that they are in."""
+        return self._parts.around(rgb, grid, self.read_cells(grid, cells))
+
+    def read_cells(self, grid, cells):
+        """The cells whose pixels it takes to encode these, ascending."""
+        return np.unique(cells)
 
     def patches(self, grid):
         """Patches of a picture as its vision tower counts them: mx (1, 3), time, rows and columns."""
