@@ -218,6 +218,19 @@ def test_a_pan_is_told_from_a_cut_and_from_things_that_move(grid, seed):
         assert change.scene == scene and change.stale.all() == (scene != Scene.SAME)
 
 
+def test_a_pan_is_told_by_the_pixels_that_are_cached_now():
+    """The old picture was compared with another one already; all cells but one have been that one's since."""
+    rng = np.random.default_rng(3)
+    wide = Table(rng, 800, 600).picture(random_things(rng, 4))
+    here, beside = (noisy(rgb, seed) for seed, rgb in enumerate((wide[60:540, 80:720], wide[65:545, 96:736])))
+    detector = ChangeDetector(np.ascontiguousarray(here[::-1, ::-1]), 0, *GRIDS[0], 28)
+    assert detector.compare(here, 1, CONFIG).changed.mean() > 0.1  # enough to be looked at for a pan
+    cells = np.ones(GRIDS[0], bool)
+    cells[0, 0] = False
+    detector.refresh(cells)
+    assert detector.compare(beside, 2, CONFIG).scene == Scene.PAN
+
+
 @pytest.fixture
 def one_core():
     """OpenCV on the calling thread alone, so that its time is all there is."""

@@ -4,8 +4,9 @@ The statistic and the two thresholds are those of arXiv 2605.03351 (section 1 of
 comparison is with the cached pixels, not the previous picture, so that slow drift adds up and is seen.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -74,6 +75,14 @@ class _View:
     def arrays(self):
         return self.pixels, self.blocks, self.grey
 
+    @cached_property
+    def small(self):
+        """Grey, PAN_WIDTH wide, float32. Kept: in a pan every picture is looked at twice, as the new and the old one."""
+        height, width = max(1, PAN_WIDTH * self.pixels.shape[0] // self.pixels.shape[1]), PAN_WIDTH
+        step = max(1, self.pixels.shape[1] // (2 * width))  # two or more are averaged; those between are not needed
+        small = cv2.resize(self.pixels[::step, ::step], (width, height), interpolation=cv2.INTER_AREA)
+        return cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32)
+
     def exposed(self, gain):
         """The same picture under another exposure."""
         return _View(*(cv2.convertScaleAbs(each, alpha=gain) for each in self.scales), gain * self.grey)
@@ -133,6 +142,7 @@ class ChangeDetector:
             cells = np.ones(self._grid, bool)
         else:
             view = self._latest if self._gain == 1 else self._latest.exposed(1 / self._gain)
+            self._cached = replace(self._cached)  # the arrays alone, not what was made of them
             for latest, cached in zip(view.arrays, self._cached.arrays):
                 cv2.copyTo(latest, _spread(cells, latest), cached)
             self._exposures = np.where(cells, self._gain, self._exposures)
@@ -198,7 +208,7 @@ class ChangeDetector:
 
     def _scene(self, view, config):
         share = self._changed.mean()
-        if share >= PAN_SHARE and _is_shifted(view.pixels, self._cached.pixels):
+        if share >= PAN_SHARE and _is_shifted(view.small, self._cached.small):
             return Scene.PAN
         return Scene.CUT if share >= config.scene_change_share else Scene.SAME
 
@@ -237,8 +247,7 @@ def _exposure(now, then, most):
 
 def _is_shifted(now, then):
     """Whether one picture is the other moved by up to half of its shorter side."""
-    height, width = max(1, PAN_WIDTH * now.shape[0] // now.shape[1]), PAN_WIDTH
-    now, then = (_small_grey(pixels, width, height) for pixels in (now, then))
+    height, width = now.shape
     # Copies, because OpenCV applies the window in place where the size suits its Fourier transform.
     window = cv2.createHanningWindow((width, height), cv2.CV_32F)
     (x, y), _ = cv2.phaseCorrelate(then.copy(), now.copy(), window)
@@ -249,12 +258,6 @@ def _is_shifted(now, then):
                   for shift, side in ((y, height), (x, width)))
     left, before = (float(cv2.absdiff(now[inner], other[inner]).mean()) for other in (moved, then))
     return left <= (1 - PAN_EXPLAINED) * before
-
-
-def _small_grey(pixels, width, height):
-    step = max(1, pixels.shape[1] // (2 * width))  # two or more pixels are averaged; those between are not needed
-    small = cv2.resize(pixels[::step, ::step], (width, height), interpolation=cv2.INTER_AREA)
-    return cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32)
 
 
 def _grown(cells, halo):
