@@ -1,5 +1,6 @@
 """The level patch in a session: when it is taken, what its answers say, and when they are given again."""
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from tiny_gemma4 import write_tiny_gemma4
@@ -11,7 +12,7 @@ from vlm_reuse_node.budget import Level, Question, Status
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.frame import Frame
 from vlm_reuse_node.session import SceneSession
-from vlm_reuse_node.turn import Stopped
+from vlm_reuse_node.turn import Stopped, Turn
 
 QUESTION = Question('what color is the square ?', max_tokens=4, max_age_s=1000.0)
 CHOICE = Question('what color is the square ?', ('red', 'green', 'blue'), max_age_s=1000.0)
@@ -172,6 +173,26 @@ def test_a_patch_that_was_stopped_is_made_up_for(vlm):
     answer = session.ask(QUESTION, now_ns=0)
     assert answer.stamp_ns == SECOND_NS // 10 == answer.cached_stamp_ns
     assert answer.token_ids == session.ask_cold(QUESTION, now_ns=0).token_ids
+
+
+def test_a_whole_picture_is_bit_for_bit_what_cold_computes_from_it(vlm):
+    session = SceneSession(vlm, PATCH.with_values(history_frames=3, keyframe_interval_s=0.5))
+    for frame in (picture(1), changed(picture(1), 0.1), changed(picture(1), 0.9, by=0x40), picture(2, 1.6)):
+        session.observe(frame)
+    kept, twin = session._state, session._cold_twin(session._state, Turn())
+    assert len(kept.pictures) == 3 and kept.exact
+    for one, other in zip(kept.cache, twin.cache):
+        assert mx.array_equal(one.keys[..., :kept.tokens, :], other.keys[..., :kept.tokens, :])
+        assert mx.array_equal(one.values[..., :kept.tokens, :], other.values[..., :kept.tokens, :])
+
+
+def test_what_cannot_be_patched_any_more_is_not_kept(tmp_path):
+    session = SceneSession(vlms.load(str(write_tiny_gemma4(tmp_path / 'gemma4', window=28))),
+                           PATCH.with_values(history_frames=3, keyframe_interval_s=0.0))
+    session.observe(picture(1))
+    assert session._state.live.vision is not None
+    session.observe(picture(2, 0.1))
+    assert len(session._state.pictures) == 2 and session._state.live.vision is None
 
 
 @pytest.mark.parametrize('window, level', [(64, Level.PATCH), (16, Level.FRAME)])

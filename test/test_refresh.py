@@ -127,10 +127,17 @@ def test_more_cells_never_cost_less(refreshes):
     assert all(0 <= fewer <= more + 1e-9 for fewer, more in zip(expected, expected[1:]))
 
 
-def test_a_cost_follows_a_machine_that_gets_slower():
+@pytest.mark.parametrize('slower', [3, 30])
+def test_a_cost_follows_a_machine_that_gets_slower(slower):
     cost = Cost()
-    for _ in range(100):
-        cost.learn(10, 20.0)
-    for _ in range(100):
-        cost.learn(10, 60.0)
-    assert cost.ms(10) == pytest.approx(60, rel=0.05)
+    for times in (1, slower):
+        for _ in range(100):
+            cost.learn(10, 20.0 * times)
+    assert cost.ms(10) == pytest.approx(20 * slower, rel=0.05)
+
+
+def test_one_refresh_that_was_held_up_does_not_stop_the_next_ones():
+    learnt = planner()
+    before = plan_of(8, budget_ms=12, learnt=learnt).refreshed.sum()
+    learnt.learn(Level.PATCH, 4, 5000.0)
+    assert plan_of(8, budget_ms=12, learnt=learnt).refreshed.sum() >= before - 2 > 0

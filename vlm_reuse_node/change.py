@@ -77,7 +77,7 @@ class _View:
 
     @cached_property
     def small(self):
-        """Grey, PAN_WIDTH wide, float32. Kept: in a pan every picture is looked at twice, as the new and the old one."""
+        """Grey, PAN_WIDTH wide, float32. Kept: a pan looks at every picture twice, as the new and as the old one."""
         height, width = max(1, PAN_WIDTH * self.pixels.shape[0] // self.pixels.shape[1]), PAN_WIDTH
         step = max(1, self.pixels.shape[1] // (2 * width))  # two or more are averaged; those between are not needed
         small = cv2.resize(self.pixels[::step, ::step], (width, height), interpolation=cv2.INTER_AREA)

@@ -118,7 +118,7 @@ class History:
 
     def _compute_live_whole(self, state, check):
         """What is kept for long is not kept as it was patched. Returns the tokens."""
-        whole = Picture.see(self._vlm, state.live.frame, check)
+        whole = Picture.see(self._vlm, state.live.frame, check, keep=True)  # through the kernels of the others
         state.drop_live()
         return state.append(whole, check)
 

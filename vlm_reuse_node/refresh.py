@@ -14,6 +14,9 @@ from vlm_reuse_node.config import Config
 
 # What a refresh counts for in the fit when the next one is added.
 REMEMBERED = 0.95
+# One that took longer than expected counts for at most so many times that: once may be chance, and after a few the
+# expectation has grown.
+MOST_SLOWER = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +39,7 @@ class Cost:
     def __init__(self):
         """Know nothing."""
         self._sums = np.zeros(5)  # of 1, cells, ms, cells^2, cells * ms; older refreshes count less
+        self._most_cells = 0  # seen so far: what more of them take is not known
 
     @property
     def is_known(self) -> bool:
@@ -44,6 +48,9 @@ class Cost:
 
     def learn(self, cells: int, ms: float) -> None:
         """Take one refresh of so many cells into account."""
+        if cells <= self._most_cells and (expected := self.ms(cells)):
+            ms = min(ms, MOST_SLOWER * expected)
+        self._most_cells = max(self._most_cells, cells)
         self._sums = REMEMBERED * self._sums + (1, cells, ms, cells * cells, cells * ms)
 
     def ms(self, cells: int) -> float:

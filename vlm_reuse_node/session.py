@@ -66,8 +66,8 @@ class _Given:
 class _Twin:
     """A state of these frames that is computed from nothing, one picture at a time."""
 
-    def __init__(self, vlm: Vlm, template_for: Callable, frames: tuple[Frame, ...]):
-        self.state, self._vlm, self._waiting = State(vlm, template_for), vlm, list(frames)
+    def __init__(self, vlm: Vlm, template_for: Callable, frames: tuple[Frame, ...], keep: bool):
+        self.state, self._vlm, self._waiting, self._keep = State(vlm, template_for), vlm, list(frames), keep
 
     @property
     def is_complete(self) -> bool:
@@ -75,7 +75,7 @@ class _Twin:
 
     def step(self, check: Callable[[], None]) -> None:
         """Compute the next picture. Whatever is raised, the step can be made again."""
-        self.state.append(Picture.see(self._vlm, self._waiting[0], check), check)
+        self.state.append(Picture.see(self._vlm, self._waiting[0], check, self._keep), check)
         del self._waiting[0]
 
 
@@ -201,7 +201,7 @@ class SceneSession:
             return
         given, turn = self._to_audit[0], Turn(cancelled=lambda: bool(check()))
         try:
-            self._twin = self._twin or _Twin(self._vlm, self._template_for, given.frames)
+            self._twin = self._twin or _Twin(self._vlm, self._template_for, given.frames, self._keeps_vision)
             if not self._twin.is_complete:
                 return self._twin.step(turn.check)
             again = self._answered(self._checked(self._twin.state, given.identity), given.asked, turn)
@@ -354,13 +354,17 @@ class SceneSession:
             return False
         return not self._may_patch() or frame.stamp_ns - self._whole_ns > 1e9 * self.config.max_cell_age_s
 
+    @property
+    def _keeps_vision(self):
+        """Whether whole pictures are seen in the way that lets them be patched; what is compared is seen in one way."""
+        return self.config.refresh_policy == PATCH_POLICY and self._vlm.family.encodes_cells
+
     def _seen(self, frame, full, cells, check):
         """The picture as the model sees it; of a patched one only these cells are looked at."""
         try:
             if cells is not None:
                 return self._state.live.with_cells(self._vlm, frame, np.flatnonzero(cells), check)
-            keep = self.config.refresh_policy == PATCH_POLICY and self._vlm.family.encodes_cells
-            return Picture.see(self._vlm, frame, check, keep)
+            return Picture.see(self._vlm, frame, check, self._keeps_vision)
         except Stopped:
             self._give_up(frame, full)
             raise
@@ -506,7 +510,8 @@ class SceneSession:
     def _cold_twin(self, kept, turn):
         """The kept state's pictures once more, computed from nothing on a cache of its own."""
         started = time.perf_counter()
-        pictures = [Picture.see(self._vlm, picture.frame, turn.check) for picture in kept.pictures]
+        pictures = [Picture.see(self._vlm, picture.frame, turn.check, self._keeps_vision)
+                    for picture in kept.pictures]
         turn.book('refresh_ms', 1e3 * (time.perf_counter() - started))
         return self._checked(states.build(self._vlm, self._template_for, pictures, turn.check), kept.identity)
 

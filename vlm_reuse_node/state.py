@@ -148,6 +148,8 @@ class State:
             raise
         self._before_live, self._snapshot = self._snapshot, (taken, len(ids))
         older = tuple(replace(each, vision=None) for each in self.pictures)  # they are never patched again
+        if not kv_rewrite.is_possible(self.cache):
+            picture = replace(picture, vision=None)
         self.pictures, self.has_live, self.tokens = (*older, picture), True, len(ids)
         self._ids, self._positions = ids, positions
         self.next_position = int(positions.max()) + 1
