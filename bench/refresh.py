@@ -10,8 +10,9 @@ frame   the default policy; at 0 % forced, because nothing would be done
 full    image processor, vision tower and prefill of all 8 pictures
 
 Medians in milliseconds; beside each `_ms` a `_cpu_ms`, the processor time of this program, which does not see what else
-the machine runs. changed_percent is what was asked for, cells what was changed. change_ms_p95 is `ChangeDetector`,
-resize included, on one core, on pictures with noise. The drift table is `drift.py`'s.
+the machine runs. changed_percent is what was asked for, cells what was changed. change_ms_p95 is processor time
+of `ChangeDetector`, resize included, on one core, on pictures with noise; `change.py` has other situations. The drift
+table is `drift.py`'s.
 """
 
 import argparse
@@ -154,7 +155,7 @@ def change_ms_p95(size: tuple[int, int]) -> float:
     base = cv2.resize(rng.integers(40, 200, (12, 16, 3), dtype=np.uint8), (width, height))
     frames = [np.clip(base + rng.normal(0, 3, base.shape), 0, 255).astype(np.uint8) for _ in range(8)]
     detector = ChangeDetector(base, 0, height // CELL_PX, width // CELL_PX, CELL_PX)
-    times = [timed(lambda: detector.compare(frames[number % 8], number + 1, Config()))[0]
+    times = [timed(lambda: detector.compare(frames[number % 8], number + 1, Config()))[1]
              for number in range(DETECTIONS)]
     return float(np.percentile(times, 95))
 
@@ -195,7 +196,7 @@ def costs(arguments) -> dict:
             print(line(result['rows'][-1]), flush=True)
         mx.clear_cache()
     for name, ms in result['change_ms_p95'].items():
-        print(f'change detector, {name}: {ms:.1f} ms (p95)')
+        print(f'change detector, {name}: {ms:.1f} processor ms (p95)')
     return result
 
 

@@ -43,7 +43,7 @@ GEMMA_VISION = {
 def write_qwen2_5_vl(folder: Path, tiny: bool = False, cells: int = CELLS) -> Path:
     """Write a Qwen2.5-VL of 30 M parameters and 64 cells a picture. tiny: the tests' model with 12 cells instead.
 
-    cells: of a square picture; others have as many, less what whole rows and columns leave over.
+    cells: most of a picture, a square number; others than squares have fewer, as whole rows and columns come out.
     """
     tiny_model.write_tiny_model(folder, SEED)
     config = _read(folder / 'config.json')
@@ -51,8 +51,9 @@ def write_qwen2_5_vl(folder: Path, tiny: bool = False, cells: int = CELLS) -> Pa
         config |= QWEN
         config['vision_config'] |= QWEN_VISION
         _write(folder / 'config.json', config)
-        side = round(cells ** 0.5) * 2 * config['vision_config']['patch_size']
-        _change(folder / 'preprocessor_config.json', min_pixels=side * side, max_pixels=side * side)
+        cell = 2 * config['vision_config']['patch_size']
+        side = round(cells ** 0.5) * cell
+        _change(folder / 'preprocessor_config.json', min_pixels=(side - cell) ** 2, max_pixels=side * side)
         tiny_model._write_weights(folder, config, SEED)
     _set_output(folder, 'language_model.lm_head.weight', tiny_model.SPECIAL)
     return folder
