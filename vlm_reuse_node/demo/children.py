@@ -36,6 +36,11 @@ class Child:
         self.end()
 
     @property
+    def pid(self) -> int:
+        """Its number in the operating system."""
+        return self._process.pid
+
+    @property
     def has_ended(self) -> bool:
         """Whether it does not run any more."""
         return self._process.poll() is not None
