@@ -2,7 +2,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs bench bench-refresh bag replay train-tabletop eval-tabletop lock clean distclean
+.PHONY: help setup demo test lint docs bench bench-refresh soak bag replay train-tabletop eval-tabletop lock clean \
+  distclean
 
 SETUP := tools/setup_env.sh
 RUN := . tools/env.sh;
@@ -39,6 +40,9 @@ bench: setup ## what follow-up questions and image callbacks cost; minutes
 
 bench-refresh: setup ## what changed pictures cost, in time and in truth; a quarter of an hour
 	@$(RUN) for script in bench/change.py bench/refresh.py; do echo "== $$script"; python "$$script"; done
+
+soak: setup ## pictures and questions for five minutes, memory and queue watched: make soak ARGS='--minutes 60'
+	@$(RUN) python bench/soak.py $(ARGS)
 
 bag: setup ## write a tabletop bag: make bag ARGS=--help
 	@$(RUN) $(BIN)/make_bag $(ARGS)

@@ -1,0 +1,145 @@
+"""What a soak counted, what follows from it, and what is wrong with it. No ROS."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+# Memory goes up and down within half a minute, and samples next to each other are much the same. The lowest value of a
+# stretch leaves out what comes and goes, and may count as independent of the other stretches'.
+SHORTEST_STRETCH, FEWEST_STRETCHES, MOST_STRETCHES = 30, 4, 12
+CONFIDENCE = 0.95
+FRAMES_PER_SLOPE = 10_000
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The node at one moment.
+
+    seconds: from the first picture. frames: pictures received by then. waiting: questions that wait.
+    rss_mb: resident memory without shared_mb, the lowest since the sample before. shared_mb: resident pages that other
+    processes may have too: program files, and the DDS segments through which the cameras hand over their pictures.
+    """
+
+    seconds: float
+    frames: int
+    rss_mb: float
+    shared_mb: float
+    waiting: int
+
+
+@dataclass(frozen=True)
+class Slope:
+    """Growth of memory, megabytes per 10,000 pictures received; low_mb, high_mb: its 95 % confidence interval."""
+
+    mb: float
+    low_mb: float
+    high_mb: float
+
+
+@dataclass(frozen=True)
+class Soak:
+    """The counts of one soak; what follows from them are properties.
+
+    seconds: from the first picture to the last question. samples: one a second. sent: pictures, by the cameras.
+    counts: of the node's cameras together, by name: received, lost, dropped, refused. levels: pictures looked at.
+    asked: questions. statuses: their answers, by name. stopped: why it ended early, '' when it did not.
+    """
+
+    seconds: float
+    warmup_s: float
+    samples: Sequence[Sample]
+    sent: int
+    counts: Mapping[str, int]
+    levels: Mapping[str, int]
+    asked: int
+    statuses: Mapping[str, int]
+    answer_ms: Sequence[float]
+    stopped: str = ''
+
+    @property
+    def frames(self) -> int:
+        """Pictures that the node received."""
+        return self.counts.get('received', 0)
+
+    @property
+    def unanswered(self) -> int:
+        """Questions that got neither an answer nor a refusal."""
+        return self.asked - sum(self.statuses.values())
+
+    @property
+    def warm(self) -> Sequence[Sample]:
+        """The samples after the warm-up."""
+        return [sample for sample in self.samples if sample.seconds >= self.warmup_s]
+
+    @property
+    def queue_longest(self) -> int:
+        """The most questions that were seen waiting."""
+        return max((sample.waiting for sample in self.samples), default=0)
+
+    @property
+    def queue_left(self) -> int:
+        """The fewest that were seen waiting in the last third: a queue that does not grow is empty now and then."""
+        return min((sample.waiting for sample in self.samples[len(self.samples) * 2 // 3:]), default=0)
+
+    @property
+    def slope(self) -> Slope | None:
+        """How memory grows after the warm-up, see `memory_slope`."""
+        return memory_slope(self.warm)
+
+
+def memory_slope(samples: Sequence[Sample]) -> Slope | None:
+    """Least squares of memory over the pictures received, on the lowest sample of each of up to a dozen stretches.
+
+    None when there are too few samples, or no picture came between the first and the last.
+    """
+    if len(samples) < 2 * FEWEST_STRETCHES or samples[0].frames == samples[-1].frames:
+        return None
+    count = min(MOST_STRETCHES, max(FEWEST_STRETCHES, len(samples) // SHORTEST_STRETCH))
+    series = np.array([(sample.frames / FRAMES_PER_SLOPE, sample.rss_mb) for sample in samples])  # (samples, 2)
+    stretches = np.array_split(series, count)
+    fit = stats.linregress([each[:, 0].mean() for each in stretches], [each[:, 1].min() for each in stretches])
+    reach = stats.t.ppf((1 + CONFIDENCE) / 2, count - 2) * fit.stderr
+    return Slope(*(float(mb) for mb in (fit.slope, fit.slope - reach, fit.slope + reach)))
+
+
+def faults(soak: Soak, max_slope_mb: float) -> list[str]:
+    """What went wrong, in full sentences; empty when nothing did."""
+    checks = [
+        (soak.stopped, f'It ended early: {soak.stopped}'),
+        (soak.unanswered, f'{soak.unanswered} of {soak.asked} questions got neither an answer nor a status.'),
+        (not soak.statuses.get('OK'), f'None of {soak.asked} questions was answered.'),
+        (errors := soak.statuses.get('MODEL_ERROR'), f"{errors} answers are MODEL_ERROR; see the node's log."),
+        (soak.queue_left, f'Questions pile up: in the last third never fewer than {soak.queue_left} waited.'),
+        (soak.frames * 2 < soak.sent, f'Only {soak.frames} of {soak.sent} pictures reached the node.'),
+        *_slope_faults(soak.slope, max_slope_mb)]
+    return [sentence for is_so, sentence in checks if is_so]
+
+
+def _slope_faults(slope: Slope | None, limit_mb: float) -> list[tuple[bool, str]]:
+    if slope is None:
+        return [(True, 'Too little was measured after the warm-up to tell how memory grows; soak longer.')]
+    sure = 'surely' if slope.low_mb > limit_mb else 'perhaps by chance: soak longer'
+    return [(slope.mb > limit_mb, f'Memory grows by {slope.mb:.2f} MB per 10,000 pictures, more than {limit_mb:g} '
+                                  f'({sure}; 95 %: {slope.low_mb:.2f} to {slope.high_mb:.2f}).')]
+
+
+def as_json(soak: Soak, max_slope_mb: float) -> dict:
+    """Everything as JSON types, units in the names."""
+    slope, warm, times = soak.slope, soak.warm, soak.answer_ms
+    return {
+        'minutes': round(soak.seconds / 60, 2), 'warmup_minutes': soak.warmup_s / 60, 'frames': soak.frames,
+        'frames_sent': soak.sent, **{f'frames_{name}': count for name, count in soak.counts.items()
+                                     if name != 'received'},
+        'frames_looked_at': sum(soak.levels.values()), 'levels': dict(soak.levels),
+        'rss_slope_mb_per_10k_frames': slope and round(slope.mb, 3),
+        'rss_slope_95': slope and [round(slope.low_mb, 3), round(slope.high_mb, 3)],
+        'rss_mb_after_warmup': round(warm[0].rss_mb, 1) if warm else None,
+        'rss_mb_end': round(warm[-1].rss_mb, 1) if warm else None,
+        'shared_mb_end': round(warm[-1].shared_mb, 1) if warm else None,
+        'questions': soak.asked, 'unanswered': soak.unanswered, 'statuses': dict(soak.statuses),
+        **{f'answer_ms_{name}': round(float(np.percentile(times, percentile)), 1) if times else None
+           for name, percentile in (('median', 50), ('p95', 95), ('longest', 100))},
+        'queue_longest': soak.queue_longest, 'queue_left': soak.queue_left,
+        'faults': faults(soak, max_slope_mb)}
