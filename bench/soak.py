@@ -40,6 +40,7 @@ CAMERAS = ['front', 'side']
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 LOAD_PATIENCE_S, ANSWER_PATIENCE_S, HURRY_S, DIAGNOSTICS_S = 300.0, 60.0, 5.0, 3.0
 NEWS_S = 30.0
+LAST_DOMAIN = 232
 
 
 class SoakError(VlmReuseError):
@@ -168,8 +169,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--minutes', type=float, default=5.0, help='how long to ask; default: %(default)g')
-    parser.add_argument('--warmup', type=float, default=2.0, metavar='MINUTES',
-                        help='memory may grow for so long at first; default: %(default)g')
+    parser.add_argument('--warmup', type=float, metavar='MINUTES',
+                        help='memory may grow for so long at first; default: two fifths of the time, at most 5')
     parser.add_argument('--max-slope', type=float, default=1.0, metavar='MB',
                         help='most that memory may grow in 10,000 pictures; default: %(default)g')
     parser.add_argument('--rate', type=float, default=30.0, help='pictures a second, of each; default: %(default)g')
@@ -180,13 +181,23 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Soak, and tell. Returns 0 only when nothing was wrong."""
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments, or the end of the program when they make no sense."""
     parser = build_parser()
     args = parser.parse_args(argv)
+    if args.warmup is None:
+        args.warmup = min(0.4 * args.minutes, 5.0)
     if not 0 <= args.warmup < args.minutes or min(args.rate, args.questions) <= 0:
-        parser.error(f'--warmup is {args.warmup:g}, --minutes {args.minutes:g}, --rate {args.rate:g} and --questions '
+        parser.error(f'--minutes is {args.minutes:g}, --warmup {args.warmup:g}, --rate {args.rate:g} and --questions '
                      f'{args.questions:g}; expected more minutes than those of the warm-up, and rates above 0.')
+    if args.domain is not None and not 0 <= args.domain <= LAST_DOMAIN:
+        parser.error(f'--domain is {args.domain}; expected 0 to {LAST_DOMAIN}.')
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Soak, and tell. Returns 0 only when nothing was wrong."""
+    args = parse_arguments(argv)
     use_own_domain()
     if args.domain is not None:
         os.environ['ROS_DOMAIN_ID'] = str(args.domain)

@@ -1,7 +1,7 @@
 """What a soak counted, what follows from it, and what is wrong with it. No ROS."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -88,6 +88,11 @@ class Soak:
         """How memory grows after the warm-up, see `memory_slope`."""
         return memory_slope(self.warm)
 
+    @property
+    def slope_with_shared(self) -> Slope | None:
+        """The same of all resident pages, DDS's and the cameras' included."""
+        return memory_slope([replace(sample, rss_mb=sample.rss_mb + sample.shared_mb) for sample in self.warm])
+
 
 def memory_slope(samples: Sequence[Sample]) -> Slope | None:
     """Least squares of memory over the pictures received, on the lowest sample of each of up to a dozen stretches.
@@ -106,11 +111,12 @@ def memory_slope(samples: Sequence[Sample]) -> Slope | None:
 
 def faults(soak: Soak, max_slope_mb: float) -> list[str]:
     """What went wrong, in full sentences; empty when nothing did."""
+    errors = soak.statuses.get('MODEL_ERROR')
     checks = [
         (soak.stopped, f'It ended early: {soak.stopped}'),
         (soak.unanswered, f'{soak.unanswered} of {soak.asked} questions got neither an answer nor a status.'),
         (not soak.statuses.get('OK'), f'None of {soak.asked} questions was answered.'),
-        (errors := soak.statuses.get('MODEL_ERROR'), f"{errors} answers are MODEL_ERROR; see the node's log."),
+        (errors, f"{errors} of {soak.asked} answers are MODEL_ERROR; see the node's log."),
         (soak.queue_left, f'Questions pile up: in the last third never fewer than {soak.queue_left} waited.'),
         (soak.frames * 2 < soak.sent, f'Only {soak.frames} of {soak.sent} pictures reached the node.'),
         *_slope_faults(soak.slope, max_slope_mb)]
@@ -129,12 +135,12 @@ def as_json(soak: Soak, max_slope_mb: float) -> dict:
     """Everything as JSON types, units in the names."""
     slope, warm, times = soak.slope, soak.warm, soak.answer_ms
     return {
-        'minutes': round(soak.seconds / 60, 2), 'warmup_minutes': soak.warmup_s / 60, 'frames': soak.frames,
-        'frames_sent': soak.sent, **{f'frames_{name}': count for name, count in soak.counts.items()
-                                     if name != 'received'},
+        'minutes': round(soak.seconds / 60, 2), 'warmup_minutes': round(soak.warmup_s / 60, 2), 'frames': soak.frames,
+        'frames_sent': soak.sent, **{f'frames_{name}': soak.counts[name] for name in soak.counts if name != 'received'},
         'frames_looked_at': sum(soak.levels.values()), 'levels': dict(soak.levels),
         'rss_slope_mb_per_10k_frames': slope and round(slope.mb, 3),
         'rss_slope_95': slope and [round(slope.low_mb, 3), round(slope.high_mb, 3)],
+        'rss_slope_with_shared_mb_per_10k_frames': slope and round(soak.slope_with_shared.mb, 3),
         'rss_mb_after_warmup': round(warm[0].rss_mb, 1) if warm else None,
         'rss_mb_end': round(warm[-1].rss_mb, 1) if warm else None,
         'shared_mb_end': round(warm[-1].shared_mb, 1) if warm else None,

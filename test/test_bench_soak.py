@@ -64,7 +64,7 @@ def test_growth_before_the_warm_up_is_over_does_not_count():
 @pytest.mark.parametrize('changed, sentence', [
     ({'asked': 1201}, '1 of 1201 questions got neither an answer nor a status.'),
     ({'statuses': {'BUSY': 1200}}, 'None of 1200 questions was answered.'),
-    ({'statuses': {'OK': 1199, 'MODEL_ERROR': 1}}, "1 answers are MODEL_ERROR; see the node's log."),
+    ({'statuses': {'OK': 1199, 'MODEL_ERROR': 1}}, "1 of 1200 answers are MODEL_ERROR; see the node's log."),
     ({'samples': [replace(sample, waiting=2 + sample.waiting) for sample in series()]},
      'Questions pile up: in the last third never fewer than 2 waited.'),
     ({'samples': series(2.0)}, 'Memory grows by '),
