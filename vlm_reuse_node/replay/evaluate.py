@@ -150,7 +150,7 @@ class Replay:
     def _ask(self, camera, due: Due, stopped) -> bool:
         """Ask every arm one question; False when it was stopped."""
         item, scene = due.item, camera.scene
-        question = Question(item.text, item.choices, item.max_tokens)
+        question = Question(item.text, item.choices, max_tokens=item.max_tokens)
         now_ns = max(scene.window.newest.stamp_ns, self.bag.first_ns + round(1e9 * due.at_s))
         self._asked += 1
         row = question_row(self._asked, due, scene.camera, camera.last_s, self._choice_tokens(item.choices))
