@@ -16,6 +16,8 @@ from vlm_reuse_node.config import Config
 # Blocks a cell is cut into along each side; their means have little noise, so that small steady differences show.
 BLOCKS = 4
 STRIP_ROWS = 2
+# From this factor on, a picture that is shrunk is averaged; below it every pixel still counts without.
+LEAST_SHRUNK = 1.5
 # A cell's noise is its largest difference that came twice from one picture to the next. It is forgotten by this factor
 # a picture, and taken to reach this many times as far against the cached pixels.
 NOISE_KEPT, NOISE_REACH = 0.98, 1.75
@@ -165,7 +167,10 @@ class ChangeDetector:
     def _see(self, rgb):
         """The picture on the model's pixel grid; averaging areas also averages sensor noise."""
         rows, columns = self._grid
-        pixels = cv2.resize(rgb, (columns * self._cell_px, rows * self._cell_px), interpolation=cv2.INTER_AREA)
+        size = columns * self._cell_px, rows * self._cell_px
+        # Where there is hardly anything to average, areas cost four times as much as what lies between two pixels.
+        shrinks = rgb.shape[1] >= LEAST_SHRUNK * size[0] or rgb.shape[0] >= LEAST_SHRUNK * size[1]
+        pixels = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
         blocks = cv2.resize(pixels, (columns * BLOCKS, rows * BLOCKS), interpolation=cv2.INTER_AREA)
         return _View(pixels, blocks, cv2.cvtColor(blocks, cv2.COLOR_RGB2GRAY).astype(np.float32))
 
