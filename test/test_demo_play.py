@@ -45,32 +45,36 @@ def player(path, *arguments):
 
 @pytest.mark.parametrize('storage', [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
 def test_messages_arrive_as_recorded_and_in_order(tmp_path, storage):
+    """Best effort may lose what is sent before the subscription knows the publisher, and nothing else here."""
     bag = write_bag(tmp_path / 'bag', storage)
     with graph() as context, Child('player', player(bag, '--wait'), tmp_path / 'log') as process:
         robot = Robot(context, '/robot')
         pictures = robot.listen(CompressedImage, TOPIC, qos_profile_sensor_data)
         clock = robot.listen(Clock, '/clock', qos_profile_sensor_data)
         robot.until(lambda: process.has_ended, 'the end of the player')
-        robot.until(lambda: len(pictures) == COUNT, 'the last message')
+        robot.until(lambda: pictures and pictures[-1].header.frame_id == f'lens {COUNT - 1}', 'the last message')
         process.check()
+    first = COUNT - len(pictures)
+    assert first <= COUNT // 4
     assert [stamp_ns(picture.header) for picture in pictures] == [
-        START_NS + number * PERIOD_NS - EXPOSURE_NS for number in range(COUNT)]
-    assert [picture.header.frame_id for picture in pictures] == [f'lens {number}' for number in range(COUNT)]
-    assert [set(picture.data) for picture in pictures] == [{number} for number in range(COUNT)]
+        START_NS + number * PERIOD_NS - EXPOSURE_NS for number in range(first, COUNT)]
+    assert [picture.header.frame_id for picture in pictures] == [f'lens {number}' for number in range(first, COUNT)]
+    assert [set(picture.data) for picture in pictures] == [{number} for number in range(first, COUNT)]
     times = [message.clock.sec * 1_000_000_000 + message.clock.nanosec for message in clock]
-    assert times == sorted(times) and times[0] == START_NS and times[-1] == START_NS + (COUNT - 1) * PERIOD_NS
+    assert times == sorted(times) and times[0] <= START_NS + PERIOD_NS * COUNT // 4
+    assert times[-1] == START_NS + (COUNT - 1) * PERIOD_NS
 
 
 def test_the_player_keeps_the_bags_pace(tmp_path):
     bag = write_bag(tmp_path / 'bag', StoragePlugin.MCAP)
-    with graph() as context, Child('player', player(bag, '--wait', '--rate', '0.5'), tmp_path / 'log'):
+    with graph() as context, Child('player', player(bag, '--wait', '--rate', '0.5'), tmp_path / 'log') as process:
         robot, arrived_s = Robot(context, '/robot'), []
         robot.listen(Clock, '/clock', qos_profile_sensor_data)
         robot.node.create_subscription(
             CompressedImage, TOPIC, lambda _: arrived_s.append(time.monotonic()), qos_profile_sensor_data)
-        robot.until(lambda: len(arrived_s) == COUNT, 'the last message')
+        robot.until(lambda: process.has_ended and len(arrived_s) >= COUNT * 3 // 4, 'the messages')
     # Half as fast as recorded; a busy machine delays, but never all of them by so much.
-    assert arrived_s[-1] - arrived_s[0] > 1.5 * (COUNT - 1) * PERIOD_NS / 1e9
+    assert arrived_s[-1] - arrived_s[0] > 1.5 * (len(arrived_s) - 1) * PERIOD_NS / 1e9
 
 
 @pytest.mark.parametrize('request_', [signal.SIGINT, signal.SIGTERM])
