@@ -111,9 +111,9 @@ def test_open_questions_are_answered_at_a_cleanup(robot, brake):
     brake.hold()
     asked = [robot.call(AskScene, 'vlm_reuse_node/ask', AskScene.Request(question='what is it ?')) for _ in range(3)]
     assert brake.held.wait(WAIT_S)
-    assert change(robot, DEACTIVATE) == [True]
     worker = robot.scene._worker
     robot.until(lambda: sum(worker.stats().waiting.values()) == 2, 'the others to wait')
+    assert change(robot, DEACTIVATE) == [True]
     cleaned = robot.call(ChangeState, 'vlm_reuse_node/change_state', ChangeState.Request(
         transition=Transition(id=CLEANUP)))
     robot.until(lambda: not worker._inbox.is_open, 'the clean-up to begin')
