@@ -27,7 +27,7 @@ setup(
     license='Apache-2.0',
     entry_points={
         'console_scripts': [
-            'node = vlm_reuse_node.node:main',
+            'node = vlm_reuse_node.process:main',
             'demo = vlm_reuse_node.demo.run:main',
             'make_bag = vlm_reuse_node.demo.bag:main',
             'replay = vlm_reuse_node.replay.cli:main',

@@ -4,15 +4,14 @@ Costs: one `SceneSession.observe` from the picture on, on the Qwen2.5-VL of `sha
 8 pictures of 640 x 480, the newest one changed again and again in one rectangle of cells. Two sizes of its pictures: 54
 cells, as in the other benchmarks, and 391, as Qwen2.5-VL itself cuts 640 x 480. One row a share of changed cells:
 
-reuse   the picture before once more: the change detector (the same in every row)
+reuse   the picture before once more, with a camera's noise: the change detector (the same in every row)
 patch   refresh_policy patch, without its limits; at 0 % it is reuse, at 100 % the scene was cut, which is frame
 frame   the default policy; at 0 % forced, because nothing would be done
 full    image processor, vision tower and prefill of all 8 pictures
 
 Medians in milliseconds; beside each `_ms` a `_cpu_ms`, the processor time of this program, which does not see what else
-the machine runs. changed_percent is what was asked for, cells what was changed. change_ms_p95 is processor time
-of `ChangeDetector`, resize included, on one core, on pictures with noise; `change.py` has other situations. The drift
-table is `drift.py`'s.
+the machine runs. changed_percent is what was asked for, cells what was changed. change_ms_p95 is what `change.py`
+measures, the worst of its situations. The drift table is `drift.py`'s.
 """
 
 import argparse
@@ -23,6 +22,7 @@ import sys
 import tempfile
 import time
 
+import change
 import cv2
 import drift
 import mlx.core as mx
@@ -34,7 +34,6 @@ from tiny_model import picture
 
 from vlm_reuse_node import state as states, vlm as vlms
 from vlm_reuse_node.budget import Level
-from vlm_reuse_node.change import ChangeDetector
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.frame import Frame
 from vlm_reuse_node.session import SceneSession
@@ -48,8 +47,7 @@ WINDOW = Config(history_frames=FRAMES - 1, keyframe_interval_s=0.0, scene_change
 # Nothing but the share of changed cells decides: no keyframe is due, no change is a cut or a pan to be computed whole.
 STEADY = WINDOW.with_values(keyframe_interval_s=3600.0, max_cell_age_s=3600.0)
 PATCH = STEADY.with_values(refresh_policy='patch', max_patches=1000, max_patch_share=1.0)
-CELL_PX = 28
-DETECTED = {'640x480': (480, 640), '1920x1080': (1080, 1920)}
+NOISE = 3.0
 DETECTIONS = 200
 COLUMNS = ('shape', 22), ('changed', 8), ('reuse', 7), ('patch', 8), ('frame', 8), ('full', 9), ('full/patch', 11), (
     'frame/patch', 12)
@@ -93,6 +91,13 @@ class Camera:
         if self._count % 2:
             rgb[where] ^= 0x80
         return Frame(rgb, self._first.stamp_ns + 1_000_000 * self._count)
+
+
+def noisy(first: Frame, count: int) -> list[Frame]:
+    """The same picture again and again, as a camera sends it."""
+    rng = np.random.default_rng(0)
+    return [Frame(np.clip(first.rgb + rng.normal(0, NOISE, first.rgb.shape), 0, 255).astype(np.uint8),
+                  first.stamp_ns + number) for number in range(1, count + 1)]
 
 
 def window(vlm, config: Config) -> SceneSession:
@@ -139,7 +144,7 @@ def measure(vlm, repeats: int):
         for session in (patching, whole):  # the picture without the change
             session.newest = None
             session.observe(first, force=True)
-        reuse = observed(whole, lambda count: [first] * count, Level.REUSE, repeats)
+        reuse = observed(whole, partial(noisy, first), Level.REUSE, repeats)
         level = Level.PATCH if cells < grid.cells else Level.FRAME
         patch = observed(patching, frames, level, repeats) if cells else reuse
         frame = observed(whole, frames, Level.FRAME, repeats, force=not cells)
@@ -147,17 +152,6 @@ def measure(vlm, repeats: int):
         yield {'changed_percent': percent, 'cells': cells, 'cells_total': grid.cells,
                **{f'{name}_ms': wall for name, (wall, _) in times.items()},
                **{f'{name}_cpu_ms': cpu for name, (_, cpu) in times.items()}}
-
-
-def change_ms_p95(size: tuple[int, int]) -> float:
-    """The change detector on pictures of this size, 95 of 100 take at most so long."""
-    rng, (height, width) = np.random.default_rng(0), size
-    base = cv2.resize(rng.integers(40, 200, (12, 16, 3), dtype=np.uint8), (width, height))
-    frames = [np.clip(base + rng.normal(0, 3, base.shape), 0, 255).astype(np.uint8) for _ in range(8)]
-    detector = ChangeDetector(base, 0, height // CELL_PX, width // CELL_PX, CELL_PX)
-    times = [timed(lambda: detector.compare(frames[number % 8], number + 1, Config()))[1]
-             for number in range(DETECTIONS)]
-    return float(np.percentile(times, 95))
 
 
 def line(row: dict) -> str:
@@ -184,8 +178,7 @@ def build_parser() -> argparse.ArgumentParser:
 def costs(arguments) -> dict:
     """Measure and print the cost table."""
     cv2.setNumThreads(1)
-    result = {'rows': [], 'parameters': {}, 'change_ms_p95': {
-        name: change_ms_p95(size) for name, size in DETECTED.items()}}
+    result = {'rows': [], 'parameters': {}, 'change_ms_p95': change.worst(change.measure_times(DETECTIONS))}
     print('processor milliseconds\n' + '  '.join(title.rjust(width) for title, width in COLUMNS), flush=True)
     for name, write in SHAPES.items():
         with tempfile.TemporaryDirectory() as folder:

@@ -42,6 +42,49 @@ def cells(mask):
     return [(int(row), int(column)) for row, column in np.argwhere(mask)]
 
 
+def faded(pictures, config=CONFIG):
+    """What is told of pictures that are all computed whole, at 10 Hz: (picture, cells) of each that tells something."""
+    detector, news = detector_of(BASE), []
+    for number, rgb in enumerate(pictures, 1):
+        change = detector.compare(rgb, number * SECOND_NS // 10, config)
+        detector.refresh()
+        told = cells(detector.news(change.stale, config))
+        news += [(number, told)] if told else []
+    return news
+
+
+def test_what_fades_while_everything_is_computed_again_is_told_once_it_differs_enough():
+    """From one picture to the next it never does: against those, its cell would be static for ever."""
+    news = faded(brightened(BASE, 2, 3, 4 * step) for step in range(1, 17))
+    assert news == [(8, [(2, 3)]), (16, [(2, 3)])]
+
+
+def test_what_differs_a_little_and_stays_so_is_told_after_the_age_limit():
+    slightly = brightened(BASE, 2, 3, 20)
+    news = faded([slightly] * 150, Config(max_cell_age_s=10.0))
+    assert news == [(101, [(2, 3)])]
+
+
+def test_what_differs_a_little_is_told_even_if_nothing_is_computed_any_more():
+    detector, slightly = detector_of(BASE), brightened(BASE, 2, 3, 20)
+    detector.compare(slightly, SECOND_NS, CONFIG)
+    detector.refresh()
+    nothing, one = np.zeros((2, 6, 8), bool)
+    one[0, 0] = True
+    assert cells(detector.news(one, CONFIG)) == [(0, 0)]
+    detector.compare(slightly, 5 * SECOND_NS, CONFIG)
+    assert not detector.news(nothing, CONFIG).any()
+    detector.compare(slightly, 12 * SECOND_NS, CONFIG)
+    assert cells(detector.news(nothing, CONFIG)) == [(2, 3)]
+    assert not detector.news(nothing, CONFIG).any()
+
+
+def test_noise_and_exposure_are_not_told():
+    news = faded([noisy(BASE, seed) for seed in range(40)])
+    assert not news
+    assert not faded([cv2.convertScaleAbs(BASE, alpha=1 + 0.1 * (number % 2)) for number in range(40)])
+
+
 def test_the_same_picture_has_no_difference():
     change = detector_of(BASE).compare(BASE.copy(), SECOND_NS, CONFIG)
     assert not change.difference.any() and not change.stale.any() and not change.doubt_s.any()

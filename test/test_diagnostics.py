@@ -71,21 +71,29 @@ def refresh(paid, total=10, deferred=0, level=Level.FRAME):
 
 
 def test_the_refresh_budget_adds_up_the_interval():
-    status = budget_status('vlm', [refresh(10, level=Level.FULL), refresh(2), refresh(0, level=Level.REUSE)], 1.0)
+    status = budget_status('vlm', [refresh(10, level=Level.FULL), refresh(2), refresh(0, level=Level.REUSE)], 0, 1.0)
     assert status.level == OK and status.message == '40.0 % refreshed'
     assert values(status)['visual tokens refreshed'] == '12' and values(status)['spent'] == '15.0 ms/s'
     assert values(status)['level: full'] == values(status)['level: reuse'] == '1'
 
 
 def test_no_pictures_is_no_share_and_debt_is_a_warning():
-    assert budget_status('vlm', [], 1.0).message == 'no pictures'
-    assert budget_status('vlm', [refresh(2, deferred=3)], 1.0).level == WARN
+    assert budget_status('vlm', [], 0, 1.0).message == 'no pictures'
+    assert budget_status('vlm', [refresh(2)], 3, 1.0).level == WARN
 
 
 def test_a_window_gives_every_refresh_once():
     window = RefreshWindow()
     window.add(refresh(1))
-    assert len(window.take()) == 1 and window.take() == []
+    assert len(window.take()[0]) == 1 and window.take() == ([], 0)
+
+
+def test_debt_stays_until_it_is_paid_or_its_camera_leaves():
+    window = RefreshWindow()
+    window.add(refresh(1, deferred=3))
+    assert window.take()[1] == window.take()[1] == 3
+    window.forget('front')
+    assert window.take()[1] == 0
 
 
 @pytest.mark.parametrize('changes, level, words', [

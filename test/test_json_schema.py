@@ -10,6 +10,8 @@ from tiny_model import picture, write_tiny_model
 
 from vlm_reuse_node.budget import Question, Status
 from vlm_reuse_node.config import Config
+from vlm_reuse_node.errors import InvalidRequestError
+from vlm_reuse_node.json_schema import JsonSchemas
 from vlm_reuse_node.session import SceneSession
 from vlm_reuse_node.vlm import load
 
@@ -33,6 +35,7 @@ def ask(session, schema, **fields):
 
 LEAVES = strategies.sampled_from([
     {'type': 'boolean'}, {'type': 'null'}, {'type': 'integer', 'minimum': -5, 'maximum': 120},
+    {'type': 'number', 'minimum': -1.5, 'maximum': 2}, {'type': 'integer', 'exclusiveMinimum': 2, 'maximum': 900},
     {'enum': ['a', 'b c', 7]}, {'type': 'string', 'maxLength': 6}, {'type': 'string', 'pattern': '^[a-f]{2,4}$'},
     {'const': 'it is \u00fc'}])
 SCHEMAS = strategies.recursive(LEAVES, lambda inner: strategies.one_of(
@@ -66,7 +69,11 @@ def test_warm_equals_cold_and_the_next_free_answer_is_as_before(session):
     ('{', 'not JSON'), ('[]', 'no JSON object'), ('7', 'no JSON object'), ('[' * 20000, 'not JSON'),
     ({'not': {}}, 'not'), ({'type': 'objekt'}, 'objekt'), ({'enum': []}, 'empty'), ({'$ref': '#'}, 'followed'),
     ({'$ref': 'http://localhost/schema.json'}, 'followed'), ({'type': 'array', 'uniqueItems': True}, 'uniqueItems'),
-    ('{' * 200_000, 'max_schema_chars')])
+    ('{' * 200_000, 'max_schema_chars'),
+    ({'type': 'number', 'exclusiveMinimum': 0, 'exclusiveMaximum': 0.5}, 'exclusiveMinimum'),
+    # These end the process in llguidance 1.9.1, should they ever get there.
+    ({'const': -9223372036854775807}, '9223372036854775807'), ({'enum': [-9223372036854775807]}, '2 to the 53rd'),
+    ({'properties': {'a': {'minimum': -9223372036854775807, 'maximum': -9223372036854775806}}}, '2 to the 53rd')])
 def test_a_schema_that_cannot_be_held_to_is_refused_with_the_reason(session, schema, named):
     session.config = Config(max_schema_chars=100_000)
     answer = ask(session, schema)
@@ -86,6 +93,25 @@ def test_what_does_not_fit_is_no_answer(session):
 def test_a_document_that_just_fits_is_an_answer(session):
     tokens = ask(session, {'const': 'abc'}, max_tokens=300).tokens_generated
     assert ask(session, {'const': 'abc'}, max_tokens=tokens).text == '"abc"'
+
+
+def test_a_number_that_is_cut_is_no_answer(session):
+    """872 cut to 87 is a document that follows the schema, and is wrong."""
+    whole = ask(session, {'type': 'integer', 'minimum': 100, 'maximum': 999}, max_tokens=20)
+    assert whole.status == Status.OK and whole.tokens_generated == 3
+    cut = ask(session, {'type': 'integer'}, max_tokens=2)
+    assert cut.status == Status.INVALID_REQUEST and 'max_tokens 2' in cut.message and not cut.text
+    assert ask(session, {'type': 'integer', 'minimum': 100, 'maximum': 999}, max_tokens=3).text == whole.text
+
+
+@pytest.mark.parametrize('text, named', [
+    ('{"a": 1, "\\u0061": 2}', "'a' twice"), ('[1e999]', '1e999'), ('-1e999', '-1e999'), ('1e30', None),
+    ('{"a": {"b": 1}, "b": 1}', None)])
+def test_what_readers_do_not_read_alike_is_no_document(text, named):
+    if named is None:
+        return JsonSchemas.check(text)
+    with pytest.raises(InvalidRequestError, match=named):
+        JsonSchemas.check(text)
 
 
 def test_a_model_of_whole_words_says_that_it_cannot(vlm):

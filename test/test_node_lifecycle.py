@@ -1,11 +1,13 @@
 """The node's life cycle over real DDS, and what may change while it runs."""
 
+import threading
+
 import pytest
 
 pytest.importorskip('rclpy', reason='rclpy is missing: install ROS 2 (make setup)')
 pytest.importorskip('vlm_reuse_interfaces', reason='vlm_reuse_interfaces is not built: make setup')
 from brake import WAIT_S  # noqa: E402
-from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus  # noqa: E402
 from lifecycle_msgs.msg import State, Transition  # noqa: E402
 from lifecycle_msgs.srv import ChangeState, GetState  # noqa: E402
 from ros_harness import BUDGET, set_parameter, show  # noqa: E402
@@ -87,11 +89,39 @@ def test_a_model_that_does_not_load_leaves_it_unconfigured_and_says_why(unconfig
     assert set_parameter(robot, 'model', str(model_dir)).successful
     assert change(robot, CONFIGURE, ACTIVATE) == [True, True]
     robot.until(lambda: diagnostics()['life cycle'].level == DiagnosticStatus.OK, 'all is well')
+    assert change(robot, DEACTIVATE) == [True]
+    message = robot.until(lambda: diagnostics()['life cycle'].level == DiagnosticStatus.WARN
+                          and diagnostics()['life cycle'].message, 'the diagnostics of an inactive node')
+    assert '/nowhere' not in message and 'activate' in message
+
+
+def test_while_it_loads_the_diagnostics_say_so(unconfigured, monkeypatch):
+    from vlm_reuse_node import worker
+    load, let = worker.load, threading.Event()
+    monkeypatch.setattr(worker, 'load', lambda name: let.wait(WAIT_S) and load(name))
+    diagnostics = unconfigured.listen(DiagnosticArray, '/diagnostics')
+    configured = unconfigured.call(ChangeState, 'vlm_reuse_node/change_state', ChangeState.Request(
+        transition=Transition(id=CONFIGURE)))
+
+    def told():
+        return [status for message in diagnostics for status in message.status if 'configuring' in status.message]
+    unconfigured.until(lambda: len(told()) >= 2, 'what it is busy with, more than once')
+    let.set()
+    assert unconfigured.wait(configured, 'the model').success
+
+
+def test_after_a_shutdown_everything_says_that_only_a_new_process_helps(robot):
+    diagnostics = robot.diagnostics()
+    assert change(robot, Transition.TRANSITION_ACTIVE_SHUTDOWN) == [True]
+    assert state(robot) == State.PRIMARY_STATE_FINALIZED and robot.scene._worker is None
+    refused = robot.ask()
+    assert refused.status == Answer.INACTIVE and 'process again' in refused.message
+    robot.until(lambda: diagnostics() and 'process again' in diagnostics()['life cycle'].message, 'the remedy')
 
 
 def test_a_fault_while_loading_is_logged_and_leaves_nothing(unconfigured, monkeypatch):
     from vlm_reuse_node import worker
-    monkeypatch.setattr(worker.ModelWorker, 'start', lambda self: 1 / 0)
+    monkeypatch.setattr(worker.ModelWorker, 'start', lambda *_: 1 / 0)
     assert change(unconfigured, CONFIGURE) == [False]
     assert state(unconfigured) == State.PRIMARY_STATE_UNCONFIGURED
     monkeypatch.undo()
@@ -104,6 +134,23 @@ def test_a_wrong_qos_override_can_be_seen_at_activation(ros, model_dir):
     with pytest.raises(ConfigError, match='maybe'):
         scene_node(ros, '', model=str(model_dir), **{
             'qos_overrides./camera/image_raw.subscription.reliability': 'maybe'}).__enter__()
+
+
+def test_a_configure_that_fails_after_the_model_was_loaded_frees_it(start, namespace):
+    override = f'qos_overrides.{namespace}/vlm_reuse_node/refresh_budget.publisher.reliability'
+    robot = start(autostart=False, **{override: 'maybe'})
+    assert change(robot, CONFIGURE) == [False] and robot.scene._worker is None
+    assert state(robot) == State.PRIMARY_STATE_UNCONFIGURED
+
+
+def test_a_camera_that_cannot_join_says_why_and_the_others_go_on(start, namespace):
+    robot = start(**{f'qos_overrides.{namespace}/rear/image_raw.subscription.reliability': 'maybe'})
+    diagnostics = robot.diagnostics()
+    assert set_parameter(robot, 'cameras', ['rear', 'left', 'camera']).successful
+    robot.until(lambda: 'maybe' in diagnostics().get('camera rear', DiagnosticStatus()).message, 'the reason')
+    assert 'maybe' in robot.ask(camera='rear').message
+    show(robot, robot.camera('left/image_raw'), robot.listen(RefreshBudget, BUDGET))
+    assert robot.ask(camera='left').status == Answer.OK
 
 
 def test_open_questions_are_answered_at_a_cleanup(robot, brake):
@@ -153,11 +200,13 @@ def test_a_camera_joins_and_leaves_while_the_other_goes_on(start):
     assert gone.status == Answer.INVALID_REQUEST and 'rear' in gone.message
     assert robot.ask(max_age_s=60.0).image_header.frame_id == 'rear_lens'
     robot.until(lambda: 'camera front' not in diagnostics(), 'no more diagnostics of it')
+    robot.until(lambda: not robot.node.count_publishers('vlm_reuse_node/overlay/front'), 'the end of its overlay')
     robot.until(lambda: set(robot.scene._worker.stats().held) == {'rear'}, 'its state to be given up')
 
 
 @pytest.mark.parametrize('cameras, reason', [
-    (['a', ''], 'list of names'), (['a', 'a'], 'different'), (['/a b'], 'topic name')])
+    (['a', ''], 'list of names'), (['a', 'a'], 'different'), (['/a b'], 'topic name'), (['/a'], 'topic name'),
+    (['a' * 228], 'no more than fit')])
 def test_cameras_that_cannot_be_are_refused(robot, cameras, reason):
     result = set_parameter(robot, 'cameras', cameras)
     assert not result.successful and reason in result.reason

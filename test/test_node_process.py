@@ -6,8 +6,10 @@ import pytest
 
 pytest.importorskip('rclpy', reason='rclpy is missing: install ROS 2 (make setup)')
 pytest.importorskip('vlm_reuse_interfaces', reason='vlm_reuse_interfaces is not built: make setup')
-from rclpy.qos import QoSProfile  # noqa: E402
+from rclpy.action import ActionClient  # noqa: E402
+from rclpy.qos import QoSProfile, ReliabilityPolicy  # noqa: E402
 from ros_harness import graph, NodeProcess, picture_message, Robot  # noqa: E402
+from vlm_reuse_interfaces.action import AskScene as AskSceneAction  # noqa: E402
 from vlm_reuse_interfaces.msg import Answer, RefreshBudget  # noqa: E402
 from vlm_reuse_interfaces.srv import AskScene  # noqa: E402
 
@@ -47,9 +49,20 @@ def show(robot, topic='camera/image_raw', budget='vlm_reuse_node/refresh_budget'
 def test_it_ends_cleanly_when_told_to_while_it_works(start, robot, with_signal):
     node = start()
     show(robot)
-    for _ in range(5):
-        robot.call(AskScene, 'vlm_reuse_node/ask', AskScene.Request(question='what is it ?', max_tokens=64))
-    exit_code, said = node.end(with_signal)
+    heard = []
+    action = ActionClient(robot.node, AskSceneAction, 'vlm_reuse_node/ask_scene')
+    robot.until(action.server_is_ready, 'the action')
+    goal = robot.wait(action.send_goal_async(
+        AskSceneAction.Goal(question='what is it ?', max_tokens=4000), heard.append), 'the goal response')
+    ended = goal.get_result_async()
+    asked = [robot.call(AskScene, 'vlm_reuse_node/ask', AskScene.Request(question='what is it ?', max_tokens=64))
+             for _ in range(5)]
+    robot.until(lambda: heard, 'feedback')
+    node.process.send_signal(with_signal)
+    answers = [robot.wait(each, 'an answer').answer for each in asked]
+    assert {answer.status for answer in answers} <= {Answer.OK, Answer.CANCELLED, Answer.INACTIVE}
+    assert robot.wait(ended, 'the result').result.answer.status == Answer.CANCELLED
+    exit_code, said = node.end()
     assert exit_code == 0, said
     assert 'Traceback' not in said and 'terminate' not in said
 
@@ -72,6 +85,7 @@ def test_it_ends_cleanly_while_it_still_loads(model_dir):
     (('-p', 'model:=/nowhere/at/all'), 1, '/nowhere/at/all'),
     (('-p', 'max_tokens:=0'), 2, 'max_tokens is 0; expected 1 to 4096'),
     (('-p', 'max_tokenz:=3'), 2, "no parameter 'max_tokenz'"),
+    (('-p', 'use_sim_time:=maybe'), 2, 'use_sim_time'),
     (('--params-file', '/nowhere.yaml'), 2, '/nowhere.yaml'),
     (('--no-such-argument',), 2, '--no-such-argument')])
 def test_it_refuses_to_start_in_one_sentence(arguments, exit_code, named):
@@ -115,6 +129,20 @@ def test_parameter_files_and_remapping_are_honoured(start, robot, tmp_path):
     asked = robot.call(AskScene, '/base/vlm_reuse_node/ask', AskScene.Request(question='what is it ?'))
     robot.until(asked.done, 'the answer')
     assert asked.result().answer.tokens_generated == 3 and budgets[0].camera == 'front'
+
+
+@pytest.mark.parametrize('reliability', [ReliabilityPolicy.BEST_EFFORT, ReliabilityPolicy.RELIABLE])
+def test_a_topic_is_remapped_once(start, robot, reliability):
+    """Two cameras whose topics are exchanged: after a second remapping each would hear the other's again."""
+    start('-p', 'cameras:=[front, rear]', '-r', 'front/image_raw:=/rear/image_raw',
+          '-r', 'rear/image_raw:=/front/image_raw')
+    camera = robot.camera('/rear/image_raw', qos=QoSProfile(depth=1, reliability=reliability))
+    budgets = robot.listen(RefreshBudget, 'vlm_reuse_node/refresh_budget')
+
+    def looked_at():
+        camera.publish(picture_message(stamp_ns=robot.now_ns()))
+        return budgets
+    assert robot.until(looked_at, 'a refresh budget')[0].camera == 'front'
 
 
 def test_a_planner_that_dies_with_open_questions_does_no_harm(start, robot):

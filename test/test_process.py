@@ -1,38 +1,40 @@
-"""The node's process: signals while it loads, spins and closes; the engine's log through ROS."""
+"""The engine's log through ROS."""
 
 import logging
-import os
-import signal
 from types import SimpleNamespace
 
 import pytest
 
-from vlm_reuse_node.process import Interrupts, RosLog
+pytest.importorskip('rclpy', reason='rclpy is missing: install ROS 2 (make setup)')
+pytest.importorskip('vlm_reuse_interfaces', reason='vlm_reuse_interfaces is not built: make setup')
+from vlm_reuse_node.process import EngineLog  # noqa: E402
 
 
 @pytest.fixture
-def handlers_restored():
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+def said():
+    """(level, text) of all that reaches ROS from a logger of the engine, at ROS's level INFO."""
+    said, engine = [], logging.getLogger('vlm_reuse_node')
+    before = engine.level
+
+    def writer(level):
+        return lambda text: said.append((level, text))
+    handler = EngineLog(SimpleNamespace(
+        get_effective_level=lambda: 20, **{level: writer(level) for level in ('error', 'warning', 'info', 'debug')}))
+    yield said
+    engine.removeHandler(handler)
+    engine.setLevel(before)
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_signals_interrupt_only_while_they_are_welcome(handlers_restored, number):
-    interrupts = Interrupts()
-    with pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), number)
-    interrupts.welcome = False
-    os.kill(os.getpid(), number)
+def test_every_level_from_the_nodes_own_on_is_written(said):
+    log = logging.getLogger('vlm_reuse_node.session')
+    for level in ('error', 'warning', 'info', 'debug'):
+        getattr(log, level)(level)
+    assert said == [(level, level) for level in ('error', 'warning', 'info')]
 
 
-def test_each_place_logs_at_most_once_in_five_seconds():
-    said = []
-    log = logging.Logger('engine')
-    log.addHandler(RosLog(SimpleNamespace(error=lambda text: said.append(('error', text)),
-                                          warning=lambda text: said.append(('warning', text)))))
-    for number in range(3):
-        log.warning('slow %d', number)
-    log.error('broken')
-    assert said == [('warning', 'slow 0'), ('error', 'broken')]
+def test_one_sentence_is_written_once_in_five_seconds(said):
+    log = logging.getLogger('vlm_reuse_node.session')
+    for _ in range(3):
+        log.warning("Camera '%s' is slow", 'front')
+        log.warning("Camera '%s' is slow", 'rear')
+    assert [text for _, text in said] == ["Camera 'front' is slow", "Camera 'rear' is slow"]

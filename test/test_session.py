@@ -388,3 +388,17 @@ def test_a_refresh_tells_what_changed_apart_from_what_was_paid(vlm, policy):
     assert [int(refresh.changed.sum()) for refresh in observed] == [12, 0, 1] and observed[2].changed[0, 0]
     assert observed[2].level == ('frame' if policy == 'exact' else 'patch')
     assert not session.observe(Frame(rgb, stamp_ns=3), force=True).changed.any()
+
+
+def test_what_fades_in_while_something_else_moves_is_told_as_a_change(session):
+    """By less than a threshold from one refresh to the next: every one takes the new picture for its reference."""
+    base = np.full((480, 640, 3), 90, np.uint8)
+    told = []
+    for step in range(40):
+        rgb = base.copy()
+        rgb[360:, 480:] = 40 + 60 * (step % 2)  # moves all the time
+        rgb[:120, :160] += np.uint8(2 * step)
+        told.append(session.observe(Frame(rgb, stamp_ns=(step + 1) * SECOND_NS // 10)))
+    assert {refresh.level for refresh in told[1:]} == {Level.FRAME}
+    corners = [[bool(refresh.changed[0, column]) for refresh in told[1:]] for column in (0, -1)]
+    assert any(corners[0]) and not any(corners[1])

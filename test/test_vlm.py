@@ -174,17 +174,21 @@ def test_a_quantised_model_answers_warm_as_cold(model_dir, tmp_path):
         assert warm.status == 'OK' and warm.token_ids == cold.token_ids
 
 
-def test_python_files_that_come_with_a_model_are_never_run(tmp_path):
+@pytest.mark.parametrize('own_model', [False, True])
+def test_python_files_that_come_with_a_model_are_never_run(tmp_path, own_model):
     """A model is a folder somebody else made: whatever its configuration maps to code, none of it is imported."""
     folder, ran = write_tiny_model(tmp_path / 'tiny'), tmp_path / 'ran'
     (folder / 'evil.py').write_text(f'open({str(ran)!r}, "w").close()\nclass Evil: pass\n')
     for name in ('config.json', 'tokenizer_config.json', 'preprocessor_config.json'):
         content = json.loads((folder / name).read_text())
         kinds = 'AutoConfig', 'AutoProcessor', 'AutoImageProcessor', 'AutoModel'
+        if name == 'config.json' and own_model:
+            content['model_file'] = 'evil.py'
         content['auto_map'] = dict.fromkeys(kinds, 'evil.Evil') | {'AutoTokenizer': ['evil.Evil', 'evil.Evil']}
         (folder / name).write_text(json.dumps(content))
-    try:
-        vlms.load(str(folder))
-    except ModelError:
-        pass
+    if own_model:
+        with pytest.raises(ModelError, match='model_file'):
+            vlms.load(str(folder))
+    else:
+        assert vlms.load(str(folder)).name == 'tiny'
     assert not ran.exists()

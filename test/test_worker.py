@@ -333,3 +333,28 @@ def test_the_process_ends_well_after_the_worker_has_stopped(model_dir):
             'worker = ModelWorker(Config(model=sys.argv[1])); worker.start(); worker.stop()')
     for _ in range(3):  # MLX aborts now and then when a thread that used it ends without giving back its streams
         subprocess.run([sys.executable, '-c', code, str(model_dir)], check=True, timeout=60)
+
+
+def test_a_fault_of_the_program_costs_the_states_and_no_answer(worker, monkeypatch):
+    from vlm_reuse_node import worker as workers
+    before = worker.ask('', QUESTION, 0).result(WAIT_S)
+    monkeypatch.setattr(workers.SceneSession, 'ask', lambda *args, **kwargs: 1 / 0)
+    failed = worker.ask('', QUESTION, 0).result(WAIT_S)
+    assert failed.status is Status.MODEL_ERROR and 'division' in failed.message
+    monkeypatch.setattr(workers.SceneSession, 'reset', lambda *args: 1 / 0)
+    worker.reset()
+    monkeypatch.undo()
+    assert worker.ask('', QUESTION, 0).result(WAIT_S).status is Status.NO_IMAGE  # it was behind the reset
+    assert 'fault of this program' in worker.stats().last_error
+    show(worker, picture(1))
+    assert worker.ask('', QUESTION, 0).result(WAIT_S).token_ids == before.token_ids
+
+
+def test_one_questions_wrong_timeout_is_nobody_elses_trouble(worker, brake):
+    brake.hold()
+    running = worker.ask('', QUESTION, 0)
+    assert brake.held.wait(WAIT_S)
+    wrong = worker.ask('', replace(QUESTION, timeout_s='1'), 0)
+    brake.go_on.set()
+    assert running.result(WAIT_S).status is Status.OK
+    assert wrong.result(WAIT_S).status in (Status.INVALID_REQUEST, Status.MODEL_ERROR)

@@ -22,6 +22,9 @@ from vlm_reuse_node.ros_messages import answer_message, progress_message
 # The middleware drops requests beyond this depth without a word (ROS's default is 10); BUSY is for the node to say.
 QUESTIONS_AT_ONCE = 1000
 
+# How long a goal's result can still be fetched after its end, seconds.
+RESULT_KEPT_S = 60
+
 # Puts a request's question to the model: (request, cancel, listener) -> the answer's future.
 Ask = Callable[[object, Event | None, Callable[[Progress], None] | None], WorkerFuture]
 
@@ -33,13 +36,14 @@ class AskServer:
         """Create the service and the action. explain: completes an answer's message."""
         self._node, self._ask, self._explain = node, ask, explain
         self._cancels: dict[bytes, Event] = {}
+        self.open = 0  # questions whose answer was not sent yet
         # Questions wait for the model without holding up each other or anything else.
         group, roomy = ReentrantCallbackGroup(), QoSProfile(depth=QUESTIONS_AT_ONCE)
         node.create_service(AskScene, '~/ask', self._on_ask, qos_profile=roomy, callback_group=group)
         self._action = ActionServer(
             node, AskSceneAction, '~/ask_scene', self._on_goal, callback_group=group, cancel_callback=self._on_cancel,
             goal_service_qos_profile=roomy, result_service_qos_profile=roomy, cancel_service_qos_profile=roomy,
-            feedback_pub_qos_profile=roomy)
+            feedback_pub_qos_profile=roomy, result_timeout=RESULT_KEPT_S)
 
     def destroy(self) -> None:
         """End the action, which the node does not destroy itself."""
@@ -56,8 +60,10 @@ class AskServer:
             cancel.set()
         feed = partial(self._feed, goal)
         feed(Progress('queue'))
-        answer = await self._answer(goal.request, cancel, feed)
-        del self._cancels[bytes(goal.goal_id.uuid)]
+        try:
+            answer = await self._answer(goal.request, cancel, feed)
+        finally:
+            del self._cancels[bytes(goal.goal_id.uuid)]
         if answer.status is Status.OK:
             goal.succeed()
         elif answer.status is Status.CANCELLED and goal.is_cancel_requested:
@@ -73,7 +79,11 @@ class AskServer:
         return CancelResponse.ACCEPT
 
     async def _answer(self, request, cancel, listener) -> Answer:
-        return self._explain(await in_executor(self._node.executor, self._ask(request, cancel, listener)))
+        self.open += 1
+        try:
+            return self._explain(await in_executor(self._node.executor, self._ask(request, cancel, listener)))
+        finally:
+            self.open -= 1
 
     def _feed(self, goal, progress: Progress) -> None:
         try:
@@ -95,9 +105,10 @@ def in_executor(executor, asked: WorkerFuture) -> Awaitable[Answer]:
     answer = Future(executor=executor)
 
     def finish(done: WorkerFuture) -> None:
-        error = None if done.cancelled() else done.exception()
-        if done.cancelled() or error:
-            answer.set_result(Answer(Status.MODEL_ERROR, f'The question was dropped: {error or "cancelled"}.'))
+        if done.cancelled():
+            answer.set_result(Answer(Status.CANCELLED, 'The question was dropped.'))
+        elif error := done.exception():
+            answer.set_result(Answer(Status.MODEL_ERROR, f'The question was dropped: {error}.'))
         else:
             answer.set_result(done.result())
         # The executor sleeps until something is ready, and a future's result alone does not count as that.

@@ -11,12 +11,13 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.diagnostics import CameraState
-from vlm_reuse_node.errors import ImageError
+from vlm_reuse_node.errors import ConfigError, ImageError
 from vlm_reuse_node.frame import Frame
 from vlm_reuse_node.image_subscription import ImageSubscription
 from vlm_reuse_node.ros_convert import frame_from_compressed, frame_from_image
 
-STAMPS_RESTARTED_NS = 1_000_000_000
+# A clock or stamps that go back by more than this start again; by less they only jitter.
+RESTARTED_NS = 1_000_000_000
 
 
 class CameraInput:
@@ -49,18 +50,32 @@ class CameraInput:
         self._counting = Lock()
         self._node, self._observe, self._forget = node, observe, forget
         self._compressed = config.image_transport == 'compressed'
-        # As image_transport does: remapping the base topic moves the compressed one along.
-        self.topic = node.resolve_topic_name(f'{name}/image_raw') + ('/compressed' if self._compressed else '')
+        self._asked_topic = f'{name}/image_raw'
+        if self._compressed:  # as image_transport does: remapping the base topic moves the compressed one along
+            self._asked_topic = node.resolve_topic_name(self._asked_topic) + '/compressed'
+        self.topic = node.resolve_topic_name(self._asked_topic)
         self._subscription: ImageSubscription | None = None
+        self._lost, self._failure = 0, ''
+
+    @property
+    def is_subscribed(self) -> bool:
+        """Whether pictures are taken."""
+        return self._subscription is not None
 
     def subscribe(self) -> None:
         """Take pictures from now on. Raises ConfigError for a QoS override that is none."""
         kind = CompressedImage if self._compressed else Image
-        self._subscription = ImageSubscription(self._node, kind, self.topic, self._on_message)
+        try:
+            self._subscription = ImageSubscription(self._node, kind, self._asked_topic, self._on_message)
+        except ConfigError as err:
+            self._failure = str(err)
+            raise
+        self._failure = ''
 
     def unsubscribe(self) -> None:
         """Take no more pictures; the counts stay."""
         if self._subscription:
+            self._lost += self._subscription.lost
             self._subscription.destroy()
             self._subscription = None
 
@@ -71,7 +86,7 @@ class CameraInput:
 
     def forget_time(self) -> None:
         """Take the next stamp as it comes: the clock jumped."""
-        self._last_stamp_ns = 0
+        self._last_stamp_ns, self._arrival_age_s = 0, 0.0
 
     def follow_publishers(self) -> None:
         """Take over the publishers' reliability; call it now and then, for middlewares that announce no changes."""
@@ -82,8 +97,9 @@ class CameraInput:
         """What diagnostics and answers say about this camera now."""
         silent_s = None if self._last_usable_s is None else time.monotonic() - self._last_usable_s
         return CameraState(
-            name=self.name, topic=self.topic, publishers=self._node.count_publishers(self.topic),
-            received=self.received, lost=self._subscription.lost if self._subscription else 0, dropped=self.dropped,
+            name=self.name, topic=self.topic, failure=self._failure,
+            publishers=self._node.count_publishers(self.topic), received=self.received,
+            lost=self._lost + (self._subscription.lost if self._subscription else 0), dropped=self.dropped,
             refused=dict(self.refused), refused_in_a_row=self.refused_in_a_row, last_refusal=self.last_refusal,
             incompatible_qos=self._subscription.incompatible_qos if self._subscription else '', silent_s=silent_s,
             arrival_age_s=self._arrival_age_s, callback_ms=tuple(self.callback_ms))
@@ -124,7 +140,7 @@ class CameraInput:
         return frame
 
     def _hand_over(self, frame: Frame) -> None:
-        if frame.stamp_ns < self._last_stamp_ns - STAMPS_RESTARTED_NS:
+        if frame.stamp_ns < self._last_stamp_ns - RESTARTED_NS:
             self._node.get_logger().info(f"The stamps of camera '{self.name}' start again; its state is rebuilt.")
             self._forget(self.name)
         self._last_stamp_ns = frame.stamp_ns

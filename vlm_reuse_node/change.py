@@ -108,6 +108,9 @@ class ChangeDetector:
         self._grid, self._cell_px = (rows, columns), cell_px
         self._cached = self._latest = self._see(rgb)
         self._stamp_ns = stamp_ns
+        # What each cell showed when it was last told as changed, until when it was seen to, and where it does not.
+        self._told = self._see(rgb)
+        self._told_ns, self._aside = np.full(self._grid, stamp_ns, np.int64), np.zeros(self._grid, bool)
         self._known_ns = np.full(self._grid, stamp_ns, np.int64)
         self._changed, self._owed = np.zeros(self._grid, bool), np.zeros(self._grid, bool)
         # What each cell's cached pixels were divided by to have all under one exposure; and the last picture's.
@@ -144,12 +147,31 @@ class ChangeDetector:
             cells = np.ones(self._grid, bool)
         else:
             view = self._latest if self._gain == 1 else self._latest.exposed(1 / self._gain)
-            self._cached = replace(self._cached)  # the arrays alone, not what was made of them
-            for latest, cached in zip(view.arrays, self._cached.arrays):
-                cv2.copyTo(latest, _spread(cells, latest), cached)
+            self._cached = _copied(view, self._cached, cells)
             self._exposures = np.where(cells, self._gain, self._exposures)
         self._changed, self._owed = self._changed & ~cells, self._owed & ~cells
         self._known_ns[cells] = self._stamp_ns
+
+    def news(self, refreshed: np.ndarray, config: Config) -> np.ndarray:
+        """The cells whose cached pixels show something else than when they were last given here.
+
+        Not only those that were found changed: what changes by less with each refresh of everything adds up, as against
+        the cached pixels it cannot. refreshed: the stale cells that the last `refresh` was for; none when there was
+        none. All (rows, columns) bool.
+        """
+        told = refreshed.copy()
+        if self._cached is self._latest:  # all cells were refreshed
+            gain = _exposure(self._cached, self._told, config.exposure_compensation)
+            found, noise = self._differences(self._cached, self._told, *{1.0, gain}), self._reach_of_noise(config)
+            told |= np.all([_reaches(each, config.change_threshold, noise) for each in found], axis=0)
+            least = np.minimum(noise, config.change_threshold)
+            self._aside = np.any([_reaches(each, config.static_threshold, least) for each in found], axis=0)
+            self._told_ns[~self._aside] = self._stamp_ns
+        told |= self._aside & (self._stamp_ns - self._told_ns > 1e9 * config.max_cell_age_s)
+        if told.any():
+            self._told = _copied(self._cached, self._told, told)
+            self._told_ns[told], self._aside = self._stamp_ns, self._aside & ~told
+        return told
 
     def defer(self, cells: np.ndarray) -> None:
         """Keep these cells, (rows, columns) bool, stale until they are refreshed, whatever they show until then."""
@@ -272,6 +294,13 @@ def _is_shifted(now, then):
 def _grown(cells, halo):
     """The cells and those up to `halo` cells beside them."""
     return cv2.dilate(cells.astype(np.uint8), np.ones((2 * halo + 1,) * 2, np.uint8)).astype(bool)
+
+
+def _copied(view, into, cells):
+    """The second view with these cells of the first, in its own arrays."""
+    for new, old in zip(view.arrays, into.arrays):
+        cv2.copyTo(new, _spread(cells, new), old)
+    return replace(into)  # the arrays alone, not what was made of them
 
 
 def _spread(cells, picture):

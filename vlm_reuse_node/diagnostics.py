@@ -28,14 +28,18 @@ class Stage(StrEnum):
     """Where the node is in its life cycle."""
 
     UNCONFIGURED = 'unconfigured'
+    CONFIGURING = 'configuring'
     INACTIVE = 'inactive'
     ACTIVE = 'active'
+    CLEANING_UP = 'cleaning up'
+    FINALIZED = 'finalized'
 
 
 @dataclass(frozen=True)
 class CameraState:
     """One camera's counts since the start, and how it is now.
 
+    failure: why it cannot be subscribed to, '' when it can.
     lost: pictures that the middleware began to receive and could not complete.
     silent_s: since the last usable picture, steady clock; None before the first.
     arrival_age_s: how old that picture was when it arrived, node clock; negative: from the future.
@@ -45,6 +49,7 @@ class CameraState:
 
     name: str
     topic: str
+    failure: str = ''
     publishers: int = 0
     received: int = 0
     lost: int = 0
@@ -75,21 +80,30 @@ class RefreshWindow:
         """Start empty."""
         self._lock = Lock()
         self._refreshes: list[Refresh] = []
+        self._debts: dict[str, int] = {}
 
     def add(self, refresh: Refresh) -> None:
         """Count one."""
         with self._lock:
             self._refreshes.append(refresh)
+            self._debts[refresh.camera] = refresh.visual_tokens_deferred
 
-    def take(self) -> list[Refresh]:
-        """Everything since the last call."""
+    def take(self) -> tuple[list[Refresh], int]:
+        """Everything since the last call, and the visual tokens that are in debt now."""
         with self._lock:
             taken, self._refreshes = self._refreshes, []
-        return taken
+            return taken, sum(self._debts.values())
+
+    def forget(self, camera: str) -> None:
+        """A camera has left, its debt with it."""
+        with self._lock:
+            self._debts.pop(camera, None)
 
 
 def camera_trouble(state: CameraState, max_age_s: float) -> tuple[bytes, str]:
     """Why this camera cannot be answered from, with what to do about it; (OK, '') when it can."""
+    if state.failure:
+        return ERROR, f'{state.failure} Correct it and let the camera join again (parameter cameras).'
     if state.incompatible_qos and state.silent_s is None:
         return ERROR, (f'A publisher on {state.topic} offers a {state.incompatible_qos} policy that the subscription '
                        'does not accept; change the publisher or qos_overrides.')
@@ -151,12 +165,10 @@ def _milliseconds(times: tuple[float, ...], percentile: int) -> str:
     return f'{np.percentile(times, percentile):.2f} ms' if times else 'none yet'
 
 
-def budget_status(node: str, refreshes: list[Refresh], seconds: float) -> DiagnosticStatus:
-    """What the pictures of the last interval cost."""
+def budget_status(node: str, refreshes: list[Refresh], debt: int, seconds: float) -> DiagnosticStatus:
+    """What the pictures of the last interval cost. debt: visual tokens that are known to be out of date."""
     total = sum(refresh.visual_tokens_total for refresh in refreshes)
     paid = sum(refresh.visual_tokens_refreshed for refresh in refreshes)
-    newest = {refresh.camera: refresh for refresh in refreshes}
-    debt = sum(refresh.visual_tokens_deferred for refresh in newest.values())
     levels = Counter(str(refresh.level) for refresh in refreshes)
     share = f'{100 * paid / total:.1f} %' if total else 'no pictures'
     values = {

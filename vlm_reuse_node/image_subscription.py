@@ -14,7 +14,7 @@ from rclpy.qos import DurabilityPolicy, HistoryPolicy, qos_policy_name_from_kind
 from rclpy.qos import ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
-from vlm_reuse_node.errors import ConfigError
+from vlm_reuse_node.ros_parameters import making
 
 QOS_POLICIES = (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY)
 RELIABLE, BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT
@@ -23,28 +23,23 @@ RELIABLE, BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFOR
 class ImageSubscription:
     """One picture waits at most. `qos_overrides` win; its reliability `best_available` follows the publishers.
 
-    topic: the full name after remapping.
+    topic: the full name, remapped once.
     lost: pictures that the middleware began to receive and could not complete.
     incompatible_qos: the policy that a publisher offers and this subscription does not accept, '' for none.
     """
 
     def __init__(self, node: Node, kind: type, topic: str, on_message: Callable):
-        """Subscribe.
-
-        Raises ConfigError for a QoS override that is none.
-        """
+        """Subscribe. topic: not remapped yet; ROS does that. Raises ConfigError for a QoS override that is none."""
         self.lost = 0
         self.incompatible_qos = ''
-        self._node, self._kind, self._on_message = node, kind, on_message
+        self._node, self._kind, self._asked_topic, self._on_message = node, kind, topic, on_message
         self._qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, durability=DurabilityPolicy.VOLATILE,
                                reliability=ReliabilityPolicy.BEST_AVAILABLE)
         self._follows = True
         overrides = QoSOverridingOptions(QOS_POLICIES, callback=self._on_overridden)
         self.topic = node.resolve_topic_name(topic)
-        try:
-            self._subscription = self._subscribe(topic, qos_overriding_options=overrides)
-        except RuntimeError as err:  # rclpy's QoS overrides raise nothing more particular
-            raise ConfigError(f'The subscription of {self.topic} cannot be made: {err}.') from err
+        with making(f'The subscription of {self.topic}'):
+            self._subscription = self._subscribe(qos_overriding_options=overrides)
 
     def follow_publishers(self, *_) -> None:
         """Subscribe again when the publishers' reliability has become another one."""
@@ -52,7 +47,7 @@ class ImageSubscription:
         if not self._follows or offered == self._qos.reliability:
             return
         old, self._qos.reliability, self.incompatible_qos = self._subscription, offered, ''
-        self._subscription = self._subscribe(self.topic)
+        self._subscription = self._subscribe()
         self._node.destroy_subscription(old)
         self._node.get_logger().debug(f'{self.topic}: subscribed {offered.name}, as its publishers offer.')
 
@@ -60,14 +55,14 @@ class ImageSubscription:
         """Unsubscribe."""
         self._node.destroy_subscription(self._subscription)
 
-    def _subscribe(self, topic: str, **options):
+    def _subscribe(self, **options):
         events = {'incompatible_qos': self._on_incompatible_qos, 'matched': self.follow_publishers,
                   'message_lost': self._on_lost}
         try:
-            return self._node.create_subscription(self._kind, topic, self._on_message, self._qos,
+            return self._node.create_subscription(self._kind, self._asked_topic, self._on_message, self._qos,
                                                   event_callbacks=SubscriptionEventCallbacks(**events), **options)
         except UnsupportedEventTypeError:  # the node asks for follow_publishers now and then
-            return self._node.create_subscription(self._kind, topic, self._on_message, self._qos, **options)
+            return self._node.create_subscription(self._kind, self._asked_topic, self._on_message, self._qos, **options)
 
     def _on_overridden(self, qos: QoSProfile) -> SetParametersResult:
         """Called by rclpy when it has written the overrides into the profile and before it subscribes."""
@@ -78,7 +73,7 @@ class ImageSubscription:
 
     def _offered(self) -> ReliabilityPolicy:
         """The most that every known publisher can give."""
-        publishers = self._node.get_publishers_info_by_topic(self.topic)
+        publishers = self._node.get_publishers_info_by_topic(self._asked_topic)  # which remaps it, unlike its text says
         return BEST_EFFORT if any(info.qos_profile.reliability == BEST_EFFORT for info in publishers) else RELIABLE
 
     def _on_incompatible_qos(self, event) -> None:

@@ -10,6 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from numbers import Real
 
 from vlm_reuse_node.budget import Answer, Progress, Question
 from vlm_reuse_node.frame import Frame
@@ -23,7 +24,7 @@ class Ask:
     """A question that waits. Its future stays pending until the answer, so that it can be cancelled at any time.
 
     now_ns: the node clock at the asking. cold: answer from nothing. event: set to cancel. listener: told of progress,
-    on the model's thread. asked_s: the steady clock.
+    on the model's thread. asked_s: the steady clock. is_standing: no planner waits for it.
     """
 
     camera: str
@@ -34,6 +35,7 @@ class Ask:
     listener: Callable[[Progress], None] | None = None
     future: Future[Answer] = field(default_factory=Future)
     asked_s: float = field(default_factory=time.perf_counter)
+    is_standing: bool = False
 
     @property
     def is_cancelled(self) -> bool:
@@ -43,7 +45,7 @@ class Ask:
     def is_late(self, default_timeout_s: float) -> bool:
         """Whether its time has passed; an invalid timeout is left to the session."""
         timeout_s = self.question.timeout_s or default_timeout_s
-        return 0 < timeout_s <= time.perf_counter() - self.asked_s
+        return isinstance(timeout_s, Real) and 0 < timeout_s <= time.perf_counter() - self.asked_s
 
 
 @dataclass(frozen=True)

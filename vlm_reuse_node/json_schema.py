@@ -5,6 +5,7 @@ is applied here.
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,6 +15,9 @@ import mlx.core as mx
 import numpy as np
 
 from vlm_reuse_node.errors import InvalidRequestError
+
+# Whole numbers up to here are the same in every JSON reader; beyond, llguidance 1.9 can end the process.
+MOST = 2 ** 53
 
 # A document has one way to be written: white space between its parts would let it grow for ever.
 _COMPACT = {'whitespace_flexible': False, 'item_separator': ', ', 'key_separator': ': '}
@@ -37,10 +41,11 @@ class JsonSchemas:
         tokens cannot write JSON.
         """
         try:
-            is_object = isinstance(json.loads(schema), dict)
+            content = json.loads(schema)
+            _check_numbers(content)
         except (ValueError, RecursionError) as error:
             raise InvalidRequestError(f'json_schema is not JSON ({error}); expected a JSON schema.') from error
-        if not is_object:
+        if not isinstance(content, dict):
             raise InvalidRequestError('json_schema is no JSON object; expected one, such as {"type": "object"}.')
         try:
             grammar = llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=_COMPACT)
@@ -55,7 +60,20 @@ class JsonSchemas:
 
     def sampler(self, grammar: str, sample: Callable[[mx.array], int]) -> 'JsonSampler':
         """Have `sample` pick among the tokens that the grammar allows; for one answer."""
-        return JsonSampler(self._writer(grammar), self._vocabulary, sample)
+        return JsonSampler(self._writer(grammar), self._vocabulary, self._stop_ids, sample)
+
+    @staticmethod
+    def check(text: str) -> None:
+        """Raises InvalidRequestError for a document that JSON's readers would not all read alike.
+
+        Such are a key that is written twice, the second time perhaps with escapes and past the schema of its value,
+        and a number beyond all floats; the grammar lets both through where a schema is open.
+        """
+        try:
+            json.loads(text, object_pairs_hook=_object, parse_float=_finite)
+        except ValueError as error:
+            raise InvalidRequestError(f'The answer is no document that every reader takes ({_one_line(error)}); close '
+                                      'the json_schema (additionalProperties: false, minimum and maximum).') from error
 
     def _writer(self, grammar):
         matcher = llguidance.LLMatcher(self._read_vocabulary(), grammar, log_level=0)
@@ -76,10 +94,10 @@ class JsonSchemas:
 class JsonSampler:
     """Picks the tokens of one document, one after the other."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, vocabulary: llguidance.LLTokenizer,
+    def __init__(self, matcher: llguidance.LLMatcher, vocabulary: llguidance.LLTokenizer, stop_ids: Iterable[int],
                  sample: Callable[[mx.array], int]):
         """Start before the first token."""
-        self._matcher, self._vocabulary, self._sample = matcher, vocabulary, sample
+        self._matcher, self._vocabulary, self._stop_ids, self._sample = matcher, vocabulary, set(stop_ids), sample
 
     def __call__(self, logits: mx.array) -> int:
         """Pick from logits, mx (vocabulary,). Raises InvalidRequestError when the document outgrows every limit."""
@@ -96,12 +114,43 @@ class JsonSampler:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the tokens picked so far are a whole document."""
-        return self._matcher.is_accepting() or self._matcher.stop_reason() == 'EndOfSentence'
+        """Whether the tokens picked so far are a whole document that can only end here: 87 may be the start of 872."""
+        if self._matcher.stop_reason() == 'EndOfSentence':
+            return True
+        allowed = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), np.uint8), bitorder='little')
+        return self._matcher.is_accepting() and set(np.flatnonzero(allowed)) <= self._stop_ids
 
     def text(self, ids: list[int]) -> str:
         """The document, character for character."""
         return self._vocabulary.decode_str(ids)
+
+
+def _check_numbers(content):
+    """Refuse numbers beyond MOST, and exclusive bounds that llguidance holds to for whole numbers alone."""
+    if isinstance(content, (int, float)) and not -MOST <= content <= MOST:
+        raise InvalidRequestError(f'json_schema has the number {content}; expected up to {MOST} (2 to the 53rd).')
+    if isinstance(content, dict) and content.get('type') != 'integer':
+        for name in ('exclusiveMinimum', 'exclusiveMaximum'):
+            if isinstance(content.get(name), (int, float)):
+                raise InvalidRequestError(f'json_schema has {name} beside another type than integer; expected '
+                                          f"{name.replace('exclusiveM', 'm')} there.")
+    for part in content.values() if isinstance(content, dict) else content if isinstance(content, list) else ():
+        _check_numbers(part)
+
+
+def _object(pairs):
+    """An object as it was written. Raises ValueError for a key that comes twice."""
+    names = [name for name, _ in pairs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f'it has {twice[0]!r} twice')
+    return dict(pairs)
+
+
+def _finite(text):
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f'{text} is beyond all floats')
+    return number
 
 
 def _one_line(error):

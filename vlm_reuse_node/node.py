@@ -6,49 +6,38 @@ The executor's thread only converts, hands over and publishes; the model has a t
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-import logging
-import os
-import sys
 import time
 import traceback
 from typing import TYPE_CHECKING
 
-import cv2
 from diagnostic_msgs.msg import DiagnosticArray
-import rclpy
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import QoSProfile
-from rclpy.qos_overriding_options import QoSOverridingOptions
-from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 from vlm_reuse_interfaces.msg import RefreshBudget
 
 from vlm_reuse_node.ask_server import answered, AskServer
 from vlm_reuse_node.budget import Answer, Refresh, Status
-from vlm_reuse_node.camera_input import CameraInput
+from vlm_reuse_node.camera_input import CameraInput, RESTARTED_NS
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.diagnostics import (
     audit_status, budget_status, camera_status, camera_trouble, memory_status, model_status, node_status, RefreshWindow,
     Stage)
-from vlm_reuse_node.errors import ConfigError, ImageError, InvalidRequestError, ModelError, VlmReuseError
+from vlm_reuse_node.errors import ConfigError, ImageError, InvalidRequestError, VlmReuseError
 from vlm_reuse_node.frame import Frame
-from vlm_reuse_node.overlay import draw_overlay
-from vlm_reuse_node.process import Interrupts, RosLog, say_ready
-from vlm_reuse_node.ros_convert import image_message
-from vlm_reuse_node.ros_messages import budget_message, header_of, question_of
-from vlm_reuse_node.ros_parameters import check_qos_overrides_are_used, declare_parameters, watch_parameters
+from vlm_reuse_node.overlay_output import OverlayOutput
+from vlm_reuse_node.ros_messages import budget_message, question_of
+from vlm_reuse_node.ros_parameters import (
+    check_qos_overrides_are_used, declare_parameters, making, overridable, watch_parameters)
 from vlm_reuse_node.watch_server import WatchServer
 
 if TYPE_CHECKING:
     from vlm_reuse_node.worker import ModelWorker
 
 NODE_NAME = 'vlm_reuse_node'
-EXIT_MODEL, EXIT_CONFIG = 1, 2
 SUCCESS, FAILURE, ERROR = (
     TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE, TransitionCallbackReturn.ERROR)
 
@@ -61,24 +50,25 @@ class SceneNode(LifecycleNode):
     answers; when the node is not active they answer INACTIVE.
     """
 
-    def __init__(self, name: str = NODE_NAME, *, on_active: Callable[[], None] = lambda: None,
-                 loading: Callable[[], AbstractContextManager] = nullcontext, **node_arguments):
+    def __init__(self, name: str = NODE_NAME, *, on_active: Callable[[], None] = lambda: None, **node_arguments):
         """Declare the parameters; nothing is loaded and nothing is subscribed yet, but diagnostics are published.
 
-        on_active: called whenever pictures and questions are taken from then on. loading: makes the context in which
-        the model is loaded. Raises ConfigError for a parameter that is unknown or wrong.
+        on_active: called whenever pictures and questions are taken from then on.
+        Raises ConfigError for a parameter that is unknown or wrong.
         """
         super().__init__(name, **node_arguments)
         self.config = declare_parameters(self)
-        watch_parameters(self, lambda: self.config, self._reconfigure, lambda: self.stage is not Stage.UNCONFIGURED)
+        watch_parameters(self, lambda: self.config, self._reconfigure,
+                         lambda: self.stage in (Stage.INACTIVE, Stage.ACTIVE))
         self.stage = Stage.UNCONFIGURED
-        self._on_active, self._loading = on_active, loading
+        self._on_active = on_active
         self._failure: Exception | None = None  # of the last transition
         self._cameras: dict[str, CameraInput] = {}
-        self._overlays: dict[str, object] = {}
+        self._overlays: dict[str, OverlayOutput] = {}
         self._refreshes = RefreshWindow()
         self._worker: ModelWorker | None = None
         self._asks: AskServer | None = None
+        self._watches: WatchServer | None = None
         self._diagnostics_publisher = self.create_publisher(DiagnosticArray, '/diagnostics', QoSProfile(depth=10))
         self._diagnosed_s, self._diagnosed = time.monotonic(), {}
         self.create_timer(1.0, self._publish_diagnostics, clock=Clock(clock_type=ClockType.STEADY_TIME))
@@ -92,8 +82,18 @@ class SceneNode(LifecycleNode):
         if self.trigger_configure() != SUCCESS or self.trigger_activate() != SUCCESS:
             raise self._failure
 
+    def dismiss(self) -> None:
+        """Take nothing more; open questions get their answer, CANCELLED, when the executor goes on."""
+        self._unload()
+        self.stage = Stage.FINALIZED
+
+    @property
+    def open_questions(self) -> int:
+        """Questions whose answer was not sent yet."""
+        return self._asks.open if self._asks else 0
+
     def close(self) -> None:
-        """End the model's thread and destroy the node; open questions are dropped."""
+        """End the model's thread and destroy the node; open questions are dropped, see `dismiss`."""
         self._unload()
         if self._asks:
             self._asks.destroy()
@@ -101,7 +101,7 @@ class SceneNode(LifecycleNode):
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model and serve; a model that cannot be loaded leaves the node unconfigured."""
-        return self._transition(self._load, Stage.INACTIVE)
+        return self._transition(self._load, Stage.INACTIVE, Stage.CONFIGURING)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Take pictures and questions."""
@@ -118,48 +118,56 @@ class SceneNode(LifecycleNode):
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the model, its state and the standing questions."""
-        return self._transition(self._unload, Stage.UNCONFIGURED)
+        return self._transition(self._unload, Stage.UNCONFIGURED, Stage.CLEANING_UP)
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """As cleanup, from any state and for good."""
-        return self._transition(self._unload, Stage.UNCONFIGURED)
+        return self._transition(self._unload, Stage.FINALIZED, Stage.CLEANING_UP)
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Back to unconfigured, with nothing held."""
-        return self._transition(self._unload, Stage.UNCONFIGURED)
+        """Back to unconfigured, with nothing held; diagnostics go on to say what went wrong."""
+        failure = self._failure
+        done = self._transition(self._unload, Stage.UNCONFIGURED, Stage.CLEANING_UP)
+        self._failure = self._failure or failure
+        return done
 
-    def _transition(self, change: Callable[[], None], after: Stage) -> TransitionCallbackReturn:
+    def _transition(self, change: Callable[[], None], after: Stage, during: Stage | None = None,
+                    ) -> TransitionCallbackReturn:
         """Change the node's state; rclpy alone would drop what is raised without a word."""
+        before, self.stage, self._failure = self.stage, during or self.stage, None
         try:
             change()
-        except VlmReuseError as err:
-            self._failure = err
-            self.get_logger().error(str(err))
-            return FAILURE
         except Exception as err:
-            self._failure = err
-            self.get_logger().error(traceback.format_exc())
-            return ERROR
+            self.stage, self._failure = before, err
+            is_ours = isinstance(err, VlmReuseError)
+            self.get_logger().error(str(err) if is_ours else traceback.format_exc())
+            return FAILURE if is_ours else ERROR
         self.stage = after
         return SUCCESS
 
     def _load(self) -> None:
         self.get_logger().info(f"Loading the model '{self.config.model}'.")
-        with self._loading():
-            # Imports mlx and transformers, seconds that a wrong parameter need not wait for.
-            from vlm_reuse_node.worker import ModelWorker
-            worker = ModelWorker(self.config, self._on_refresh, self._on_refused, self._on_watch)
-            worker.start()
+        self._publish_diagnostics()
+        # Imports mlx and transformers, seconds that a wrong parameter need not wait for.
+        from vlm_reuse_node.worker import ModelWorker
+        worker = ModelWorker(self.config, self._on_refresh, self._on_refused, self._on_watch)
+        worker.start(self._publish_diagnostics)
         self._worker = worker
-        self._serve()
-        self._follow_cameras()
+        try:
+            self._serve()
+            for name in self.config.cameras:
+                self._add_camera(name)
+        except Exception:
+            self._unload()
+            raise
 
     def _unload(self) -> None:
-        self._unsubscribe()
-        self._cameras.clear()
+        self._keep_cameras(())
         if self._worker:
-            self._worker.stop()
+            self._worker.stop(self._publish_diagnostics)
             self._worker = None
+        if self._watches:
+            self._watches.forget()
 
     def _subscribe(self) -> None:
         try:
@@ -178,33 +186,25 @@ class SceneNode(LifecycleNode):
         """Once in the node's life: clients that know a service keep it through cleanup and configure."""
         if self._asks:
             return
-        overridable = QoSOverridingOptions.with_default_policies()
-        self._budget_publisher = self.create_publisher(
-            RefreshBudget, '~/refresh_budget', QoSProfile(depth=10), qos_overriding_options=overridable)
+        with making('~/refresh_budget'):
+            self._budget_publisher = self.create_publisher(
+                RefreshBudget, '~/refresh_budget', QoSProfile(depth=10), qos_overriding_options=overridable())
         self._watches = WatchServer(self, self._active_worker)
         self.create_service(Trigger, '~/reset', self._on_reset)
         self._asks = AskServer(self, self._ask, self._with_reason)
 
-    def _follow_cameras(self) -> None:
-        """Have an input and an overlay for each configured camera, and no other input."""
-        for name in set(self._cameras) - set(self.config.cameras):
+    def _keep_cameras(self, names: tuple[str, ...]) -> None:
+        """Let all other cameras leave."""
+        for name in set(self._cameras) - set(names):
             self._cameras.pop(name).unsubscribe()
-        for name in self.config.cameras:
-            if name not in self._cameras:
-                self._cameras[name] = CameraInput(self, name, self.config, self._observe, self._forget)
-                if self.stage is Stage.ACTIVE:
-                    self._join(self._cameras[name])
-            if name not in self._overlays:
-                self._overlays[name] = self.create_publisher(
-                    Image, f'~/overlay/{name}', QoSProfile(depth=5),
-                    qos_overriding_options=QoSOverridingOptions.with_default_policies())
+            if overlay := self._overlays.pop(name, None):
+                overlay.destroy()
+            self._diagnosed.pop(name, None)
+            self._refreshes.forget(name)
 
-    def _join(self, camera: CameraInput) -> None:
-        """Subscribe to a camera that joins; one that cannot be subscribed to stays silent, and the others go on."""
-        try:
-            camera.subscribe()
-        except ConfigError as err:
-            self.get_logger().error(str(err))
+    def _add_camera(self, name: str) -> None:
+        self._cameras[name] = CameraInput(self, name, self.config, self._observe, self._forget)
+        self._overlays[name] = OverlayOutput(self, name)
 
     def _reconfigure(self, config: Config) -> None:
         """Take parameters that changed while the node runs."""
@@ -212,9 +212,20 @@ class SceneNode(LifecycleNode):
         if self._worker is None:
             return
         self._worker.configure(config)
-        self._follow_cameras()
-        for camera in self._cameras.values():
-            camera.max_image_pixels = config.max_image_pixels
+        self._keep_cameras(config.cameras)
+        for name in config.cameras:
+            if name not in self._cameras:
+                self._or_log(self._add_camera, name)
+            self._cameras[name].max_image_pixels = config.max_image_pixels
+            if self.stage is Stage.ACTIVE and not self._cameras[name].is_subscribed:
+                self._or_log(self._cameras[name].subscribe)
+
+    def _or_log(self, join: Callable, *arguments) -> None:
+        """One step of a camera that joins; what is wrong with it is said, and the others go on."""
+        try:
+            join(*arguments)
+        except ConfigError as err:
+            self.get_logger().error(str(err))
 
     def _active_worker(self) -> ModelWorker:
         """The model's thread. Raises InvalidRequestError when the node is not active."""
@@ -223,6 +234,10 @@ class SceneNode(LifecycleNode):
         return self._worker
 
     def _inactive(self) -> str:
+        if self.stage in (Stage.CONFIGURING, Stage.CLEANING_UP):
+            return f'The node is {self.stage}, which takes a while; wait.'
+        if self.stage is Stage.FINALIZED:
+            return 'The node was shut down for good; start its process again.'
         name = self.get_fully_qualified_name()
         transition = 'activate' if self.stage is Stage.INACTIVE else 'configure'
         return f"The node is {self.stage}: 'ros2 lifecycle set {name} {transition}' is what it waits for."
@@ -280,9 +295,8 @@ class SceneNode(LifecycleNode):
     def _publish_refresh(self, camera: CameraInput, frame: Frame, refresh: Refresh) -> None:
         self._budget_publisher.publish(
             budget_message(refresh, camera.received, camera.dropped, camera.refused_total))
-        overlay = self._overlays[frame.camera]
-        if self.config.overlay and overlay.get_subscription_count():
-            overlay.publish(image_message(draw_overlay(frame, refresh), header_of(frame.stamp_ns, frame.frame_id)))
+        if self.config.overlay and (overlay := self._overlays.get(frame.camera)):
+            overlay.publish(frame, refresh)
 
     def _publish_diagnostics(self) -> None:
         now_s = time.monotonic()
@@ -305,101 +319,21 @@ class SceneNode(LifecycleNode):
             model_status(name, stats, self.config.queue_size),
             *(camera_status(name, state, before.get(camera, state), seconds, self.config.max_age_s)
               for camera, state in cameras),
-            budget_status(name, self._refreshes.take(), seconds),
+            budget_status(name, *self._refreshes.take(), seconds),
             audit_status(name, stats.audited, self.config.max_drift),
             memory_status(name, stats)]
 
     def _watch_time(self) -> None:
         """Rebuild every state when (simulated) time jumps back: ages would be wrong, and a bag may be looping."""
-        backwards = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True)
+        backwards = JumpThreshold(
+            min_forward=None, min_backward=Duration(nanoseconds=-RESTARTED_NS), on_clock_change=True)
         self._jumps = self.get_clock().create_jump_callback(backwards, post_callback=self._on_time_jump)
 
     def _on_time_jump(self, jump) -> None:
         if self._worker is None:
             return
-        self.get_logger().info('Time jumped back or changed its source; every camera starts anew.')
+        self.get_logger().info('Time jumped back or changed its source; every camera starts anew.',
+                               throttle_duration_sec=5.0)
         for camera in self._cameras.values():
             camera.forget_time()
         self._forget()
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the node until it is told to stop.
-
-    Returns 0, EXIT_MODEL for a model that cannot be loaded, EXIT_CONFIG for parameters or arguments that are wrong.
-    """
-    interrupts = Interrupts()
-    if hasattr(cv2, 'setLogLevel'):
-        cv2.setLogLevel(0)  # damaged pictures are counted and named by the node
-    try:
-        exit_code = _init_and_run(argv, interrupts)
-    except Exception:
-        if not interrupts.came:
-            raise
-        exit_code = 0
-    finally:
-        rclpy.try_shutdown()
-    if interrupts.came:
-        # The model may be loading still: its thread cannot be stopped, and Python aborts when it ends under it.
-        sys.stderr.flush()
-        os._exit(exit_code)
-    return exit_code
-
-
-def _init_and_run(argv, interrupts: Interrupts) -> int:
-    try:
-        _init(argv)
-        return _run(interrupts)
-    except (KeyboardInterrupt, ExternalShutdownException):
-        return 0
-    except ConfigError as err:
-        return _say(err, EXIT_CONFIG)
-    except ModelError as err:
-        return _say(err, EXIT_MODEL)
-
-
-def _init(argv: list[str] | None) -> None:
-    """Raises ConfigError for ROS arguments that are wrong, such as a parameter file that is not there."""
-    try:
-        rclpy.init(args=argv)
-    except RuntimeError as err:
-        reason = str(err).splitlines()[0].partition(', at ')[0].rstrip('.')
-        raise ConfigError(f'The ROS arguments are wrong: {reason}.') from err
-
-
-def _run(interrupts: Interrupts) -> int:
-    node = _made(interrupts)
-    logging.getLogger('vlm_reuse_node').addHandler(RosLog(node.get_logger()))
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    if node.config.autostart:
-        node.start()
-    interrupts.welcome = False  # from here on, signals end it in order
-    try:
-        executor.spin()
-    except RuntimeError:
-        if rclpy.ok():  # else a signal shut ROS down between two steps of the executor
-            raise
-    finally:
-        interrupts.welcome = True
-        node.close()
-    return 0
-
-
-def _made(interrupts: Interrupts) -> SceneNode:
-    """The node. Raises ConfigError when ROS refuses to make it, as for missing SROS 2 keys."""
-    try:
-        return SceneNode(on_active=say_ready, loading=interrupts.while_welcome)
-    except RuntimeError as err:
-        reason = str(err).partition(', at ')[0].strip().rstrip('.')
-        raise ConfigError(f'ROS cannot make the node: {" ".join(reason.split())}. Look at the log above; with SROS 2, '
-                          'at ROS_SECURITY_KEYSTORE, the enclave and the policy.') from err
-
-
-def _say(err: Exception, exit_code: int) -> int:
-    print(f'{NODE_NAME}: {err}', file=sys.stderr)
-    return exit_code
-
-
-if __name__ == '__main__':
-    sys.exit(main())

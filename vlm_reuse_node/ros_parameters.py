@@ -1,12 +1,15 @@
 """`Config` as ROS parameters: names, defaults, ranges and descriptions come from the record, nothing is said twice."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
-from rclpy.exceptions import NameValidationException
+from rclpy.exceptions import NameValidationException, ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+from rclpy.qos import InvalidQoSProfileException
+from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError
@@ -35,15 +38,36 @@ def declare_parameters(node: Node) -> Config:
     return config
 
 
-def check_qos_overrides_are_used(node: Node) -> None:
-    """Refuse QoS overrides that name no topic or policy of this node; call it when every topic exists.
+def overridable() -> QoSOverridingOptions:
+    """What operators may override of a topic that the node publishes."""
+    return QoSOverridingOptions.with_default_policies()
 
+
+@contextmanager
+def making(what: str) -> Iterator[None]:
+    """Make something of ROS; what ROS refuses, a QoS override most often, is a ConfigError of one sentence."""
+    try:
+        yield
+    except (RuntimeError, ParameterException, NameValidationException, InvalidQoSProfileException) as err:
+        reason = ' '.join(str(err).partition(', at ')[0].split()).rstrip('.')
+        raise ConfigError(f'{what} cannot be made: {reason}.') from err
+
+
+def check_qos_overrides_are_used(node: Node) -> None:
+    """Refuse QoS overrides of what the node's topics do not have; call it when every topic exists.
+
+    One that is for another topic is only warned about: a camera that joins later may have it.
     Raises ConfigError that names the parameter.
     """
     known = sorted(QOS_OVERRIDES + name for name in node.get_parameters_by_prefix(QOS_OVERRIDES.rstrip('.')))
+    topics = {_overridden_topic(name) for name in known}
     for name in sorted(_overrides(node)):
-        if name.startswith(QOS_OVERRIDES) and name not in known:
+        if not name.startswith(QOS_OVERRIDES) or name in known:
+            continue
+        if not _overridden_topic(name) or _overridden_topic(name) in topics:
             raise ConfigError(f"'{name}' overrides nothing of this node; known are {', '.join(known)}.")
+        node.get_logger().warning(f"'{name}' overrides nothing so far: no camera has this topic. Known are "
+                                  f"{', '.join(known)}.")
 
 
 def watch_parameters(node: Node, get_config: Callable[[], Config], apply: Callable[[Config], None],
@@ -95,13 +119,21 @@ def _check_live(node: Node, config: Config, changed: Config) -> None:
                           f"up first ('ros2 lifecycle set {name} cleanup').")
 
 
+def _overridden_topic(name: str) -> str:
+    """The topic that a QoS override is for; '' for a name that is not built like one."""
+    parts = name.removeprefix(QOS_OVERRIDES).split('.')
+    return parts[0] if len(parts) == 3 and parts[1] in ('publisher', 'subscription') else ''
+
+
 def _check_cameras(node: Node, config: Config) -> None:
     for camera in config.cameras:
         try:
-            node.resolve_topic_name(f'overlay/{camera}')  # below another name, so that only relative ones pass
+            # The longest names made of it. Below another name, an absolute one does not pass.
+            node.resolve_topic_name(f'~/overlay/{camera}')
+            node.resolve_topic_name(f'{camera}/image_raw/compressed')
         except (RuntimeError, NameValidationException) as err:
             raise ConfigError(f"cameras has '{camera}', which cannot begin a topic name; expected letters, digits and "
-                              "underscores, as in 'front_camera'.") from err
+                              "underscores, as in 'front_camera', and no more than fit.") from err
 
 
 def _overrides(node: Node) -> dict:

@@ -147,7 +147,8 @@ class SceneSession:
         """Pictures in the kept state, the live one included, and the bytes of all that is held for them."""
         if self._state is None:
             return 0, 0
-        return len(self._state.pictures), self._state.held_bytes + self._history.held_bytes
+        beside = self._history.held_bytes + (self._twin.state.held_bytes if self._twin else 0)
+        return len(self._state.pictures), self._state.held_bytes + beside
 
     @property
     def has_work(self) -> bool:
@@ -192,6 +193,11 @@ class SceneSession:
         """Whether an answer waits to be given again from nothing."""
         return bool(self._to_audit)
 
+    @property
+    def is_auditing(self) -> bool:
+        """Whether an answer's audit has begun."""
+        return self._twin is not None
+
     def audit(self, check: Callable[[], None] = lambda: None) -> None:
         """Take one step towards giving the answer that waits again, cold-dense on its pictures; call it while idle.
 
@@ -221,7 +227,8 @@ class SceneSession:
         was_trusted = self.audited.is_trusted
         chosen = self._audit.chooses(self.config.audit_share, self.config.max_drift)
         self._tell_trust(was_trusted)
-        if chosen and len(self._to_audit) < MOST_TO_AUDIT:
+        fits = 2 * state.held_bytes <= 1e6 * self.config.max_cache_mb  # the second state that an audit computes
+        if chosen and fits and len(self._to_audit) < MOST_TO_AUDIT:
             frames = tuple(picture.frame for picture in state.pictures)
             self._to_audit.append(_Given(outcome, asked, frames, state.identity))
 
@@ -290,7 +297,8 @@ class SceneSession:
     def _reused(self, frame, change, plan, change_ms):
         reason = 'no cell changed' if not plan.deferred.any() else f'over budget: {self._why(change)}'
         return Refresh(self._camera, frame.stamp_ns, frame.frame_id, Level.REUSE, reason,
-                       refreshed=plan.refreshed, deferred=plan.deferred, changed=plan.refreshed,
+                       refreshed=plan.refreshed, deferred=plan.deferred,
+                       changed=self._detector.news(plan.refreshed, self.config),
                        budget_ms=self.config.budget_ms,
                        oldest_cell_age_s=float(change.doubt_s.max()), change_ms=change_ms)
 
@@ -330,10 +338,11 @@ class SceneSession:
         refreshed, deferred = np.ones(picture.grid, bool), np.zeros(picture.grid, bool)
         if cells is not None:
             refreshed, deferred = cells, plan.deferred
+        changed = refreshed if change is None else self._detector.news(refreshed & change.stale, self.config)
         if paid < 2 * picture.grid.cells:  # not when a whole history was computed
             self._planner.learn(Level.FRAME if cells is None else level, int(refreshed.sum()), 1e3 * (done - started))
         return Refresh(self._camera, frame.stamp_ns, frame.frame_id, level, reason, refreshed=refreshed,
-                       deferred=deferred, changed=refreshed if change is None else refreshed & change.stale,
+                       deferred=deferred, changed=changed,
                        budget_ms=self.config.budget_ms,
                        oldest_cell_age_s=float(self._detector.doubt_s(frame.stamp_ns).max()), change_ms=change_ms,
                        vision_ms=1e3 * (seen - started), prefill_ms=1e3 * (done - seen))
@@ -465,8 +474,8 @@ class SceneSession:
         if not self._is_usable(question, now_ns) and (frame := newest()) is not None:
             self._take(frame, question, turn)
         if self.newest is None:
-            raise Stopped(Status.NO_IMAGE, f"Camera '{self._camera}' has given no picture yet; check that it "
-                                           f'publishes and that topic and QoS match.')
+            raise Stopped(Status.NO_IMAGE, f"Camera '{self._camera}' has given no picture since the start or the last "
+                                           'reset.')
         age_s = self.newest.age_s(now_ns)
         if age_s > question.max_age_s:
             raise Stopped(Status.STALE, f"The newest picture of camera '{self._camera}' is {age_s:.2f} s old, more "
@@ -543,6 +552,8 @@ class SceneSession:
         if asked.grammar and not sample.is_complete:
             raise InvalidRequestError(f'The answer did not fit into max_tokens {most}, and what was cut follows no '
                                       'json_schema. Allow more tokens, or a smaller document (maxLength, maxItems).')
+        if asked.grammar:
+            vlm.json_schemas.check(text(ids))
         cut = f'The answer was cut at max_tokens {most}.' if len(ids) == most and not asked.grammar else ''
         return {'text': text(ids), 'token_ids': tuple(ids), 'tokens_generated': len(ids), 'message': cut,
                 'confidence': noted.least}

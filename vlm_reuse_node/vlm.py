@@ -292,6 +292,9 @@ def _model_type(folder):
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"'{folder}' is not a model directory: its config.json cannot be read ({_one_line(error)}). "
                          f"Expected a directory in mlx-vlm's format.") from error
+    if 'model_file' in config:
+        raise ModelError(f"The model in '{folder}' brings Python code of its own (model_file in config.json), which "
+                         'mlx-vlm would run; expected a model_type that mlx-vlm knows, and no such entry.')
     if 'vision_config' not in config:
         raise ModelError(f"The model in '{folder}' ({model_type}) is a text-only model; expected a vision-language "
                          f'model, such as Qwen2.5-VL.')

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from threading import Lock
 
 import numpy as np
 
-from vlm_reuse_node.budget import Answer, Question, Refresh, Status
+from vlm_reuse_node.budget import Answer, Level, Question, Refresh, Status
 from vlm_reuse_node.errors import InvalidRequestError
 from vlm_reuse_node.frame import Frame
 
@@ -43,8 +44,9 @@ class Region:
 class Watch:
     """A standing question.
 
-    number: names it, from 1 on, never given twice. question: with choices. margin: how much more probable another
-    choice must be than the one that holds before it takes its place. answer: the one that holds, None before the first.
+    number: names it, above 0, never given twice in a process. question: with choices. margin: how much more probable
+    another choice must be than the one that holds before it takes its place. answer: the one that holds, None before
+    the first.
     """
 
     number: int
@@ -61,19 +63,21 @@ class Watches:
     A question that got no answer (the model failed, there was no picture) is asked again with the next picture.
     """
 
-    def __init__(self, ask: Callable[[Watch, int], Future[Answer]],
+    _numbers = count(1)  # of the process: a number that somebody remembers names nothing else later
+
+    def __init__(self, ask: Callable[[Watch, int, Future[Answer]], None],
                  on_answer: Callable[[Watch, Answer | None], None] | None = None):
         """Start without any.
 
-        ask: puts a question to the model, which calls the future's callbacks; takes the node clock's time, ns.
+        ask: puts a question to the model, which answers the future; takes the node clock's time, ns.
         on_answer: called on the model's thread with a watch that has a new answer, and the one that held before.
         """
         self._ask, self._on_answer = ask, on_answer
         self._lock = Lock()
         self._watches: dict[int, Watch] = {}
         self._waiting: dict[int, Future[Answer]] = {}
-        self._owed: set[int] = set()
-        self._numbers = 0
+        self._owed: set[int] = set()  # those without an answer
+        self._unsure: set[int] = set()  # those whose last answer came from a patched state
 
     def add(self, watch: Watch, now_ns: int, limit: int) -> tuple[Watch, Future[Answer]]:
         """Keep a standing question and ask it for the first time.
@@ -85,15 +89,17 @@ class Watches:
                                       f'{len(watch.question.choices)}.')
         if not 0 <= watch.margin <= 1:
             raise InvalidRequestError(f'margin is {watch.margin}; expected 0 to 1.')
+        if bool(watch.region.width) != bool(watch.region.height):
+            raise InvalidRequestError(f'region is {watch.region.width} x {watch.region.height} px; expected both above '
+                                      '0, or both 0 for the whole picture.')
         lasting = replace(watch.question, max_age_s=math.inf, timeout_s=math.inf)
         with self._lock:
             if len(self._watches) >= limit:
                 raise InvalidRequestError(f'{limit} questions stand already (max_watches); remove one first.')
-            self._numbers += 1
-            watch = replace(watch, number=self._numbers, question=lasting, answer=None)
+            watch = replace(watch, number=next(self._numbers), question=lasting, answer=None)
             self._watches[watch.number] = watch
-            future = self._put(watch, now_ns)
-        future.add_done_callback(partial(self._take, watch.number))
+            future = self._waits(watch)
+        self._ask(watch, now_ns, future)
         return watch, future
 
     def remove(self, number: int) -> None:
@@ -103,6 +109,7 @@ class Watches:
                 raise InvalidRequestError(f'There is no standing question {number}; there are '
                                           f'{sorted(self._watches) or "none"}.')
             self._owed.discard(number)
+            self._unsure.discard(number)
             waiting = self._waiting.pop(number, None)
         if waiting:
             waiting.cancel()
@@ -113,18 +120,25 @@ class Watches:
             return list(self._watches.values())
 
     def see(self, frame: Frame, refresh: Refresh) -> None:
-        """Ask again what depends on the cells that this refresh changed. Called on the model's thread."""
+        """Ask again what depends on the cells that this refresh changed. Called on the model's thread.
+
+        And, when everything was computed, what was answered from a patched state: that answer was approximate.
+        """
+        is_whole = refresh.level in (Level.FRAME, Level.FULL)
         with self._lock:
             due = [watch for watch in self._watches.values() if watch.camera == frame.camera
                    and watch.number not in self._waiting
-                   and (watch.number in self._owed or watch.region.touches(refresh.changed, frame.size))]
-            asked = [(watch.number, self._put(watch, frame.received_ns or frame.stamp_ns)) for watch in due]
-        for number, future in asked:
-            future.add_done_callback(partial(self._take, number))
+                   and (watch.number in self._owed or (is_whole and watch.number in self._unsure)
+                        or watch.region.touches(refresh.changed, frame.size))]
+            asked = [(watch, self._waits(watch)) for watch in due]
+        for watch, future in asked:
+            self._ask(watch, frame.received_ns or frame.stamp_ns, future)
 
-    def _put(self, watch, now_ns):
-        self._waiting[watch.number] = self._ask(watch, now_ns)
-        return self._waiting[watch.number]
+    def _waits(self, watch):
+        """Begin to wait for an answer; its future exists before the model knows of it, so that none is missed."""
+        future = self._waiting[watch.number] = Future()
+        future.add_done_callback(partial(self._take, watch.number))
+        return future
 
     def _take(self, number, future):
         """Note an answer; tell it when it takes the place of the one that held."""
@@ -133,10 +147,12 @@ class Watches:
             self._waiting.pop(number, None)
             if (watch := self._watches.get(number)) is None:
                 return
-            if answer is None or answer.status is not Status.OK:
-                self._owed.add(number)
-                return
             self._owed.discard(number)
+            if answer is None or answer.status is not Status.OK:
+                if answer is None or answer.status is not Status.INVALID_REQUEST:  # that stays so without a change
+                    self._owed.add(number)
+                return
+            (self._unsure.discard if answer.exact else self._unsure.add)(number)
             if not _takes_over(answer, watch):
                 return
             self._watches[number] = replace(watch, answer=answer)

@@ -1,6 +1,7 @@
 """Standing questions over ROS: the service `~/watch` and the topic `~/watch_answers`."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.node import Node
@@ -14,7 +15,7 @@ from vlm_reuse_node.errors import InvalidRequestError
 from vlm_reuse_node.ros_messages import watch_answer_message, watch_message, watch_of
 from vlm_reuse_node.watch import Watch
 
-# Who subscribes late still hears the newest of so many standing questions.
+# Who subscribes late still hears the newest answers, so many; what stands now is for LIST to say.
 ANSWERS_KEPT = 64
 
 
@@ -27,13 +28,21 @@ class WatchServer:
         worker: gives the `ModelWorker` now. Raises InvalidRequestError when there is none.
         """
         self._node, self._worker = node, worker
-        kept = QoSProfile(depth=ANSWERS_KEPT, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        self._publisher = node.create_publisher(WatchAnswer, '~/watch_answers', kept)
+        self._publisher = self._kept_publisher()
         node.create_service(WatchScene, '~/watch', self._on_watch, callback_group=ReentrantCallbackGroup())
 
     def publish(self, watch: Watch, before: Answer | None) -> None:
         """Tell a new answer. For any thread."""
         self._publisher.publish(watch_answer_message(watch, before))
+
+    def forget(self) -> None:
+        """The standing questions are gone: who subscribes late must not hear their answers. With no model's thread."""
+        self._node.destroy_publisher(self._publisher)
+        self._publisher = self._kept_publisher()
+
+    def _kept_publisher(self):
+        kept = QoSProfile(depth=ANSWERS_KEPT, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        return self._node.create_publisher(WatchAnswer, '~/watch_answers', kept)
 
     async def _on_watch(self, request: WatchScene.Request, response: WatchScene.Response) -> WatchScene.Response:
         try:
@@ -54,7 +63,8 @@ class WatchServer:
         """Wait for the first answer: only the model can tell whether the question can be asked at all."""
         watch, asked = worker.watch(watch_of(request), self._node.get_clock().now().nanoseconds)
         answer = await in_executor(self._node.executor, asked)
-        if answer.status is Status.INVALID_REQUEST:
-            worker.unwatch(watch.number)
+        if answer.status in (Status.INVALID_REQUEST, Status.CANCELLED):
+            with suppress(InvalidRequestError):  # somebody removed it already
+                worker.unwatch(watch.number)
             raise InvalidRequestError(answer.message)
         return watch.number

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from threading import Event
@@ -31,6 +31,9 @@ from vlm_reuse_node.watch import Watch, Watches
 
 # Things done while a shorter history waits, before one of its pictures is computed all the same.
 MOST_PUT_OFF = 16
+
+# How often who waits for the thread's beginning or end is called, seconds.
+WAITING_S = 1.0
 
 # Nothing is audited until nobody has asked for so long.
 QUIET_S = 1.0
@@ -89,13 +92,15 @@ class ModelWorker:
         self._asked_s = 0.0  # when the last question was answered
         self._model = self._last_error = ''
 
-    def start(self) -> None:
+    def start(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Start the thread and load the model on it; returns when it is ready. Once in a worker's life.
 
-        Raises ModelError when the model cannot be loaded (the thread has ended then), ConfigError when system_prompt
-        holds special tokens of the model.
+        meanwhile: called every second until then. Raises ModelError when the model cannot be loaded (the thread has
+        ended then), ConfigError when system_prompt holds special tokens of the model.
         """
         self._thread.start()
+        while not wait([self._ready], WAITING_S).done:
+            meanwhile()
         try:
             self._ready.result()
         except Exception:
@@ -133,12 +138,13 @@ class ModelWorker:
     def watch(self, watch: Watch, now_ns: int) -> tuple[Watch, Future[Answer]]:
         """Keep a standing question (camera '': the first), and its first answer; see `Watches`. Never blocks.
 
-        The answer may be NO_IMAGE: the question is asked again with the first picture. One that is INVALID_REQUEST
-        never gets another answer; remove it. Raises InvalidRequestError for what cannot stand.
+        The answer may be NO_IMAGE: the question is asked again with the first picture. One that is INVALID_REQUEST is
+        asked again only with what changes; remove it. Raises InvalidRequestError for what cannot stand.
         """
         watch = replace(watch, camera=watch.camera or self._config.cameras[0])
         if watch.camera not in self._config.cameras:
             raise InvalidRequestError(self._unknown(watch.camera))
+        self._check_region(watch)
         return self._watches.add(watch, now_ns, self._config.max_watches)
 
     def unwatch(self, number: int) -> None:
@@ -172,11 +178,18 @@ class ModelWorker:
         for camera in sorted(gone):
             self._inbox.put_reset(camera)
 
-    def stop(self) -> None:
-        """End the thread after the running step; every open question is answered CANCELLED. May be called twice."""
+    def stop(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """End the thread after the running step; every open question is answered CANCELLED. May be called twice.
+
+        meanwhile: called every second until it has ended.
+        """
         self._inbox.close()
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join()
+        if self._thread is threading.current_thread():
+            return
+        while self._thread.is_alive():
+            self._thread.join(WAITING_S)
+            if self._thread.is_alive():
+                meanwhile()
 
     def stats(self) -> WorkerStats:
         """The counts now; never blocks on the model."""
@@ -197,11 +210,17 @@ class ModelWorker:
                 self._refuse(ask, Status.CANCELLED, 'The model does not run any more; start the node again.')
         return ask.future
 
-    def _ask_standing(self, watch, now_ns):
-        ask = Ask(watch.camera, watch.question, now_ns)
-        if not self._inbox.put_standing(ask):
-            ask.future.cancel()
-        return ask.future
+    def _ask_standing(self, watch, now_ns, future):
+        if not self._inbox.put_standing(Ask(watch.camera, watch.question, now_ns, future=future, is_standing=True)):
+            future.cancel()
+
+    def _check_region(self, watch):
+        """Refuse a region that lies outside the camera's picture, where one is known: nothing would ever touch it."""
+        session, region = self._sessions.get(watch.camera), watch.region
+        newest = session.newest if session else None
+        if newest and (region.x >= newest.size[1] or region.y >= newest.size[0]):
+            raise InvalidRequestError(f'region begins at {region.x}, {region.y}, outside the picture of '
+                                      f'{newest.size[1]} x {newest.size[0]} px; expected pixels of it.')
 
     def _unknown(self, camera):
         return f"There is no camera '{camera}'; known are {', '.join(self._config.cameras)}."
@@ -216,11 +235,20 @@ class ModelWorker:
         else:
             self._ready.set_result(None)
             while self._inbox.is_open:
-                self._go_on()
+                self._go_on_whatever_happens()
         self._turn_away()
         self._sessions.clear()
         self._vlm = None
         release_thread()
+
+    def _go_on_whatever_happens(self):
+        """One step. A fault of this program costs every state, but who asks next is answered all the same."""
+        try:
+            self._go_on()
+        except Exception as error:
+            _log.exception("The model's thread met a fault of this program; every state is computed anew.")
+            self._last_error = f'A fault of this program: {type(error).__name__}: {error}.'
+            self._sessions.clear()
 
     def _load(self):
         self._vlm = load(self._config.model)
@@ -229,42 +257,49 @@ class ModelWorker:
 
     def _go_on(self):
         """One thing that waits; then one step of what a session has left to do, where nobody asks or it waited long."""
-        busy = next((session for session in self._sessions.values() if session.has_work), None)
-        audit = next((session for session in self._sessions.values() if session.has_audit), None)
+        busy = self._next_that(lambda session: session.has_work)
+        audit = self._next_that(lambda session: session.has_audit)
         quiet_in_s = max(0.0, self._asked_s + QUIET_S - time.perf_counter())
         step = self._inbox.next(0 if busy else quiet_in_s if audit else None)
         if step is not None:
             self._do(step)
-        if isinstance(step, Ask):
+        if isinstance(step, Ask) and not step.is_standing:
             self._asked_s = time.perf_counter()
         self._put_off = self._put_off + 1 if busy else 0
         if busy and (not len(self._inbox) or self._put_off > MOST_PUT_OFF):
-            busy.work(self._check_open if self._put_off > MOST_PUT_OFF else self._check_idle)
+            self._sessions[busy].work(self._check_open if self._put_off > MOST_PUT_OFF else self._check_idle)
+            self._sessions[busy] = self._sessions.pop(busy)  # another camera's turn
             self._put_off = 0
         elif audit and step is None:
-            audit.audit(self._check_idle)
+            self._sessions[audit].audit(self._check_idle)
+            if not self._sessions[audit].is_auditing:
+                self._sessions[audit] = self._sessions.pop(audit)
         held = {name: session.held for name, session in self._sessions.items()}
         audited = {name: session.audited for name, session in self._sessions.items()}
         with self._counting:
             self._held, self._audited = held, audited
 
+    def _next_that(self, has):
+        """The camera whose turn it is among those whose session has something to do, None for none."""
+        return next((camera for camera, session in self._sessions.items() if has(session)), None)
+
     def _do(self, step):
-        """One step, whatever it is. Never raises."""
-        session = self._session(step.camera)
-        if session is None:  # the camera has left
+        """One step, whatever it is; a question is answered whatever happens."""
+        try:
+            session = self._session(step.camera)
+            if session is None:  # the camera has left
+                if isinstance(step, Ask):
+                    self._refuse(step, Status.INVALID_REQUEST, self._unknown(step.camera))
+            elif isinstance(step, Frame):
+                self._observe(session, step)
+            elif isinstance(step, Ask):
+                self._finish(step, self._answer(session, step))
+            else:
+                session.reset()
+        except Exception as error:  # not the model's doing (that is an answer already)
             if isinstance(step, Ask):
-                self._refuse(step, Status.INVALID_REQUEST, self._unknown(step.camera))
-        elif isinstance(step, Frame):
-            self._observe(session, step)
-        elif isinstance(step, Ask):
-            try:
-                answer = self._answer(session, step)
-            except Exception as error:  # not the model's doing (that is an answer already): a record of wrong types
-                _log.exception('A question could not be handled.')
-                answer = Answer(Status.MODEL_ERROR, f'The question could not be handled: {error}', camera=step.camera)
-            self._finish(step, answer)
-        else:
-            session.reset()
+                self._refuse(step, Status.MODEL_ERROR, f'The question could not be handled: {error}.')
+            raise
 
     def _session(self, camera):
         """The session of a camera, begun when it is needed; None, and what it held given up, when it has left."""

@@ -107,7 +107,7 @@ def _extent(path: Path) -> tuple[int, int, int]:
 def _node_command(args, sidecar):
     values = {'use_sim_time': True, 'model': args.model, 'cameras': [sidecar.camera], 'image_transport': args.transport}
     parameters = [word for name, value in values.items() for word in ('-p', f'{name}:={json.dumps(value)}')]
-    return _python('vlm_reuse_node.node', '--ros-args', *parameters)
+    return _python('vlm_reuse_node.process', '--ros-args', *parameters)
 
 
 def _player_command(args):
