@@ -93,6 +93,8 @@ class _Running(Thread):
             self.exit_code = EXIT_FAULT
         finally:
             self._node.close()
+            if vlm := sys.modules.get('vlm_reuse_node.vlm'):  # the first model's loading imported it on this thread
+                vlm.release_thread()
             self._news.put('the end')
 
     def end(self) -> bool:

@@ -243,7 +243,7 @@ def load(name: str) -> Vlm:
 
 
 def release_thread() -> None:
-    """Give back what a model that is no longer used held; the last thing a thread that used a model does.
+    """Give back what a model that is no longer used held; the last thing that a thread does which used or imported MLX.
 
     Models refer to themselves, so that only the garbage collector ends them. Without `clear_streams` MLX 0.32 may abort
     the process at its end (ml-explore/mlx issue 4327).
