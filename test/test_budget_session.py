@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from tiny_model import picture, SECOND_NS
 
+from vlm_reuse_node.auditor import MOST_WAITING
 from vlm_reuse_node.budget import Level, Question, Status
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.frame import Frame
-from vlm_reuse_node.session import MOST_TO_AUDIT, SceneSession
+from vlm_reuse_node.session import SceneSession
 from vlm_reuse_node.turn import Stopped
 
 QUESTION = Question('what color is the square ?', max_tokens=4, max_age_s=1000.0)
@@ -139,11 +140,11 @@ def test_an_audit_can_be_broken_off_and_made_again(vlm):
 
 def test_no_more_than_a_few_answers_wait_and_a_reset_forgets_them(vlm):
     session = started(vlm, Config(audit_share=1.0))
-    for _ in range(3 * MOST_TO_AUDIT):
+    for _ in range(3 * MOST_WAITING):
         session.ask(QUESTION, now_ns=0)
-    for _ in range(MOST_TO_AUDIT):
+    for _ in range(MOST_WAITING):
         audit(session)
-    assert not session.has_audit and session.audited.exact_answers == MOST_TO_AUDIT
+    assert not session.has_audit and session.audited.exact_answers == MOST_WAITING
     session.ask(QUESTION, now_ns=0)
     session.reset()
     assert not session.has_audit
@@ -158,7 +159,7 @@ def test_nothing_is_audited_unless_wanted(vlm):
 def test_patches_that_drift_are_given_up_and_tried_again_after_a_while(vlm, monkeypatch):
     config = PATCH.with_values(max_drift=0.5)
     session = started(vlm, config)
-    monkeypatch.setattr('vlm_reuse_node.session._differ', lambda outcome, again: True)
+    monkeypatch.setattr('vlm_reuse_node.auditor.differ', lambda outcome, again: True)
     for step in range(1, 20):
         assert session.observe(changed(0.1 * step, by=0x80 * (step % 2))).level == Level.PATCH
         session.ask(QUESTION, now_ns=0)
@@ -236,3 +237,19 @@ def test_a_plan_without_a_time_budget_never_depends_on_the_clock(vlm, monkeypatc
         return [session.observe(changed(step + 1, by=0x80 >> step % 3, area=area)).level
                 for step, area in enumerate(areas)]
     assert levels(1) == levels(1000)
+
+
+def test_an_audit_that_does_not_fit_beside_the_state_is_left_out(vlm):
+    """It computes a second state: twice the held bytes must be within max_cache_mb, and are told while it lasts."""
+    session = SceneSession(vlm, Config(audit_share=1.0, max_cache_mb=1, keyframe_interval_s=0.0, history_frames=200))
+    number = 0
+    while 2 * session.held[1] <= 1e6:
+        number += 1
+        session.observe(picture(number, float(number)))
+        assert session.ask(QUESTION, now_ns=0).status == Status.OK
+    fitting, held = session.has_audit, session.held[1]
+    session.audit()
+    assert fitting and session.is_auditing and session.held[1] > held
+    while session.has_audit:
+        session.audit()
+    assert session.ask(QUESTION, now_ns=0).status == Status.OK and not session.has_audit

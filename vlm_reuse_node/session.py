@@ -6,77 +6,28 @@ Prompt: `[system] [history keyframe 1] ... [history keyframe n] [live frame] | s
 """
 
 import logging
-import sys
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
 
-from vlm_reuse_node import question as questions
 from vlm_reuse_node import state as states
-from vlm_reuse_node.audit import Audited, DriftAudit
+from vlm_reuse_node.answering import Answerer
+from vlm_reuse_node.audit import Audited
+from vlm_reuse_node.auditor import Auditor
 from vlm_reuse_node.budget import Answer, Level, Progress, Question, Refresh, Status
 from vlm_reuse_node.change import Change, ChangeDetector, Scene
 from vlm_reuse_node.config import Config, PATCH_POLICY
-from vlm_reuse_node.errors import ImageError, InvalidRequestError, ModelError
+from vlm_reuse_node.errors import ImageError, InvalidRequestError
 from vlm_reuse_node.frame import Frame
 from vlm_reuse_node.history import History
 from vlm_reuse_node.refresh import RefreshPlanner
-from vlm_reuse_node.state import Identity, Picture, State
+from vlm_reuse_node.state import Picture, State
 from vlm_reuse_node.turn import Stopped, Turn
-from vlm_reuse_node.vlm import Noted, sampler, Vlm
-
-HALF_A_LETTER = '\ufffd'  # what a tokenizer shows where a letter's other bytes are still to come
-
-# Answers that wait to be audited; the pictures of each are kept until then.
-MOST_TO_AUDIT = 4
+from vlm_reuse_node.vlm import Vlm
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A question that was checked, as the model reads it.
-
-    wanted: most tokens the planner asked for, 0 where it left that open. sampling: see `vlm.sampler`. grammar: of the
-    question's json_schema, '' for none.
-    """
-
-    question: Question
-    wanted: int
-    tokens: list[int]
-    choices: list[list[int]]
-    sampling: tuple[float, float, int]
-    grammar: str
-
-
-@dataclass(frozen=True)
-class _Given:
-    """An answer, what was asked, and the state it was given from."""
-
-    outcome: dict
-    asked: _Asked
-    frames: tuple[Frame, ...]
-    identity: Identity
-
-
-class _Twin:
-    """A state of these frames that is computed from nothing, one picture at a time."""
-
-    def __init__(self, vlm: Vlm, template_for: Callable, frames: tuple[Frame, ...], keep: bool):
-        self.state, self._vlm, self._waiting, self._keep = State(vlm, template_for), vlm, list(frames), keep
-
-    @property
-    def is_complete(self) -> bool:
-        return not self._waiting
-
-    def step(self, check: Callable[[], None]) -> None:
-        """Compute the next picture. Whatever is raised, the step can be made again."""
-        self.state.append(Picture.see(self._vlm, self._waiting[0], check, self._keep), check)
-        del self._waiting[0]
 
 
 class SceneSession:
@@ -99,7 +50,7 @@ class SceneSession:
         self.newest: Frame | None = None
         self._vlm, self._camera, self._on_refresh, self._on_refused = vlm, camera, on_refresh, on_refused
         self._template_for = cache(lambda pictures: vlm.template(config.system_prompt, pictures))
-        self._template_for(1)
+        self._answerer = Answerer(vlm, self._template_for(1))
         self._history = History(vlm, self._template_for, camera)
         self._state: State | None = None
         self._detector: ChangeDetector | None = None
@@ -107,8 +58,7 @@ class SceneSession:
         self._planner = RefreshPlanner()
         self._patches, self._whole_ns = 0, 0  # of the live slot, since it was computed whole; and the picture of then
         self._debt_s = 0.0  # for how long cells have been known to differ from the newest picture
-        self._audit, self._to_audit = DriftAudit(), deque()
-        self._twin: _Twin | None = None  # of the answer that is audited now
+        self._auditor = Auditor(vlm, self._template_for, self._answerer, camera)
         self._is_current = False  # whether the state stands for the newest picture
         self._level = Level.FULL
 
@@ -147,7 +97,7 @@ class SceneSession:
         """Pictures in the kept state, the live one included, and the bytes of all that is held for them."""
         if self._state is None:
             return 0, 0
-        beside = self._history.held_bytes + (self._twin.state.held_bytes if self._twin else 0)
+        beside = self._history.held_bytes + self._auditor.held_bytes
         return len(self._state.pictures), self._state.held_bytes + beside
 
     @property
@@ -186,60 +136,24 @@ class SceneSession:
     @property
     def audited(self) -> Audited:
         """What the drift audit has counted."""
-        return self._audit.counts
+        return self._auditor.counts
 
     @property
     def has_audit(self) -> bool:
         """Whether an answer waits to be given again from nothing."""
-        return bool(self._to_audit)
+        return self._auditor.has_work
 
     @property
     def is_auditing(self) -> bool:
         """Whether an answer's audit has begun."""
-        return self._twin is not None
+        return self._auditor.is_busy
 
     def audit(self, check: Callable[[], None] = lambda: None) -> None:
         """Take one step towards giving the answer that waits again, cold-dense on its pictures; call it while idle.
 
         check: may raise Stopped between two steps of the model; the step is taken the next time. Raises nothing.
         """
-        if not self._to_audit:
-            return
-        given, turn = self._to_audit[0], Turn(cancelled=lambda: bool(check()))
-        try:
-            self._twin = self._twin or _Twin(self._vlm, self._template_for, given.frames, self._keeps_vision)
-            if not self._twin.is_complete:
-                return self._twin.step(turn.check)
-            again = self._answered(self._checked(self._twin.state, given.identity), given.asked, turn)
-        except Stopped:
-            return
-        except Exception:
-            _log.exception("Camera '%s': an answer could not be audited.", self._camera)
-        else:
-            was_trusted = self.audited.is_trusted
-            self._audit.add(_differ(given.outcome, again), given.identity.exact, self.config.max_drift)
-            self._tell_trust(was_trusted)
-        self._twin = None
-        self._to_audit.popleft()
-
-    def _note_for_audit(self, outcome, asked, state):
-        """Have a share of the answers given again while nobody asks."""
-        was_trusted = self.audited.is_trusted
-        chosen = self._audit.chooses(self.config.audit_share, self.config.max_drift)
-        self._tell_trust(was_trusted)
-        fits = 2 * state.held_bytes <= 1e6 * self.config.max_cache_mb  # the second state that an audit computes
-        if chosen and fits and len(self._to_audit) < MOST_TO_AUDIT:
-            frames = tuple(picture.frame for picture in state.pictures)
-            self._to_audit.append(_Given(outcome, asked, frames, state.identity))
-
-    def _tell_trust(self, before):
-        now = self.audited
-        if before and not now.is_trusted:
-            _log.warning("Camera '%s': %d of %d audited answers from patched states drifted, more than max_drift %g: "
-                         'changed pictures are computed whole for now.', self._camera, now.drifted, now.answers,
-                         self.config.max_drift)
-        elif now.is_trusted and not before:
-            _log.info("Camera '%s': patches are tried again.", self._camera)
+        self._auditor.step(check, self.config, self._keeps_vision)
 
     def ask(self, question: Question, *, now_ns: int, cancelled: Callable[[], bool] | None = None,
             asked_s: float | None = None, newest: Callable[[], Frame | None] = lambda: None,
@@ -269,8 +183,7 @@ class SceneSession:
     def reset(self) -> None:
         """Forget picture and state; questions get NO_IMAGE until the next frame."""
         self.newest = None
-        self._to_audit.clear()
-        self._twin = None
+        self._auditor.forget()
         self._forget()
 
     def _forget(self):
@@ -355,7 +268,7 @@ class SceneSession:
         return self._planner.plan(change, self.config, can_patch, whole_is_due)
 
     def _may_patch(self):
-        return self.config.refresh_policy == PATCH_POLICY and self._audit.counts.is_trusted
+        return self.config.refresh_policy == PATCH_POLICY and self._auditor.counts.is_trusted
 
     def _must_be_whole(self, frame):
         """Whether the live picture was patched and must not stay so, whatever the newest one shows."""
@@ -411,7 +324,7 @@ class SceneSession:
 
     def _respond(self, question, turn, now_ns, newest, cold):
         # 1. Refuse what cannot be asked.
-        asked = self._asked(question)
+        asked = self._answerer.asked(question, self.config)
         question = asked.question
         turn.set_timeout(question.timeout_s)
         turn.check()
@@ -422,52 +335,20 @@ class SceneSession:
             turn.tell('refresh')
             state = self._cold_twin(state, turn)
         # 3. Answer from it; from a patched one that is not sure, bring it up to date and answer again.
-        outcome = self._answered(state, asked, turn)
+        outcome = self._answerer.answer(state, asked, turn)
         escalated = not cold and not state.live.exact and outcome['confidence'] < self.config.min_confidence
         if escalated:
             self._pay(self.newest, turn)
             state = self._state
-            outcome = self._answered(state, asked, turn)
+            outcome = self._answerer.answer(state, asked, turn)
         if not cold:
-            self._note_for_audit(outcome, asked, state)
+            self._auditor.note(outcome, asked, state, self.config)
         # 4. Say what it was given from, and what it cost.
         reused = 0 if cold else max(0, state.tokens - (self._prefilled - before))
         paid = state.tokens - reused + (1 + escalated) * (len(asked.tokens) + sum(map(len, asked.choices)))
         return Answer(Status.OK, tokens_reused=reused, tokens_prefilled=paid,
                       cached_stamp_ns=state.live.frame.stamp_ns, level=Level.FULL if cold else self._level,
                       exact=state.exact, escalated=escalated, **outcome, **self._source(now_ns), **turn.stages)
-
-    def _asked(self, question):
-        """Check a question and put it into tokens."""
-        wanted, question = question.max_tokens, questions.checked(question, self.config)
-        template, config = self._template_for(1), self.config
-        return _Asked(question, wanted, template.question(question.text), template.choices(question.choices),
-                      (config.temperature, config.top_p, config.seed),
-                      self._vlm.json_schemas.grammar(question.json_schema) if question.json_schema else '')
-
-    def _answered(self, state, asked, turn):
-        """The answer's own fields; the state is put back afterwards."""
-        tokens, choices = asked.tokens, asked.choices
-        room = self._room(state.tokens + len(tokens), max(map(len, choices), default=asked.wanted or 1))
-        turn.tell('prefill')
-        try:
-            # 1. Prefill the question right behind the snapshot.
-            family, start = self._vlm.family, state.next_position
-            logits = self._vlm.run(state.cache, tokens, family.text_positions(start, len(tokens)), check=turn.check)
-            turn.lap('prefill_ms')
-            # 2. Score the choices, or decode.
-            start += len(tokens)
-            turn.tell('decode')
-            if choices:
-                scores = self._vlm.score(state.cache, logits, start, choices, turn.check)
-                outcome = self._chosen(asked.question, scores)
-            else:
-                outcome = self._told(state, asked, logits, min(asked.question.max_tokens, room), turn)
-            turn.lap('decode_ms')
-            return outcome
-        finally:
-            # 3. Put the state back, whatever happened.
-            state.restore()
 
     def _fresh_state(self, question, turn, now_ns, newest):
         """The kept state, fresh enough for this question, which may have to pay for that."""
@@ -508,55 +389,13 @@ class SceneSession:
         except ImageError:
             turn.lap('refresh_ms')  # on_refused was told
 
-    def _room(self, prompt, answer):
-        """Tokens that the model's context leaves for an answer. Refuses an answer that may need more."""
-        context = self._vlm.context or sys.maxsize
-        if prompt + answer > context:
-            raise InvalidRequestError(f'Prompt and answer may take {prompt + answer} tokens; expected up to {context}, '
-                                      f"the model's context. Ask shorter, or for fewer tokens (max_tokens).")
-        return context - prompt
-
     def _cold_twin(self, kept, turn):
         """The kept state's pictures once more, computed from nothing on a cache of its own."""
         started = time.perf_counter()
         pictures = [Picture.see(self._vlm, picture.frame, turn.check, self._keeps_vision)
                     for picture in kept.pictures]
         turn.book('refresh_ms', 1e3 * (time.perf_counter() - started))
-        return self._checked(states.build(self._vlm, self._template_for, pictures, turn.check), kept.identity)
-
-    @staticmethod
-    def _checked(twin, identity):
-        """The state computed from nothing, if its pictures are still those of this identity."""
-        if twin.identity != replace(identity, exact=True):
-            raise ModelError('The cached picture was changed in place since it was observed; hand over a copy.')
-        return twin
-
-    def _chosen(self, question, scores):
-        best = int(np.argmax(scores))
-        return {'text': question.choices[best], 'choice_index': best, 'choice_scores': scores,
-                'confidence': scores[best]}
-
-    def _told(self, state, asked, logits, most, turn):
-        """Free text of at most so many tokens, from the logits behind the question."""
-        noted, text, vlm = Noted(sampler(*asked.sampling)), self._vlm.text, self._vlm
-        sample = noted
-        if asked.grammar:
-            sample = vlm.json_schemas.sampler(asked.grammar, noted)
-            text = sample.text
-
-        def on_token(ids):
-            if turn.is_heard:
-                turn.tell('decode', text(ids).rstrip(HALF_A_LETTER), len(ids))
-        start = state.next_position + len(asked.tokens)
-        ids = vlm.decode(state.cache, logits, start, most, turn.check, sample, on_token)
-        if asked.grammar and not sample.is_complete:
-            raise InvalidRequestError(f'The answer did not fit into max_tokens {most}, and what was cut follows no '
-                                      'json_schema. Allow more tokens, or a smaller document (maxLength, maxItems).')
-        if asked.grammar:
-            vlm.json_schemas.check(text(ids))
-        cut = f'The answer was cut at max_tokens {most}.' if len(ids) == most and not asked.grammar else ''
-        return {'text': text(ids), 'token_ids': tuple(ids), 'tokens_generated': len(ids), 'message': cut,
-                'confidence': noted.least}
+        return states.twin(states.build(self._vlm, self._template_for, pictures, turn.check), kept.identity)
 
     def _source(self, now_ns):
         """Which camera, model and picture an answer comes from."""
@@ -565,8 +404,3 @@ class SceneSession:
             source |= {'stamp_ns': self.newest.stamp_ns, 'frame_id': self.newest.frame_id,
                        'image_age_s': self.newest.age_s(now_ns) + self._debt_s}
         return source
-
-
-def _differ(outcome, again):
-    """Whether two answers to one question are different."""
-    return any(outcome.get(part) != again.get(part) for part in ('choice_index', 'token_ids'))

@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from vlm_reuse_node import kv_cache, kv_rewrite
+from vlm_reuse_node.errors import ModelError
 from vlm_reuse_node.families.base import Grid, VisionState
 from vlm_reuse_node.families.sparse_vision import padded
 from vlm_reuse_node.frame import Frame
@@ -203,3 +204,13 @@ def build(vlm: Vlm, template_for: Callable[[int], PromptTemplate], pictures: Ite
     for picture in pictures:
         state.append(picture, check)
     return state
+
+
+def twin(computed: State, identity: Identity) -> State:
+    """A state that was computed from nothing, if its pictures are still those of this identity.
+
+    Raises ModelError when they are not: a picture was changed in place meanwhile.
+    """
+    if computed.identity != replace(identity, exact=True):
+        raise ModelError('The cached picture was changed in place since it was observed; hand over a copy.')
+    return computed
