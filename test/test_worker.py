@@ -358,3 +358,24 @@ def test_one_questions_wrong_timeout_is_nobody_elses_trouble(worker, brake):
     brake.go_on.set()
     assert running.result(WAIT_S).status is Status.OK
     assert wrong.result(WAIT_S).status in (Status.INVALID_REQUEST, Status.MODEL_ERROR)
+
+
+def test_a_camera_that_leaves_with_work_left_is_no_fault(make_worker, monkeypatch):
+    from vlm_reuse_node import worker as workers
+    worker = make_worker(cameras=('a', 'b'))
+    show(worker, picture(1, camera='a'), picture(1, camera='b'))
+    monkeypatch.setattr(workers.SceneSession, 'has_work', property(lambda session: session._camera == 'a'))
+    monkeypatch.setattr(workers.SceneSession, 'work', lambda *args: None)
+    assert worker.ask('b', QUESTION, 0).result(WAIT_S).status is Status.OK  # from then on there is work
+    session, left = worker._session, threading.Event()
+
+    def looked_up(camera):
+        found = session(camera)
+        if found is None:
+            left.set()
+        return found
+    monkeypatch.setattr(worker, '_session', looked_up)
+    worker.configure(worker._config.with_values(cameras=('b',)))
+    assert left.wait(WAIT_S)
+    assert worker.ask('b', QUESTION, 0).result(WAIT_S).status is Status.OK
+    assert worker.stats().last_error == ''

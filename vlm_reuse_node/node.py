@@ -306,7 +306,7 @@ class SceneNode(LifecycleNode):
             node_status(name, self.stage, self._inactive(), self._failure),
             *(self._working_statuses(name, seconds) if self._worker else [])])
         message.header.stamp = self.get_clock().now().to_msg()
-        self._diagnostics_publisher.publish(message)
+        self._publishing(self._diagnostics_publisher.publish, message)
 
     def _working_statuses(self, name: str, seconds: float) -> list:
         for camera in self._cameras.values():

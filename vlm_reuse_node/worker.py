@@ -266,7 +266,7 @@ class ModelWorker:
         if isinstance(step, Ask) and not step.is_standing:
             self._asked_s = time.perf_counter()
         self._put_off = self._put_off + 1 if busy else 0
-        if busy and (not len(self._inbox) or self._put_off > MOST_PUT_OFF):
+        if busy in self._sessions and (not len(self._inbox) or self._put_off > MOST_PUT_OFF):  # else it has just left
             self._sessions[busy].work(self._check_open if self._put_off > MOST_PUT_OFF else self._check_idle)
             self._sessions[busy] = self._sessions.pop(busy)  # another camera's turn
             self._put_off = 0
