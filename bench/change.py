@@ -4,10 +4,10 @@ Pictures are the demo's generated tabletop, on the grid of the embedded model an
 size; both see the same pictures. Written as JSON:
 
 change_ms_p95  by picture size, the worst of the rows of times
-times   one call of `ChangeDetector.compare`, shrinking included, OpenCV on one thread: processor time of the thread
-        (cpu_ms_*) and time on the clock (wall_ms_*), of `pictures` calls. flicker: every picture is compared twice, as
-        it is and with the exposure taken out; move: an object moves, and its cells are refreshed after every picture;
-        pan: the whole picture does, by 1 % of its width
+times   one picture's comparison, shrinking included, OpenCV on one thread: processor time of the thread (cpu_ms_*) and
+        time on the clock (wall_ms_*), of `pictures` of them. flicker: every picture is compared twice, as it is and
+        with the exposure taken out; move: an object moves, and pan: the whole picture does, by 1 % of its width; every
+        picture is taken for the cached one then, and it is told what is new in it
 paid    cells paid per picture, of all, while nothing but noise or flicker happens: at level `frame`, where one stale
         cell pays for the whole picture, and cell by cell (the stale ones alone). oldest_s: longest doubt of a cell
 events  an object of the smallest size appears, moves by a quarter of a cell, or changes colour. A cell is touched when
@@ -68,10 +68,11 @@ def time_compare(size: tuple[int, int], grid: tuple[int, int], situation: str, p
     for number in range(pictures):
         times = time.perf_counter(), time.thread_time()
         change = detector.compare(rgbs[(number + 1) % len(rgbs)], number + 1, CONFIG)
+        if situation in ('move', 'pan') and change.stale.any():
+            detector.refresh()
+            detector.news(change.stale, CONFIG)
         wall.append(1e3 * (time.perf_counter() - times[0]))
         cpu.append(1e3 * (time.thread_time() - times[1]))
-        if situation in ('move', 'pan') and change.stale.any():
-            detector.refresh(change.stale)
     return {'situation': situation, 'pictures': pictures,
             **{f'{name}_ms_{what}': float(np.percentile(values, percent)) for name, values in
                (('cpu', cpu), ('wall', wall)) for what, percent in (('median', 50), ('p95', 95))}}

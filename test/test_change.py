@@ -62,7 +62,7 @@ def test_what_fades_while_everything_is_computed_again_is_told_once_it_differs_e
 def test_what_differs_a_little_and_stays_so_is_told_after_the_age_limit():
     slightly = brightened(BASE, 2, 3, 20)
     news = faded([slightly] * 150, Config(max_cell_age_s=10.0))
-    assert news == [(101, [(2, 3)])]
+    assert news == [(102, [(2, 3)])]
 
 
 def test_what_differs_a_little_is_told_even_if_nothing_is_computed_any_more():
@@ -77,6 +77,19 @@ def test_what_differs_a_little_is_told_even_if_nothing_is_computed_any_more():
     detector.compare(slightly, 12 * SECOND_NS, CONFIG)
     assert cells(detector.news(nothing, CONFIG)) == [(2, 3)]
     assert not detector.news(nothing, CONFIG).any()
+
+
+@pytest.mark.parametrize('quiet_s', [1, 20])
+@pytest.mark.parametrize('alpha', [1.0, 1.1])
+def test_what_differs_a_little_for_the_first_time_is_not_told_however_quiet_it_was_before(quiet_s, alpha):
+    detector, nothing = detector_of(BASE), np.zeros((6, 8), bool)
+    for second in range(1, quiet_s + 1):
+        assert not detector.compare(BASE, second * SECOND_NS, CONFIG).stale.any()
+        assert not detector.news(nothing, CONFIG).any()
+    both = cv2.convertScaleAbs(brightened(brightened(BASE, 2, 3, 20), 0, 0, 50), alpha=alpha)
+    change = detector.compare(both, quiet_s * SECOND_NS + SECOND_NS // 10, CONFIG)
+    detector.refresh()
+    assert cells(detector.news(change.stale, CONFIG)) == [(0, 0)]
 
 
 def test_noise_and_exposure_are_not_told():

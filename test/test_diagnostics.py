@@ -85,15 +85,16 @@ def test_no_pictures_is_no_share_and_debt_is_a_warning():
 def test_a_window_gives_every_refresh_once():
     window = RefreshWindow()
     window.add(refresh(1))
-    assert len(window.take()[0]) == 1 and window.take() == ([], 0)
+    assert len(window.take(['front'])[0]) == 1 and window.take(['front']) == ([], 0)
 
 
-def test_debt_stays_until_it_is_paid_or_its_camera_leaves():
+def test_debt_stays_until_it_is_paid_or_its_camera_leaves_or_begins_anew():
     window = RefreshWindow()
     window.add(refresh(1, deferred=3))
-    assert window.take()[1] == window.take()[1] == 3
+    assert window.take(['front'])[1] == window.take(['front', 'rear'])[1] == 3
+    assert window.take(['rear'])[1] == 0  # it has left, though its last refresh may be told after that
     window.forget('front')
-    assert window.take()[1] == 0
+    assert window.take(['front'])[1] == 0
 
 
 @pytest.mark.parametrize('changes, level, words', [

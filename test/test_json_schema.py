@@ -80,6 +80,16 @@ def test_a_schema_that_cannot_be_held_to_is_refused_with_the_reason(session, sch
     assert answer.status == Status.INVALID_REQUEST and named in answer.message and not answer.text
 
 
+@pytest.mark.parametrize('schema', [
+    {'enum': [{'exclusiveMinimum': 3}]}, {'type': 'integer', 'exclusiveMinimum': 3, 'examples': [1e20], 'maximum': 9},
+    {'type': ['integer', 'null'], 'exclusiveMinimum': 0, 'maximum': 9}])
+def test_what_looks_like_a_bound_is_none(session, schema):
+    session.config = Config(max_tokens=400)
+    answer = ask(session, schema)
+    assert answer.status == Status.OK, answer.message
+    jsonschema.validate(json.loads(answer.text), schema)
+
+
 def test_choices_and_a_schema_together_are_refused(session):
     answer = ask(session, OBJECT, choices=('yes', 'no'))
     assert answer.status == Status.INVALID_REQUEST and 'one of them' in answer.message
@@ -105,7 +115,8 @@ def test_a_number_that_is_cut_is_no_answer(session):
 
 
 @pytest.mark.parametrize('text, named', [
-    ('{"a": 1, "\\u0061": 2}', "'a' twice"), ('[1e999]', '1e999'), ('-1e999', '-1e999'), ('1e30', None),
+    ('{"a": 1, "\\u0061": 2}', "'a' twice"), ('[' * 5000 + ']' * 5000, 'recursion'),
+    ('[1e999]', '1e999'), ('-1e999', '-1e999'), ('1e30', None),
     ('{"a": {"b": 1}, "b": 1}', None)])
 def test_what_readers_do_not_read_alike_is_no_document(text, named):
     if named is None:

@@ -146,6 +146,8 @@ def make_session_machine(vlm):
                 return
             self.compared(FINAL)
             exact = self.compared(replace(FINAL, force_refresh=True))
+            while self.session.has_audit:
+                self.session.audit()
             assert exact.exact and self.session.audited.exact_drifted == 0
             if self.session.held[0] == 1:  # then nothing but the newest picture counts
                 fresh = SceneSession(vlm, replace(self.session.config, refresh_policy='exact'))

@@ -341,11 +341,14 @@ def test_a_fault_of_the_program_costs_the_states_and_no_answer(worker, monkeypat
     monkeypatch.setattr(workers.SceneSession, 'ask', lambda *args, **kwargs: 1 / 0)
     failed = worker.ask('', QUESTION, 0).result(WAIT_S)
     assert failed.status is Status.MODEL_ERROR and 'division' in failed.message
+    monkeypatch.undo()
+    assert worker.ask('', QUESTION, 0).result(WAIT_S).token_ids == before.token_ids
+
     monkeypatch.setattr(workers.SceneSession, 'reset', lambda *args: 1 / 0)
     worker.reset()
-    monkeypatch.undo()
     assert worker.ask('', QUESTION, 0).result(WAIT_S).status is Status.NO_IMAGE  # it was behind the reset
     assert 'fault of this program' in worker.stats().last_error
+    monkeypatch.undo()
     show(worker, picture(1))
     assert worker.ask('', QUESTION, 0).result(WAIT_S).token_ids == before.token_ids
 

@@ -108,9 +108,10 @@ class ChangeDetector:
         self._grid, self._cell_px = (rows, columns), cell_px
         self._cached = self._latest = self._see(rgb)
         self._stamp_ns = stamp_ns
-        # What each cell showed when it was last told as changed, until when it was seen to, and where it does not.
+        # What each cell showed when it was last told as changed; where it shows something a little different, and since
+        # when it does.
         self._told = self._see(rgb)
-        self._told_ns, self._aside = np.full(self._grid, stamp_ns, np.int64), np.zeros(self._grid, bool)
+        self._aside, self._aside_ns = np.zeros(self._grid, bool), np.zeros(self._grid, np.int64)
         self._known_ns = np.full(self._grid, stamp_ns, np.int64)
         self._changed, self._owed = np.zeros(self._grid, bool), np.zeros(self._grid, bool)
         # What each cell's cached pixels were divided by to have all under one exposure; and the last picture's.
@@ -165,12 +166,11 @@ class ChangeDetector:
             found, noise = self._differences(self._cached, self._told, *{1.0, gain}), self._reach_of_noise(config)
             told |= np.all([_reaches(each, config.change_threshold, noise) for each in found], axis=0)
             least = np.minimum(noise, config.change_threshold)
-            self._aside = np.any([_reaches(each, config.static_threshold, least) for each in found], axis=0)
-            self._told_ns[~self._aside] = self._stamp_ns
-        told |= self._aside & (self._stamp_ns - self._told_ns > 1e9 * config.max_cell_age_s)
+            aside = np.any([_reaches(each, config.static_threshold, least) for each in found], axis=0)
+            self._aside_ns[aside & ~self._aside], self._aside = self._stamp_ns, aside
+        told |= self._aside & (self._stamp_ns - self._aside_ns > 1e9 * config.max_cell_age_s)
         if told.any():
-            self._told = _copied(self._cached, self._told, told)
-            self._told_ns[told], self._aside = self._stamp_ns, self._aside & ~told
+            self._told, self._aside = _copied(self._cached, self._told, told), self._aside & ~told
         return told
 
     def defer(self, cells: np.ndarray) -> None:

@@ -4,7 +4,7 @@ Pure functions of counts; the node gathers these and publishes the result.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from threading import Lock
@@ -88,16 +88,16 @@ class RefreshWindow:
             self._refreshes.append(refresh)
             self._debts[refresh.camera] = refresh.visual_tokens_deferred
 
-    def take(self) -> tuple[list[Refresh], int]:
-        """Everything since the last call, and the visual tokens that are in debt now."""
+    def take(self, cameras: Iterable[str]) -> tuple[list[Refresh], int]:
+        """Everything since the last call, and the visual tokens of these cameras that are in debt now."""
         with self._lock:
             taken, self._refreshes = self._refreshes, []
-            return taken, sum(self._debts.values())
+            return taken, sum(self._debts.get(camera, 0) for camera in cameras)
 
-    def forget(self, camera: str) -> None:
-        """A camera has left, its debt with it."""
+    def forget(self, camera: str = '') -> None:
+        """A camera ('': every one) begins anew, without debt."""
         with self._lock:
-            self._debts.pop(camera, None)
+            self._debts = {name: debt for name, debt in self._debts.items() if camera not in ('', name)}
 
 
 def camera_trouble(state: CameraState, max_age_s: float) -> tuple[bytes, str]:

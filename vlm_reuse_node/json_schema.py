@@ -67,11 +67,11 @@ class JsonSchemas:
         """Raises InvalidRequestError for a document that JSON's readers would not all read alike.
 
         Such are a key that is written twice, the second time perhaps with escapes and past the schema of its value,
-        and a number beyond all floats; the grammar lets both through where a schema is open.
+        a number beyond all floats, and nesting without end; the grammar lets them through where a schema is open.
         """
         try:
             json.loads(text, object_pairs_hook=_object, parse_float=_finite)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidRequestError(f'The answer is no document that every reader takes ({_one_line(error)}); close '
                                       'the json_schema (additionalProperties: false, minimum and maximum).') from error
 
@@ -125,17 +125,29 @@ class JsonSampler:
         return self._vocabulary.decode_str(ids)
 
 
-def _check_numbers(content):
+def _check_numbers(content, is_schema=True):
     """Refuse numbers beyond MOST, and exclusive bounds that llguidance holds to for whole numbers alone."""
     if isinstance(content, (int, float)) and not -MOST <= content <= MOST:
         raise InvalidRequestError(f'json_schema has the number {content}; expected up to {MOST} (2 to the 53rd).')
-    if isinstance(content, dict) and content.get('type') != 'integer':
-        for name in ('exclusiveMinimum', 'exclusiveMaximum'):
-            if isinstance(content.get(name), (int, float)):
-                raise InvalidRequestError(f'json_schema has {name} beside another type than integer; expected '
-                                          f"{name.replace('exclusiveM', 'm')} there.")
-    for part in content.values() if isinstance(content, dict) else content if isinstance(content, list) else ():
-        _check_numbers(part)
+    if isinstance(content, list):
+        for part in content:
+            _check_numbers(part, is_schema)
+    elif isinstance(content, dict):
+        if is_schema:
+            _check_bounds(content)
+        for name, part in content.items():
+            if not is_schema or name not in ('default', 'examples'):  # which say nothing about what is valid
+                _check_numbers(part, is_schema and name not in ('enum', 'const'))
+
+
+def _check_bounds(schema):
+    kinds = schema.get('type', 'number')
+    if 'number' not in (kinds if isinstance(kinds, list) else [kinds]):
+        return
+    for name in ('exclusiveMinimum', 'exclusiveMaximum'):
+        if isinstance(schema.get(name), (int, float)) and not isinstance(schema[name], bool):
+            raise InvalidRequestError(f'json_schema has {name} for numbers with a fraction, which cannot be held to; '
+                                      f"expected {name.replace('exclusiveM', 'm')}, or the type integer beside it.")
 
 
 def _object(pairs):

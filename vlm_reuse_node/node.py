@@ -84,13 +84,12 @@ class SceneNode(LifecycleNode):
 
     def dismiss(self) -> None:
         """Take nothing more; open questions get their answer, CANCELLED, when the executor goes on."""
-        self._unload()
-        self.stage = Stage.FINALIZED
+        self._transition(self._unload, Stage.FINALIZED, Stage.CLEANING_UP)
 
     @property
     def open_questions(self) -> int:
-        """Questions whose answer was not sent yet."""
-        return self._asks.open if self._asks else 0
+        """Questions, standing ones too, whose answer was not sent yet."""
+        return self._asks.open + self._watches.open if self._asks else 0
 
     def close(self) -> None:
         """End the model's thread and destroy the node; open questions are dropped, see `dismiss`."""
@@ -118,7 +117,7 @@ class SceneNode(LifecycleNode):
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the model, its state and the standing questions."""
-        return self._transition(self._unload, Stage.UNCONFIGURED, Stage.CLEANING_UP)
+        return self._transition(self._clean_up, Stage.UNCONFIGURED, Stage.CLEANING_UP)
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """As cleanup, from any state and for good."""
@@ -127,7 +126,7 @@ class SceneNode(LifecycleNode):
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Back to unconfigured, with nothing held; diagnostics go on to say what went wrong."""
         failure = self._failure
-        done = self._transition(self._unload, Stage.UNCONFIGURED, Stage.CLEANING_UP)
+        done = self._transition(self._clean_up, Stage.UNCONFIGURED, Stage.CLEANING_UP)
         self._failure = self._failure or failure
         return done
 
@@ -166,6 +165,9 @@ class SceneNode(LifecycleNode):
         if self._worker:
             self._worker.stop(self._publish_diagnostics)
             self._worker = None
+
+    def _clean_up(self) -> None:
+        self._unload()
         if self._watches:
             self._watches.forget()
 
@@ -200,10 +202,11 @@ class SceneNode(LifecycleNode):
             if overlay := self._overlays.pop(name, None):
                 overlay.destroy()
             self._diagnosed.pop(name, None)
-            self._refreshes.forget(name)
 
     def _add_camera(self, name: str) -> None:
-        self._cameras[name] = CameraInput(self, name, self.config, self._observe, self._forget)
+        if name not in self._cameras:
+            self._cameras[name] = CameraInput(self, name, self.config, self._observe, self._forget)
+            self._refreshes.forget(name)
         self._overlays[name] = OverlayOutput(self, name)
 
     def _reconfigure(self, config: Config) -> None:
@@ -214,7 +217,7 @@ class SceneNode(LifecycleNode):
         self._worker.configure(config)
         self._keep_cameras(config.cameras)
         for name in config.cameras:
-            if name not in self._cameras:
+            if name not in self._overlays:
                 self._or_log(self._add_camera, name)
             self._cameras[name].max_image_pixels = config.max_image_pixels
             if self.stage is Stage.ACTIVE and not self._cameras[name].is_subscribed:
@@ -255,6 +258,7 @@ class SceneNode(LifecycleNode):
     def _forget(self, camera: str = '') -> None:
         if self._worker:
             self._worker.reset(camera)
+            self._refreshes.forget(camera)
 
     def _with_reason(self, answer: Answer) -> Answer:
         """Say why there is no fresh picture, and what to do, where the camera's own counts know it."""
@@ -319,7 +323,7 @@ class SceneNode(LifecycleNode):
             model_status(name, stats, self.config.queue_size),
             *(camera_status(name, state, before.get(camera, state), seconds, self.config.max_age_s)
               for camera, state in cameras),
-            budget_status(name, *self._refreshes.take(), seconds),
+            budget_status(name, *self._refreshes.take(self._cameras), seconds),
             audit_status(name, stats.audited, self.config.max_drift),
             memory_status(name, stats)]
 

@@ -6,7 +6,7 @@ before ROS ends. rclpy's own handlers would end ROS first.
 
 import logging
 import os
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 import signal
 import sys
 from threading import Thread
@@ -15,7 +15,7 @@ import traceback
 
 import cv2
 import rclpy
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 
@@ -26,6 +26,7 @@ from vlm_reuse_node.ros_parameters import making
 
 READY = f'{NODE_NAME}: ready'
 EXIT_MODEL, EXIT_CONFIG, EXIT_FAULT = 1, 2, 3
+SIGNAL, END = 'a signal', 'the end'  # of ROS's thread
 # For the open questions' answers; who does not take his in this time is not there any more.
 GOODBYE_S = 2.0
 # For what the executor has yet to take, and an action's result, which goes out a step after its goal has ended.
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     news = SimpleQueue()  # the only queue that a signal handler may write to
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: news.put('a signal'))
+        signal.signal(number, lambda *_: news.put(SIGNAL))
     if hasattr(cv2, 'setLogLevel'):
         cv2.setLogLevel(0)  # damaged pictures are counted and named by the node
     try:
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     running.start()
     news.get()
     if not running.end():
-        # The model is loading still: its thread cannot be stopped, and Python aborts when it ends under it.
+        # The model is loading or working still: its thread cannot be stopped, and Python aborts when it ends under it.
         sys.stderr.flush()
         os._exit(0)
     rclpy.try_shutdown()
@@ -77,39 +78,50 @@ class _Running(Thread):
         self._log = EngineLog(self._node.get_logger())
 
     def run(self) -> None:
+        """Spin until `end`, answer who still waits, and give everything back."""
         try:
-            if self._node.config.autostart:
-                self._node.start()
-            self._executor.spin_until_future_complete(self._told)
-            self._say_goodbye()
-        except ExternalShutdownException:
-            pass
-        except ConfigError as err:
-            self.exit_code = _say(err, EXIT_CONFIG)
-        except ModelError as err:
-            self.exit_code = _say(err, EXIT_MODEL)
+            self.exit_code = self._spin()
+            self._node.close()
         except Exception:
             traceback.print_exc()
             self.exit_code = EXIT_FAULT
         finally:
-            self._node.close()
             if vlm := sys.modules.get('vlm_reuse_node.vlm'):  # the first model's loading imported it on this thread
                 vlm.release_thread()
-            self._news.put('the end')
+            self._news.put(END)
 
     def end(self) -> bool:
-        """Have it end, with the model step that runs now. False when it cannot, because the model is loading."""
+        """Have it end, after the model step that runs now. False when it cannot, or need not: told twice."""
         self._told.set_result(None)  # which wakes the executor
         while self.is_alive() and self._node.stage is not Stage.CONFIGURING:
-            self.join(0.05)
+            try:
+                if self._news.get(timeout=0.05) == SIGNAL:
+                    break
+            except Empty:
+                pass
         return not self.is_alive()
+
+    def _spin(self) -> int:
+        """Returns the exit code."""
+        try:
+            if self._node.config.autostart:
+                self._node.start()
+            self._executor.spin_until_future_complete(self._told)
+        except ConfigError as err:
+            return _say(err, EXIT_CONFIG)
+        except ModelError as err:
+            return _say(err, EXIT_MODEL)
+        finally:
+            self._say_goodbye()
+        return 0
 
     def _say_goodbye(self) -> None:
         """Answer the open questions, CANCELLED, and INACTIVE to those that are on their way."""
         self._node.dismiss()
-        start = time.monotonic()
-        while (passed_s := time.monotonic() - start) < LAST_WORDS_S or (
-                self._node.open_questions and passed_s < GOODBYE_S):
+        start = asked_s = time.monotonic()
+        while (now_s := time.monotonic()) - asked_s < LAST_WORDS_S and now_s - start < GOODBYE_S:
+            if self._node.open_questions:
+                asked_s = now_s
             self._executor.spin_once(timeout_sec=0.02)
 
 

@@ -252,6 +252,7 @@ class SceneSession:
         if cells is not None:
             refreshed, deferred = cells, plan.deferred
         changed = refreshed if change is None else self._detector.news(refreshed & change.stale, self.config)
+        change_ms += 1e3 * (time.perf_counter() - done)
         if paid < 2 * picture.grid.cells:  # not when a whole history was computed
             self._planner.learn(Level.FRAME if cells is None else level, int(refreshed.sum()), 1e3 * (done - started))
         return Refresh(self._camera, frame.stamp_ns, frame.frame_id, level, reason, refreshed=refreshed,

@@ -29,6 +29,7 @@ class WatchServer:
         """
         self._node, self._worker = node, worker
         self._publisher = self._kept_publisher()
+        self.open = 0  # questions that wait for their first answer
         node.create_service(WatchScene, '~/watch', self._on_watch, callback_group=ReentrantCallbackGroup())
 
     def publish(self, watch: Watch, before: Answer | None) -> None:
@@ -62,7 +63,11 @@ class WatchServer:
     async def _add(self, worker, request) -> int:
         """Wait for the first answer: only the model can tell whether the question can be asked at all."""
         watch, asked = worker.watch(watch_of(request), self._node.get_clock().now().nanoseconds)
-        answer = await in_executor(self._node.executor, asked)
+        self.open += 1
+        try:
+            answer = await in_executor(self._node.executor, asked)
+        finally:
+            self.open -= 1
         if answer.status in (Status.INVALID_REQUEST, Status.CANCELLED):
             with suppress(InvalidRequestError):  # somebody removed it already
                 worker.unwatch(watch.number)

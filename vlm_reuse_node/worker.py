@@ -218,7 +218,7 @@ class ModelWorker:
         """Refuse a region that lies outside the camera's picture, where one is known: nothing would ever touch it."""
         session, region = self._sessions.get(watch.camera), watch.region
         newest = session.newest if session else None
-        if newest and (region.x >= newest.size[1] or region.y >= newest.size[0]):
+        if newest and region.width and (region.x >= newest.size[1] or region.y >= newest.size[0]):
             raise InvalidRequestError(f'region begins at {region.x}, {region.y}, outside the picture of '
                                       f'{newest.size[1]} x {newest.size[0]} px; expected pixels of it.')
 
@@ -296,10 +296,12 @@ class ModelWorker:
                 self._finish(step, self._answer(session, step))
             else:
                 session.reset()
-        except Exception as error:  # not the model's doing (that is an answer already)
-            if isinstance(step, Ask):
-                self._refuse(step, Status.MODEL_ERROR, f'The question could not be handled: {error}.')
-            raise
+        except Exception as error:
+            if not isinstance(step, Ask):
+                raise
+            # Not the model's doing, which is an answer already: a record of wrong types.
+            _log.exception('A question could not be handled.')
+            self._refuse(step, Status.MODEL_ERROR, f'The question could not be handled: {error}.')
 
     def _session(self, camera):
         """The session of a camera, begun when it is needed; None, and what it held given up, when it has left."""
