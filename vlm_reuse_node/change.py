@@ -161,7 +161,7 @@ class ChangeDetector:
         none. All (rows, columns) bool.
         """
         told = refreshed.copy()
-        if self._cached is self._latest:  # all cells were refreshed
+        if self._cached is self._latest and not told.all():  # all cells were refreshed, not all because they are stale
             gain = _exposure(self._cached, self._told, config.exposure_compensation)
             found, noise = self._differences(self._cached, self._told, *{1.0, gain}), self._reach_of_noise(config)
             told |= np.all([_reaches(each, config.change_threshold, noise) for each in found], axis=0)
