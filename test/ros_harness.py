@@ -16,6 +16,8 @@ os.environ['ROS_DOMAIN_ID'] = str(1 + next(_DOMAINS) % 100)
 
 from ament_index_python.packages import get_package_prefix  # noqa: E402
 from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
+from lifecycle_msgs.msg import Transition  # noqa: E402
+from lifecycle_msgs.srv import ChangeState  # noqa: E402
 from rcl_interfaces.srv import SetParameters  # noqa: E402
 import rclpy  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
@@ -112,6 +114,12 @@ def show(robot, camera, budgets, **picture):
     camera.publish(message)
     robot.until(lambda: len(budgets) > seen, 'a refresh budget')
     return message.header.stamp
+
+
+def transition(robot, number):
+    """Ask for one as a lifecycle manager does; the future's result has `success`."""
+    request = ChangeState.Request(transition=Transition(id=number))
+    return robot.call(ChangeState, 'vlm_reuse_node/change_state', request)
 
 
 def set_parameter(robot, name, value):

@@ -353,13 +353,14 @@ def test_an_answer_wakes_the_executor(ros):
     """A future that another thread completes must not wait for the next picture or timer."""
     from concurrent.futures import Future
     from threading import Timer
+    from types import SimpleNamespace
     from rclpy.executors import SingleThreadedExecutor
     from vlm_reuse_node.budget import Answer as Record, Status
-    from vlm_reuse_node.ask_server import in_executor
+    from vlm_reuse_node.ask_server import Awaited
     executor, asked = SingleThreadedExecutor(context=ros), Future()
 
     async def wait():
-        await in_executor(executor, asked)
+        await Awaited(SimpleNamespace(executor=executor)).answer(asked)
         return time.perf_counter()
     task = executor.create_task(wait)
     answered = []

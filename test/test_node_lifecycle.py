@@ -9,8 +9,8 @@ pytest.importorskip('vlm_reuse_interfaces', reason='vlm_reuse_interfaces is not 
 from brake import WAIT_S  # noqa: E402
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus  # noqa: E402
 from lifecycle_msgs.msg import State, Transition  # noqa: E402
-from lifecycle_msgs.srv import ChangeState, GetState  # noqa: E402
-from ros_harness import BUDGET, set_parameter, show  # noqa: E402
+from lifecycle_msgs.srv import GetState  # noqa: E402
+from ros_harness import BUDGET, set_parameter, show, transition  # noqa: E402
 from tiny_model import write_tiny_model  # noqa: E402
 from vlm_reuse_interfaces.msg import Answer, RefreshBudget  # noqa: E402
 from vlm_reuse_interfaces.srv import AskScene  # noqa: E402
@@ -28,8 +28,7 @@ def unconfigured(start):
 
 def change(robot, *transitions):
     """Take transitions as a lifecycle manager does; returns whether each succeeded."""
-    return [robot.wait(robot.call(ChangeState, 'vlm_reuse_node/change_state', ChangeState.Request(
-        transition=Transition(id=number))), 'the transition').success for number in transitions]
+    return [robot.wait(transition(robot, number), 'the transition').success for number in transitions]
 
 
 def state(robot):
@@ -100,8 +99,7 @@ def test_while_it_loads_the_diagnostics_say_so(unconfigured, monkeypatch):
     load, let = worker.load, threading.Event()
     monkeypatch.setattr(worker, 'load', lambda name: let.wait(WAIT_S) and load(name))
     diagnostics = unconfigured.listen(DiagnosticArray, '/diagnostics')
-    configured = unconfigured.call(ChangeState, 'vlm_reuse_node/change_state', ChangeState.Request(
-        transition=Transition(id=CONFIGURE)))
+    configured = transition(unconfigured, CONFIGURE)
 
     def told():
         return [status for message in diagnostics for status in message.status if 'configuring' in status.message]
@@ -161,8 +159,7 @@ def test_open_questions_are_answered_at_a_cleanup(robot, brake):
     worker = robot.scene._worker
     robot.until(lambda: sum(worker.stats().waiting.values()) == 2, 'the others to wait')
     assert change(robot, DEACTIVATE) == [True]
-    cleaned = robot.call(ChangeState, 'vlm_reuse_node/change_state', ChangeState.Request(
-        transition=Transition(id=CLEANUP)))
+    cleaned = transition(robot, CLEANUP)
     robot.until(lambda: not worker._inbox.is_open, 'the clean-up to begin')
     brake.go_on.set()
     assert robot.wait(cleaned, 'the clean-up').success

@@ -6,9 +6,8 @@ pytest.importorskip('rclpy', reason='rclpy is missing: install ROS 2 (make setup
 pytest.importorskip('vlm_reuse_interfaces', reason='vlm_reuse_interfaces is not built: make setup')
 from brake import WAIT_S  # noqa: E402
 from lifecycle_msgs.msg import Transition  # noqa: E402
-from lifecycle_msgs.srv import ChangeState  # noqa: E402
 from rclpy.qos import DurabilityPolicy, QoSProfile  # noqa: E402
-from ros_harness import BUDGET, show  # noqa: E402
+from ros_harness import BUDGET, show, transition  # noqa: E402
 from sensor_msgs.msg import RegionOfInterest  # noqa: E402
 from vlm_reuse_interfaces.msg import RefreshBudget, WatchAnswer  # noqa: E402
 from vlm_reuse_interfaces.srv import WatchScene  # noqa: E402
@@ -21,11 +20,6 @@ COLOURS = ['red', 'green', 'blue', 'yellow', 'one', 'two', 'three', 'four']
 def watch(robot, command, question='what is the colour ?', choices=COLOURS, **fields):
     request = WatchScene.Request(command=command, question=question, choices=choices, **fields)
     return robot.wait(robot.call(WatchScene, 'vlm_reuse_node/watch', request), 'the response')
-
-
-def transition(robot, number):
-    request = ChangeState.Request(transition=Transition(id=number))
-    return robot.call(ChangeState, 'vlm_reuse_node/change_state', request)
 
 
 def asked(robot):

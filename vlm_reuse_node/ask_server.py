@@ -32,11 +32,10 @@ Ask = Callable[[object, Event | None, Callable[[Progress], None] | None], Worker
 class AskServer:
     """Serves questions from its making on, in every state of the node; `ask` says when it cannot be asked."""
 
-    def __init__(self, node: Node, ask: Ask, explain: Callable[[Answer], Answer]):
+    def __init__(self, node: Node, ask: Ask, awaited: 'Awaited', explain: Callable[[Answer], Answer]):
         """Create the service and the action. explain: completes an answer's message."""
-        self._node, self._ask, self._explain = node, ask, explain
+        self._node, self._ask, self._awaited, self._explain = node, ask, awaited, explain
         self._cancels: dict[bytes, Event] = {}
-        self.open = 0  # questions whose answer was not sent yet
         # Questions wait for the model without holding up each other or anything else.
         group, roomy = ReentrantCallbackGroup(), QoSProfile(depth=QUESTIONS_AT_ONCE)
         node.create_service(AskScene, '~/ask', self._on_ask, qos_profile=roomy, callback_group=group)
@@ -79,11 +78,7 @@ class AskServer:
         return CancelResponse.ACCEPT
 
     async def _answer(self, request, cancel, listener) -> Answer:
-        self.open += 1
-        try:
-            return self._explain(await in_executor(self._node.executor, self._ask(request, cancel, listener)))
-        finally:
-            self.open -= 1
+        return self._explain(await self._awaited.answer(self._ask(request, cancel, listener)))
 
     def _feed(self, goal, progress: Progress) -> None:
         try:
@@ -100,7 +95,26 @@ def answered(answer: Answer) -> WorkerFuture:
     return future
 
 
-def in_executor(executor, asked: WorkerFuture) -> Awaitable[Answer]:
+class Awaited:
+    """Answers of the model's thread that rclpy coroutines of a node wait for; its length is how many."""
+
+    def __init__(self, node: Node):
+        """Begin with none."""
+        self._node, self._count = node, 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    async def answer(self, asked: WorkerFuture) -> Answer:
+        """Wait for one; a question that was dropped has an answer too."""
+        self._count += 1
+        try:
+            return await _in_executor(self._node.executor, asked)
+        finally:
+            self._count -= 1
+
+
+def _in_executor(executor, asked: WorkerFuture) -> Awaitable[Answer]:
     """Make an answer of the model's thread awaitable in an rclpy coroutine."""
     answer = Future(executor=executor)
 

@@ -110,7 +110,7 @@ class ChangeDetector:
         self._stamp_ns = stamp_ns
         # What each cell showed when it was last told as changed; where it shows something a little different, and since
         # when it does.
-        self._told = self._see(rgb)
+        self._told = _View(*(each.copy() for each in self._cached.arrays))
         self._aside, self._aside_ns = np.zeros(self._grid, bool), np.zeros(self._grid, np.int64)
         self._known_ns = np.full(self._grid, stamp_ns, np.int64)
         self._changed, self._owed = np.zeros(self._grid, bool), np.zeros(self._grid, bool)

@@ -101,9 +101,7 @@ class JsonSampler:
 
     def __call__(self, logits: mx.array) -> int:
         """Pick from logits, mx (vocabulary,). Raises InvalidRequestError when the document outgrows every limit."""
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        allowed = np.zeros(logits.shape[0], bool)
-        known = np.unpackbits(bits, bitorder='little')[:logits.shape[0]].astype(bool)
+        allowed, known = np.zeros(logits.shape[0], bool), self._allowed()[:logits.shape[0]]
         allowed[:len(known)] = known
         if self._matcher.is_error() or not allowed.any():
             raise InvalidRequestError(f'json_schema leads to a document that is too complex to go on with '
@@ -117,8 +115,11 @@ class JsonSampler:
         """Whether the tokens picked so far are a whole document that can only end here: 87 may be the start of 872."""
         if self._matcher.stop_reason() == 'EndOfSentence':
             return True
-        allowed = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), np.uint8), bitorder='little')
-        return self._matcher.is_accepting() and set(np.flatnonzero(allowed)) <= self._stop_ids
+        return self._matcher.is_accepting() and set(np.flatnonzero(self._allowed())) <= self._stop_ids
+
+    def _allowed(self):
+        """Which tokens may come next: (at least the known ones,) bool."""
+        return np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), np.uint8), bitorder='little').astype(bool)
 
     def text(self, ids: list[int]) -> str:
         """The document, character for character."""

@@ -19,7 +19,7 @@ from rclpy.qos import QoSProfile
 from std_srvs.srv import Trigger
 from vlm_reuse_interfaces.msg import RefreshBudget
 
-from vlm_reuse_node.ask_server import answered, AskServer
+from vlm_reuse_node.ask_server import answered, AskServer, Awaited
 from vlm_reuse_node.budget import Answer, Refresh, Status
 from vlm_reuse_node.camera_input import CameraInput, RESTARTED_NS
 from vlm_reuse_node.config import Config
@@ -67,6 +67,7 @@ class SceneNode(LifecycleNode):
         self._overlays: dict[str, OverlayOutput] = {}
         self._refreshes = RefreshWindow()
         self._worker: ModelWorker | None = None
+        self._awaited = Awaited(self)
         self._asks: AskServer | None = None
         self._watches: WatchServer | None = None
         self._diagnostics_publisher = self.create_publisher(DiagnosticArray, '/diagnostics', QoSProfile(depth=10))
@@ -89,7 +90,7 @@ class SceneNode(LifecycleNode):
     @property
     def open_questions(self) -> int:
         """Questions, standing ones too, whose answer was not sent yet."""
-        return self._asks.open + self._watches.open if self._asks else 0
+        return len(self._awaited)
 
     def close(self) -> None:
         """End the model's thread and destroy the node; open questions are dropped, see `dismiss`."""
@@ -191,9 +192,9 @@ class SceneNode(LifecycleNode):
         with making('~/refresh_budget'):
             self._budget_publisher = self.create_publisher(
                 RefreshBudget, '~/refresh_budget', QoSProfile(depth=10), qos_overriding_options=overridable())
-        self._watches = WatchServer(self, self._active_worker)
+        self._watches = WatchServer(self, self._active_worker, self._awaited)
         self.create_service(Trigger, '~/reset', self._on_reset)
-        self._asks = AskServer(self, self._ask, self._with_reason)
+        self._asks = AskServer(self, self._ask, self._awaited, self._with_reason)
 
     def _keep_cameras(self, names: tuple[str, ...]) -> None:
         """Let all other cameras leave."""

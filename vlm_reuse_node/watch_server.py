@@ -9,7 +9,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from vlm_reuse_interfaces.msg import WatchAnswer
 from vlm_reuse_interfaces.srv import WatchScene
 
-from vlm_reuse_node.ask_server import in_executor
+from vlm_reuse_node.ask_server import Awaited
 from vlm_reuse_node.budget import Answer, Status
 from vlm_reuse_node.errors import InvalidRequestError
 from vlm_reuse_node.ros_messages import watch_answer_message, watch_message, watch_of
@@ -22,14 +22,13 @@ ANSWERS_KEPT = 64
 class WatchServer:
     """Adds, removes and lists standing questions; they stand until they are removed or the node is cleaned up."""
 
-    def __init__(self, node: Node, worker: Callable[[], object]):
+    def __init__(self, node: Node, worker: Callable[[], object], awaited: Awaited):
         """Create the service and the topic.
 
         worker: gives the `ModelWorker` now. Raises InvalidRequestError when there is none.
         """
-        self._node, self._worker = node, worker
+        self._node, self._worker, self._awaited = node, worker, awaited
         self._publisher = self._kept_publisher()
-        self.open = 0  # questions that wait for their first answer
         node.create_service(WatchScene, '~/watch', self._on_watch, callback_group=ReentrantCallbackGroup())
 
     def publish(self, watch: Watch, before: Answer | None) -> None:
@@ -63,11 +62,7 @@ class WatchServer:
     async def _add(self, worker, request) -> int:
         """Wait for the first answer: only the model can tell whether the question can be asked at all."""
         watch, asked = worker.watch(watch_of(request), self._node.get_clock().now().nanoseconds)
-        self.open += 1
-        try:
-            answer = await in_executor(self._node.executor, asked)
-        finally:
-            self.open -= 1
+        answer = await self._awaited.answer(asked)
         if answer.status in (Status.INVALID_REQUEST, Status.CANCELLED):
             with suppress(InvalidRequestError):  # somebody removed it already
                 worker.unwatch(watch.number)
