@@ -25,9 +25,9 @@ demo: setup ## a robot's camera, the node and a planner in three processes; resu
 test: setup ## all tests
 	@$(RUN) python -m pytest $(ARGS)
 
-lint: setup ## flake8, docstrings, package.xml
-	@$(RUN) flake8 $(LINTED)
-	@$(RUN) pydocstyle $(LINTED)
+lint: setup ## formatter, linter, package.xml
+	@$(RUN) ruff format --check -q $(LINTED)
+	@$(RUN) ruff check -q $(LINTED)
 	@$(RUN) python -c 'import sys; from xml.etree import ElementTree; list(map(ElementTree.parse, sys.argv[1:]))' \
 	  package.xml vlm_reuse_interfaces/package.xml
 	@echo 'lint: clean'

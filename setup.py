@@ -23,11 +23,11 @@ setup(
     maintainer='vlm_reuse_node maintainers',
     maintainer_email='maintainers@vlm-reuse-node.dev',
     description='Answers questions about live cameras with a vision-language model '
-                'whose working state is kept and refreshed, not recomputed.',
+    'whose working state is kept and refreshed, not recomputed.',
     license='Apache-2.0',
     entry_points={
         'console_scripts': [
-            'node = vlm_reuse_node.process:main',
+            'node = vlm_reuse_node.ros.process:main',
             'demo = vlm_reuse_node.demo.run:main',
             'make_bag = vlm_reuse_node.demo.bag:main',
             'replay = vlm_reuse_node.replay.cli:main',

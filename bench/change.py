@@ -17,26 +17,28 @@ events  an object of the smallest size appears, moves by a quarter of a cell, or
 """
 
 import argparse
-from dataclasses import replace
 import math
-from pathlib import Path
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
 from results import publish
 
-from vlm_reuse_node.change import ChangeDetector
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.demo import tabletop
 from vlm_reuse_node.demo.tabletop import Sensor, Table
+from vlm_reuse_node.scene.change import ChangeDetector
 
 OUTPUT = Path(__file__).parents[1] / 'out' / 'bench' / 'change.json'
 CELL_PX = 28
 # Picture size (width, height) and name of the model: rows and columns of cells.
-GRIDS = {(640, 480): {'embedded': (9, 12), 'full size': (17, 23)},
-         (1920, 1080): {'embedded': (8, 14), 'full size': (39, 69)}}
+GRIDS = {
+    (640, 480): {'embedded': (9, 12), 'full size': (17, 23)},
+    (1920, 1080): {'embedded': (8, 14), 'full size': (39, 69)},
+}
 FLICKER, FLICKER_HZ = 0.1, 5.0
 TOUCHED = 0.05
 SENSORS = {'noise 3': Sensor(), 'noise 8': Sensor(noise=8.0), 'noise 3, JPEG 60': Sensor(jpeg_quality=60)}
@@ -73,9 +75,15 @@ def time_compare(size: tuple[int, int], grid: tuple[int, int], situation: str, p
             detector.news(change.stale, CONFIG)
         wall.append(1e3 * (time.perf_counter() - times[0]))
         cpu.append(1e3 * (time.thread_time() - times[1]))
-    return {'situation': situation, 'pictures': pictures,
-            **{f'{name}_ms_{what}': float(np.percentile(values, percent)) for name, values in
-               (('cpu', cpu), ('wall', wall)) for what, percent in (('median', 50), ('p95', 95))}}
+    return {
+        'situation': situation,
+        'pictures': pictures,
+        **{
+            f'{name}_ms_{what}': float(np.percentile(values, percent))
+            for name, values in (('cpu', cpu), ('wall', wall))
+            for what, percent in (('median', 50), ('p95', 95))
+        },
+    }
 
 
 def watch(sensor_at, seconds: float, rate_hz: float, seed: int) -> list[dict]:
@@ -89,8 +97,14 @@ def watch(sensor_at, seconds: float, rate_hz: float, seed: int) -> list[dict]:
         for name, grid in grids.items():
             if number == 0:
                 detectors[name] = ChangeDetector(rgb, 0, *grid, CELL_PX)
-                rows[name] = {'grid': name, 'cells': math.prod(grid), 'pictures': 0, 'refreshes': 0, 'stale': 0,
-                              'oldest_s': 0.0}
+                rows[name] = {
+                    'grid': name,
+                    'cells': math.prod(grid),
+                    'pictures': 0,
+                    'refreshes': 0,
+                    'stale': 0,
+                    'oldest_s': 0.0,
+                }
                 continue
             change = detectors[name].compare(rgb, round(1e9 * number / rate_hz), CONFIG)
             rows[name]['pictures'] += 1
@@ -99,8 +113,16 @@ def watch(sensor_at, seconds: float, rate_hz: float, seed: int) -> list[dict]:
             rows[name]['oldest_s'] = max(rows[name]['oldest_s'], float(change.doubt_s.max()))
             if change.stale.any():
                 detectors[name].refresh()
-    return [row | {'seconds': seconds, 'rate_hz': rate_hz, 'paid_frame': row['refreshes'] / row['pictures'],
-                   'paid_cells': row['stale'] / row['pictures'] / row['cells']} for row in rows.values()]
+    return [
+        row
+        | {
+            'seconds': seconds,
+            'rate_hz': rate_hz,
+            'paid_frame': row['refreshes'] / row['pictures'],
+            'paid_cells': row['stale'] / row['pictures'] / row['cells'],
+        }
+        for row in rows.values()
+    ]
 
 
 def draw_event(rng: np.random.Generator, kind: str, quarter: float):
@@ -112,16 +134,21 @@ def draw_event(rng: np.random.Generator, kind: str, quarter: float):
     colours, shape = rng.permutation(list(tabletop.COLOURS)), tabletop.SHAPES[rng.integers(len(tabletop.SHAPES))]
     thing = tabletop.Thing(shape, str(colours[0]), *place, tabletop.SMALLEST, rng.uniform(-12, 12))
     turn = rng.uniform(0, 2 * math.pi)
-    after = {'appear': thing, 'recolour': replace(thing, colour=str(colours[1])),
-             'move': replace(thing, x=thing.x + quarter * math.cos(turn), y=thing.y + quarter * math.sin(turn))}[kind]
+    after = {
+        'appear': thing,
+        'recolour': replace(thing, colour=str(colours[1])),
+        'move': replace(thing, x=thing.x + quarter * math.cos(turn), y=thing.y + quarter * math.sin(turn)),
+    }[kind]
     return others if kind == 'appear' else (*others, thing), (*others, after)
 
 
 def truth(before: np.ndarray, after: np.ndarray, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Cells that an event touches and cells that it leaves alone, (rows, columns) bool, from pictures without noise."""
     rows, columns = grid
-    small = [cv2.resize(np.clip(rgb, 0, 255), (columns * CELL_PX, rows * CELL_PX), interpolation=cv2.INTER_AREA)
-             for rgb in (before, after)]
+    small = [
+        cv2.resize(np.clip(rgb, 0, 255), (columns * CELL_PX, rows * CELL_PX), interpolation=cv2.INTER_AREA)
+        for rgb in (before, after)
+    ]
     pixels = np.abs(small[1] - small[0]).max(axis=2).reshape(rows, CELL_PX, columns, CELL_PX)
     share = (pixels >= CONFIG.change_threshold).mean(axis=(1, 3))
     return share >= TOUCHED, pixels.max(axis=(1, 3)) < CONFIG.static_threshold
@@ -146,8 +173,12 @@ def count_events(sensor: Sensor, grid: tuple[int, int], kind: str, count: int, s
         changed = detector.compare(tabletop.sense(after, sensor, rng), 3, CONFIG).changed
         touched, untouched = truth(before, after, grid)
         tally['events'] += 1
-        for name, cells in (('touched', touched), ('misses', touched & ~changed), ('untouched', untouched),
-                            ('false_alarms', untouched & changed)):
+        for name, cells in (
+            ('touched', touched),
+            ('misses', touched & ~changed),
+            ('untouched', untouched),
+            ('false_alarms', untouched & changed),
+        ):
             tally[name] += int(cells.sum())
     return {'kind': kind, **tally}
 
@@ -163,39 +194,54 @@ def table_of(title: str, rows: list[dict]) -> None:
 
 def measure_times(pictures: int) -> list[dict]:
     """Rows of times."""
-    return [{'size': f'{size[0]}x{size[1]}', 'grid': name, **time_compare(size, grid, situation, pictures)}
-            for size, grids in GRIDS.items() for name, grid in grids.items()
-            for situation in ('still', 'flicker', 'move', 'pan')]
+    return [
+        {'size': f'{size[0]}x{size[1]}', 'grid': name, **time_compare(size, grid, situation, pictures)}
+        for size, grids in GRIDS.items()
+        for name, grid in grids.items()
+        for situation in ('still', 'flicker', 'move', 'pan')
+    ]
 
 
 def worst(times: list[dict]) -> dict[str, float]:
     """By picture size, the worst of the rows of times: p95, processor milliseconds."""
-    return {size: max(row['cpu_ms_p95'] for row in times if row['size'] == size)
-            for size in dict.fromkeys(row['size'] for row in times)}
+    return {
+        size: max(row['cpu_ms_p95'] for row in times if row['size'] == size)
+        for size in dict.fromkeys(row['size'] for row in times)
+    }
 
 
 def measure_paid(seconds: float) -> list[dict]:
     """Rows of what is paid."""
-    return [{'situation': name, **row} for name, sensor_at, rate_hz, share in
-            (('still', still, 10.0, 1.0), ('flicker', flicker, 30.0, 0.2))
-            for row in watch(sensor_at, share * seconds, rate_hz, seed=0)]
+    return [
+        {'situation': name, **row}
+        for name, sensor_at, rate_hz, share in (('still', still, 10.0, 1.0), ('flicker', flicker, 30.0, 0.2))
+        for row in watch(sensor_at, share * seconds, rate_hz, seed=0)
+    ]
 
 
 def measure_events(count: int) -> list[dict]:
     """Rows of events."""
     grids = next(iter(GRIDS.values()))
-    return [{'sensor': name, 'grid': grid, **count_events(sensor, grids[grid], kind, count, seed)}
-            for name, sensor in SENSORS.items() for grid in grids for seed, kind in enumerate(KINDS)]
+    return [
+        {'sensor': name, 'grid': grid, **count_events(sensor, grids[grid], kind, count, seed)}
+        for name, sensor in SENSORS.items()
+        for grid in grids
+        for seed, kind in enumerate(KINDS)
+    ]
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--pictures', type=int, default=200, help='pictures timed in each row; default: %(default)s')
-    parser.add_argument('--seconds', type=float, default=600.0,
-                        help='how long the table stands still, at 10 Hz; flicker: a fifth of it, at 30 Hz; '
-                             'default: %(default)s')
-    parser.add_argument('--events', type=int, default=100,
-                        help='of each kind, on each grid, with each sensor; default: %(default)s')
+    parser.add_argument(
+        '--seconds',
+        type=float,
+        default=600.0,
+        help='how long the table stands still, at 10 Hz; flicker: a fifth of it, at 30 Hz; default: %(default)s',
+    )
+    parser.add_argument(
+        '--events', type=int, default=100, help='of each kind, on each grid, with each sensor; default: %(default)s'
+    )
     parser.add_argument('--output', type=Path, default=OUTPUT, help='the JSON file; default: %(default)s')
     return parser
 

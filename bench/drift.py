@@ -16,20 +16,21 @@ refresh_ms, answer_ms processor time of looking at a picture and of one question
 thresholds            where nothing was escalated: what a min_confidence would escalate, and the drift it would leave
 """
 
+import time
 from collections import Counter
 from dataclasses import dataclass, field
-import time
 
 import numpy as np
 from tqdm import tqdm
 
-from vlm_reuse_node import vlm as vlms
-from vlm_reuse_node.budget import Answer, Question, Status
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.demo import questions, story, tabletop
-from vlm_reuse_node.frame import Frame
+from vlm_reuse_node.model import vlm as vlms
 from vlm_reuse_node.replay.bounds import share_bounds
-from vlm_reuse_node.session import SceneSession
+from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.session.answer import Answer, Status
+from vlm_reuse_node.session.question import Question
+from vlm_reuse_node.session.scene_session import SceneSession
 
 HELD_OUT = 990_000_011
 SEQUENCES, PICTURES = 45, 9
@@ -127,29 +128,46 @@ def summary(name: str, arm: Arm) -> dict:
     count = len(arm.answers)
     drifted = [answer.choice_index != reference.choice_index for answer, reference, _, _ in arm.answers]
     escalated = [answer.escalated for answer, *_ in arm.answers]
-    row = {'policy': name, 'questions': count, 'drifted': sum(drifted), 'choice_drift': sum(drifted) / count,
-           'choice_drift_upper95': share_bounds(sum(drifted), count)[1],
-           'accuracy': sum(right for _, _, right, _ in arm.answers) / count,
-           'cold_accuracy': sum(right for *_, right in arm.answers) / count,
-           'escalated': sum(escalated) / count, 'levels': dict(arm.levels),
-           'cells': float(np.mean(arm.cells or [0.0])),
-           'refresh_ms': float(np.mean(arm.refresh_ms or [0.0])), 'answer_ms': float(np.mean(arm.answer_ms))}
+    row = {
+        'policy': name,
+        'questions': count,
+        'drifted': sum(drifted),
+        'choice_drift': sum(drifted) / count,
+        'choice_drift_upper95': share_bounds(sum(drifted), count)[1],
+        'accuracy': sum(right for _, _, right, _ in arm.answers) / count,
+        'cold_accuracy': sum(right for *_, right in arm.answers) / count,
+        'escalated': sum(escalated) / count,
+        'levels': dict(arm.levels),
+        'cells': float(np.mean(arm.cells or [0.0])),
+        'refresh_ms': float(np.mean(arm.refresh_ms or [0.0])),
+        'answer_ms': float(np.mean(arm.answer_ms)),
+    }
     row['ms_per_question'] = row['refresh_ms'] + row['answer_ms']
     if not any(escalated):
         sure = np.array([answer.confidence for answer, *_ in arm.answers])
-        row['thresholds'] = [{'min_confidence': each, 'escalated': float((sure < each).mean()),
-                              'drift_left': float(((sure >= each) & drifted).mean())} for each in THRESHOLDS]
+        row['thresholds'] = [
+            {
+                'min_confidence': each,
+                'escalated': float((sure < each).mean()),
+                'drift_left': float(((sure >= each) & drifted).mean()),
+            }
+            for each in THRESHOLDS
+        ]
     return row
 
 
 def print_table(rows: list[dict]) -> None:
     """For people."""
-    print(f'{"policy":22}{"asked":>7}{"drift":>9}{"upper 95":>10}{"accuracy":>10}{"cold":>8}{"asked twice":>13}'
-          f'{"cells":>8}{"ms/question":>13}')
+    print(
+        f'{"policy":22}{"asked":>7}{"drift":>9}{"upper 95":>10}{"accuracy":>10}{"cold":>8}{"asked twice":>13}'
+        f'{"cells":>8}{"ms/question":>13}'
+    )
     for row in rows:
-        print(f'{row["policy"]:22}{row["questions"]:7}{row["choice_drift"]:9.2%}{row["choice_drift_upper95"]:10.2%}'
-              f'{row["accuracy"]:10.2%}{row["cold_accuracy"]:8.2%}{row["escalated"]:13.1%}{row["cells"]:8.1%}'
-              f'{row["ms_per_question"]:13.1f}')
+        print(
+            f'{row["policy"]:22}{row["questions"]:7}{row["choice_drift"]:9.2%}{row["choice_drift_upper95"]:10.2%}'
+            f'{row["accuracy"]:10.2%}{row["cold_accuracy"]:8.2%}{row["escalated"]:13.1%}{row["cells"]:8.1%}'
+            f'{row["ms_per_question"]:13.1f}'
+        )
 
 
 def measure(model: str, sequences: int) -> dict:

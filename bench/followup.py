@@ -31,34 +31,38 @@ worst   each promise over all rows, as printed at the end
 """
 
 import argparse
-from collections.abc import Callable
 import copy
-from dataclasses import dataclass, replace
-from pathlib import Path
-from statistics import median
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten
 from mlx_vlm import apc, generate
 from mlx_vlm.generate import PromptCacheState
 from mlx_vlm.models.cache import RotatingKVCache
 from mlx_vlm.prompt_utils import apply_chat_template
-import numpy as np
 from PIL import Image
 from results import publish
 from shapes import SHAPES
 from tiny_model import picture
 
-from vlm_reuse_node import kv_cache, state as states, vlm as vlms
-from vlm_reuse_node.budget import Answer, Level, Question, Status
 from vlm_reuse_node.config import Config
-from vlm_reuse_node.frame import Frame
-from vlm_reuse_node.session import SceneSession
-from vlm_reuse_node.state import State
-from vlm_reuse_node.vlm import Vlm
+from vlm_reuse_node.model import kv_cache
+from vlm_reuse_node.model import vlm as vlms
+from vlm_reuse_node.model.vlm import Vlm
+from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.scene.refresh import Level
+from vlm_reuse_node.session import state as states
+from vlm_reuse_node.session.answer import Answer, Status
+from vlm_reuse_node.session.question import Question
+from vlm_reuse_node.session.scene_session import SceneSession
+from vlm_reuse_node.session.state import State
 
 OUTPUT = Path(__file__).parents[1] / 'out' / 'bench' / 'followup.json'
 QUESTION_TOKENS, ANSWER_TOKENS = 12, 8
@@ -157,6 +161,7 @@ def floor_text(scene: Scene) -> tuple[float, list[int]]:
             if len(answer) == ANSWER_TOKENS:
                 return
             position, ids = position + len(ids), answer[-1:]
+
     return timed(run)[0], answer
 
 
@@ -169,8 +174,10 @@ def floor_choice(scene: Scene) -> float:
     def run(cache, ids, positions, keep, mask):
         masked = {} if mask is None else {'mask': mask}
         mx.eval(family.forward(ids, family.embed(ids), positions, cache, keep, **masked))
-    asked_ms, _ = timed(lambda: run(
-        cache, given, family.text_positions(scene.state.next_position, len(given)), 1, None))
+
+    asked_ms, _ = timed(
+        lambda: run(cache, given, family.text_positions(scene.state.next_position, len(given)), 1, None)
+    )
     if family.takes_mask:
         groups = [(sum(choices, []), np.concatenate([family.text_positions(start, len(ids)) for ids in choices], 1))]
         owner = np.repeat(np.arange(len(choices)), [len(ids) for ids in choices])
@@ -181,7 +188,9 @@ def floor_choice(scene: Scene) -> float:
         groups, mask = [(ids, family.text_positions(start, len(ids))) for ids in choices], None
     return asked_ms + sum(
         timed(lambda: run(own, ids, positions, len(ids), mask))[0]
-        for ids, positions in groups for own in [own_copy(cache)])
+        for ids, positions in groups
+        for own in [own_copy(cache)]
+    )
 
 
 def log_probabilities(scene: Scene, state: State, answer: Answer, choices: tuple[str, ...]) -> np.ndarray:
@@ -228,16 +237,24 @@ def measure_question(scene: Scene, choices: tuple[str, ...], builds: ColdBuilds,
     tables = [log_probabilities(scene, state, answer, choices) for state in (scene.state, builds.newest, other)]
     kept_ms = median(snapshot_restore_ms(scene) for _ in range(repeats))
     return {
-        'question': 'choice' if choices else 'text', 'prompt_tokens': scene.state.tokens + QUESTION_TOKENS,
+        'question': 'choice' if choices else 'text',
+        'prompt_tokens': scene.state.tokens + QUESTION_TOKENS,
         'question_tokens': answer.tokens_prefilled - sum(map(len, scene.state.template.choices(choices))),
         'answer_tokens': answer.tokens_generated,
-        'cold_ms': cold_ms, 'warm_ms': warm_ms, 'floor_ms': floor_ms, 'speedup': cold_ms / warm_ms,
+        'cold_ms': cold_ms,
+        'warm_ms': warm_ms,
+        'floor_ms': floor_ms,
+        'speedup': cold_ms / warm_ms,
         'warm_over_floor': warm_ms / floor_ms,
-        'equal_to_cold': all((answer.token_ids, answer.choice_index) == (other.token_ids, other.choice_index)
-                             for _, other in cold),
+        'equal_to_cold': all(
+            (answer.token_ids, answer.choice_index) == (other.token_ids, other.choice_index) for _, other in cold
+        ),
         'max_logprob_difference': float(abs(tables[0] - tables[1]).max()),
         'noise_floor': float(abs(tables[1] - tables[2]).max()),
-        'snapshot_restore_ms': kept_ms, 'snapshot_restore_share': kept_ms / warm_ms, 'peers': {}}
+        'snapshot_restore_ms': kept_ms,
+        'snapshot_restore_share': kept_ms / warm_ms,
+        'peers': {},
+    }
 
 
 def cold_runs(scene: Scene) -> int:
@@ -262,8 +279,12 @@ def memory(state: State) -> dict:
         size = (entry.keys[:, :, :1].nbytes + entry.values[:, :, :1].nbytes) * rows
         needed, rings = needed + size, rings + ring * size
     features = sum(each.features.nbytes for each in state.pictures)
-    return {'held_bytes': state.held_bytes - features, 'needed_bytes': needed, 'ring_bytes': rings,
-            'features_bytes': features}
+    return {
+        'held_bytes': state.held_bytes - features,
+        'needed_bytes': needed,
+        'ring_bytes': rings,
+        'features_bytes': features,
+    }
 
 
 def replace_newest(scene: Scene, runs: int) -> tuple[float, bool]:
@@ -304,8 +325,13 @@ class Peers:
         except Exception as error:
             return dict.fromkeys(PEERS, failed(error))
         answer = runs[0][1]
-        cold = {'ms': median(ms for ms, *_ in runs), 'tokens_reused': 0, 'answer_right': True,
-                'answer_right_after_new_picture': True, 'answer_equal_to_ours': answer == list(ours.token_ids)}
+        cold = {
+            'ms': median(ms for ms, *_ in runs),
+            'tokens_reused': 0,
+            'answer_right': True,
+            'answer_right_after_new_picture': True,
+            'answer_equal_to_ours': answer == list(ours.token_ids),
+        }
         caches = {'prompt_cache_state': PromptCacheState(), 'apc_manager': apc.APCManager()}
         try:
             self.run(self.scene.other, self.old, **caches)  # fills both
@@ -319,8 +345,11 @@ class Peers:
         chat = [{'role': 'user', 'content': text}]
         prompt = apply_chat_template(processor, model.config, chat, num_images=len(frames))
         images = [Image.fromarray(frame.rgb) for frame in frames]
-        ms, result = timed(lambda: generate(model, processor, prompt, image=images, max_tokens=ANSWER_TOKENS,
-                                            temperature=0.0, **options))
+        ms, result = timed(
+            lambda: generate(
+                model, processor, prompt, image=images, max_tokens=ANSWER_TOKENS, temperature=0.0, **options
+            )
+        )
         return ms, list(result.token_ids), result.cached_tokens
 
     def follow_up(self, answer: list[int], **options) -> dict:
@@ -331,8 +360,12 @@ class Peers:
             while len(asked) < FEW_RUNS and asked[-1][0] < SLOW_MS:
                 self.run(other, self.old, **options)
                 asked.append(self.run(question, self.old, **options))
-            entry = {'ms': median(ms for ms, *_ in asked), 'tokens_reused': max(reused for *_, reused in asked),
-                     'answer_right': all(ids == answer for _, ids, _ in asked), 'answer_right_after_new_picture': None}
+            entry = {
+                'ms': median(ms for ms, *_ in asked),
+                'tokens_reused': max(reused for *_, reused in asked),
+                'answer_right': all(ids == answer for _, ids, _ in asked),
+                'answer_right_after_new_picture': None,
+            }
             if not entry['tokens_reused']:
                 return entry | {'reason': 'Nothing is reused: every answer is a cold one.'}
             if not self.told_apart:
@@ -345,8 +378,13 @@ class Peers:
 
 def failed(error: Exception) -> dict:
     """The entry of a peer that cannot run."""
-    return {'ms': None, 'tokens_reused': None, 'answer_right': None, 'answer_right_after_new_picture': None,
-            'reason': ' '.join(f'{type(error).__name__}: {error}'.split())[:200]}
+    return {
+        'ms': None,
+        'tokens_reused': None,
+        'answer_right': None,
+        'answer_right_after_new_picture': None,
+        'reason': ' '.join(f'{type(error).__name__}: {error}'.split())[:200],
+    }
 
 
 def measure(vlm: Vlm, frames: int, repeats: int) -> tuple[dict, list[dict]]:
@@ -360,8 +398,7 @@ def measure(vlm: Vlm, frames: int, repeats: int) -> tuple[dict, list[dict]]:
     frame_ms, told_apart = replace_newest(scene, FEW_RUNS)
     new = [kept.frame for kept in scene.state.pictures]
     rows[0]['peers'] = Peers(scene, old, new, told_apart).measure(ours)
-    return state | {'frame_ms': frame_ms}, [
-        {'frames': frames, **row, 'noise_grids': grids} for row in rows]
+    return state | {'frame_ms': frame_ms}, [{'frames': frames, **row, 'noise_grids': grids} for row in rows]
 
 
 def worst(result: dict) -> dict:
@@ -372,21 +409,36 @@ def worst(result: dict) -> dict:
     return {
         'answers equal to cold, share of rows (limit 1)': sum(row['equal_to_cold'] for row in rows) / len(rows),
         'log-prob difference warm-cold, largest less its noise floor (limit 0)': max(
-            row['max_logprob_difference'] - row['noise_floor'] for row in rows),
+            row['max_logprob_difference'] - row['noise_floor'] for row in rows
+        ),
         'warm / floor, largest (limit 1.10)': max(row['warm_over_floor'] for row in rows),
         'snapshot + restore / warm, largest (limit 0.01)': max(row['snapshot_restore_share'] for row in rows),
         'frame / full at 8 pictures, largest (limit 0.167)': max(at_8, default=None),
         f'held / (1.1 x K and V the tokens need + rings) at {most} pictures, largest (limit 1)': max(
             state['held_bytes'] / (1.1 * state['needed_bytes'] + state['ring_bytes'])
-            for state in states if state['frames'] == most)}
+            for state in states
+            if state['frames'] == most
+        ),
+    }
 
 
-COLUMNS = (('shape', 11), ('pictures', 8), ('question', 8), ('cold ms', 9), ('warm ms', 9), ('floor ms', 9),
-           ('cold/warm', 9), ('warm/floor', 10), ('equal', 5), *((f'{name}/warm', len(name) + 9) for name in PEERS))
+COLUMNS = (
+    ('shape', 11),
+    ('pictures', 8),
+    ('question', 8),
+    ('cold ms', 9),
+    ('warm ms', 9),
+    ('floor ms', 9),
+    ('cold/warm', 9),
+    ('warm/floor', 10),
+    ('equal', 5),
+    *((f'{name}/warm', len(name) + 9) for name in PEERS),
+)
 
 
 def line(row: dict) -> str:
     """A row of the table; a peer that answers wrong says so, at once or once the newest picture is another one."""
+
     def peer(name):
         entry = row['peers'].get(name)
         if entry is None:
@@ -396,17 +448,28 @@ def line(row: dict) -> str:
         wrong = '' if entry['answer_right'] else ' wrong'
         stale = ' stale' if entry['answer_right_after_new_picture'] is False else ''
         return f'{entry["ms"] / row["warm_ms"]:.1f}{wrong}{stale}'
-    values = (row['shape'], row['frames'], row['question'], f'{row["cold_ms"]:.1f}', f'{row["warm_ms"]:.1f}',
-              f'{row["floor_ms"]:.1f}', f'{row["speedup"]:.1f}', f'{row["warm_over_floor"]:.2f}',
-              'yes' if row['equal_to_cold'] else 'NO', *map(peer, PEERS))
+
+    values = (
+        row['shape'],
+        row['frames'],
+        row['question'],
+        f'{row["cold_ms"]:.1f}',
+        f'{row["warm_ms"]:.1f}',
+        f'{row["floor_ms"]:.1f}',
+        f'{row["speedup"]:.1f}',
+        f'{row["warm_over_floor"]:.2f}',
+        'yes' if row['equal_to_cold'] else 'NO',
+        *map(peer, PEERS),
+    )
     return '  '.join(str(value).rjust(width) for value, (_, width) in zip(values, COLUMNS))
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--shapes', nargs='+', choices=SHAPES, default=list(SHAPES), help='default: all')
-    parser.add_argument('--frames', nargs='+', type=int, default=[1, 8, 20, 32],
-                        help='pictures in the state; default: %(default)s')
+    parser.add_argument(
+        '--frames', nargs='+', type=int, default=[1, 8, 20, 32], help='pictures in the state; default: %(default)s'
+    )
     parser.add_argument('--repeats', type=int, default=5, help='warm and floor runs of each; default: %(default)s')
     parser.add_argument('--tiny', action='store_true', help="the tests' models: to try this program, not to time")
     parser.add_argument('--output', type=Path, default=OUTPUT, help='the JSON file; default: %(default)s')
@@ -428,7 +491,8 @@ def main(argv: list[str] | None = None) -> int:
             print(*(line({'shape': shape, **row}) for row in rows), sep='\n', flush=True)
         result['shapes'][shape] = {
             'parameters': sum(array.size for _, array in tree_flatten(vlm._model.parameters())),
-            'cells': vlm.see(picture(0, size=(SIDE_PX, SIDE_PX)).rgb)[1].cells}
+            'cells': vlm.see(picture(0, size=(SIDE_PX, SIDE_PX)).rgb)[1].cells,
+        }
     result['worst'] = worst(result)
     for name, value in result['worst'].items():
         print(f'{name}: {"not measured" if value is None else f"{value:.4g}"}')

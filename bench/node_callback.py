@@ -6,30 +6,30 @@ line; the same JSON goes to out/bench/node_callback.json.
 
 import argparse
 import os
-from pathlib import Path
 import signal
-from statistics import median
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
+from statistics import median
 
 os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
 os.environ['ROS_DOMAIN_ID'] = str(1 + os.getpid() % 100)
 
-from ament_index_python.packages import get_package_prefix  # noqa: E402
-from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
 import numpy as np  # noqa: E402
 import rclpy  # noqa: E402
+from ament_index_python.packages import get_package_prefix  # noqa: E402
+from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
 from rclpy.executors import ExternalShutdownException  # noqa: E402
-from rclpy.qos import qos_profile_sensor_data, QoSProfile  # noqa: E402
+from rclpy.qos import QoSProfile, qos_profile_sensor_data  # noqa: E402
 from results import publish  # noqa: E402
 from sensor_msgs.msg import Image  # noqa: E402
 from vlm_reuse_interfaces.msg import Answer, RefreshBudget  # noqa: E402
 from vlm_reuse_interfaces.srv import AskScene  # noqa: E402
 
-from vlm_reuse_node.ros_convert import image_message  # noqa: E402
-from vlm_reuse_node.ros_messages import header_of  # noqa: E402
+from vlm_reuse_node.ros.conversion import image_message
+from vlm_reuse_node.ros.messages import header_of
 
 NODE = 'vlm_reuse_node'
 OUTPUT = Path(__file__).parents[1] / 'out' / 'bench' / 'node_callback.json'
@@ -52,8 +52,11 @@ class Robot:
         """Ask; the answer is noted with how long it took."""
         start = time.perf_counter()
         future = self.client.call_async(AskScene.Request(question=question, max_age_s=10.0))
-        future.add_done_callback(lambda done: self.asked.append(
-            (1000 * (time.perf_counter() - start), done.result().answer.total_ms, done.result().answer.status)))
+        future.add_done_callback(
+            lambda done: self.asked.append(
+                (1000 * (time.perf_counter() - start), done.result().answer.total_ms, done.result().answer.status)
+            )
+        )
 
     def send(self, messages: list[Image], count: int, rate_hz: float) -> None:
         """Publish at a steady rate, stamped as taken now."""
@@ -77,7 +80,7 @@ def moving_scene(count: int = 30) -> list[Image]:
     messages = []
     for index in range(count):
         rgb = texture.copy()
-        rgb[200:260, 15 * index:15 * index + 60] = (220, 40, 40)
+        rgb[200:260, 15 * index : 15 * index + 60] = (220, 40, 40)
         messages.append(image_message(rgb, header_of(0, 'lens')))
     return messages
 
@@ -104,6 +107,7 @@ def measure(robot: Robot, seconds: float, rate_hz: float, questions_hz: float) -
     def ask_steadily():
         while not asking.wait(1 / questions_hz):
             robot.ask('what is the colour of the square ?')
+
     planner = threading.Thread(target=ask_steadily)
     planner.start()
     frames = int(seconds * rate_hz)
@@ -122,10 +126,14 @@ def record(robot: Robot, sent: int, seen_before: int) -> dict:
     return {
         'callback_ms_median': float(robot.diagnostics['callback median'].split()[0]),
         'callback_ms_p95': float(robot.diagnostics['callback p95'].split()[0]),
-        'frames_sent': sent, **{f'frames_{name}': count for name, count in counts.items()},
-        'frames_looked_at': looked_at, 'questions': len(statuses), 'answers_ok': statuses.count(Answer.OK),
+        'frames_sent': sent,
+        **{f'frames_{name}': count for name, count in counts.items()},
+        'frames_looked_at': looked_at,
+        'questions': len(statuses),
+        'answers_ok': statuses.count(Answer.OK),
         'answer_ms_median': round(median(total for total, _, _ in robot.asked), 2),
-        'answer_outside_model_thread_ms_median': round(median(total - inside for total, inside, _ in robot.asked), 2)}
+        'answer_outside_model_thread_ms_median': round(median(total - inside for total, inside, _ in robot.asked), 2),
+    }
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -15,29 +15,30 @@ measures, the worst of its situations. The drift table is `drift.py`'s.
 """
 
 import argparse
-from functools import partial
-from pathlib import Path
-from statistics import median
 import sys
 import tempfile
 import time
+from functools import partial
+from pathlib import Path
+from statistics import median
 
 import change
 import cv2
 import drift
 import mlx.core as mx
-from mlx.utils import tree_flatten
 import numpy as np
+from mlx.utils import tree_flatten
 from results import publish
 from shapes import write_qwen2_5_vl
 from tiny_model import picture
 
-from vlm_reuse_node import state as states, vlm as vlms
-from vlm_reuse_node.budget import Level
 from vlm_reuse_node.config import Config
-from vlm_reuse_node.frame import Frame
-from vlm_reuse_node.session import SceneSession
-from vlm_reuse_node.state import Picture
+from vlm_reuse_node.model import vlm as vlms
+from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.scene.refresh import Level
+from vlm_reuse_node.session import state as states
+from vlm_reuse_node.session.scene_session import SceneSession
+from vlm_reuse_node.session.state import Picture
 
 OUTPUT = Path(__file__).parents[1] / 'out' / 'bench' / 'refresh.json'
 SHAPES = {'qwen2_5_vl 54 cells': write_qwen2_5_vl, 'qwen2_5_vl 391 cells': partial(write_qwen2_5_vl, cells=400)}
@@ -49,8 +50,16 @@ STEADY = WINDOW.with_values(keyframe_interval_s=3600.0, max_cell_age_s=3600.0)
 PATCH = STEADY.with_values(refresh_policy='patch', max_patches=1000, max_patch_share=1.0)
 NOISE = 3.0
 DETECTIONS = 200
-COLUMNS = ('shape', 22), ('changed', 8), ('reuse', 7), ('patch', 8), ('frame', 8), ('full', 9), ('full/patch', 11), (
-    'frame/patch', 12)
+COLUMNS = (
+    ('shape', 22),
+    ('changed', 8),
+    ('reuse', 7),
+    ('patch', 8),
+    ('frame', 8),
+    ('full', 9),
+    ('full/patch', 11),
+    ('frame/patch', 12),
+)
 
 
 def timed(call) -> tuple[float, float]:
@@ -96,8 +105,12 @@ class Camera:
 def noisy(first: Frame, count: int) -> list[Frame]:
     """The same picture again and again, as a camera sends it."""
     rng = np.random.default_rng(0)
-    return [Frame(np.clip(first.rgb + rng.normal(0, NOISE, first.rgb.shape), 0, 255).astype(np.uint8),
-                  first.stamp_ns + number) for number in range(1, count + 1)]
+    return [
+        Frame(
+            np.clip(first.rgb + rng.normal(0, NOISE, first.rgb.shape), 0, 255).astype(np.uint8), first.stamp_ns + number
+        )
+        for number in range(1, count + 1)
+    ]
 
 
 def window(vlm, config: Config) -> SceneSession:
@@ -127,6 +140,7 @@ def full(vlm, repeats: int) -> tuple[float, float]:
 
     def build():
         states.build(vlm, partial(vlm.template, ''), (Picture.see(vlm, frame) for frame in frames))
+
     return tuple(median(each) for each in zip(*[timed(build) for _ in range(repeats)]))
 
 
@@ -141,6 +155,7 @@ def measure(vlm, repeats: int):
         def frames(count):
             camera = Camera(first, grid, cells)
             return [camera.frame() for _ in range(count)]
+
         for session in (patching, whole):  # the picture without the change
             session.newest = None
             session.observe(first, force=True)
@@ -149,16 +164,25 @@ def measure(vlm, repeats: int):
         patch = observed(patching, frames, level, repeats) if cells else reuse
         frame = observed(whole, frames, Level.FRAME, repeats, force=not cells)
         times = {'reuse': reuse, 'patch': patch, 'frame': frame, 'full': full_ms}
-        yield {'changed_percent': percent, 'cells': cells, 'cells_total': grid.cells,
-               **{f'{name}_ms': wall for name, (wall, _) in times.items()},
-               **{f'{name}_cpu_ms': cpu for name, (_, cpu) in times.items()}}
+        yield {
+            'changed_percent': percent,
+            'cells': cells,
+            'cells_total': grid.cells,
+            **{f'{name}_ms': wall for name, (wall, _) in times.items()},
+            **{f'{name}_cpu_ms': cpu for name, (_, cpu) in times.items()},
+        }
 
 
 def line(row: dict) -> str:
     """One row of the table, processor times."""
     times = [row[f'{name}_cpu_ms'] for name in ('reuse', 'patch', 'frame', 'full')]
-    values = (row['shape'], f'{row["changed_percent"]} %', *(f'{ms:.1f}' for ms in times),
-              f'{times[3] / times[1]:.1f}', f'{times[2] / times[1]:.2f}')
+    values = (
+        row['shape'],
+        f'{row["changed_percent"]} %',
+        *(f'{ms:.1f}' for ms in times),
+        f'{times[3] / times[1]:.1f}',
+        f'{times[2] / times[1]:.2f}',
+    )
     return '  '.join(str(value).rjust(width) for value, (_, width) in zip(values, COLUMNS))
 
 
@@ -167,11 +191,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument('--only', choices=('cost', 'drift'), help='one of the two parts; default: both')
     parser.add_argument('--repeats', type=int, default=5, help='runs of each; default: %(default)s')
     parser.add_argument('--tiny', action='store_true', help="the tests' model: to try this program, not to time")
-    parser.add_argument('--sequences', type=int, default=drift.SEQUENCES,
-                        help='tabletops of the drift table; default: %(default)s')
+    parser.add_argument(
+        '--sequences', type=int, default=drift.SEQUENCES, help='tabletops of the drift table; default: %(default)s'
+    )
     parser.add_argument('--model', default='tabletop', help='of the drift table; default: %(default)s')
-    parser.add_argument('--output', type=Path, default=OUTPUT,
-                        help='the JSON file, drift.json goes beside it; default: %(default)s')
+    parser.add_argument(
+        '--output', type=Path, default=OUTPUT, help='the JSON file, drift.json goes beside it; default: %(default)s'
+    )
     return parser
 
 

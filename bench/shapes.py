@@ -5,8 +5,8 @@ Tokens that are no words have no weight in the output, so that an answer always 
 """
 
 import json
-from pathlib import Path
 import sys
+from pathlib import Path
 
 import mlx.core as mx
 
@@ -24,20 +24,50 @@ SEED = 0
 # Heads of 128 as in Qwen2.5-VL, of 128 and 256 as half of Gemma 4's. Few and wide layers: on a CPU attention takes more
 # of the time than in large models, and all the more in narrow ones.
 QWEN = {
-    'hidden_size': 512, 'intermediate_size': 3456, 'num_hidden_layers': 4, 'num_attention_heads': 4,
-    'num_key_value_heads': 2, 'rope_scaling': {'type': 'mrope', 'mrope_section': [16, 24, 24]}, 'rope_theta': 1e6,
-    'max_position_embeddings': CONTEXT}
-QWEN_VISION = {'depth': 2, 'hidden_size': 320, 'intermediate_size': 1280, 'out_hidden_size': 512, 'num_heads': 4,
-               'window_size': 112, 'fullatt_block_indexes': [1]}
+    'hidden_size': 512,
+    'intermediate_size': 3456,
+    'num_hidden_layers': 4,
+    'num_attention_heads': 4,
+    'num_key_value_heads': 2,
+    'rope_scaling': {'type': 'mrope', 'mrope_section': [16, 24, 24]},
+    'rope_theta': 1e6,
+    'max_position_embeddings': CONTEXT,
+}
+QWEN_VISION = {
+    'depth': 2,
+    'hidden_size': 320,
+    'intermediate_size': 1280,
+    'out_hidden_size': 512,
+    'num_heads': 4,
+    'window_size': 112,
+    'fullatt_block_indexes': [1],
+}
 GEMMA_TEXT = {
-    'hidden_size': 512, 'intermediate_size': 2560, 'num_hidden_layers': 6, 'num_attention_heads': 4,
-    'num_key_value_heads': 2, 'head_dim': 128, 'global_head_dim': 256, 'num_global_key_value_heads': 1,
-    'sliding_window': 512, 'layer_types': ['sliding_attention'] * 5 + ['full_attention'],
-    'max_position_embeddings': CONTEXT}
+    'hidden_size': 512,
+    'intermediate_size': 2560,
+    'num_hidden_layers': 6,
+    'num_attention_heads': 4,
+    'num_key_value_heads': 2,
+    'head_dim': 128,
+    'global_head_dim': 256,
+    'num_global_key_value_heads': 1,
+    'sliding_window': 512,
+    'layer_types': ['sliding_attention'] * 5 + ['full_attention'],
+    'max_position_embeddings': CONTEXT,
+}
 GEMMA_VISION = {
-    'hidden_size': 192, 'intermediate_size': 768, 'num_hidden_layers': 2, 'num_attention_heads': 3,
-    'num_key_value_heads': 3, 'head_dim': 64, 'global_head_dim': 64, 'patch_size': 16, 'pooling_kernel_size': 3,
-    'position_embedding_size': 64, 'default_output_length': CELLS}
+    'hidden_size': 192,
+    'intermediate_size': 768,
+    'num_hidden_layers': 2,
+    'num_attention_heads': 3,
+    'num_key_value_heads': 3,
+    'head_dim': 64,
+    'global_head_dim': 64,
+    'patch_size': 16,
+    'pooling_kernel_size': 3,
+    'position_embedding_size': 64,
+    'default_output_length': CELLS,
+}
 
 
 def write_qwen2_5_vl(folder: Path, tiny: bool = False, cells: int = CELLS) -> Path:
@@ -52,7 +82,7 @@ def write_qwen2_5_vl(folder: Path, tiny: bool = False, cells: int = CELLS) -> Pa
         config['vision_config'] |= QWEN_VISION
         _write(folder / 'config.json', config)
         cell = 2 * config['vision_config']['patch_size']
-        side = round(cells ** 0.5) * cell
+        side = round(cells**0.5) * cell
         _change(folder / 'preprocessor_config.json', min_pixels=(side - cell) ** 2, max_pixels=side * side)
         tiny_model._write_weights(folder, config, SEED)
     _set_output(folder, 'language_model.lm_head.weight', tiny_model.SPECIAL)
@@ -72,8 +102,9 @@ def write_gemma4(folder: Path, tiny: bool = False) -> Path:
         config['vision_config'] |= GEMMA_VISION
         _write(folder / 'config.json', config)
         processor = _read(folder / 'processor_config.json')
-        processor['image_processor'] |= {
-            name: GEMMA_VISION[name] for name in ('patch_size', 'pooling_kernel_size')} | {'max_soft_tokens': CELLS}
+        processor['image_processor'] |= {name: GEMMA_VISION[name] for name in ('patch_size', 'pooling_kernel_size')} | {
+            'max_soft_tokens': CELLS
+        }
         _write(folder / 'processor_config.json', processor)
         tiny_gemma4._write_weights(folder, config, SEED)
     _set_output(folder, 'language_model.model.embed_tokens.weight', (*tiny_gemma4.SPECIAL, '\n'), TIED_SCALE)

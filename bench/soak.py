@@ -10,30 +10,30 @@ and soak_samples.csv, one line a second.
 """
 
 import argparse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, ExitStack
 import csv
-from dataclasses import asdict, fields
 import json
 import os
-from pathlib import Path
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
 
-from ament_index_python.packages import get_package_prefix
 import rclpy
+from ament_index_python.packages import get_package_prefix
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from results import publish
-from soak_figures import as_json, Sample, Soak
-from soak_robot import Cameras, NODE, Planner, Watch
+from soak_figures import Sample, Soak, as_json
+from soak_robot import NODE, Cameras, Planner, Watch
 
 from vlm_reuse_node.demo.children import Child, ChildError
 from vlm_reuse_node.demo.dds import use_own_domain
 from vlm_reuse_node.demo.interruption import Interrupted, Interruption
 from vlm_reuse_node.errors import VlmReuseError
-from vlm_reuse_node.process import READY
+from vlm_reuse_node.ros.process import READY
 
 OUTPUT = Path(__file__).parents[1] / 'out' / 'soak.json'
 CAMERAS = ['front', 'side']
@@ -50,8 +50,14 @@ class SoakError(VlmReuseError):
 class Run:
     """One soak, from the first picture to the end of the node."""
 
-    def __init__(self, args: argparse.Namespace, node: Child, ros: Node, executor: SingleThreadedExecutor,
-                 check: Callable[[], None]):
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        node: Child,
+        ros: Node,
+        executor: SingleThreadedExecutor,
+        check: Callable[[], None],
+    ):
         """Prepare. check: may raise Interrupted whenever something is waited for."""
         self._args, self._node, self._executor, self._check = args, node, executor, check
         self._watched = [check, node.check_running]
@@ -65,8 +71,10 @@ class Run:
 
         Raises SoakError when that takes too long, and whatever ends the node or this program.
         """
+
         def is_connected():
             return self._node.has_said(READY) and self._cameras.are_connected and self._planner.is_connected
+
         self._spin(LOAD_PATIENCE_S, is_connected)
         if not is_connected():
             raise SoakError(f"The node did not serve within {LOAD_PATIENCE_S:g} s; see '{self._node.log}'.")
@@ -85,9 +93,18 @@ class Run:
             self._node.check()
         except (Interrupted, ChildError) as err:
             stopped, seconds = str(err), time.monotonic() - start_s
-        return Soak(seconds, 60 * self._args.warmup, self._watch.samples, self._cameras.sent.total(),
-                    self._watch.counts, self._watch.levels, self._planner.asked, self._planner.statuses,
-                    self._planner.answer_ms, stopped)
+        return Soak(
+            seconds,
+            60 * self._args.warmup,
+            self._watch.samples,
+            self._cameras.sent.total(),
+            self._watch.counts,
+            self._watch.levels,
+            self._planner.asked,
+            self._planner.statuses,
+            self._planner.answer_ms,
+            stopped,
+        )
 
     def _ask(self) -> str:
         """Ask until the time is over; returns why it was over early, or ''."""
@@ -117,8 +134,11 @@ class Run:
         if sample.seconds - self._told_s < NEWS_S:
             return
         self._told_s = sample.seconds
-        print(f'{sample.seconds / 60:6.1f} min  {sample.frames:8d} pictures  {sample.rss_mb:7.1f} MB  {sample.waiting} '
-              f'waiting  {self._planner.asked} asked, {self._planner.open} open', flush=True)
+        print(
+            f'{sample.seconds / 60:6.1f} min  {sample.frames:8d} pictures  {sample.rss_mb:7.1f} MB  {sample.waiting} '
+            f'waiting  {self._planner.asked} asked, {self._planner.open} open',
+            flush=True,
+        )
 
 
 def soak(args: argparse.Namespace, check: Callable[[], None]) -> Soak:
@@ -169,10 +189,19 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--minutes', type=float, default=5.0, help='how long to ask; default: %(default)g')
-    parser.add_argument('--warmup', type=float, metavar='MINUTES',
-                        help='memory may grow for so long at first; default: two fifths of the time, at most 5')
-    parser.add_argument('--max-slope', type=float, default=1.0, metavar='MB',
-                        help='most that memory may grow in 10,000 pictures; default: %(default)g')
+    parser.add_argument(
+        '--warmup',
+        type=float,
+        metavar='MINUTES',
+        help='memory may grow for so long at first; default: two fifths of the time, at most 5',
+    )
+    parser.add_argument(
+        '--max-slope',
+        type=float,
+        default=1.0,
+        metavar='MB',
+        help='most that memory may grow in 10,000 pictures; default: %(default)g',
+    )
     parser.add_argument('--rate', type=float, default=30.0, help='pictures a second, of each; default: %(default)g')
     parser.add_argument('--questions', type=float, default=2.0, help='a second, together; default: %(default)g')
     parser.add_argument('--model', default='tabletop', help="the node's model; default: the embedded one")
@@ -188,8 +217,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if args.warmup is None:
         args.warmup = min(0.4 * args.minutes, 5.0)
     if not 0 <= args.warmup < args.minutes or min(args.rate, args.questions) <= 0:
-        parser.error(f'--minutes is {args.minutes:g}, --warmup {args.warmup:g}, --rate {args.rate:g} and --questions '
-                     f'{args.questions:g}; expected more minutes than those of the warm-up, and rates above 0.')
+        parser.error(
+            f'--minutes is {args.minutes:g}, --warmup {args.warmup:g}, --rate {args.rate:g} and --questions '
+            f'{args.questions:g}; expected more minutes than those of the warm-up, and rates above 0.'
+        )
     if args.domain is not None and not 0 <= args.domain <= LAST_DOMAIN:
         parser.error(f'--domain is {args.domain}; expected 0 to {LAST_DOMAIN}.')
     return args

@@ -81,7 +81,7 @@ class Soak:
     @property
     def queue_left(self) -> int:
         """The fewest that were seen waiting in the last third: a queue that does not grow is empty now and then."""
-        return min((sample.waiting for sample in self.samples[len(self.samples) * 2 // 3:]), default=0)
+        return min((sample.waiting for sample in self.samples[len(self.samples) * 2 // 3 :]), default=0)
 
     @property
     def slope(self) -> Slope | None:
@@ -119,7 +119,8 @@ def faults(soak: Soak, max_slope_mb: float) -> list[str]:
         (errors, f"{errors} of {soak.asked} answers are MODEL_ERROR; see the node's log."),
         (soak.queue_left, f'Questions pile up: in the last third never fewer than {soak.queue_left} waited.'),
         (soak.frames * 2 < soak.sent, f'Only {soak.frames} of {soak.sent} pictures reached the node.'),
-        *_slope_faults(soak.slope, max_slope_mb)]
+        *_slope_faults(soak.slope, max_slope_mb),
+    ]
     return [sentence for is_so, sentence in checks if is_so]
 
 
@@ -127,25 +128,40 @@ def _slope_faults(slope: Slope | None, limit_mb: float) -> list[tuple[bool, str]
     if slope is None:
         return [(True, 'Too little was measured after the warm-up to tell how memory grows; soak longer.')]
     sure = 'surely' if slope.low_mb > limit_mb else 'perhaps by chance: soak longer'
-    return [(slope.mb > limit_mb, f'Memory grows by {slope.mb:.2f} MB per 10,000 pictures, more than {limit_mb:g} '
-                                  f'({sure}; 95 %: {slope.low_mb:.2f} to {slope.high_mb:.2f}).')]
+    return [
+        (
+            slope.mb > limit_mb,
+            f'Memory grows by {slope.mb:.2f} MB per 10,000 pictures, more than {limit_mb:g} '
+            f'({sure}; 95 %: {slope.low_mb:.2f} to {slope.high_mb:.2f}).',
+        )
+    ]
 
 
 def as_json(soak: Soak, max_slope_mb: float) -> dict:
     """Everything as JSON types, units in the names."""
     slope, warm, times = soak.slope, soak.warm, soak.answer_ms
     return {
-        'minutes': round(soak.seconds / 60, 2), 'warmup_minutes': round(soak.warmup_s / 60, 2), 'frames': soak.frames,
-        'frames_sent': soak.sent, **{f'frames_{name}': soak.counts[name] for name in soak.counts if name != 'received'},
-        'frames_looked_at': sum(soak.levels.values()), 'levels': dict(soak.levels),
+        'minutes': round(soak.seconds / 60, 2),
+        'warmup_minutes': round(soak.warmup_s / 60, 2),
+        'frames': soak.frames,
+        'frames_sent': soak.sent,
+        **{f'frames_{name}': soak.counts[name] for name in soak.counts if name != 'received'},
+        'frames_looked_at': sum(soak.levels.values()),
+        'levels': dict(soak.levels),
         'rss_slope_mb_per_10k_frames': slope and round(slope.mb, 3),
         'rss_slope_95': slope and [round(slope.low_mb, 3), round(slope.high_mb, 3)],
         'rss_slope_with_shared_mb_per_10k_frames': slope and round(soak.slope_with_shared.mb, 3),
         'rss_mb_after_warmup': round(warm[0].rss_mb, 1) if warm else None,
         'rss_mb_end': round(warm[-1].rss_mb, 1) if warm else None,
         'shared_mb_end': round(warm[-1].shared_mb, 1) if warm else None,
-        'questions': soak.asked, 'unanswered': soak.unanswered, 'statuses': dict(soak.statuses),
-        **{f'answer_ms_{name}': round(float(np.percentile(times, percentile)), 1) if times else None
-           for name, percentile in (('median', 50), ('p95', 95), ('longest', 100))},
-        'queue_longest': soak.queue_longest, 'queue_left': soak.queue_left,
-        'faults': faults(soak, max_slope_mb)}
+        'questions': soak.asked,
+        'unanswered': soak.unanswered,
+        'statuses': dict(soak.statuses),
+        **{
+            f'answer_ms_{name}': round(float(np.percentile(times, percentile)), 1) if times else None
+            for name, percentile in (('median', 50), ('p95', 95), ('longest', 100))
+        },
+        'queue_longest': soak.queue_longest,
+        'queue_left': soak.queue_left,
+        'faults': faults(soak, max_slope_mb),
+    }

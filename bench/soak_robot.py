@@ -1,15 +1,15 @@
 """The soak's robot: cameras that never stop, a planner that asks without pause, and what the node says about itself."""
 
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import count
-import threading
-import time
 
-from diagnostic_msgs.msg import DiagnosticArray
 import numpy as np
 import psutil
+from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image
@@ -17,11 +17,11 @@ from soak_figures import Sample
 from vlm_reuse_interfaces.msg import RefreshBudget
 from vlm_reuse_interfaces.srv import AskScene
 
-from vlm_reuse_node.budget import Status
 from vlm_reuse_node.demo import questions, story
-from vlm_reuse_node.demo.tabletop import random_things, sense, Sensor, Table
-from vlm_reuse_node.ros_convert import image_message
-from vlm_reuse_node.ros_messages import header_of
+from vlm_reuse_node.demo.tabletop import Sensor, Table, random_things, sense
+from vlm_reuse_node.ros.conversion import image_message
+from vlm_reuse_node.ros.messages import header_of
+from vlm_reuse_node.session.answer import Status
 
 NODE = 'vlm_reuse_node'
 LOOP_S, VIEWS = 40.0, 5
@@ -39,8 +39,13 @@ class Scene:
         rng = np.random.default_rng(seed)
         table, spans = Table(rng), [span for span in story.tell(rng, LOOP_S) if span.is_steady]
         self._ends_s = [span.to_s for span in spans]
-        self._views = [[image_message(sense(table.picture(span.things), Sensor(), rng), header_of(0, 'lens'))
-                        for _ in range(VIEWS)] for span in spans]
+        self._views = [
+            [
+                image_message(sense(table.picture(span.things), Sensor(), rng), header_of(0, 'lens'))
+                for _ in range(VIEWS)
+            ]
+            for span in spans
+        ]
 
     def picture(self, number: int, time_s: float) -> Image:
         """The camera's picture of that number, taken at that time; the message is the scene's own, without a stamp."""
@@ -57,8 +62,9 @@ class Cameras:
         self.sent = Counter(dict.fromkeys(names, 0))
         self._names, self._tick_s, self._clock = names, 1.0 / rate_hz / len(names), node.get_clock()
         self._scenes = {name: Scene(seed) for seed, name in enumerate(names)}
-        self._publishers = {name: node.create_publisher(Image, f'{name}/image_raw', QoSProfile(depth=1))
-                            for name in names}
+        self._publishers = {
+            name: node.create_publisher(Image, f'{name}/image_raw', QoSProfile(depth=1)) for name in names
+        }
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name='cameras')
 
@@ -126,6 +132,7 @@ class Planner:
         def note(done) -> None:
             self.answer_ms.append(1e3 * (time.perf_counter() - start_s))
             self.statuses[STATUSES[done.result().answer.status]] += 1
+
         self.asked += 1
         request = AskScene.Request(camera=camera, question=text, choices=choices, max_tokens=MAX_TOKENS)
         self._client.call_async(request).add_done_callback(note)
@@ -175,15 +182,23 @@ class Watch:
             self._memory.append(((memory.rss - shared) / 1e6, shared / 1e6))
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
-        parts = {status.name.removeprefix(f'{NODE}: '): {pair.key: pair.value for pair in status.values}
-                 for status in message.status if status.name.startswith(f'{NODE}: ')}
+        parts = {
+            status.name.removeprefix(f'{NODE}: '): {pair.key: pair.value for pair in status.values}
+            for status in message.status
+            if status.name.startswith(f'{NODE}: ')
+        }
         self._look()
         if self._start_s is None or 'model' not in parts or not self._memory:
             return
         cameras = [values for part, values in parts.items() if part.startswith('camera ')]
         self.counts = Counter({name: sum(int(each[f'pictures {name}']) for each in cameras) for name in COUNTS})
-        self.samples.append(Sample(
-            time.monotonic() - self._start_s, self.counts['received'], *min(self._memory),
-            waiting=int(parts['model']['questions waiting'])))
+        self.samples.append(
+            Sample(
+                time.monotonic() - self._start_s,
+                self.counts['received'],
+                *min(self._memory),
+                waiting=int(parts['model']['questions waiting']),
+            )
+        )
         self._memory.clear()
         self._on_sample(self.samples[-1])

@@ -3,12 +3,13 @@
 No default of the node is repeated here: an argument that is not given leaves the parameter to params_file and the node.
 """
 
-from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction, RegisterEventHandler
 from launch.event_handlers import OnProcessIO
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
+
+from launch import LaunchContext, LaunchDescription
 
 PACKAGE = 'vlm_reuse_node'
 READY = b'vlm_reuse_node: ready'  # on stderr at any log level
@@ -17,47 +18,86 @@ READY = b'vlm_reuse_node: ready'  # on stderr at any log level
 def generate_launch_description() -> LaunchDescription:
     """List the arguments; `ros2 launch vlm_reuse_node vlm_reuse.launch.py --show-args` prints them."""
     params_file = PathJoinSubstitution([FindPackageShare(PACKAGE), 'config', 'vlm_reuse.yaml'])
-    return LaunchDescription([
-        DeclareLaunchArgument(
-            'model', default_value='',
-            description="'tabletop', a model directory in mlx-vlm's format, or a hub name; empty: as in params_file"),
-        DeclareLaunchArgument(
-            'cameras', default_value='',
-            description='names with commas between; each subscribes to <name>/image_raw; empty: as in params_file'),
-        DeclareLaunchArgument(
-            'image_topic', default_value='',
-            description='topic of the first of cameras, which must be given too; empty: <name>/image_raw'),
-        DeclareLaunchArgument(
-            'params_file', default_value=params_file,
-            description="YAML file of parameters that differ from the node's defaults"),
-        DeclareLaunchArgument(
-            'namespace', default_value='', description='namespace of the node and its topics, one per robot'),
-        DeclareLaunchArgument(
-            'log_level', default_value='info', choices=['debug', 'info', 'warn', 'error', 'fatal'],
-            description='least severe message that is logged'),
-        DeclareLaunchArgument(
-            'use_sim_time', default_value='auto', choices=['auto', 'true', 'false'],
-            description='take the time from /clock; auto: when a bag is played, else as in params_file'),
-        DeclareLaunchArgument(
-            'autostart', default_value='auto', choices=['auto', 'true', 'false'],
-            description='load the model and take pictures at the start; false: wait for a lifecycle manager or '
-                        "'ros2 lifecycle set'; auto: as in params_file"),
-        DeclareLaunchArgument(
-            'bag', default_value='',
-            description='bag to play with its clock as soon as the node is ready; empty: none'),
-        OpaqueFunction(function=bring_up),
-    ])
+    return LaunchDescription(
+        [
+            DeclareLaunchArgument(
+                'model',
+                default_value='',
+                description="'tabletop', a model directory in mlx-vlm's format or a hub name; empty: as in params_file",
+            ),
+            DeclareLaunchArgument(
+                'cameras',
+                default_value='',
+                description='names with commas between; each subscribes to <name>/image_raw; empty: as in params_file',
+            ),
+            DeclareLaunchArgument(
+                'image_topic',
+                default_value='',
+                description='topic of the first of cameras, which must be given too; empty: <name>/image_raw',
+            ),
+            DeclareLaunchArgument(
+                'params_file',
+                default_value=params_file,
+                description="YAML file of parameters that differ from the node's defaults",
+            ),
+            DeclareLaunchArgument(
+                'namespace', default_value='', description='namespace of the node and its topics, one per robot'
+            ),
+            DeclareLaunchArgument(
+                'log_level',
+                default_value='info',
+                choices=['debug', 'info', 'warn', 'error', 'fatal'],
+                description='least severe message that is logged',
+            ),
+            DeclareLaunchArgument(
+                'use_sim_time',
+                default_value='auto',
+                choices=['auto', 'true', 'false'],
+                description='take the time from /clock; auto: when a bag is played, else as in params_file',
+            ),
+            DeclareLaunchArgument(
+                'autostart',
+                default_value='auto',
+                choices=['auto', 'true', 'false'],
+                description='load the model and take pictures at the start; false: wait for a lifecycle manager or '
+                "'ros2 lifecycle set'; auto: as in params_file",
+            ),
+            DeclareLaunchArgument(
+                'bag',
+                default_value='',
+                description='bag to play with its clock as soon as the node is ready; empty: none',
+            ),
+            OpaqueFunction(function=bring_up),
+        ]
+    )
 
 
 def bring_up(context: LaunchContext) -> list:
     """Turn the arguments that were given into the node, and a player when there is a bag."""
-    given = {name: LaunchConfiguration(name).perform(context) for name in (
-        'model', 'cameras', 'image_topic', 'params_file', 'namespace', 'log_level', 'use_sim_time', 'autostart',
-        'bag')}
+    given = {
+        name: LaunchConfiguration(name).perform(context)
+        for name in (
+            'model',
+            'cameras',
+            'image_topic',
+            'params_file',
+            'namespace',
+            'log_level',
+            'use_sim_time',
+            'autostart',
+            'bag',
+        )
+    }
     node = Node(
-        package=PACKAGE, executable='node', name=PACKAGE, namespace=given['namespace'], output='screen',
-        parameters=[given['params_file'], *parameters_of(given)], remappings=remappings_of(given),
-        ros_arguments=['--log-level', given['log_level']])
+        package=PACKAGE,
+        executable='node',
+        name=PACKAGE,
+        namespace=given['namespace'],
+        output='screen',
+        parameters=[given['params_file'], *parameters_of(given)],
+        remappings=remappings_of(given),
+        ros_arguments=['--log-level', given['log_level']],
+    )
     return [node, play_when_ready(node, given['bag'])] if given['bag'] else [node]
 
 
@@ -97,8 +137,9 @@ def play_when_ready(node: Node, bag: str) -> RegisterEventHandler:
     def on_output(event):
         said.extend(event.text)  # a line may come in pieces
         if started or READY not in said:
-            del said[:-len(READY)]
+            del said[: -len(READY)]
             return None
         started.append(player)
         return started
+
     return RegisterEventHandler(OnProcessIO(target_action=node, on_stderr=on_output))

@@ -2,7 +2,7 @@
 
 import threading
 
-from vlm_reuse_node.families.qwen2_5_vl import Family
+from vlm_reuse_node.model.families.qwen2_5_vl import Family
 
 WAIT_S = 20
 
@@ -23,6 +23,7 @@ class Brake:
             if self.failing:
                 raise RuntimeError('the device is gone')
             return forward(family, *args, **kwargs)
+
         monkeypatch.setattr(Family, 'forward', braked)
 
     def hold(self):

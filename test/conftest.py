@@ -17,7 +17,8 @@ def model_dir(tmp_path_factory):
 @pytest.fixture(scope='session')
 def vlm(model_dir):
     """The tiny model, for tests that stay on pytest's thread."""
-    from vlm_reuse_node.vlm import load
+    from vlm_reuse_node.model.vlm import load
+
     return load(str(model_dir))
 
 
@@ -25,6 +26,7 @@ def vlm(model_dir):
 def brake(monkeypatch):
     """A hand on the tiny model's forward passes."""
     from brake import Brake
+
     brake = Brake(monkeypatch)
     yield brake
     brake.go_on.set()
@@ -34,6 +36,7 @@ def brake(monkeypatch):
 def ros():
     """A ROS context of the test module's own."""
     from ros_harness import graph
+
     with graph() as context:
         yield context
 
@@ -48,6 +51,7 @@ def namespace(request):
 def start(ros, model_dir, namespace):
     """Start the node; gives the robot around it, whose `scene` is the node."""
     from ros_harness import Robot, scene_node
+
     running = []
 
     def start(**parameters):

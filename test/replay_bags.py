@@ -7,7 +7,7 @@ import numpy as np
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from vlm_reuse_node.frame import Frame
+from vlm_reuse_node.scene.frame import Frame
 
 TYPES = get_typestore(Stores.ROS2_KILTED)
 BEGIN_NS = 1_700_000_000_000_000_000
@@ -23,12 +23,21 @@ def scene(number: int, changes_at: tuple[int, ...] = (4, 8)) -> np.ndarray:
 
 def frames(count: int, camera: str = 'camera', step_s: float = 0.5, **options) -> list[Frame]:
     """Pictures of `scene`, one every `step_s`."""
-    return [Frame(scene(number, **options), BEGIN_NS + round(number * step_s * 1e9), f'{camera}_optical', camera)
-            for number in range(count)]
+    return [
+        Frame(scene(number, **options), BEGIN_NS + round(number * step_s * 1e9), f'{camera}_optical', camera)
+        for number in range(count)
+    ]
 
 
-def write_bag(path: Path, pictures: dict[str, list[Frame]], *, storage: StoragePlugin = StoragePlugin.MCAP,
-              kind: str = IMAGE, stamped: bool = True, silent: tuple[str, ...] = ()) -> Path:
+def write_bag(
+    path: Path,
+    pictures: dict[str, list[Frame]],
+    *,
+    storage: StoragePlugin = StoragePlugin.MCAP,
+    kind: str = IMAGE,
+    stamped: bool = True,
+    silent: tuple[str, ...] = (),
+) -> Path:
     """Write a bag.
 
     pictures: by topic; a topic without any becomes one of texts. silent: image topics without a message.
@@ -43,8 +52,9 @@ def write_bag(path: Path, pictures: dict[str, list[Frame]], *, storage: StorageP
             if not each:
                 text = TYPES.serialize_cdr(TYPES.types[TEXT](data='nothing to see'), TEXT)
                 messages.append((BEGIN_NS, connection, text))
-            messages += [(frame.stamp_ns, connection, TYPES.serialize_cdr(_message(frame, own, stamped), own))
-                         for frame in each]
+            messages += [
+                (frame.stamp_ns, connection, TYPES.serialize_cdr(_message(frame, own, stamped), own)) for frame in each
+            ]
         for time_ns, connection, data in sorted(messages, key=lambda message: message[0]):
             writer.write(connection, time_ns, data)
     return path
@@ -71,5 +81,12 @@ def _message(frame, kind, stamped):
         data = cv2.imencode('.png', frame.rgb[..., ::-1])[1].reshape(-1)
         return TYPES.types[kind](header=header, format='rgb8; png compressed bgr8', data=data)
     height, width = frame.size
-    return TYPES.types[kind](header=header, height=height, width=width, encoding='rgb8', is_bigendian=0,
-                             step=3 * width, data=frame.rgb.reshape(-1))
+    return TYPES.types[kind](
+        header=header,
+        height=height,
+        width=width,
+        encoding='rgb8',
+        is_bigendian=0,
+        step=3 * width,
+        data=frame.rgb.reshape(-1),
+    )

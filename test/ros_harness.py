@@ -1,12 +1,12 @@
 """A robot for tests: a camera, a planner and an operator in pytest's process, over real DDS on loopback."""
 
-from contextlib import contextmanager
-from itertools import count
 import os
 import signal
 import subprocess
 import threading
 import time
+from contextlib import contextmanager
+from itertools import count
 
 import numpy as np
 
@@ -14,22 +14,22 @@ os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 _DOMAINS = count(os.getpid())  # sessions of several people on one machine stay apart
 os.environ['ROS_DOMAIN_ID'] = str(1 + next(_DOMAINS) % 100)
 
-from ament_index_python.packages import get_package_prefix  # noqa: E402
-from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
-from lifecycle_msgs.msg import Transition  # noqa: E402
-from lifecycle_msgs.srv import ChangeState  # noqa: E402
-from rcl_interfaces.srv import SetParameters  # noqa: E402
-import rclpy  # noqa: E402
-from rclpy.executors import SingleThreadedExecutor  # noqa: E402
-from rclpy.parameter import Parameter  # noqa: E402
-from rclpy.qos import qos_profile_sensor_data, QoSProfile  # noqa: E402
-from sensor_msgs.msg import Image  # noqa: E402
-from std_srvs.srv import Trigger  # noqa: E402
-from vlm_reuse_interfaces.srv import AskScene  # noqa: E402
+import rclpy
+from ament_index_python.packages import get_package_prefix
+from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+from rcl_interfaces.srv import SetParameters
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile, qos_profile_sensor_data
+from sensor_msgs.msg import Image
+from std_srvs.srv import Trigger
+from vlm_reuse_interfaces.srv import AskScene
 
-from vlm_reuse_node.node import SceneNode  # noqa: E402
-from vlm_reuse_node.ros_convert import image_message  # noqa: E402
-from vlm_reuse_node.ros_messages import header_of  # noqa: E402
+from vlm_reuse_node.ros.conversion import image_message
+from vlm_reuse_node.ros.messages import header_of
+from vlm_reuse_node.ros.node import SceneNode
 
 PATIENCE_S = 30.0
 BUDGET = 'vlm_reuse_node/refresh_budget'
@@ -96,9 +96,16 @@ class Robot:
         prefix = f'{self.namespace}/vlm_reuse_node: '.lstrip('/')
 
         def newest():
-            ours = [{status.name.removeprefix(prefix): status for status in message.status
-                     if status.name.startswith(prefix)} for message in messages]
+            ours = [
+                {
+                    status.name.removeprefix(prefix): status
+                    for status in message.status
+                    if status.name.startswith(prefix)
+                }
+                for message in messages
+            ]
             return next((statuses for statuses in reversed(ours) if statuses), {})
+
         return newest
 
 

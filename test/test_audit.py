@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm_reuse_node.audit import Audited, DriftAudit
+from vlm_reuse_node.session.drift_audit import Audited, DriftAudit
 
 MAX_DRIFT = 0.01
 

@@ -1,17 +1,17 @@
 """The benchmark of follow-up questions, on tiny models: what it counts and writes. Its times say nothing here."""
 
+import json
+import sys
 from contextlib import redirect_stdout
 from io import StringIO
-import json
 from pathlib import Path
-import sys
 from types import SimpleNamespace
 
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / 'bench'))
 
-import followup  # noqa: E402
+import followup
 
 FRAMES = 1, 2
 SHAPES = 'qwen2_5_vl', 'gemma4'
@@ -38,9 +38,11 @@ def texts(result):
 
 def test_there_is_a_row_for_every_shape_number_of_pictures_and_kind_of_question(result):
     assert [(row['shape'], row['frames'], row['question']) for row in result['rows']] == [
-        (shape, frames, kind) for shape in SHAPES for frames in FRAMES for kind in ('text', 'choice')]
+        (shape, frames, kind) for shape in SHAPES for frames in FRAMES for kind in ('text', 'choice')
+    ]
     assert [(state['shape'], state['frames']) for state in result['states']] == [
-        (shape, frames) for shape in SHAPES for frames in FRAMES]
+        (shape, frames) for shape in SHAPES for frames in FRAMES
+    ]
 
 
 def test_the_table_comes_first_and_the_json_line_last(printed):
@@ -102,11 +104,22 @@ def test_a_peer_that_cannot_run_is_a_reason_and_no_failure(monkeypatch):
         if list(options) == ['apc_manager']:
             raise ValueError('no\nroom')
         return 1.0, [1, 2], 0
+
     monkeypatch.setattr(followup.Peers, 'run', run)
     kept = SimpleNamespace(question='a', other='b', state=SimpleNamespace(pictures=[0]))
     entries = followup.Peers(kept, [], [], True).measure(SimpleNamespace(token_ids=(1, 2)))
     assert entries['PromptCacheState']['answer_right'] and entries['APC']['ms'] is None
     assert entries['APC']['reason'] == 'ValueError: no room'
-    row = {'shape': 'x', 'frames': 1, 'question': 'text', 'cold_ms': 1.0, 'warm_ms': 1.0, 'floor_ms': 1.0,
-           'speedup': 1.0, 'warm_over_floor': 1.0, 'equal_to_cold': False, 'peers': entries}
+    row = {
+        'shape': 'x',
+        'frames': 1,
+        'question': 'text',
+        'cold_ms': 1.0,
+        'warm_ms': 1.0,
+        'floor_ms': 1.0,
+        'speedup': 1.0,
+        'warm_over_floor': 1.0,
+        'equal_to_cold': False,
+        'peers': entries,
+    }
     assert followup.line(row).split()[-2:] == ['1.0', 'cannot'] and 'NO' in followup.line(row)

@@ -1,22 +1,22 @@
 """The benchmark of refreshes and of drift, on few cases: what it counts and writes. Its times say nothing here."""
 
+import json
+import sys
 from contextlib import redirect_stdout
 from io import StringIO
-import json
 from pathlib import Path
-import sys
 
 import numpy as np
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / 'bench'))
 
-import drift  # noqa: E402
-import refresh  # noqa: E402
+import drift
+import refresh
 
-from vlm_reuse_node.budget import Answer, Status  # noqa: E402
-from vlm_reuse_node.config import Config  # noqa: E402
-from vlm_reuse_node.families.base import Grid  # noqa: E402
+from vlm_reuse_node.config import Config
+from vlm_reuse_node.model.families.base import Grid
+from vlm_reuse_node.session.answer import Answer, Status
 
 
 @pytest.fixture(scope='module')
@@ -36,9 +36,16 @@ def written(tmp_path_factory):
 def test_there_is_a_row_for_every_share_of_changed_cells(written):
     rows = written['rows']
     assert [(row['shape'], row['changed_percent'], row['cells']) for row in rows] == [
-        ('tiny', 0, 0), ('tiny', 5, 1), ('tiny', 100, 12)]
-    assert all(row[f'{name}_{clock}'] > 0 for row in rows for name in ('reuse', 'patch', 'frame', 'full')
-               for clock in ('ms', 'cpu_ms'))
+        ('tiny', 0, 0),
+        ('tiny', 5, 1),
+        ('tiny', 100, 12),
+    ]
+    assert all(
+        row[f'{name}_{clock}'] > 0
+        for row in rows
+        for name in ('reuse', 'patch', 'frame', 'full')
+        for clock in ('ms', 'cpu_ms')
+    )
     assert rows[0]['patch_ms'] == rows[0]['reuse_ms'] < rows[0]['full_ms']
     assert set(written['change_ms_p95']) == {'640x480', '1920x1080'}
 
@@ -49,8 +56,9 @@ def test_a_camera_changes_as_many_cells_as_asked_for_and_no_other(cells):
     camera = refresh.Camera(first, grid, cells)
     one, two = camera.frame(), camera.frame()
     different = (one.rgb != two.rgb).any(axis=2)
-    touched = {(int(row * grid.rows / 480), int(column * grid.columns / 640))
-               for row, column in zip(*np.nonzero(different))}
+    touched = {
+        (int(row * grid.rows / 480), int(column * grid.columns / 640)) for row, column in zip(*np.nonzero(different))
+    }
     assert camera.cells == len(touched) == cells and np.array_equal(two.rgb, first.rgb)
     assert one.stamp_ns < two.stamp_ns
 
@@ -79,14 +87,26 @@ def test_whole_pictures_do_not_drift(rows):
 
 
 def test_a_threshold_escalates_more_and_leaves_less_the_higher_it_is():
-    answers = [Answer(Status.OK, choice_index=index, confidence=confidence)
-               for index, confidence in ((0, 0.5), (1, 0.75), (0, 0.97), (1, 0.99))]
-    arm = drift.Arm(Config(), False, answer_ms=[1.0], answers=[
-        (answer, Answer(Status.OK, choice_index=0), answer.choice_index == 0, True) for answer in answers])
+    answers = [
+        Answer(Status.OK, choice_index=index, confidence=confidence)
+        for index, confidence in ((0, 0.5), (1, 0.75), (0, 0.97), (1, 0.99))
+    ]
+    arm = drift.Arm(
+        Config(),
+        False,
+        answer_ms=[1.0],
+        answers=[(answer, Answer(Status.OK, choice_index=0), answer.choice_index == 0, True) for answer in answers],
+    )
     row = drift.summary('one', arm)
     assert (row['questions'], row['drifted'], row['choice_drift'], row['accuracy']) == (4, 2, 0.5, 0.5)
     assert {each['min_confidence']: (each['escalated'], each['drift_left']) for each in row['thresholds']} == {
-        0.6: (0.25, 0.5), 0.7: (0.25, 0.5), 0.8: (0.5, 0.25), 0.9: (0.5, 0.25), 0.95: (0.5, 0.25), 0.99: (0.75, 0.25)}
+        0.6: (0.25, 0.5),
+        0.7: (0.25, 0.5),
+        0.8: (0.5, 0.25),
+        0.9: (0.5, 0.25),
+        0.95: (0.5, 0.25),
+        0.99: (0.75, 0.25),
+    }
 
 
 def test_a_sequence_is_the_same_every_time_and_others_differ():

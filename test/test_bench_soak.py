@@ -1,19 +1,19 @@
 """The soak: how it reads memory and queue, what it takes for a fault, and one short real run over DDS."""
 
-from dataclasses import replace
 import json
-from pathlib import Path
 import signal
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / 'bench'))
 
-import soak  # noqa: E402
-from soak_figures import as_json, faults, memory_slope, Sample, Soak  # noqa: E402
+import soak
+from soak_figures import Sample, Soak, as_json, faults, memory_slope
 
 PATIENCE_S = 90.0
 
@@ -21,15 +21,35 @@ PATIENCE_S = 90.0
 def series(growth_mb=0.0, seconds=600, seed=0):
     """One sample a second, 60 pictures each, memory with noise and a sawtooth; growth_mb: per 10,000 pictures."""
     rng = np.random.default_rng(seed)
-    return [Sample(second, 60 * second, 160 + growth_mb * 60 * second / 10_000 + second // 4 % 2 * 2.0
-                   + rng.exponential(0.3), 130.0, second % 3) for second in range(seconds)]
+    return [
+        Sample(
+            second,
+            60 * second,
+            160 + growth_mb * 60 * second / 10_000 + second // 4 % 2 * 2.0 + rng.exponential(0.3),
+            130.0,
+            second % 3,
+        )
+        for second in range(seconds)
+    ]
 
 
 def good(samples=None, **changed):
     """A soak in which nothing is wrong, but for what is changed."""
     samples = series() if samples is None else samples
-    return replace(Soak(600.0, 120.0, samples, 36_000, {'received': 36_000, 'lost': 0}, {'reuse': 36_000}, 1200,
-                        {'OK': 1100, 'BUSY': 100}, [20.0] * 1200), **changed)
+    return replace(
+        Soak(
+            600.0,
+            120.0,
+            samples,
+            36_000,
+            {'received': 36_000, 'lost': 0},
+            {'reuse': 36_000},
+            1200,
+            {'OK': 1100, 'BUSY': 100},
+            [20.0] * 1200,
+        ),
+        **changed,
+    )
 
 
 @pytest.mark.parametrize('growth_mb', [0.0, 0.5, 3.0, -2.0])
@@ -61,15 +81,21 @@ def test_growth_before_the_warm_up_is_over_does_not_count():
     assert faults(good(samples), 1.0) == [] and len(faults(good(samples, warmup_s=0.0), 1.0)) == 1
 
 
-@pytest.mark.parametrize('changed, sentence', [
-    ({'asked': 1201}, '1 of 1201 questions got neither an answer nor a status.'),
-    ({'statuses': {'BUSY': 1200}}, 'None of 1200 questions was answered.'),
-    ({'statuses': {'OK': 1199, 'MODEL_ERROR': 1}}, "1 of 1200 answers are MODEL_ERROR; see the node's log."),
-    ({'samples': [replace(sample, waiting=2 + sample.waiting) for sample in series()]},
-     'Questions pile up: in the last third never fewer than 2 waited.'),
-    ({'samples': series(2.0)}, 'Memory grows by '),
-    ({'counts': {'received': 100, 'lost': 0}}, 'Only 100 of 36000 pictures reached the node.'),
-    ({'stopped': 'the node ended'}, 'It ended early: the node ended')])
+@pytest.mark.parametrize(
+    'changed, sentence',
+    [
+        ({'asked': 1201}, '1 of 1201 questions got neither an answer nor a status.'),
+        ({'statuses': {'BUSY': 1200}}, 'None of 1200 questions was answered.'),
+        ({'statuses': {'OK': 1199, 'MODEL_ERROR': 1}}, "1 of 1200 answers are MODEL_ERROR; see the node's log."),
+        (
+            {'samples': [replace(sample, waiting=2 + sample.waiting) for sample in series()]},
+            'Questions pile up: in the last third never fewer than 2 waited.',
+        ),
+        ({'samples': series(2.0)}, 'Memory grows by '),
+        ({'counts': {'received': 100, 'lost': 0}}, 'Only 100 of 36000 pictures reached the node.'),
+        ({'stopped': 'the node ended'}, 'It ended early: the node ended'),
+    ],
+)
 def test_a_fault_is_told_in_a_sentence(changed, sentence):
     assert faults(good(), 1.0) == []
     found = faults(good(**changed), 1.0)
@@ -99,9 +125,16 @@ def start(model_dir, tmp_path):
 
     def start(*arguments):
         command = [sys.executable, soak.__file__, '--model', str(model_dir), '--output', str(tmp_path / 'soak.json')]
-        running.append(subprocess.Popen([*command, '--max-slope', '1000', *arguments], stdout=subprocess.PIPE,
-                                        stderr=subprocess.STDOUT, text=True))
+        running.append(
+            subprocess.Popen(
+                [*command, '--max-slope', '1000', *arguments],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
         return running[-1]
+
     yield start
     for process in running:
         if process.poll() is None:

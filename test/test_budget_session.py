@@ -2,14 +2,16 @@
 
 import numpy as np
 import pytest
-from tiny_model import picture, SECOND_NS
+from tiny_model import SECOND_NS, picture
 
-from vlm_reuse_node.auditor import MOST_WAITING
-from vlm_reuse_node.budget import Level, Question, Status
 from vlm_reuse_node.config import Config
-from vlm_reuse_node.frame import Frame
-from vlm_reuse_node.session import SceneSession
-from vlm_reuse_node.turn import Stopped
+from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.scene.refresh import Level
+from vlm_reuse_node.session.answer import Status
+from vlm_reuse_node.session.auditor import MOST_WAITING
+from vlm_reuse_node.session.question import Question
+from vlm_reuse_node.session.scene_session import SceneSession
+from vlm_reuse_node.session.turn import Stopped
 
 QUESTION = Question('what color is the square ?', max_tokens=4, max_age_s=1000.0)
 CHOICE = Question('what color is the square ?', ('red', 'green', 'blue'), max_age_s=1000.0)
@@ -132,6 +134,7 @@ def test_an_audit_can_be_broken_off_and_made_again(vlm):
 
     def stop():
         raise Stopped(Status.BUSY, 'A question waits.')
+
     session.audit(stop)
     assert session.has_audit and session.audited.exact_answers == 0
     audit(session)
@@ -159,7 +162,7 @@ def test_nothing_is_audited_unless_wanted(vlm):
 def test_patches_that_drift_are_given_up_and_tried_again_after_a_while(vlm, monkeypatch):
     config = PATCH.with_values(max_drift=0.5)
     session = started(vlm, config)
-    monkeypatch.setattr('vlm_reuse_node.auditor.differ', lambda outcome, again: True)
+    monkeypatch.setattr('vlm_reuse_node.session.auditor.differ', lambda outcome, again: True)
     for step in range(1, 20):
         assert session.observe(changed(0.1 * step, by=0x80 * (step % 2))).level == Level.PATCH
         session.ask(QUESTION, now_ns=0)
@@ -216,6 +219,7 @@ def test_a_refresh_that_was_stopped_never_leaves_a_state_of_other_pictures(vlm, 
     def check():
         if next(steps, None) is None:
             raise Stopped(Status.CANCELLED, 'enough')
+
     try:
         session.observe(changed(2.5, area=large), check=check)
     except Stopped:
@@ -231,11 +235,18 @@ def test_a_refresh_that_was_stopped_never_leaves_a_state_of_other_pictures(vlm, 
 def test_a_plan_without_a_time_budget_never_depends_on_the_clock(vlm, monkeypatch):
     def levels(slow):
         session = started(vlm, PATCH)
-        monkeypatch.setattr(session._planner, 'learn', lambda level, cells, ms: type(session._planner).learn(
-            session._planner, level, cells, slow * ms * np.random.default_rng(cells).uniform(0.1, 100)))
+        monkeypatch.setattr(
+            session._planner,
+            'learn',
+            lambda level, cells, ms: type(session._planner).learn(
+                session._planner, level, cells, slow * ms * np.random.default_rng(cells).uniform(0.1, 100)
+            ),
+        )
         areas = [(slice(0, side), slice(0, side)) for side in (40, 300, 100, 480, 60)]
-        return [session.observe(changed(step + 1, by=0x80 >> step % 3, area=area)).level
-                for step, area in enumerate(areas)]
+        return [
+            session.observe(changed(step + 1, by=0x80 >> step % 3, area=area)).level for step, area in enumerate(areas)
+        ]
+
     assert levels(1) == levels(1000)
 
 

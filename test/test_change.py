@@ -1,21 +1,21 @@
 """The change detector: what it sees, what it does not, what it costs, and its benchmark."""
 
 import json
-from pathlib import Path
 import sys
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from vlm_reuse_node.change import ChangeDetector, Scene
 from vlm_reuse_node.config import Config
-from vlm_reuse_node.demo.tabletop import moved, random_things, sense, Sensor, Table
+from vlm_reuse_node.demo.tabletop import Sensor, Table, moved, random_things, sense
+from vlm_reuse_node.scene.change import ChangeDetector, Scene
 
 sys.path.append(str(Path(__file__).parents[1] / 'bench'))
 
-import change as bench  # noqa: E402
+import change as bench
 
 SECOND_NS = 1_000_000_000
 CONFIG = Config()
@@ -30,7 +30,7 @@ def detector_of(rgb, rows=6, columns=8):
 def brightened(rgb, row, column, levels):
     """One of 6 x 8 cells, 80 x 80 px of the camera's picture, so many grey levels brighter in its middle."""
     rgb = rgb.copy()
-    rgb[80 * row + 20:80 * row + 60, 80 * column + 20:80 * column + 60] += np.uint8(levels)
+    rgb[80 * row + 20 : 80 * row + 60, 80 * column + 20 : 80 * column + 60] += np.uint8(levels)
     return rgb
 
 
@@ -108,7 +108,7 @@ def test_the_same_picture_has_no_difference():
 @pytest.mark.parametrize('channel', [0, 1, 2])
 def test_only_the_cell_that_changed_is_found(row, column, channel):
     changed = BASE.copy()
-    changed[80 * row + 20:80 * row + 60, 80 * column + 20:80 * column + 60, channel] += 50
+    changed[80 * row + 20 : 80 * row + 60, 80 * column + 20 : 80 * column + 60, channel] += 50
     change = detector_of(BASE).compare(changed, SECOND_NS, CONFIG)
     assert change.difference.shape == (6, 8) and change.difference.dtype == np.uint8
     assert change.difference[row, column] == 50 and np.count_nonzero(change.difference) == 1

@@ -8,9 +8,9 @@ import time
 import numpy as np
 import pytest
 from rclpy.qos import qos_profile_sensor_data
-from ros_harness import graph, PATIENCE_S, Robot
+from ros_harness import PATIENCE_S, Robot, graph
 from rosbags.rosbag2 import StoragePlugin, Writer
-from rosbags.typesys import get_typestore, Stores
+from rosbags.typesys import Stores, get_typestore
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage
 
@@ -18,7 +18,7 @@ from vlm_reuse_node.demo.bag import START_NS
 from vlm_reuse_node.demo.children import Child
 from vlm_reuse_node.demo.play import main, message_class
 from vlm_reuse_node.errors import VlmReuseError
-from vlm_reuse_node.ros_convert import stamp_ns
+from vlm_reuse_node.ros.conversion import stamp_ns
 
 TOPIC, KIND, COUNT, PERIOD_NS = '/lens/image_raw/compressed', 'sensor_msgs/msg/CompressedImage', 12, 50_000_000
 # The camera's stamps are older than the times of recording, as on a robot.
@@ -57,7 +57,8 @@ def test_messages_arrive_as_recorded_and_in_order(tmp_path, storage):
     first = COUNT - len(pictures)
     assert first <= COUNT // 4
     assert [stamp_ns(picture.header) for picture in pictures] == [
-        START_NS + number * PERIOD_NS - EXPOSURE_NS for number in range(first, COUNT)]
+        START_NS + number * PERIOD_NS - EXPOSURE_NS for number in range(first, COUNT)
+    ]
     assert [picture.header.frame_id for picture in pictures] == [f'lens {number}' for number in range(first, COUNT)]
     assert [set(picture.data) for picture in pictures] == [{number} for number in range(first, COUNT)]
     times = [message.clock.sec * 1_000_000_000 + message.clock.nanosec for message in clock]
@@ -71,7 +72,8 @@ def test_the_player_keeps_the_bags_pace(tmp_path):
         robot, arrived_s = Robot(context, '/robot'), []
         robot.listen(Clock, '/clock', qos_profile_sensor_data)
         robot.node.create_subscription(
-            CompressedImage, TOPIC, lambda _: arrived_s.append(time.monotonic()), qos_profile_sensor_data)
+            CompressedImage, TOPIC, lambda _: arrived_s.append(time.monotonic()), qos_profile_sensor_data
+        )
         robot.until(lambda: process.has_ended and len(arrived_s) >= COUNT * 3 // 4, 'the messages')
     # Half as fast as recorded; a busy machine delays, but never all of them by so much.
     assert arrived_s[-1] - arrived_s[0] > 1.5 * (len(arrived_s) - 1) * PERIOD_NS / 1e9

@@ -41,14 +41,25 @@ def test_the_page_needs_nothing_but_itself():
 
 def test_the_verdict_comes_first_with_its_denominators():
     text = re.sub(r'<[^>]+>|\s+', ' ', page(summary()).split('<h2>')[0].split('</style>')[1])
-    for figure in ('5.0 ×', '10.0 ms warm', '50.0 ms cold', '4 pairs', '4 of 4', '40 %', '200 of 500 visual tokens',
-                   'as fast as cold-dense on the same picture', 'in 4 of 4 pairs',
-                   's own time, without waiting for the model and DDS, because'):
+    for figure in (
+        '5.0 ×',
+        '10.0 ms warm',
+        '50.0 ms cold',
+        '4 pairs',
+        '4 of 4',
+        '40 %',
+        '200 of 500 visual tokens',
+        'as fast as cold-dense on the same picture',
+        'in 4 of 4 pairs',
+        's own time, without waiting for the model and DDS, because',
+    ):
         assert figure in text, figure
 
 
-@pytest.mark.parametrize('paid, figure', [
-    ((1, *[0] * 9), '&lt; 1 %'), ((100,) * 5, '100 %'), ((99, *[100] * 9), '&gt; 99 %'), ((0,) * 5, '0 %')])
+@pytest.mark.parametrize(
+    'paid, figure',
+    [((1, *[0] * 9), '&lt; 1 %'), ((100,) * 5, '100 %'), ((99, *[100] * 9), '&gt; 99 %'), ((0,) * 5, '0 %')],
+)
 def test_shares_are_nothing_or_all_only_when_they_are(paid, figure):
     assert f'<b>{figure}</b>' in page(summary(paid=paid))
 
@@ -56,8 +67,11 @@ def test_shares_are_nothing_or_all_only_when_they_are(paid, figure):
 def test_a_verdict_that_is_bad_is_told():
     assert 'did not pay' in page(summary(warm_ms=50.0, cold_ms=40.0))
     wrong = summary()
-    wrong = Summary(tuple(Row(row.question, Reply('OK', text='no', picture_s=0.2, decode_ms=1.0), row.cold)
-                          for row in wrong.rows), wrong.looks, wrong.camera)
+    wrong = Summary(
+        tuple(Row(row.question, Reply('OK', text='no', picture_s=0.2, decode_ms=1.0), row.cold) for row in wrong.rows),
+        wrong.looks,
+        wrong.camera,
+    )
     assert 'most of its answers are wrong' in page(wrong)
 
 

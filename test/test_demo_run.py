@@ -1,11 +1,11 @@
 """`make demo` from its command line to its files, with a model that is quick and knows nothing; and how it ends."""
 
 import json
-from pathlib import Path
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import cv2
 import pytest
@@ -31,10 +31,21 @@ def guesser(tmp_path_factory):
     folder = tmp_path_factory.mktemp('models') / 'guesser'
     write_model_files(folder)
     config = json.loads((folder / 'config.json').read_text())
-    config |= {'hidden_size': 48, 'num_hidden_layers': 2, 'intermediate_size': 96, 'num_attention_heads': 4,
-               'num_key_value_heads': 2, 'rope_scaling': {'type': 'mrope', 'mrope_section': [2, 2, 2]}}
-    config['vision_config'] |= {'depth': 2, 'hidden_size': 32, 'intermediate_size': 64, 'out_hidden_size': 48,
-                                'fullatt_block_indexes': [1]}
+    config |= {
+        'hidden_size': 48,
+        'num_hidden_layers': 2,
+        'intermediate_size': 96,
+        'num_attention_heads': 4,
+        'num_key_value_heads': 2,
+        'rope_scaling': {'type': 'mrope', 'mrope_section': [2, 2, 2]},
+    }
+    config['vision_config'] |= {
+        'depth': 2,
+        'hidden_size': 32,
+        'intermediate_size': 64,
+        'out_hidden_size': 48,
+        'fullatt_block_indexes': [1],
+    }
     (folder / 'config.json').write_text(json.dumps(config))
     write_weights(folder, config, seed=0)
     return folder
@@ -59,8 +70,18 @@ def test_every_question_is_answered_and_exit_is_0(finished):
 
 def test_summary_has_what_is_promised_and_adds_up(finished):
     summary = json.loads((finished[2] / 'summary.json').read_text())
-    assert {'questions', 'answered', 'correct', 'cold_ms_median', 'warm_ms_median', 'speedup', 'frames_received',
-            'frames_dropped', 'refresh_ratio', 'refresh_levels'} <= set(summary)
+    assert {
+        'questions',
+        'answered',
+        'correct',
+        'cold_ms_median',
+        'warm_ms_median',
+        'speedup',
+        'frames_received',
+        'frames_dropped',
+        'refresh_ratio',
+        'refresh_levels',
+    } <= set(summary)
     assert summary['frames_sent'] == 40 and 0 < summary['frames_received'] <= 40
     assert summary['frames_looked_at'] == sum(summary['refresh_levels'].values())
     assert summary['refresh_ratio'] == summary['visual_tokens_refreshed'] / summary['visual_tokens']
@@ -125,8 +146,10 @@ def test_a_length_that_makes_no_sense_is_refused(tmp_path):
 
 
 @pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='finds the children in /proc, which is not here')
-@pytest.mark.parametrize('request_, code', [
-    (signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGHUP, 130), (signal.SIGKILL, -signal.SIGKILL)])
+@pytest.mark.parametrize(
+    'request_, code',
+    [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGHUP, 130), (signal.SIGKILL, -signal.SIGKILL)],
+)
 def test_nothing_outlives_the_demo(tmp_path, guesser, request_, code):
     process = demo(tmp_path / 'out', guesser, '--seconds', '8')
     try:
@@ -141,10 +164,13 @@ def test_nothing_outlives_the_demo(tmp_path, guesser, request_, code):
 
 
 def test_a_child_that_does_not_listen_is_ended_all_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr('vlm_reuse_node.demo.children.PATIENCE_S',
-                        {signal.SIGINT: 0.2, signal.SIGTERM: 0.2, signal.SIGKILL: 5.0})
-    deaf = 'import signal, time\nfor s in (2, 15): signal.signal(s, signal.SIG_IGN)\nprint("deaf", flush=True)\n' \
-           'time.sleep(600)'
+    monkeypatch.setattr(
+        'vlm_reuse_node.demo.children.PATIENCE_S', {signal.SIGINT: 0.2, signal.SIGTERM: 0.2, signal.SIGKILL: 5.0}
+    )
+    deaf = (
+        'import signal, time\nfor s in (2, 15): signal.signal(s, signal.SIG_IGN)\nprint("deaf", flush=True)\n'
+        'time.sleep(600)'
+    )
     with Child('deaf one', [sys.executable, '-c', deaf], tmp_path / 'log') as child:
         wait_for(lambda: 'deaf' in child.tail())
     assert child.has_ended

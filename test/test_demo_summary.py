@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
-from vlm_reuse_node.demo.sidecar import PlannedQuestion, read_sidecar, SidecarError, Truth
+from vlm_reuse_node.demo.sidecar import PlannedQuestion, SidecarError, Truth, read_sidecar
 from vlm_reuse_node.demo.stills import choose_stills, write_still
 from vlm_reuse_node.demo.summary import CameraCounts, Look, Reply, Row, Summary
-from vlm_reuse_node.demo.table import closing_lines, Table
+from vlm_reuse_node.demo.table import Table, closing_lines
 
 QUESTION = PlannedQuestion(1.0, 'what color is the circle', truths=(Truth(0.0, 2.0, 'red'), Truth(3.0, 5.0, 'red')))
 CAMERA = CameraCounts(sent=10, received=9, dropped=2, refused=1)
@@ -62,9 +62,12 @@ def test_pairs_with_another_picture_in_between_are_counted_apart():
 
 def test_counts_and_medians_are_those_worked_out_by_hand():
     result = summary(
-        row(reply(ms=10), reply(ms=40)), row(reply('blue', ms=30), reply(ms=60)),
+        row(reply(ms=10), reply(ms=40)),
+        row(reply('blue', ms=30), reply(ms=60)),
         row(reply(picture_s=2.5, ms=20), reply(picture_s=2.5, ms=90)),
-        Row(QUESTION, Reply('STALE')), Row(QUESTION, reply(ms=999)))
+        Row(QUESTION, Reply('STALE')),
+        Row(QUESTION, reply(ms=999)),
+    )
     assert (result.questions, result.answered, result.judged, result.correct) == (5, 4, 3, 2)
     assert (result.equal, len(result.pairs), result.apart) == (2, 3, 0)
     # The row without a cold answer is in no median.

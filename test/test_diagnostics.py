@@ -6,11 +6,20 @@ import numpy as np
 import pytest
 
 pytest.importorskip('diagnostic_msgs', reason='diagnostic_msgs is missing: install ROS 2 (make setup)')
-from vlm_reuse_node.audit import Audited  # noqa: E402
-from vlm_reuse_node.budget import Level, Refresh  # noqa: E402
-from vlm_reuse_node.diagnostics import (  # noqa: E402
-    audit_status, budget_status, camera_status, camera_trouble, CameraState, ERROR, model_status, OK, RefreshWindow,
-    WARN)
+from vlm_reuse_node.ros.diagnostics import (
+    ERROR,
+    OK,
+    WARN,
+    CameraState,
+    RefreshWindow,
+    audit_status,
+    budget_status,
+    camera_status,
+    camera_trouble,
+    model_status,
+)
+from vlm_reuse_node.scene.refresh import Level, Refresh
+from vlm_reuse_node.session.drift_audit import Audited
 
 FINE = dict(name='front', topic='/front/image_raw', publishers=1, received=30, silent_s=0.03, arrival_age_s=0.01)
 
@@ -24,18 +33,22 @@ def values(status):
     return {pair.key: pair.value for pair in status.values}
 
 
-@pytest.mark.parametrize('changes, level, words', [
-    ({}, OK, ''),
-    ({'received': 0, 'publishers': 0, 'silent_s': None}, WARN, 'remap front/image_raw'),
-    ({'received': 0, 'silent_s': None}, WARN, 'ros2 topic info -v /front/image_raw'),
-    ({'received': 0, 'silent_s': None, 'incompatible_qos': 'RELIABILITY'}, ERROR, 'RELIABILITY'),
-    ({'silent_s': None, 'refused': {'step': 30}, 'last_refusal': 'step is 3.'}, ERROR, 'step is 3.'),
-    ({'received': 0, 'silent_s': None, 'lost': 9}, ERROR, 'Make the publisher reliable'),
-    ({'silent_s': 4.0}, WARN, 'silent'),
-    ({'silent_s': 4.0, 'publishers': 0}, ERROR, 'gone'),
-    ({'silent_s': 4.0, 'refused_in_a_row': 7, 'last_refusal': 'step is 3.'}, ERROR, 'All 7 since then are refused'),
-    ({'arrival_age_s': 3600.0}, ERROR, 'use_sim_time'),
-    ({'arrival_age_s': -3600.0}, WARN, 'in the future')])
+@pytest.mark.parametrize(
+    'changes, level, words',
+    [
+        ({}, OK, ''),
+        ({'received': 0, 'publishers': 0, 'silent_s': None}, WARN, 'remap front/image_raw'),
+        ({'received': 0, 'silent_s': None}, WARN, 'ros2 topic info -v /front/image_raw'),
+        ({'received': 0, 'silent_s': None, 'incompatible_qos': 'RELIABILITY'}, ERROR, 'RELIABILITY'),
+        ({'silent_s': None, 'refused': {'step': 30}, 'last_refusal': 'step is 3.'}, ERROR, 'step is 3.'),
+        ({'received': 0, 'silent_s': None, 'lost': 9}, ERROR, 'Make the publisher reliable'),
+        ({'silent_s': 4.0}, WARN, 'silent'),
+        ({'silent_s': 4.0, 'publishers': 0}, ERROR, 'gone'),
+        ({'silent_s': 4.0, 'refused_in_a_row': 7, 'last_refusal': 'step is 3.'}, ERROR, 'All 7 since then are refused'),
+        ({'arrival_age_s': 3600.0}, ERROR, 'use_sim_time'),
+        ({'arrival_age_s': -3600.0}, WARN, 'in the future'),
+    ],
+)
 def test_trouble_names_the_reason_and_the_remedy(changes, level, words):
     found, message = camera_trouble(camera(**changes), max_age_s=2.0)
     assert found == level and words in message and (message == '' or message.endswith('.'))
@@ -48,9 +61,19 @@ def test_a_camera_reports_rates_ages_and_refusals_by_cause():
     assert (status.name, status.level, status.hardware_id) == ('robot/vlm: camera front', WARN, 'front')
     assert status.message == '3 of 30 pictures refused. The last: why.'
     assert values(status) == {
-        'topic': '/front/image_raw', 'publishers': '1', 'rate': '15.0 Hz', 'image age': '0.04 s',
-        'pictures received': '30', 'pictures lost': '0', 'pictures dropped': '4', 'pictures refused': '3',
-        'refused: encoding': '2', 'refused: step': '1', 'callback median': '2.00 ms', 'callback p95': '2.00 ms'}
+        'topic': '/front/image_raw',
+        'publishers': '1',
+        'rate': '15.0 Hz',
+        'image age': '0.04 s',
+        'pictures received': '30',
+        'pictures lost': '0',
+        'pictures dropped': '4',
+        'pictures refused': '3',
+        'refused: encoding': '2',
+        'refused: step': '1',
+        'callback median': '2.00 ms',
+        'callback p95': '2.00 ms',
+    }
 
 
 def test_pictures_lost_on_the_way_are_a_warning_with_the_remedy():
@@ -66,7 +89,7 @@ def test_refusals_of_long_ago_are_no_warning():
 def refresh(paid, total=10, deferred=0, level=Level.FRAME):
     cells = np.zeros((1, total), bool)
     refreshed, debt = cells.copy(), cells.copy()
-    refreshed[0, :paid], debt[0, total - deferred:] = True, True
+    refreshed[0, :paid], debt[0, total - deferred :] = True, True
     return Refresh('front', 1, 'lens', level, '', refreshed, debt, prefill_ms=5.0, changed=refreshed)
 
 
@@ -97,12 +120,27 @@ def test_debt_stays_until_it_is_paid_or_its_camera_leaves_or_begins_anew():
     assert window.take(['front'])[1] == 0
 
 
-@pytest.mark.parametrize('changes, level, words', [
-    ({}, OK, 'Ready'), ({'waiting': {'front': 16}}, WARN, 'front'), ({'waiting': {'front': 9, 'rear': 9}}, OK, 'Ready'),
-    ({'last_error': 'It broke.'}, ERROR, 'It broke.')])
+@pytest.mark.parametrize(
+    'changes, level, words',
+    [
+        ({}, OK, 'Ready'),
+        ({'waiting': {'front': 16}}, WARN, 'front'),
+        ({'waiting': {'front': 9, 'rear': 9}}, OK, 'Ready'),
+        ({'last_error': 'It broke.'}, ERROR, 'It broke.'),
+    ],
+)
 def test_the_model_reports_its_queue_answers_and_errors(changes, level, words):
-    stats = SimpleNamespace(**{'model': 'tiny', 'waiting': {}, 'watches': 0, 'answers': {'OK': 3}, 'last_error': '',
-                               'held': {'front': (3, 12_340_000)}} | changes)
+    stats = SimpleNamespace(
+        **{
+            'model': 'tiny',
+            'waiting': {},
+            'watches': 0,
+            'answers': {'OK': 3},
+            'last_error': '',
+            'held': {'front': (3, 12_340_000)},
+        }
+        | changes
+    )
     status = model_status('vlm', stats, queue_size=16)
     assert status.level == level and words in status.message and values(status)['answers: OK'] == '3'
     assert values(status)['state of front'] == '3 pictures, 12.3 MB'

@@ -10,12 +10,12 @@ import pytest
 
 pytest.importorskip('rclpy', reason='rclpy is missing: install ROS 2 (make setup)')
 pytest.importorskip('vlm_reuse_interfaces', reason='vlm_reuse_interfaces is not built: make setup')
-from brake import WAIT_S  # noqa: E402
-from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
-from rclpy.qos import QoSProfile, ReliabilityPolicy  # noqa: E402
-from ros_harness import BUDGET, graph, NodeProcess, picture_message, Robot, set_parameter, show  # noqa: E402
-from vlm_reuse_interfaces.msg import Answer, RefreshBudget  # noqa: E402
-from vlm_reuse_interfaces.srv import AskScene  # noqa: E402
+from brake import WAIT_S
+from diagnostic_msgs.msg import DiagnosticStatus
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from ros_harness import BUDGET, NodeProcess, Robot, graph, picture_message, set_parameter, show
+from vlm_reuse_interfaces.msg import Answer, RefreshBudget
+from vlm_reuse_interfaces.srv import AskScene
 
 RELIABLE = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
 
@@ -34,8 +34,10 @@ def test_a_camera_stops_and_returns(robot):
     robot.node.destroy_publisher(camera)
     stale = robot.until(lambda: next((each for each in [robot.ask()] if each.status == Answer.STALE), None), 'STALE')
     assert 'publisher is gone' in stale.message or 'silent' in stale.message
-    robot.until(lambda: diagnostics().get('camera camera') and diagnostics()['camera camera'].level
-                == DiagnosticStatus.ERROR, 'an error of the camera')
+    robot.until(
+        lambda: diagnostics().get('camera camera') and diagnostics()['camera camera'].level == DiagnosticStatus.ERROR,
+        'an error of the camera',
+    )
     show(robot, robot.camera(), budgets, seed=2)
     assert same_as_cold(robot).tokens_reused > 0
 
@@ -48,9 +50,13 @@ def test_the_resolution_changes(robot):
     assert [budget.level for budget in budgets] == ['full'] * 3 and 'size changed' in budgets[1].reason
 
 
-@pytest.mark.parametrize('first, then', [
-    (ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT),
-    (ReliabilityPolicy.BEST_EFFORT, ReliabilityPolicy.RELIABLE)])
+@pytest.mark.parametrize(
+    'first, then',
+    [
+        (ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT),
+        (ReliabilityPolicy.BEST_EFFORT, ReliabilityPolicy.RELIABLE),
+    ],
+)
 def test_a_publisher_restarts_with_other_qos(robot, first, then):
     budgets = robot.listen(RefreshBudget, BUDGET)
     for seed, reliability in enumerate((first, then)):
@@ -59,6 +65,7 @@ def test_a_publisher_restarts_with_other_qos(robot, first, then):
         def looked_at(seed=seed, camera=camera):  # until the subscription has followed
             camera.publish(picture_message(seed, robot.now_ns()))
             return len(budgets) > seed and budgets[-1].level == 'full' if seed == 0 else budgets[-1].level == 'frame'
+
         robot.until(looked_at, f'a picture of a {reliability.name} camera')
         same_as_cold(robot)
         robot.node.destroy_publisher(camera)
@@ -82,8 +89,10 @@ def test_corrupted_pictures_come_in_between(start, namespace):
 def test_two_hundred_questions_at_once_are_all_answered(start):
     robot = start(queue_size=20)
     show(robot, robot.camera(), robot.listen(RefreshBudget, BUDGET))
-    asked = [robot.call(AskScene, 'vlm_reuse_node/ask', AskScene.Request(question='what is it ?', max_tokens=3))
-             for _ in range(200)]
+    asked = [
+        robot.call(AskScene, 'vlm_reuse_node/ask', AskScene.Request(question='what is it ?', max_tokens=3))
+        for _ in range(200)
+    ]
     robot.until(lambda: all(future.done() for future in asked), '200 answers')
     answers = [future.result().answer for future in asked]
     ok = [answer for answer in answers if answer.status == Answer.OK]
@@ -144,8 +153,9 @@ def test_a_client_dies_in_the_middle_of_an_action(robot, brake, namespace):
     show(robot, robot.camera(), robot.listen(RefreshBudget, BUDGET))
     before = same_as_cold(robot)
     brake.hold()
-    with subprocess.Popen([sys.executable, '-c', CLIENT.format(namespace=namespace)], stdout=subprocess.PIPE,
-                          text=True) as client:
+    with subprocess.Popen(
+        [sys.executable, '-c', CLIENT.format(namespace=namespace)], stdout=subprocess.PIPE, text=True
+    ) as client:
         try:
             assert client.stdout.readline() == 'sent\n' and brake.held.wait(WAIT_S)
         finally:
@@ -166,6 +176,7 @@ def test_a_killed_node_is_started_again_and_answers(model_dir):
                 def looked_at(camera=camera, budgets=budgets):
                     camera.publish(picture_message(5, robot.now_ns()))
                     return budgets
+
                 robot.until(looked_at, 'a refresh budget')
                 answers.append(same_as_cold(robot))
                 robot.node.destroy_publisher(camera)

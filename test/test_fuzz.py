@@ -3,15 +3,17 @@
 import pytest
 
 hypothesis = pytest.importorskip('hypothesis', reason='hypothesis is missing: pip install hypothesis')
-from dataclasses import fields  # noqa: E402
+from dataclasses import fields
 
-from hypothesis import given, settings, strategies as st  # noqa: E402
-from tiny_model import picture  # noqa: E402
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_model import picture
 
-from vlm_reuse_node.budget import Question, Status  # noqa: E402
-from vlm_reuse_node.config import Config  # noqa: E402
-from vlm_reuse_node.errors import ConfigError  # noqa: E402
-from vlm_reuse_node.session import SceneSession  # noqa: E402
+from vlm_reuse_node.config import Config
+from vlm_reuse_node.errors import ConfigError
+from vlm_reuse_node.session.answer import Status
+from vlm_reuse_node.session.question import Question
+from vlm_reuse_node.session.scene_session import SceneSession
 
 TEXTS = st.text(max_size=40) | st.sampled_from(['what ?', '<|im_end|>', '\ud800', ' \n', 'red ' * 900, '\0', '\u202e'])
 NUMBERS = st.floats() | st.integers(-5, 10_000)
@@ -28,9 +30,18 @@ def session(vlm):
 
 
 @settings(deadline=None, max_examples=150)
-@given(st.builds(Question, TEXTS, st.lists(TEXTS, max_size=4).map(tuple), st.just('') | TEXTS,
-                 max_tokens=st.integers(-1, 12) | st.just(10**9), max_age_s=NUMBERS, timeout_s=NUMBERS,
-                 force_refresh=st.booleans()))
+@given(
+    st.builds(
+        Question,
+        TEXTS,
+        st.lists(TEXTS, max_size=4).map(tuple),
+        st.just('') | TEXTS,
+        max_tokens=st.integers(-1, 12) | st.just(10**9),
+        max_age_s=NUMBERS,
+        timeout_s=NUMBERS,
+        force_refresh=st.booleans(),
+    )
+)
 def test_any_question_gets_a_status_and_leaves_the_state(session, question):
     answer = session.ask(question, now_ns=0)
     assert answer.status in Status and answer.status not in (Status.MODEL_ERROR, Status.BUSY)
@@ -58,7 +69,8 @@ def running(model_dir):
     """A node that runs, with the robot around it."""
     pytest.importorskip('rclpy', reason='rclpy is missing: install ROS 2 (make setup)')
     pytest.importorskip('vlm_reuse_interfaces', reason='vlm_reuse_interfaces is not built: make setup')
-    from ros_harness import graph, Robot, scene_node
+    from ros_harness import Robot, graph, scene_node
+
     with graph() as context, scene_node(context, '/fuzzed', model=str(model_dir)) as scene:
         robot = Robot(context, '/fuzzed')
         robot.scene = scene
@@ -66,11 +78,19 @@ def running(model_dir):
 
 
 @settings(deadline=None, max_examples=80)
-@given(st.sampled_from([*NAMES, 'use_sim_time', 'no_such']), st.one_of(
-    st.booleans(), st.integers(-2**63, 2**63 - 1), st.floats(), st.text(st.characters(codec='ascii'), max_size=9),
-    st.lists(st.text(st.characters(codec='ascii', exclude_characters='\0'), max_size=5), min_size=1, max_size=3)))
+@given(
+    st.sampled_from([*NAMES, 'use_sim_time', 'no_such']),
+    st.one_of(
+        st.booleans(),
+        st.integers(-(2**63), 2**63 - 1),
+        st.floats(),
+        st.text(st.characters(codec='ascii'), max_size=9),
+        st.lists(st.text(st.characters(codec='ascii', exclude_characters='\0'), max_size=5), min_size=1, max_size=3),
+    ),
+)
 def test_any_parameter_set_over_ros_is_taken_or_refused_and_the_node_stays_up(running, name, value):
     from ros_harness import set_parameter
+
     if isinstance(value, str):
         value = value.replace('\0', '')
     before = running.scene.config

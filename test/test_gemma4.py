@@ -11,15 +11,16 @@ from mlx_vlm.models.cache import KVCache, RotatingKVCache
 from mlx_vlm.prompt_utils import apply_chat_template
 from PIL import Image
 from tiny_gemma4 import write_tiny_gemma4
-from tiny_model import picture, WORDS
+from tiny_model import WORDS, picture
 
-from vlm_reuse_node import kv_cache
-from vlm_reuse_node.budget import Question, Status
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ImageError, ModelError
-from vlm_reuse_node.families.base import Grid
-from vlm_reuse_node.session import SceneSession
-from vlm_reuse_node.vlm import load
+from vlm_reuse_node.model import kv_cache
+from vlm_reuse_node.model.families.base import Grid
+from vlm_reuse_node.model.vlm import load
+from vlm_reuse_node.session.answer import Status
+from vlm_reuse_node.session.question import Question
+from vlm_reuse_node.session.scene_session import SceneSession
 
 TEXT = 'how many objects are there , and what is the color of the square on the left ?'
 EVERYTHING = 1_000_000
@@ -53,8 +54,9 @@ def model(vlm):
 
 def chat(vlm, frames, text=TEXT):
     """Tokens of a chat as its template gives them, and what mlx-vlm's processor makes of it."""
-    prompt = apply_chat_template(vlm._processor, vlm._model.config, [{'role': 'user', 'content': text}],
-                                 num_images=len(frames))
+    prompt = apply_chat_template(
+        vlm._processor, vlm._model.config, [{'role': 'user', 'content': text}], num_images=len(frames)
+    )
     batch = vlm._processor(text=[prompt], images=[Image.fromarray(frame.rgb) for frame in frames])
     return list(vlm._processor.tokenizer(prompt)['input_ids']), batch
 
@@ -77,15 +79,20 @@ def prompt(vlm, *parts):
             features.append(vlm.family.encode(pixels, grid))
             ids.append(vlm._model.config.image_token_id)
     ids = vlm.family.expand(ids, grids)
-    return SimpleNamespace(ids=ids, positions=vlm.family.positions(ids, grids),
-                           embeddings=vlm.family.embed(ids, mx.concatenate(features) if features else None))
+    return SimpleNamespace(
+        ids=ids,
+        positions=vlm.family.positions(ids, grids),
+        embeddings=vlm.family.embed(ids, mx.concatenate(features) if features else None),
+    )
 
 
 def joined(vlm, first, second):
     """One prompt behind another."""
-    return SimpleNamespace(ids=first.ids + second.ids, embeddings=mx.concatenate(
-        [first.embeddings, second.embeddings], axis=1), positions=vlm.family.text_positions(
-            0, len(first.ids) + len(second.ids)))
+    return SimpleNamespace(
+        ids=first.ids + second.ids,
+        embeddings=mx.concatenate([first.embeddings, second.embeddings], axis=1),
+        positions=vlm.family.text_positions(0, len(first.ids) + len(second.ids)),
+    )
 
 
 def run(vlm, cache, prompt, first=0, last=None, limit=512, keep=EVERYTHING):
@@ -93,8 +100,9 @@ def run(vlm, cache, prompt, first=0, last=None, limit=512, keep=EVERYTHING):
     logits, last = [], len(prompt.ids) if last is None else last
     for part in vlm.family.chunks(prompt.ids[first:last], limit):
         part = slice(part.start + first, part.stop + first)
-        logits.append(vlm.family.forward(prompt.ids[part], prompt.embeddings[:, part], prompt.positions[:, part],
-                                         cache, keep))
+        logits.append(
+            vlm.family.forward(prompt.ids[part], prompt.embeddings[:, part], prompt.positions[:, part], cache, keep)
+        )
         mx.eval(logits)
     return mx.concatenate(logits)
 
@@ -115,7 +123,7 @@ def plain_attention(vlm, prompt, two_way=True):
     for kind, mask in masks.items():
         reach = length if kind == 'full_attention' else model.config.text_config.sliding_window
         for query in range(length):
-            mask[query, max(0, query - reach + 1):query + 1] = True
+            mask[query, max(0, query - reach + 1) : query + 1] = True
             if two_way and picture_of[query] >= 0:
                 mask[query, picture_of == picture_of[query]] = True
     inputs = None
@@ -125,22 +133,33 @@ def plain_attention(vlm, prompt, two_way=True):
     hidden, seen = prompt.embeddings, []
     for index, layer in enumerate(text.layers):
         source = text.previous_kvs[index]
-        hidden, pair, _ = layer(hidden, mx.array(masks[layer.layer_type]), None,
-                                per_layer_input=None if inputs is None else inputs[:, :, index],
-                                shared_kv=seen[source] if source < index else None, offset=0)
+        hidden, pair, _ = layer(
+            hidden,
+            mx.array(masks[layer.layer_type]),
+            None,
+            per_layer_input=None if inputs is None else inputs[:, :, index],
+            shared_kv=seen[source] if source < index else None,
+            offset=0,
+        )
         seen.append(pair)
     return model.language_model.logits_from_hidden(text.norm(hidden))[0]
 
 
 def digest(cache):
     """What every layer holds, oldest first where it is a ring, and where it ends."""
-    return [(entry.offset, np.array(rows[..., :entry.offset, :]).tobytes())
-            for entry in cache for rows in (entry.keys, entry.values)]
+    return [
+        (entry.offset, np.array(rows[..., : entry.offset, :]).tobytes())
+        for entry in cache
+        for rows in (entry.keys, entry.values)
+    ]
 
 
 def same(warm, cold):
-    return (warm.status == cold.status == Status.OK and warm.token_ids == cold.token_ids
-            and warm.choice_scores == pytest.approx(cold.choice_scores, abs=1e-4))
+    return (
+        warm.status == cold.status == Status.OK
+        and warm.token_ids == cold.token_ids
+        and warm.choice_scores == pytest.approx(cold.choice_scores, abs=1e-4)
+    )
 
 
 def far(a, b):
@@ -149,8 +168,10 @@ def far(a, b):
 
 # What the model sees of a picture.
 
-@pytest.mark.parametrize('sizes', [
-    [(480, 640)], [(640, 480)], [(400, 400)], [(40, 1200), (480, 640)], [(480, 640), (480, 640), (1200, 40)]])
+
+@pytest.mark.parametrize(
+    'sizes', [[(480, 640)], [(640, 480)], [(400, 400)], [(40, 1200), (480, 640)], [(480, 640), (480, 640), (1200, 40)]]
+)
 def test_tokens_equal_those_of_the_processor(vlm, sizes):
     frames = [picture(seed, size=size) for seed, size in enumerate(sizes)]
     ids, batch = chat(vlm, frames)
@@ -176,7 +197,7 @@ def test_a_slot_ends_behind_the_picture_expanded_or_not(vlm):
 @pytest.mark.parametrize('size', [(480, 640), (640, 480), (400, 400), (100, 1200), (1200, 40), (1, 300), (30, 30)])
 def test_padding_is_no_cell(vlm, size):
     frame = picture(1, size=(max(size[0], 40), max(size[1], 40)))
-    pixels, grid = vlm.family.prepare(frame.rgb[:size[0], :size[1]])
+    pixels, grid = vlm.family.prepare(frame.rgb[: size[0], : size[1]])
     assert pixels.shape == (1, 3, grid.rows * vlm.family.cell_px, grid.columns * vlm.family.cell_px)
     assert vlm.family.encode(pixels, grid).shape == (grid.cells, 48) and 1 <= grid.cells <= 16
 
@@ -190,7 +211,7 @@ def test_cells_are_the_pictures_blocks_row_by_row(vlm, model, monkeypatch):
     for row in range(grid.rows):
         for column in range(grid.columns):
             other = np.array(pixels)
-            other[..., row * side:(row + 1) * side, column * side:(column + 1) * side] *= 0.5
+            other[..., row * side : (row + 1) * side, column * side : (column + 1) * side] *= 0.5
             moved = mx.abs(vlm.family.encode(mx.array(other), grid) - before).max(axis=1) > 1e-3
             assert np.flatnonzero(moved).tolist() == [row * grid.columns + column]
 
@@ -221,13 +242,17 @@ def test_text_is_scaled_and_features_are_not(vlm, model):
 
 # One call, or many: the same logits.
 
+
 def test_a_cold_pass_equals_mlx_vlms_and_plain_attention(vlm, model):
     frames = [picture(1), picture(2, size=(640, 480))]
     ids, batch = chat(vlm, frames)
     prepared = [vlm.family.prepare(frame.rgb) for frame in frames]
     ids = vlm.family.expand(ids, [grid for _, grid in prepared])
-    ours = SimpleNamespace(ids=ids, positions=vlm.family.text_positions(0, len(ids)), embeddings=vlm.family.embed(
-        ids, mx.concatenate([vlm.family.encode(*each) for each in prepared])))
+    ours = SimpleNamespace(
+        ids=ids,
+        positions=vlm.family.text_positions(0, len(ids)),
+        embeddings=vlm.family.embed(ids, mx.concatenate([vlm.family.encode(*each) for each in prepared])),
+    )
     theirs = model(batch['input_ids'], batch['pixel_values'], mm_token_type_ids=batch['mm_token_type_ids']).logits[0]
     logits = run(vlm, new_cache(vlm), ours)
     assert far(logits, theirs) < NOISE and far(logits, plain_attention(vlm, ours)) < NOISE
@@ -237,8 +262,14 @@ def test_a_cold_pass_equals_mlx_vlms_and_plain_attention(vlm, model):
 @pytest.mark.parametrize('seed', range(6))
 def test_any_cut_behind_any_ring_equals_plain_attention(vlm, seed):
     draw = random.Random(seed)
-    whole = prompt(vlm, draw.randint(1, 40), picture(seed), draw.randint(0, 20), picture(seed + 1, size=(640, 480)),
-                   draw.randint(1, 40))
+    whole = prompt(
+        vlm,
+        draw.randint(1, 40),
+        picture(seed),
+        draw.randint(0, 20),
+        picture(seed + 1, size=(640, 480)),
+        draw.randint(1, 40),
+    )
     expected = plain_attention(vlm, whole)
     for limit in (draw.randint(1, 5), draw.randint(6, 15), draw.randint(16, 40)):
         assert far(run(vlm, new_cache(vlm), whole, limit=limit), expected) < NOISE
@@ -286,7 +317,7 @@ def test_tokens_one_by_one_equal_plain_attention(vlm):
     done = len(whole.ids) - 60
     run(vlm, cache, whole, last=done)
     for call in (1, 1, 1, 9, *[1] * 20, 2, 1, 18, 1, 6):
-        assert far(run(vlm, cache, whole, first=done, last=done + call), expected[done:done + call]) < NOISE
+        assert far(run(vlm, cache, whole, first=done, last=done + call), expected[done : done + call]) < NOISE
         done += call
     assert done == len(whole.ids)
 
@@ -307,12 +338,15 @@ def test_the_last_tokens_logits_do_not_depend_on_how_many_are_kept(vlm, keep):
 
 # Positions and caches.
 
+
 def test_positions_of_two_interleaved_prompts_are_those_of_each_alone(vlm, model, monkeypatch):
     logged = []
     for kind in {type(layer.self_attn.rope) for layer in model.language_model.layers}:
+
         def spy(rope, x, offset=0, plain=kind.__call__):
             logged.append((int(offset), x.shape[-2]))
             return plain(rope, x, offset=offset)
+
         monkeypatch.setattr(kind, '__call__', spy)
     prompts = [prompt(vlm, 30, picture(1), 25), prompt(vlm, 4, picture(2, size=(640, 480)), 25)]
     caches, done = [new_cache(vlm), new_cache(vlm)], [0, 0]
@@ -342,13 +376,14 @@ def test_positions_that_do_not_follow_the_cache_are_refused(vlm):
 def test_layers_that_share_keys_have_no_cache_of_their_own(vlm, model):
     shared = model.config.text_config.num_kv_shared_layers
     kinds = [RotatingKVCache, KVCache] * 2
-    assert [type(entry) for entry in new_cache(vlm)] == kinds[:4 - shared]
+    assert [type(entry) for entry in new_cache(vlm)] == kinds[: 4 - shared]
     cache = new_cache(vlm)
     run(vlm, cache, prompt(vlm, 40))
     assert [entry.offset for entry in cache] == [40] * (4 - shared)
 
 
 # Snapshots.
+
 
 def test_fifty_follow_ups_on_three_windows_equal_cold_runs_and_leave_the_snapshot(vlm):
     prefix = prompt(vlm, 40, picture(1))
@@ -363,7 +398,7 @@ def test_fifty_follow_ups_on_three_windows_equal_cold_runs_and_leave_the_snapsho
         for call in (question, *[1] * answer):  # an answer is decoded token by token
             first, last = last, last + call
             warm.append(run(vlm, cache, whole, first, last))
-        cold = run(vlm, new_cache(vlm), whole, limit=64)[len(prefix.ids):]
+        cold = run(vlm, new_cache(vlm), whole, limit=64)[len(prefix.ids) :]
         assert far(mx.concatenate(warm), cold) < NOISE
         kv_cache.restore(cache, snapshot)
         assert digest(cache) == before
@@ -380,6 +415,7 @@ def test_a_prefix_of_any_length_around_the_window_restores(vlm, length):
 
 
 # The whole engine.
+
 
 @pytest.fixture
 def session(vlm):
@@ -423,6 +459,7 @@ def test_the_cold_answer_equals_mlx_vlm_generate(vlm, model, seed):
     session.observe(frame)
     ours = session.ask_cold(Question(TEXT, max_tokens=24), now_ns=0)
     text = apply_chat_template(vlm._processor, model.config, [{'role': 'user', 'content': TEXT}], num_images=1)
-    theirs = mlx_vlm.generate(model, vlm._processor, text, image=[Image.fromarray(frame.rgb)], max_tokens=24,
-                              temperature=0.0)
+    theirs = mlx_vlm.generate(
+        model, vlm._processor, text, image=[Image.fromarray(frame.rgb)], max_tokens=24, temperature=0.0
+    )
     assert list(ours.token_ids) == [token for token in theirs.token_ids if token not in vlm.stop_ids]

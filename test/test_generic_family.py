@@ -13,16 +13,18 @@ from PIL import Image
 from tiny_generic import TYPES, write_tiny_generic
 from tiny_model import picture, write_tiny_model
 
-from vlm_reuse_node import kv_cache
-from vlm_reuse_node import vlm as vlms
-from vlm_reuse_node.budget import Level, Question, Status
-from vlm_reuse_node.change import ChangeDetector
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ImageError, ModelError
-from vlm_reuse_node.families import generic
-from vlm_reuse_node.families.base import family_for
-from vlm_reuse_node.frame import Frame
-from vlm_reuse_node.session import SceneSession
+from vlm_reuse_node.model import kv_cache
+from vlm_reuse_node.model import vlm as vlms
+from vlm_reuse_node.model.families import generic
+from vlm_reuse_node.model.families.base import family_for
+from vlm_reuse_node.scene.change import ChangeDetector
+from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.scene.refresh import Level
+from vlm_reuse_node.session.answer import Status
+from vlm_reuse_node.session.question import Question
+from vlm_reuse_node.session.scene_session import SceneSession
 
 TEXT = 'how many objects are there , and what is the color of the square on the left ?'
 SIZES = [[(480, 640)], [(480, 640), (640, 480)], [(320, 960), (480, 480)]]
@@ -179,7 +181,9 @@ def test_slots_end_behind_the_pictures_expanded_or_not(vlm):
     first, last = vlm.family.slots(plain)
     assert last == len(template.prefix)
     assert vlm.family.slots(vlm.family.expand(plain, grids)) == [
-        len(vlm.family.expand(plain[:first], grids)), len(vlm.family.expand(plain[:last], grids))]
+        len(vlm.family.expand(plain[:first], grids)),
+        len(vlm.family.expand(plain[:last], grids)),
+    ]
 
 
 @pytest.mark.parametrize('size', [(480, 640), (640, 480), (1080, 1920), (100, 100)])
@@ -199,13 +203,20 @@ def test_a_small_change_anywhere_is_seen(vlm, at):
     session, frame = SceneSession(vlm, Config()), picture(1)
     session.observe(frame)
     rgb = frame.rgb.copy()
-    rgb[at[0]:at[0] + 24, at[1]:at[1] + 24] ^= 0x80
+    rgb[at[0] : at[0] + 24, at[1] : at[1] + 24] ^= 0x80
     assert session.observe(Frame(rgb, stamp_ns=1)).level != Level.REUSE
 
 
-@pytest.mark.parametrize('count, size, seen', [
-    (576, (480, 640), True), (13 * 169, (1080, 1920), True), (16, (1080, 1920), True), (577, (480, 640), False),
-    (2 * 1069, (480, 640), False)])
+@pytest.mark.parametrize(
+    'count, size, seen',
+    [
+        (576, (480, 640), True),
+        (13 * 169, (1080, 1920), True),
+        (16, (1080, 1920), True),
+        (577, (480, 640), False),
+        (2 * 1069, (480, 640), False),
+    ],
+)
 def test_a_picture_whose_small_changes_would_go_unseen_is_refused(vlm, monkeypatch, count, size, seen):
     monkeypatch.setattr(vlm.family, '_processed', lambda rgb: {})
     monkeypatch.setattr(vlm.family, '_span', lambda inputs: (vlm.family._image_token,) * count + vlm.family._tail)
@@ -217,7 +228,7 @@ def test_a_picture_whose_small_changes_would_go_unseen_is_refused(vlm, monkeypat
     rows, columns = vlm.family.prepare(rgb)[1]
     for at in (0, size[0] // 3, size[0] - 16):
         changed = rgb.copy()
-        changed[at:at + 16, at:at + 16] = 218
+        changed[at : at + 16, at : at + 16] = 218
         detector = ChangeDetector(rgb, 0, rows, columns, vlm.family.cell_px)
         assert rows * columns == count and detector.compare(changed, 1, Config()).changed.any()
 
@@ -251,9 +262,15 @@ def test_a_type_without_a_family_of_its_own_gets_the_generic_one():
     assert {family_for(model_type) for model_type in (*TYPES, 'smolvlm', 'lfm2-vl')} == {generic.Family}
 
 
-@pytest.mark.parametrize('model_type, missing', [
-    ('unheard_of', 'knows no such model'), ('../llava', 'knows no such model'), ('', 'knows no such model'),
-    ('bert', 'gives no embeddings')])
+@pytest.mark.parametrize(
+    'model_type, missing',
+    [
+        ('unheard_of', 'knows no such model'),
+        ('../llava', 'knows no such model'),
+        ('', 'knows no such model'),
+        ('bert', 'gives no embeddings'),
+    ],
+)
 def test_a_type_that_mlx_vlm_cannot_serve_is_refused_with_what_is_missing(model_type, missing):
     with pytest.raises(ModelError, match=f"type is '{model_type}', and mlx-vlm {missing}.*supported are .*qwen2_5_vl"):
         family_for(model_type)
@@ -271,6 +288,7 @@ def test_a_model_whose_pictures_give_more_than_embeddings_is_refused(upstream, m
     def more(self, *args, **kwargs):
         given = plain(self, *args, **kwargs)
         return upstream_base.InputEmbeddingsFeatures(given.inputs_embeds, attention_mask_4d=mx.ones((1, 1, 4, 4)))
+
     monkeypatch.setattr(type(model), 'get_input_embeddings', more)
     with pytest.raises(ModelError, match='give attention_mask_4d beside embeddings'):
         generic.Family(model, processor)
@@ -285,6 +303,7 @@ def test_a_model_whose_pictures_are_seen_in_both_directions_is_refused(upstream,
 
     def looking_ahead(self, *args, mask=None, **kwargs):
         return plain(self, *args, mask=mx.array(0.0), **kwargs)
+
     monkeypatch.setattr(language, '__call__', looking_ahead)
     with pytest.raises(ModelError, match='off its own forward'):
         generic.Family(model, processor)
@@ -293,15 +312,20 @@ def test_a_model_whose_pictures_are_seen_in_both_directions_is_refused(upstream,
 def test_a_model_whose_own_forward_knows_more_is_refused(upstream, monkeypatch):
     model, processor = upstream
     plain = type(model).__call__
-    monkeypatch.setattr(type(model), '__call__', lambda *args, **kwargs: SimpleNamespace(
-        logits=plain(*args, **kwargs).logits[:, ::-1]))
+    monkeypatch.setattr(
+        type(model), '__call__', lambda *args, **kwargs: SimpleNamespace(logits=plain(*args, **kwargs).logits[:, ::-1])
+    )
     with pytest.raises(ModelError, match='off its own forward'):
         generic.Family(model, processor)
 
 
-@pytest.mark.parametrize('change, reason', [
-    (lambda processor: partial(dict, input_ids=[[1, 2, 3]]), 'changes more of a chat'),
-    (lambda processor: partial(dict, pixel_values=None), 'does not go through it .KeyError')])
+@pytest.mark.parametrize(
+    'change, reason',
+    [
+        (lambda processor: partial(dict, input_ids=[[1, 2, 3]]), 'changes more of a chat'),
+        (lambda processor: partial(dict, pixel_values=None), 'does not go through it .KeyError'),
+    ],
+)
 def test_a_processor_that_does_something_else_is_refused(upstream, monkeypatch, change, reason):
     model, processor = upstream
     call = change(processor)

@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 from tiny_model import SECOND_NS, picture
 
-from vlm_reuse_node import kv_cache
-from vlm_reuse_node import state as states
-from vlm_reuse_node.budget import Level, Question, Status
 from vlm_reuse_node.config import Config
-from vlm_reuse_node.frame import Frame
-from vlm_reuse_node.session import SceneSession
-from vlm_reuse_node.state import Picture
-from vlm_reuse_node.turn import Stopped
+from vlm_reuse_node.model import kv_cache
+from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.scene.refresh import Level
+from vlm_reuse_node.session import state as states
+from vlm_reuse_node.session.answer import Status
+from vlm_reuse_node.session.question import Question
+from vlm_reuse_node.session.scene_session import SceneSession
+from vlm_reuse_node.session.state import Picture
+from vlm_reuse_node.session.turn import Stopped
 
 QUESTION = Question('what color is the square ?', max_tokens=6)
 SLOT = 14  # 12 cells, begin and end
@@ -43,7 +45,7 @@ def dump(state):
     digest = sha256()
     for entry in state.cache:
         for array in (entry.keys, entry.values):
-            digest.update(np.array(array[:, :, :state.tokens]).tobytes())
+            digest.update(np.array(array[:, :, : state.tokens]).tobytes())
     return digest.hexdigest()
 
 
@@ -65,7 +67,7 @@ def test_a_picture_becomes_a_keyframe_when_it_is_old_enough_and_changed(vlm):
         seen.append(stamps(session))
     history = seen[-1][:-1]
     assert len(history) > 3 and all(1.0 <= b - a < 1.5 for a, b in zip(history[1:], history[2:]))
-    assert all(kept[:-1] == history[:len(kept) - 1] for kept in seen)  # what is kept stays
+    assert all(kept[:-1] == history[: len(kept) - 1] for kept in seen)  # what is kept stays
     answers_equal(session)
 
 
@@ -97,8 +99,7 @@ def test_a_changed_picture_pays_for_its_own_slot_alone(vlm):
 
 def test_a_grown_state_is_bit_for_bit_one_computed_from_nothing(vlm):
     session = observed(vlm, 0, 1, 1.2, 2, 2.3)
-    cold = states.build(vlm, session._template_for,
-                        [Picture.see(vlm, kept.frame) for kept in session._state.pictures])
+    cold = states.build(vlm, session._template_for, [Picture.see(vlm, kept.frame) for kept in session._state.pictures])
     assert dump(session._state) == dump(cold)
 
 
@@ -159,6 +160,7 @@ def stopping_at(count):
         looks.append(1)
         if len(looks) == count:
             raise Stopped(Status.CANCELLED, 'enough')
+
     return check
 
 
@@ -246,7 +248,7 @@ def test_another_size_and_time_going_back_forget_the_history(vlm, frame):
 
 
 def test_a_chat_template_that_numbers_its_pictures_at_the_end_keeps_no_history(vlm, monkeypatch, caplog):
-    monkeypatch.setattr('vlm_reuse_node.prompt.PromptTemplate.extends', lambda *_: False)
+    monkeypatch.setattr('vlm_reuse_node.model.prompt.PromptTemplate.extends', lambda *_: False)
     session = observed(vlm, 0, 1, 2)
     assert stamps(session) == [2] and 'no history' in caplog.text
 
@@ -268,9 +270,12 @@ def test_any_sequence_leaves_warm_equal_to_cold(vlm, seed):
             session.work()
         elif act == 'cancel':
             looks, limit = [], int(rng.integers(1, 8))
-            session.ask(Question(QUESTION.text, force_refresh=True), now_ns=int(now_s * SECOND_NS),
-                        newest=lambda: picture(int(rng.integers(5)), now_s),
-                        cancelled=lambda: looks.append(1) or len(looks) > limit)
+            session.ask(
+                Question(QUESTION.text, force_refresh=True),
+                now_ns=int(now_s * SECOND_NS),
+                newest=lambda: picture(int(rng.integers(5)), now_s),
+                cancelled=lambda: looks.append(1) or len(looks) > limit,
+            )
         if session._has_state():
             answers_equal(session)
     finish(session)

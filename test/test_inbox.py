@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies
 
-from vlm_reuse_node.budget import Question
-from vlm_reuse_node.frame import Frame
-from vlm_reuse_node.inbox import Ask, Inbox, MOST_PASSED_OVER, Reset
+from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.serving.inbox import MOST_PASSED_OVER, Ask, Inbox, Reset
+from vlm_reuse_node.session.question import Question
 
 PICTURE = np.zeros((1, 1, 3), np.uint8)
 
@@ -37,7 +37,12 @@ def test_cameras_take_turns_and_each_keeps_its_order():
         assert inbox.put_ask(ask(camera, text), 9)
     taken = [inbox.next() for _ in range(5)]
     assert [(each.camera, each.question.text) for each in taken] == [
-        ('a', '1'), ('b', '1'), ('a', '2'), ('b', '2'), ('a', '3')]
+        ('a', '1'),
+        ('b', '1'),
+        ('a', '2'),
+        ('b', '2'),
+        ('a', '3'),
+    ]
 
 
 def test_frames_of_cameras_take_turns_however_fast_one_is():
@@ -58,8 +63,11 @@ def test_a_full_queue_of_one_camera_is_not_full_for_another():
 
 
 @settings(max_examples=60, deadline=None)
-@given(strategies.lists(strategies.sampled_from(['ask a', 'ask b', 'stand a', 'stand b', 'frame a', 'frame b']),
-                        min_size=1, max_size=6))
+@given(
+    strategies.lists(
+        strategies.sampled_from(['ask a', 'ask b', 'stand a', 'stand b', 'frame a', 'frame b']), min_size=1, max_size=6
+    )
+)
 def test_nothing_is_passed_over_for_ever(arriving):
     """Whatever keeps arriving: a question, a standing question and a frame that wait are each served soon."""
     inbox = Inbox()
@@ -67,9 +75,11 @@ def test_nothing_is_passed_over_for_ever(arriving):
     inbox.put_ask(waiting[0], 99)
     inbox.put_standing(waiting[1])
     inbox.put_frame(waiting[2])
-    put = {'ask': lambda camera: inbox.put_ask(ask(camera), 99),
-           'stand': lambda camera: inbox.put_standing(ask(camera)),
-           'frame': lambda camera: inbox.put_frame(frame(camera))}
+    put = {
+        'ask': lambda camera: inbox.put_ask(ask(camera), 99),
+        'stand': lambda camera: inbox.put_standing(ask(camera)),
+        'frame': lambda camera: inbox.put_frame(frame(camera)),
+    }
     served = []
     for kind, camera in itertools.islice(map(str.split, itertools.cycle(arriving)), 10 * MOST_PASSED_OVER):
         put[kind](camera)

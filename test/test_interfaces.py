@@ -1,12 +1,12 @@
 """docs/interfaces.md says what the interface files and a running node say."""
 
 import importlib.util
-from pathlib import Path
 import re
+from pathlib import Path
 
 import pytest
 
-from vlm_reuse_node.budget import Status
+from vlm_reuse_node.session.answer import Status
 
 ROOT = Path(__file__).parents[1]
 SPEC = importlib.util.spec_from_file_location('interface_docs', ROOT / 'tools' / 'interface_docs.py')
@@ -14,8 +14,10 @@ docs = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(docs)
 PAGE = docs.PAGE.read_text()
 # What rclpy gives every node.
-EVERY_NODES = re.compile(r'/(rosout|parameter_events|clock)|.*/(get|set|list|describe)_parameter\w*'
-                         r'|.*/get_type_description')
+EVERY_NODES = re.compile(
+    r'/(rosout|parameter_events|clock)|.*/(get|set|list|describe)_parameter\w*'
+    r'|.*/get_type_description'
+)
 
 
 def test_every_table_is_what_its_file_says():
@@ -29,21 +31,25 @@ def test_every_interface_has_a_table():
 def test_every_field_is_in_its_table():
     """Of the generated classes, which the interface files alone make."""
     pytest.importorskip('vlm_reuse_interfaces', reason='vlm_reuse_interfaces is not built: make setup')
-    from vlm_reuse_interfaces.action import AskScene as Action
     from vlm_reuse_interfaces import msg, srv
+    from vlm_reuse_interfaces.action import AskScene as Action
+
     classes = {
-        'msg/Answer.msg': [msg.Answer], 'msg/RefreshBudget.msg': [msg.RefreshBudget], 'msg/Watch.msg': [msg.Watch],
+        'msg/Answer.msg': [msg.Answer],
+        'msg/RefreshBudget.msg': [msg.RefreshBudget],
+        'msg/Watch.msg': [msg.Watch],
         'msg/WatchAnswer.msg': [msg.WatchAnswer],
         'srv/AskScene.srv': [srv.AskScene.Request, srv.AskScene.Response],
         'srv/WatchScene.srv': [srv.WatchScene.Request, srv.WatchScene.Response],
-        'action/AskScene.action': [Action.Goal, Action.Result, Action.Feedback]}
+        'action/AskScene.action': [Action.Goal, Action.Result, Action.Feedback],
+    }
     for name, block in docs.BLOCK.findall(PAGE):
         told = [row.split('`')[1] for row in block.splitlines() if row.startswith('| `') and ', constant' not in row]
         assert told == [field for each in classes[name] for field in each.get_fields_and_field_types()]
 
 
 def test_every_status_has_a_row():
-    assert re.findall(r'^\| `([A-Z_]+)` \|', PAGE, re.M)[:len(Status)] == [str(status) for status in Status]
+    assert re.findall(r'^\| `([A-Z_]+)` \|', PAGE, re.M)[: len(Status)] == [str(status) for status in Status]
 
 
 def entities():
@@ -55,18 +61,28 @@ def entities():
 def test_the_table_of_entities_is_what_a_running_node_has(start, namespace):
     pytest.importorskip('vlm_reuse_interfaces', reason='vlm_reuse_interfaces is not built: make setup')
     from rclpy.action import get_action_server_names_and_types_by_node
+
     robot = start(cameras=['front'])
     name = 'vlm_reuse_node', namespace
     node = robot.node
     robot.until(lambda: get_action_server_names_and_types_by_node(node, *name), 'its action')
-    found = {(topic, kind) for listed in (
-        node.get_publisher_names_and_types_by_node(*name), node.get_subscriber_names_and_types_by_node(*name),
-        node.get_service_names_and_types_by_node(*name), get_action_server_names_and_types_by_node(node, *name))
-        for topic, kinds in listed for kind in kinds}
+    found = {
+        (topic, kind)
+        for listed in (
+            node.get_publisher_names_and_types_by_node(*name),
+            node.get_subscriber_names_and_types_by_node(*name),
+            node.get_service_names_and_types_by_node(*name),
+            get_action_server_names_and_types_by_node(node, *name),
+        )
+        for topic, kinds in listed
+        for kind in kinds
+    }
 
     def written(topic):
         private = topic.replace(f'{namespace}/vlm_reuse_node/', '~/')
         return private.replace(f'{namespace}/', '').replace('front', '<camera>')
-    ours = {(written(topic), kind) for topic, kind in found
-            if not EVERY_NODES.fullmatch(topic) and '/_action/' not in topic}
+
+    ours = {
+        (written(topic), kind) for topic, kind in found if not EVERY_NODES.fullmatch(topic) and '/_action/' not in topic
+    }
     assert ours == entities() - {('<camera>/image_raw/compressed', 'sensor_msgs/msg/CompressedImage')}

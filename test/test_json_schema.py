@@ -8,22 +8,28 @@ import pytest
 from hypothesis import given, settings, strategies
 from tiny_model import picture, write_tiny_model
 
-from vlm_reuse_node.budget import Question, Status
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import InvalidRequestError
-from vlm_reuse_node.json_schema import JsonSchemas
-from vlm_reuse_node.session import SceneSession
-from vlm_reuse_node.vlm import load
+from vlm_reuse_node.model.json_schema import JsonSchemas
+from vlm_reuse_node.model.vlm import load
+from vlm_reuse_node.session.answer import Status
+from vlm_reuse_node.session.question import Question
+from vlm_reuse_node.session.scene_session import SceneSession
 
-OBJECT = {'type': 'object', 'properties': {'open': {'type': 'boolean'}, 'colour': {'enum': ['red', 'bl\u00fc', '"']}},
-          'required': ['open', 'colour'], 'additionalProperties': False}
+OBJECT = {
+    'type': 'object',
+    'properties': {'open': {'type': 'boolean'}, 'colour': {'enum': ['red', 'bl\u00fc', '"']}},
+    'required': ['open', 'colour'],
+    'additionalProperties': False,
+}
 
 
 @pytest.fixture(scope='module')
 def session(tmp_path_factory):
     """A random model with byte-level tokens, like Qwen's; it has seen a picture."""
-    session = SceneSession(load(str(write_tiny_model(tmp_path_factory.mktemp('json') / 'tiny', tokenizer='bytes'))),
-                           Config(max_tokens=400))
+    session = SceneSession(
+        load(str(write_tiny_model(tmp_path_factory.mktemp('json') / 'tiny', tokenizer='bytes'))), Config(max_tokens=400)
+    )
     session.observe(picture(1))
     return session
 
@@ -33,16 +39,34 @@ def ask(session, schema, **fields):
     return session.ask(Question('what do you see ?', json_schema=text, **fields), now_ns=0)
 
 
-LEAVES = strategies.sampled_from([
-    {'type': 'boolean'}, {'type': 'null'}, {'type': 'integer', 'minimum': -5, 'maximum': 120},
-    {'type': 'number', 'minimum': -1.5, 'maximum': 2}, {'type': 'integer', 'exclusiveMinimum': 2, 'maximum': 900},
-    {'enum': ['a', 'b c', 7]}, {'type': 'string', 'maxLength': 6}, {'type': 'string', 'pattern': '^[a-f]{2,4}$'},
-    {'const': 'it is \u00fc'}])
-SCHEMAS = strategies.recursive(LEAVES, lambda inner: strategies.one_of(
-    inner.map(lambda items: {'type': 'array', 'items': items, 'maxItems': 2}),
-    strategies.lists(inner, min_size=1, max_size=3).map(lambda parts: {
-        'type': 'object', 'properties': {f'part{i}': part for i, part in enumerate(parts)},
-        'required': ['part0'], 'additionalProperties': False})), max_leaves=5)
+LEAVES = strategies.sampled_from(
+    [
+        {'type': 'boolean'},
+        {'type': 'null'},
+        {'type': 'integer', 'minimum': -5, 'maximum': 120},
+        {'type': 'number', 'minimum': -1.5, 'maximum': 2},
+        {'type': 'integer', 'exclusiveMinimum': 2, 'maximum': 900},
+        {'enum': ['a', 'b c', 7]},
+        {'type': 'string', 'maxLength': 6},
+        {'type': 'string', 'pattern': '^[a-f]{2,4}$'},
+        {'const': 'it is \u00fc'},
+    ]
+)
+SCHEMAS = strategies.recursive(
+    LEAVES,
+    lambda inner: strategies.one_of(
+        inner.map(lambda items: {'type': 'array', 'items': items, 'maxItems': 2}),
+        strategies.lists(inner, min_size=1, max_size=3).map(
+            lambda parts: {
+                'type': 'object',
+                'properties': {f'part{i}': part for i, part in enumerate(parts)},
+                'required': ['part0'],
+                'additionalProperties': False,
+            }
+        ),
+    ),
+    max_leaves=5,
+)
 
 
 @settings(max_examples=40, deadline=None)
@@ -65,24 +89,41 @@ def test_warm_equals_cold_and_the_next_free_answer_is_as_before(session):
     assert session.ask(free, now_ns=0).token_ids == before.token_ids
 
 
-@pytest.mark.parametrize('schema, named', [
-    ('{', 'not JSON'), ('[]', 'no JSON object'), ('7', 'no JSON object'), ('[' * 20000, 'not JSON'),
-    ({'not': {}}, 'not'), ({'type': 'objekt'}, 'objekt'), ({'enum': []}, 'empty'), ({'$ref': '#'}, 'followed'),
-    ({'$ref': 'http://localhost/schema.json'}, 'followed'), ({'type': 'array', 'uniqueItems': True}, 'uniqueItems'),
-    ('{' * 200_000, 'max_schema_chars'),
-    ({'type': 'number', 'exclusiveMinimum': 0, 'exclusiveMaximum': 0.5}, 'exclusiveMinimum'),
-    # These end the process in llguidance 1.9.1, should they ever get there.
-    ({'const': -9223372036854775807}, '9223372036854775807'), ({'enum': [-9223372036854775807]}, '2 to the 53rd'),
-    ({'properties': {'a': {'minimum': -9223372036854775807, 'maximum': -9223372036854775806}}}, '2 to the 53rd')])
+@pytest.mark.parametrize(
+    'schema, named',
+    [
+        ('{', 'not JSON'),
+        ('[]', 'no JSON object'),
+        ('7', 'no JSON object'),
+        ('[' * 20000, 'not JSON'),
+        ({'not': {}}, 'not'),
+        ({'type': 'objekt'}, 'objekt'),
+        ({'enum': []}, 'empty'),
+        ({'$ref': '#'}, 'followed'),
+        ({'$ref': 'http://localhost/schema.json'}, 'followed'),
+        ({'type': 'array', 'uniqueItems': True}, 'uniqueItems'),
+        ('{' * 200_000, 'max_schema_chars'),
+        ({'type': 'number', 'exclusiveMinimum': 0, 'exclusiveMaximum': 0.5}, 'exclusiveMinimum'),
+        # These end the process in llguidance 1.9.1, should they ever get there.
+        ({'const': -9223372036854775807}, '9223372036854775807'),
+        ({'enum': [-9223372036854775807]}, '2 to the 53rd'),
+        ({'properties': {'a': {'minimum': -9223372036854775807, 'maximum': -9223372036854775806}}}, '2 to the 53rd'),
+    ],
+)
 def test_a_schema_that_cannot_be_held_to_is_refused_with_the_reason(session, schema, named):
     session.config = Config(max_schema_chars=100_000)
     answer = ask(session, schema)
     assert answer.status == Status.INVALID_REQUEST and named in answer.message and not answer.text
 
 
-@pytest.mark.parametrize('schema', [
-    {'enum': [{'exclusiveMinimum': 3}]}, {'type': 'integer', 'exclusiveMinimum': 3, 'examples': [1e20], 'maximum': 9},
-    {'type': ['integer', 'null'], 'exclusiveMinimum': 0, 'maximum': 9}])
+@pytest.mark.parametrize(
+    'schema',
+    [
+        {'enum': [{'exclusiveMinimum': 3}]},
+        {'type': 'integer', 'exclusiveMinimum': 3, 'examples': [1e20], 'maximum': 9},
+        {'type': ['integer', 'null'], 'exclusiveMinimum': 0, 'maximum': 9},
+    ],
+)
 def test_what_looks_like_a_bound_is_none(session, schema):
     session.config = Config(max_tokens=400)
     answer = ask(session, schema)
@@ -114,10 +155,17 @@ def test_a_number_that_is_cut_is_no_answer(session):
     assert ask(session, {'type': 'integer', 'minimum': 100, 'maximum': 999}, max_tokens=3).text == whole.text
 
 
-@pytest.mark.parametrize('text, named', [
-    ('{"a": 1, "\\u0061": 2}', "'a' twice"), ('[' * 5000 + ']' * 5000, 'recursion'),
-    ('[1e999]', '1e999'), ('-1e999', '-1e999'), ('1e30', None),
-    ('{"a": {"b": 1}, "b": 1}', None)])
+@pytest.mark.parametrize(
+    'text, named',
+    [
+        ('{"a": 1, "\\u0061": 2}', "'a' twice"),
+        ('[' * 5000 + ']' * 5000, 'recursion'),
+        ('[1e999]', '1e999'),
+        ('-1e999', '-1e999'),
+        ('1e30', None),
+        ('{"a": {"b": 1}, "b": 1}', None),
+    ],
+)
 def test_what_readers_do_not_read_alike_is_no_document(text, named):
     if named is None:
         return JsonSchemas.check(text)
@@ -135,6 +183,13 @@ def test_a_model_of_whole_words_says_that_it_cannot(vlm):
 
 def test_white_space_cannot_grow_whatever_the_schema_asks_for(session):
     session.config = Config(max_tokens=400)
-    answer = ask(session, {'type': 'object', 'properties': {}, 'additionalProperties': False,
-                           'x-guidance': {'whitespace_flexible': True}})
+    answer = ask(
+        session,
+        {
+            'type': 'object',
+            'properties': {},
+            'additionalProperties': False,
+            'x-guidance': {'whitespace_flexible': True},
+        },
+    )
     assert answer.text == '{}'

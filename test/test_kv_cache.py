@@ -12,11 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_vlm.models.cache import (
-    ArraysCache, BufferedRotatingKVCache, CacheList, ChunkedKVCache, ConcatenateKVCache, KVCache, PoolingCache,
-    QuantizedKVCache, RotatingKVCache, SimpleKVCache)
+    ArraysCache,
+    BufferedRotatingKVCache,
+    CacheList,
+    ChunkedKVCache,
+    ConcatenateKVCache,
+    KVCache,
+    PoolingCache,
+    QuantizedKVCache,
+    RotatingKVCache,
+    SimpleKVCache,
+)
 
-from vlm_reuse_node import kv_cache
 from vlm_reuse_node.errors import ModelError
+from vlm_reuse_node.model import kv_cache
 
 WINDOW = 8
 WIDTH = 32
@@ -33,8 +42,10 @@ KINDS = {
     'recurrent': lambda: [ArraysCache(size=2), KVCache(), ArraysCache(size=2)],
     'padded recurrent': lambda: [ArraysCache(size=2, left_padding=[3]), KVCache()],
     'pooling': lambda: [CacheList(RotatingKVCache(max_size=WINDOW), PoolingCache(3))],
-    'nested': lambda: [CacheList(ArraysCache(size=2), CacheList(RotatingKVCache(max_size=WINDOW), KVCache())),
-                       CacheList(QuantizedKVCache(group_size=32), ChunkedKVCache(WINDOW))],
+    'nested': lambda: [
+        CacheList(ArraysCache(size=2), CacheList(RotatingKVCache(max_size=WINDOW), KVCache())),
+        CacheList(QuantizedKVCache(group_size=32), ChunkedKVCache(WINDOW)),
+    ],
 }
 every_kind = pytest.mark.parametrize('make', KINDS.values(), ids=KINDS)
 small_chunks = st.lists(st.sampled_from([1, 1, 2, 3, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW + 1]), max_size=4)
@@ -55,7 +66,7 @@ def feed(part, tokens, seed):
         new = rows(tokens, seed)[:, 0]
         windows, gates, _ = part.accumulate_windows(new, -new, 0)
         pooled = (windows * gates).reshape(1, -1, 3, WIDTH).sum(axis=2) if windows.shape[1] else windows
-        return [mx.array(part.update_and_fetch(pooled)), mx.array(part.buf_kv[:, :part.remainder])]
+        return [mx.array(part.update_and_fetch(pooled)), mx.array(part.buf_kv[:, : part.remainder])]
     if isinstance(part, ChunkedKVCache):
         part.maybe_trim_front()
         mask = None
@@ -78,6 +89,7 @@ def feed_recurrent(part, tokens, seed):
         for token in range(tokens):
             state = 0.9 * state + new[:, token]
         return state * 1, state
+
     output, _ = part.update_recurrent(1, tokens, decay)
     part.advance(tokens)
     return [output, source] + ([] if mask is None else [mask])
@@ -96,8 +108,16 @@ def run(cache, calls):
 
 def hashed(snapshot):
     """Digest of the bytes a snapshot keeps, and of the numbers beside them."""
-    digest = blake2b(repr([{name: value for name, value in part.items() if isinstance(value, int)}
-                           if isinstance(part, dict) else part for part in snapshot._parts]).encode())
+    digest = blake2b(
+        repr(
+            [
+                {name: value for name, value in part.items() if isinstance(value, int)}
+                if isinstance(part, dict)
+                else part
+                for part in snapshot._parts
+            ]
+        ).encode()
+    )
     for array in kv_cache._arrays(snapshot._parts):
         digest.update(np.array(array).tobytes())
     return digest.hexdigest()
@@ -128,7 +148,7 @@ def test_any_order_of_calls_snapshots_and_returns_equals_a_cold_run_of_what_is_l
         action = data.draw(st.sampled_from(['call', 'call', 'take', 'return']), label='action')
         if action == 'call' or not history:
             calls = [(tokens, step) for tokens in data.draw(small_chunks.filter(bool), label='chunks')]
-            assert run(cache, calls) == run(make(), history + calls)[len(history):]
+            assert run(cache, calls) == run(make(), history + calls)[len(history) :]
             history = history + calls
         elif action == 'take':
             stack.append((kv_cache.take(cache), history))
@@ -136,11 +156,11 @@ def test_any_order_of_calls_snapshots_and_returns_equals_a_cold_run_of_what_is_l
             index = data.draw(st.integers(0, len(stack) - 1), label='snapshot')
             snapshot, history = stack[index]
             kv_cache.restore(cache, snapshot)
-            for given_up, longer in stack[index + 1:]:
+            for given_up, longer in stack[index + 1 :]:
                 if longer != history:
                     with pytest.raises(ModelError, match='built again'):
                         kv_cache.restore(cache, given_up)
-            stack = stack[:index + 1]
+            stack = stack[: index + 1]
             assert snapshot.tokens == sum(tokens for tokens, _ in history)
     assert run(cache, [(1, 99)]) == run(make(), [*history, (1, 99)])[-1:]
 
@@ -259,6 +279,7 @@ def test_a_snapshot_inside_a_speculation_can_be_committed_after_every_return():
             cache[0].update_window(0, mx.concatenate([cache[0][0], rows(2, 5)[:, 0]], axis=1), 3)
         cache[0].commit_speculation([accepted])
         return cache[0][0]
+
     expected = mx.concatenate([mx.ones((1, 3, WIDTH)), rows(2, 5)[:, 0]], axis=1)
     assert mx.array_equal(states(1), expected[:, 1:4])
     assert mx.array_equal(states(0), expected[:, :3])
@@ -284,8 +305,11 @@ def test_every_kind_that_can_be_restored_makes_a_cache():
         assert kv_cache.new_cache(model(*cache)) == cache
 
 
-@pytest.mark.parametrize('unknown', [SimpleKVCache(), BufferedRotatingKVCache(max_size=8),
-                                     type('PagedKVCache', (KVCache,), {})()], ids=lambda part: type(part).__name__)
+@pytest.mark.parametrize(
+    'unknown',
+    [SimpleKVCache(), BufferedRotatingKVCache(max_size=8), type('PagedKVCache', (KVCache,), {})()],
+    ids=lambda part: type(part).__name__,
+)
 def test_other_kinds_of_cache_are_refused_by_name(unknown):
     with pytest.raises(ModelError, match=f'{type(unknown).__name__}, which cannot be restored'):
         kv_cache.new_cache(model(KVCache(), unknown))
@@ -321,10 +345,15 @@ def used(work):
     return mx.get_active_memory() - before, result
 
 
-@pytest.mark.parametrize('make', [
-    lambda: [RotatingKVCache(max_size=2048), KVCache()],
-    lambda: [ChunkedKVCache(2048), ConcatenateKVCache(), QuantizedKVCache(group_size=32)],
-    lambda: [CacheList(KVCache(), RotatingKVCache(max_size=1024))]], ids=['ring', 'chunked', 'list'])
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda: [RotatingKVCache(max_size=2048), KVCache()],
+        lambda: [ChunkedKVCache(2048), ConcatenateKVCache(), QuantizedKVCache(group_size=32)],
+        lambda: [CacheList(KVCache(), RotatingKVCache(max_size=1024))],
+    ],
+    ids=['ring', 'chunked', 'list'],
+)
 def test_held_bytes_are_the_memory_that_cache_and_snapshots_use(make):
     def work():
         cache = make()
@@ -332,6 +361,7 @@ def test_held_bytes_are_the_memory_that_cache_and_snapshots_use(make):
         older = kv_cache.take(cache)
         run(cache, [(1, 3), (100, 4)])
         return cache, older, kv_cache.take(cache)
+
     bytes_used, (cache, older, newer) = used(work)
     assert kv_cache.held_bytes(cache, older, newer) == pytest.approx(bytes_used, rel=0.01)
     more, _ = used(lambda: run(cache, [(1, 5)]))
@@ -366,33 +396,76 @@ def test_a_snapshot_does_not_pin_what_its_arrays_were_cut_from():
         snapshot = kv_cache.take(cache)
         cache[0][0] = None
         return snapshot
+
     assert used(work)[0] < 10_000
 
 
 VOCABULARY = 64
-TEXT = {'hidden_size': 32, 'intermediate_size': 48, 'num_attention_heads': 2, 'num_key_value_heads': 1,
-        'vocab_size': VOCABULARY, 'rms_norm_eps': 1e-6}
+TEXT = {
+    'hidden_size': 32,
+    'intermediate_size': 48,
+    'num_attention_heads': 2,
+    'num_key_value_heads': 1,
+    'vocab_size': VOCABULARY,
+    'rms_norm_eps': 1e-6,
+}
 MODELS = {
     # Three gated-delta layers, then one of attention.
-    'qwen3_5': TEXT | {
-        'model_type': 'qwen3_5_text', 'num_hidden_layers': 4, 'head_dim': 32, 'max_position_embeddings': 4096,
-        'linear_num_value_heads': 2, 'linear_num_key_heads': 2, 'linear_key_head_dim': 32, 'linear_value_head_dim': 32,
-        'linear_conv_kernel_dim': 4, 'rope_parameters': {
-            'type': 'default', 'mrope_section': [2, 1, 1], 'rope_theta': 1e4, 'partial_rotary_factor': 0.25}},
-    'gemma3': TEXT | {
-        'model_type': 'gemma3_text', 'num_hidden_layers': 3, 'head_dim': 16, 'query_pre_attn_scalar': 16,
-        'sliding_window': WINDOW, 'sliding_window_pattern': 3},
+    'qwen3_5': TEXT
+    | {
+        'model_type': 'qwen3_5_text',
+        'num_hidden_layers': 4,
+        'head_dim': 32,
+        'max_position_embeddings': 4096,
+        'linear_num_value_heads': 2,
+        'linear_num_key_heads': 2,
+        'linear_key_head_dim': 32,
+        'linear_value_head_dim': 32,
+        'linear_conv_kernel_dim': 4,
+        'rope_parameters': {
+            'type': 'default',
+            'mrope_section': [2, 1, 1],
+            'rope_theta': 1e4,
+            'partial_rotary_factor': 0.25,
+        },
+    },
+    'gemma3': TEXT
+    | {
+        'model_type': 'gemma3_text',
+        'num_hidden_layers': 3,
+        'head_dim': 16,
+        'query_pre_attn_scalar': 16,
+        'sliding_window': WINDOW,
+        'sliding_window_pattern': 3,
+    },
     # The last two of four layers share the keys and values of the first two.
-    'gemma4': TEXT | {
-        'num_hidden_layers': 4, 'num_kv_shared_layers': 2, 'head_dim': 16, 'global_head_dim': 16,
-        'hidden_size_per_layer_input': 0, 'sliding_window': WINDOW,
-        'layer_types': ['sliding_attention', 'full_attention'] * 2},
-    'llama4': TEXT | {
-        'model_type': 'llama4_text', 'num_hidden_layers': 4, 'head_dim': 16, 'intermediate_size_mlp': 48,
-        'num_local_experts': 2, 'attention_chunk_size': WINDOW, 'use_qk_norm': False},
+    'gemma4': TEXT
+    | {
+        'num_hidden_layers': 4,
+        'num_kv_shared_layers': 2,
+        'head_dim': 16,
+        'global_head_dim': 16,
+        'hidden_size_per_layer_input': 0,
+        'sliding_window': WINDOW,
+        'layer_types': ['sliding_attention', 'full_attention'] * 2,
+    },
+    'llama4': TEXT
+    | {
+        'model_type': 'llama4_text',
+        'num_hidden_layers': 4,
+        'head_dim': 16,
+        'intermediate_size_mlp': 48,
+        'num_local_experts': 2,
+        'attention_chunk_size': WINDOW,
+        'use_qk_norm': False,
+    },
 }
-CACHES = {'qwen3_5': [ArraysCache] * 3 + [KVCache], 'gemma3': [RotatingKVCache] * 2 + [KVCache],
-          'gemma4': [RotatingKVCache, KVCache], 'llama4': [ChunkedKVCache] * 3 + [KVCache]}
+CACHES = {
+    'qwen3_5': [ArraysCache] * 3 + [KVCache],
+    'gemma3': [RotatingKVCache] * 2 + [KVCache],
+    'gemma4': [RotatingKVCache, KVCache],
+    'llama4': [ChunkedKVCache] * 3 + [KVCache],
+}
 
 
 @pytest.fixture(scope='module', params=MODELS)
@@ -484,4 +557,5 @@ def failing(layer_class, calls):
         if next(left, None) is None:
             raise RuntimeError('out of memory')
         return original(self, *args, **kwargs)
+
     return call

@@ -1,12 +1,12 @@
 """Bring-up: what the launch file passes on, by itself everywhere and with the real launch system where it is."""
 
 import ast
-from dataclasses import fields
 import importlib.util
 import os
-from pathlib import Path
 import re
 import sys
+from dataclasses import fields
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -17,14 +17,26 @@ from vlm_reuse_node.config import Config
 ROOT = Path(__file__).parents[1]
 LAUNCH_FILE = ROOT / 'launch' / 'vlm_reuse.launch.py'
 PARAMETER_FILE = ROOT / 'config' / 'vlm_reuse.yaml'
-LAUNCH_MODULES = ('launch', 'launch.actions', 'launch.event_handlers', 'launch.substitutions', 'launch_ros',
-                  'launch_ros.actions', 'launch_ros.substitutions')
+LAUNCH_MODULES = (
+    'launch',
+    'launch.actions',
+    'launch.event_handlers',
+    'launch.substitutions',
+    'launch_ros',
+    'launch_ros.actions',
+    'launch_ros.substitutions',
+)
 NOTHING = dict.fromkeys(('model', 'cameras', 'image_topic', 'namespace', 'bag'), '') | {
-    'params_file': 'robot.yaml', 'log_level': 'info', 'use_sim_time': 'auto', 'autostart': 'auto'}
+    'params_file': 'robot.yaml',
+    'log_level': 'info',
+    'use_sim_time': 'auto',
+    'autostart': 'auto',
+}
 
 has_launch = importlib.util.find_spec('launch_ros') is not None
 needs_launch = pytest.mark.skipif(
-    not has_launch, reason='launch_ros is missing: it comes with a ROS 2 installation, not with the wheels')
+    not has_launch, reason='launch_ros is missing: it comes with a ROS 2 installation, not with the wheels'
+)
 
 
 @pytest.fixture
@@ -40,8 +52,11 @@ def launch_file():
 def declared_arguments():
     """The keyword arguments of every DeclareLaunchArgument by its name."""
     calls = [node for node in ast.walk(ast.parse(LAUNCH_FILE.read_text())) if isinstance(node, ast.Call)]
-    return {call.args[0].value: {keyword.arg: keyword.value for keyword in call.keywords}
-            for call in calls if getattr(call.func, 'id', '') == 'DeclareLaunchArgument'}
+    return {
+        call.args[0].value: {keyword.arg: keyword.value for keyword in call.keywords}
+        for call in calls
+        if getattr(call.func, 'id', '') == 'DeclareLaunchArgument'
+    }
 
 
 def test_every_argument_is_described_and_has_a_default():
@@ -49,7 +64,10 @@ def test_every_argument_is_described_and_has_a_default():
     assert set(arguments) == set(NOTHING)
     assert all({'description', 'default_value'} <= set(keywords) for keywords in arguments.values())
     assert {name for name, keywords in arguments.items() if 'choices' in keywords} == {
-        'log_level', 'use_sim_time', 'autostart'}
+        'log_level',
+        'use_sim_time',
+        'autostart',
+    }
 
 
 def test_no_argument_repeats_a_default_of_the_node():
@@ -62,13 +80,21 @@ def test_what_is_not_asked_for_is_left_to_the_parameter_file(launch_file):
     assert launch_file.parameters_of(NOTHING) == [] and launch_file.remappings_of(NOTHING) == []
 
 
-@pytest.mark.parametrize('asked, parameters', [
-    ({'model': '/models/qwen'}, {'model': '/models/qwen'}),
-    ({'cameras': 'front'}, {'cameras': ['front']}), ({'cameras': '[front, rear]'}, {'cameras': ['front', 'rear']}),
-    ({'cameras': 'front,rear'}, {'cameras': ['front', 'rear']}), ({'use_sim_time': 'true'}, {'use_sim_time': True}),
-    ({'use_sim_time': 'false'}, {'use_sim_time': False}), ({'autostart': 'false'}, {'autostart': False}),
-    ({'autostart': 'true'}, {'autostart': True}), ({'bag': 'kitchen'}, {'use_sim_time': True}),
-    ({'bag': 'kitchen', 'use_sim_time': 'false'}, {'use_sim_time': False})])
+@pytest.mark.parametrize(
+    'asked, parameters',
+    [
+        ({'model': '/models/qwen'}, {'model': '/models/qwen'}),
+        ({'cameras': 'front'}, {'cameras': ['front']}),
+        ({'cameras': '[front, rear]'}, {'cameras': ['front', 'rear']}),
+        ({'cameras': 'front,rear'}, {'cameras': ['front', 'rear']}),
+        ({'use_sim_time': 'true'}, {'use_sim_time': True}),
+        ({'use_sim_time': 'false'}, {'use_sim_time': False}),
+        ({'autostart': 'false'}, {'autostart': False}),
+        ({'autostart': 'true'}, {'autostart': True}),
+        ({'bag': 'kitchen'}, {'use_sim_time': True}),
+        ({'bag': 'kitchen', 'use_sim_time': 'false'}, {'use_sim_time': False}),
+    ],
+)
 def test_what_is_asked_for_becomes_a_parameter(launch_file, asked, parameters):
     assert launch_file.parameters_of(NOTHING | asked) == [parameters]
 
@@ -111,31 +137,49 @@ def launched(tmp_path, monkeypatch, end, beside=(), **arguments):
 
     Returns the exit code and all output.
     """
-    from launch import LaunchDescription, LaunchService
     from launch.actions import EmitEvent, ExecuteProcess, IncludeLaunchDescription, RegisterEventHandler
     from launch.event_handlers import OnProcessIO
     from launch.events import Shutdown
     from launch.launch_description_sources import PythonLaunchDescriptionSource
+
+    from launch import LaunchDescription, LaunchService
+
     output = []
 
     def on_output(event):
         output.append(event.text.decode())
         return [EmitEvent(event=Shutdown())] if end in output[-1] else None
+
     monkeypatch.setenv('ROS_LOG_DIR', str(tmp_path))
     monkeypatch.setenv('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
     monkeypatch.setenv('ROS_DOMAIN_ID', str(1 + os.getpid() % 100))
     service = LaunchService()
-    service.include_launch_description(LaunchDescription([
-        RegisterEventHandler(OnProcessIO(on_stdout=on_output, on_stderr=on_output)),
-        IncludeLaunchDescription(PythonLaunchDescriptionSource(str(LAUNCH_FILE)), launch_arguments=arguments.items()),
-        *([ExecuteProcess(cmd=list(beside))] if beside else [])]))
+    service.include_launch_description(
+        LaunchDescription(
+            [
+                RegisterEventHandler(OnProcessIO(on_stdout=on_output, on_stderr=on_output)),
+                IncludeLaunchDescription(
+                    PythonLaunchDescriptionSource(str(LAUNCH_FILE)), launch_arguments=arguments.items()
+                ),
+                *([ExecuteProcess(cmd=list(beside))] if beside else []),
+            ]
+        )
+    )
     return service.run(), ''.join(output)
 
 
 @needs_launch
 def test_the_node_comes_up_with_what_was_asked_for_and_ends_cleanly(tmp_path, monkeypatch, model_dir):
-    code, output = launched(tmp_path, monkeypatch, 'Ready', model=str(model_dir), cameras='front,rear',
-                            image_topic='/lens/picture', namespace='base', log_level='info')
+    code, output = launched(
+        tmp_path,
+        monkeypatch,
+        'Ready',
+        model=str(model_dir),
+        cameras='front,rear',
+        image_topic='/lens/picture',
+        namespace='base',
+        log_level='info',
+    )
     assert code == 0 and 'tiny looks at /lens/picture, /base/rear/image_raw.' in output
 
 
@@ -144,22 +188,25 @@ def test_without_autostart_it_waits_for_a_lifecycle_manager(tmp_path, monkeypatc
     """A manager of the test's own configures and activates it once it is there."""
     manager = tmp_path / 'manager.py'
     manager.write_text(MANAGER)
-    code, output = launched(tmp_path, monkeypatch, 'Ready', beside=[sys.executable, str(manager)],
-                            model=str(model_dir), autostart='false')
+    code, output = launched(
+        tmp_path, monkeypatch, 'Ready', beside=[sys.executable, str(manager)], model=str(model_dir), autostart='false'
+    )
     assert code == 0 and output.index('unconfigured') < output.index('Loading') < output.index('Ready')
 
 
 @needs_launch
 def test_a_parameter_file_is_read(tmp_path, monkeypatch, model_dir):
     (tmp_path / 'robot.yaml').write_text(
-        f'/**:\n  ros__parameters:\n    model: {model_dir}\n    cameras: [hand]\n    max_age_s: 3\n')
+        f'/**:\n  ros__parameters:\n    model: {model_dir}\n    cameras: [hand]\n    max_age_s: 3\n'
+    )
     code, output = launched(tmp_path, monkeypatch, 'Ready', params_file=str(tmp_path / 'robot.yaml'))
     assert code == 0 and 'looks at /hand/image_raw' in output
 
 
 def test_the_player_waits_for_the_line_that_no_log_level_hides(launch_file, capfd):
     pytest.importorskip('rclpy', reason='rclpy is missing: install ROS 2 (make setup)')
-    from vlm_reuse_node.process import say_ready
+    from vlm_reuse_node.ros.process import say_ready
+
     assert launch_file.play_when_ready('node', 'kitchen')
     on_output = launch_file.OnProcessIO.call_args.kwargs['on_stderr']
     say_ready()

@@ -3,24 +3,24 @@
 import array
 import time
 
-from builtin_interfaces.msg import Time
 import cv2
 import numpy as np
 import pytest
+from builtin_interfaces.msg import Time
 
 rclpy = pytest.importorskip('rclpy', reason='rclpy is missing: install ROS 2 (make setup)')
 pytest.importorskip('vlm_reuse_interfaces', reason='vlm_reuse_interfaces is not built: make setup')
-from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
-from rclpy.parameter import Parameter  # noqa: E402
-from rclpy.qos import QoSProfile, ReliabilityPolicy  # noqa: E402
-from ros_harness import BUDGET, picture_message, Robot, scene_node, set_parameter, show  # noqa: E402
-from rosgraph_msgs.msg import Clock  # noqa: E402
-from sensor_msgs.msg import CompressedImage, Image  # noqa: E402
-from vlm_reuse_interfaces.msg import Answer, RefreshBudget  # noqa: E402
-from vlm_reuse_interfaces.srv import AskScene  # noqa: E402
+from diagnostic_msgs.msg import DiagnosticStatus
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from ros_harness import BUDGET, Robot, picture_message, scene_node, set_parameter, show
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CompressedImage, Image
+from vlm_reuse_interfaces.msg import Answer, RefreshBudget
+from vlm_reuse_interfaces.srv import AskScene
 
-from vlm_reuse_node.errors import ConfigError, ModelError  # noqa: E402
-from vlm_reuse_node.overlay import BAR_HEIGHT  # noqa: E402
+from vlm_reuse_node.errors import ConfigError, ModelError
+from vlm_reuse_node.scene.overlay import BAR_HEIGHT
 
 
 def test_a_question_is_answered_from_the_newest_picture(robot):
@@ -78,12 +78,21 @@ def test_a_camera_that_stopped_gives_stale_with_its_age(robot):
     assert robot.ask(max_age_s=60.0).status == Answer.OK
 
 
-@pytest.mark.parametrize('request_fields, named', [
-    ({'question': ''}, 'empty'), ({'question': '  \n'}, 'empty'), ({'question': 'x' * 2001}, '2000'),
-    ({'question': 'what is <|image_pad|> ?'}, 'image_pad'), ({'camera': 'rear'}, 'rear'),
-    ({'json_schema': '{'}, 'json_schema'), ({'max_age_s': -1.0}, 'max_age_s'),
-    ({'timeout_s': float('nan')}, 'timeout_s'), ({'choices': ['yes', 'yes']}, 'different'),
-    ({'choices': ['']}, 'choice')])
+@pytest.mark.parametrize(
+    'request_fields, named',
+    [
+        ({'question': ''}, 'empty'),
+        ({'question': '  \n'}, 'empty'),
+        ({'question': 'x' * 2001}, '2000'),
+        ({'question': 'what is <|image_pad|> ?'}, 'image_pad'),
+        ({'camera': 'rear'}, 'rear'),
+        ({'json_schema': '{'}, 'json_schema'),
+        ({'max_age_s': -1.0}, 'max_age_s'),
+        ({'timeout_s': float('nan')}, 'timeout_s'),
+        ({'choices': ['yes', 'yes']}, 'different'),
+        ({'choices': ['']}, 'choice'),
+    ],
+)
 def test_what_cannot_be_asked_is_refused_with_the_reason(shared, request_fields, named):
     answer = shared.ask(**request_fields)
     assert answer.status == Answer.INVALID_REQUEST and named in answer.message and not answer.text
@@ -114,14 +123,20 @@ def test_bad_pictures_are_counted_by_cause_and_the_node_stays_up(start, namespac
     robot = start(**roomy(namespace))
     budgets, diagnostics = robot.listen(RefreshBudget, BUDGET), robot.diagnostics()
     camera = robot.camera(qos=QoSProfile(depth=50))  # reliable, so that every one arrives
-    bad = [broken(data=array.array('B', b'\0' * 100)), broken(encoding='martian'), broken(step=3), broken(width=0),
-           broken(width=2 ** 32 - 1, height=2 ** 32 - 1)]
+    bad = [
+        broken(data=array.array('B', b'\0' * 100)),
+        broken(encoding='martian'),
+        broken(step=3),
+        broken(width=0),
+        broken(width=2**32 - 1, height=2**32 - 1),
+    ]
     for message in bad:
         camera.publish(message)
 
     def refused():
         status = diagnostics().get('camera camera')
         return status and {v.key: v.value for v in status.values}.get('pictures refused') == '5' and status
+
     status = robot.until(refused, 'five refusals')
     values = {pair.key: pair.value for pair in status.values}
     assert [values[f'refused: {cause}'] for cause in ('truncated', 'encoding', 'step', 'size')] == ['1', '1', '1', '2']
@@ -147,8 +162,13 @@ def test_the_subscription_follows_a_camera_that_changes_its_qos_and_misses_no_pi
     budgets, topic = robot.listen(RefreshBudget, BUDGET), f'{robot.namespace}/camera/image_raw'
     for reliability in (ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT, ReliabilityPolicy.RELIABLE):
         camera = robot.camera(qos=QoSProfile(depth=1, reliability=reliability))
-        robot.until(lambda: [info.qos_profile.reliability for info in robot.node.get_subscriptions_info_by_topic(topic)]
-                    == [reliability], f'a {reliability.name} subscription')
+        robot.until(
+            lambda: (
+                [info.qos_profile.reliability for info in robot.node.get_subscriptions_info_by_topic(topic)]
+                == [reliability]
+            ),
+            f'a {reliability.name} subscription',
+        )
         show(robot, camera, budgets)
         robot.node.destroy_publisher(camera)
     assert [budget.frames_seen for budget in budgets] == [1, 2, 3]
@@ -192,8 +212,10 @@ def test_the_overlay_is_published_while_somebody_looks(robot):
 
 def test_frames_carry_the_time_at_which_they_arrived(ros, namespace):
     from rclpy.node import Node
-    from vlm_reuse_node.camera_input import CameraInput
+
     from vlm_reuse_node.config import Config
+    from vlm_reuse_node.ros.camera_input import CameraInput
+
     node, frames = Node('taker', namespace=namespace, context=ros), []
     camera = CameraInput(node, 'camera', Config(), lambda frame: frames.append(frame) or True, None)
     before_ns = node.get_clock().now().nanoseconds
@@ -226,8 +248,10 @@ def test_pictures_are_taken_while_many_questions_wait(start, namespace):
     robot = start(queue_size=64, **roomy(namespace))
     budgets, camera = robot.listen(RefreshBudget, BUDGET), robot.camera(qos=QoSProfile(depth=50))
     show(robot, camera, budgets)
-    asked = [robot.call(AskScene, 'vlm_reuse_node/ask', AskScene.Request(question='what is it ?', max_tokens=8))
-             for _ in range(20)]
+    asked = [
+        robot.call(AskScene, 'vlm_reuse_node/ask', AskScene.Request(question='what is it ?', max_tokens=8))
+        for _ in range(20)
+    ]
     for seed in range(10):
         camera.publish(picture_message(seed, robot.now_ns()))
     robot.until(lambda: all(future.done() for future in asked), 'every answer')
@@ -239,8 +263,10 @@ def test_pictures_are_taken_while_many_questions_wait(start, namespace):
 def test_more_questions_than_may_wait_are_answered_busy(start):
     robot = start(queue_size=1)
     show(robot, robot.camera(), robot.listen(RefreshBudget, BUDGET))
-    asked = [robot.call(AskScene, 'vlm_reuse_node/ask', AskScene.Request(question='what is it ?', max_tokens=64))
-             for _ in range(30)]
+    asked = [
+        robot.call(AskScene, 'vlm_reuse_node/ask', AskScene.Request(question='what is it ?', max_tokens=64))
+        for _ in range(30)
+    ]
     robot.until(lambda: all(future.done() for future in asked), 'every answer')
     statuses = {future.result().answer.status for future in asked}
     assert statuses == {Answer.OK, Answer.BUSY}
@@ -258,9 +284,16 @@ def test_diagnostics_come_once_a_second_with_reason_and_values(robot):
     assert {'rate', 'image age', 'pictures dropped', 'pictures refused'} <= {pair.key for pair in status.values}
 
 
-@pytest.mark.parametrize('name, value, reason', [
-    ('max_tokens', 0, '4096'), ('max_age_s', -1.0, '86400'), ('image_transport', 'compressed', 'lifecycle set'),
-    ('static_threshold', 200, 'change_threshold'), ('no_such', 1, 'undeclared')])
+@pytest.mark.parametrize(
+    'name, value, reason',
+    [
+        ('max_tokens', 0, '4096'),
+        ('max_age_s', -1.0, '86400'),
+        ('image_transport', 'compressed', 'lifecycle set'),
+        ('static_threshold', 200, 'change_threshold'),
+        ('no_such', 1, 'undeclared'),
+    ],
+)
 def test_a_wrong_parameter_change_is_refused_with_the_reason(shared, name, value, reason):
     result = set_parameter(shared, name, value)
     assert not result.successful and reason in result.reason
@@ -274,17 +307,24 @@ def test_a_live_parameter_changes_the_next_answer(robot):
     assert robot.ask().status == Answer.INVALID_REQUEST
 
 
-@pytest.mark.parametrize('parameters, named', [
-    ({'max_tokens': 0}, 'expected 1 to 4096'), ({'cameras': ['front camera']}, 'front camera'),
-    ({'cameras': ['/front']}, 'cannot begin a topic name'), ({'cameras': ['front', '']}, 'cameras'),
-    ({'max_tokenz': 3}, "no parameter 'max_tokenz'"), ({'image_transport': 'theora'}, 'raw, compressed'),
-    ({'cameras': ['a' * 228]}, 'no more than fit'),
-    ({'qos_overrides.nonsense': 3}, 'overrides nothing'),
-    ({'qos_overrides./camera/image_raw.subscription.colour': 3}, 'overrides nothing'),
-    ({'qos_overrides./camera/image_raw.subscription.reliability': 'maybe'}, 'maybe'),
-    ({'qos_overrides./camera/image_raw.subscription.depth': 'abc'}, 'camera/image_raw.*depth'),
-    ({'qos_overrides./vlm_reuse_node/refresh_budget.publisher.reliability': 'maybe'}, 'refresh_budget.*maybe'),
-    ({'qos_overrides./vlm_reuse_node/overlay/camera.publisher.depth': -3}, 'overlay')])
+@pytest.mark.parametrize(
+    'parameters, named',
+    [
+        ({'max_tokens': 0}, 'expected 1 to 4096'),
+        ({'cameras': ['front camera']}, 'front camera'),
+        ({'cameras': ['/front']}, 'cannot begin a topic name'),
+        ({'cameras': ['front', '']}, 'cameras'),
+        ({'max_tokenz': 3}, "no parameter 'max_tokenz'"),
+        ({'image_transport': 'theora'}, 'raw, compressed'),
+        ({'cameras': ['a' * 228]}, 'no more than fit'),
+        ({'qos_overrides.nonsense': 3}, 'overrides nothing'),
+        ({'qos_overrides./camera/image_raw.subscription.colour': 3}, 'overrides nothing'),
+        ({'qos_overrides./camera/image_raw.subscription.reliability': 'maybe'}, 'maybe'),
+        ({'qos_overrides./camera/image_raw.subscription.depth': 'abc'}, 'camera/image_raw.*depth'),
+        ({'qos_overrides./vlm_reuse_node/refresh_budget.publisher.reliability': 'maybe'}, 'refresh_budget.*maybe'),
+        ({'qos_overrides./vlm_reuse_node/overlay/camera.publisher.depth': -3}, 'overlay'),
+    ],
+)
 def test_a_wrong_start_parameter_is_refused_with_the_reason(ros, model_dir, parameters, named):
     with pytest.raises(ConfigError, match=named):
         scene_node(ros, '', **{'model': str(model_dir)} | parameters).__enter__()
@@ -300,7 +340,8 @@ def test_a_qos_override_waits_for_the_camera_that_joins(start, namespace):
 
 
 def test_a_whole_number_is_taken_for_a_float_parameter(ros):
-    from vlm_reuse_node.node import SceneNode
+    from vlm_reuse_node.ros.node import SceneNode
+
     node = SceneNode(context=ros, parameter_overrides=[Parameter('max_age_s', value=3)])
     assert node.config.max_age_s == 3.0
     node.destroy_node()
@@ -321,7 +362,8 @@ def test_a_publisher_with_incompatible_qos_is_named(start, namespace):
     robot = start(**{f'qos_overrides.{namespace}/camera/image_raw.subscription.reliability': 'reliable'})
     diagnostics = robot.diagnostics()
     robot.node.create_publisher(
-        Image, 'camera/image_raw', QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
+        Image, 'camera/image_raw', QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+    )
     robot.until(lambda: 'RELIABILITY' in diagnostics().get('camera camera', DiagnosticStatus()).message, 'the reason')
     assert 'RELIABILITY' in robot.ask().message
 
@@ -354,14 +396,19 @@ def test_an_answer_wakes_the_executor(ros):
     from concurrent.futures import Future
     from threading import Timer
     from types import SimpleNamespace
+
     from rclpy.executors import SingleThreadedExecutor
-    from vlm_reuse_node.budget import Answer as Record, Status
-    from vlm_reuse_node.ask_server import Awaited
+
+    from vlm_reuse_node.ros.ask_server import Awaited
+    from vlm_reuse_node.session.answer import Answer as Record
+    from vlm_reuse_node.session.answer import Status
+
     executor, asked = SingleThreadedExecutor(context=ros), Future()
 
     async def wait():
         await Awaited(SimpleNamespace(executor=executor)).answer(asked)
         return time.perf_counter()
+
     task = executor.create_task(wait)
     answered = []
     Timer(0.2, lambda: (answered.append(time.perf_counter()), asked.set_result(Record(Status.OK)))).start()

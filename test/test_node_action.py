@@ -4,12 +4,12 @@ import pytest
 
 pytest.importorskip('rclpy', reason='rclpy is missing: install ROS 2 (make setup)')
 pytest.importorskip('vlm_reuse_interfaces', reason='vlm_reuse_interfaces is not built: make setup')
-from action_msgs.msg import GoalStatus  # noqa: E402
-from brake import WAIT_S  # noqa: E402
-from rclpy.action import ActionClient  # noqa: E402
-from ros_harness import BUDGET, Robot, show  # noqa: E402
-from vlm_reuse_interfaces.action import AskScene  # noqa: E402
-from vlm_reuse_interfaces.msg import Answer, RefreshBudget  # noqa: E402
+from action_msgs.msg import GoalStatus
+from brake import WAIT_S
+from rclpy.action import ActionClient
+from ros_harness import BUDGET, Robot, show
+from vlm_reuse_interfaces.action import AskScene
+from vlm_reuse_interfaces.msg import Answer, RefreshBudget
 
 
 class Planner:
@@ -23,8 +23,10 @@ class Planner:
 
     def send(self, question='what is the colour ?', **fields):
         """The handle of an accepted goal."""
-        sent = self.client.send_goal_async(AskScene.Goal(question=question, **fields),
-                                           feedback_callback=lambda message: self.feedback.append(message.feedback))
+        sent = self.client.send_goal_async(
+            AskScene.Goal(question=question, **fields),
+            feedback_callback=lambda message: self.feedback.append(message.feedback),
+        )
         handle = self.robot.wait(sent, 'the goal response')
         assert handle.accepted
         return handle
@@ -119,6 +121,7 @@ def test_a_json_schema_of_a_model_that_cannot_is_refused(planner):
 def test_a_planner_that_goes_away_in_the_middle_does_no_harm(planner, brake, namespace):
     """Its node and its participant are gone while the model still writes its answer."""
     from ros_harness import rclpy
+
     brake.hold()
     context = rclpy.Context()
     rclpy.init(context=context)

@@ -6,16 +6,16 @@ import pytest
 
 pytest.importorskip('rclpy', reason='rclpy is missing: install ROS 2 (make setup)')
 pytest.importorskip('vlm_reuse_interfaces', reason='vlm_reuse_interfaces is not built: make setup')
-from brake import WAIT_S  # noqa: E402
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus  # noqa: E402
-from lifecycle_msgs.msg import State, Transition  # noqa: E402
-from lifecycle_msgs.srv import GetState  # noqa: E402
-from ros_harness import BUDGET, set_parameter, show, transition  # noqa: E402
-from tiny_model import write_tiny_model  # noqa: E402
-from vlm_reuse_interfaces.msg import Answer, RefreshBudget  # noqa: E402
-from vlm_reuse_interfaces.srv import AskScene  # noqa: E402
+from brake import WAIT_S
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from lifecycle_msgs.msg import State, Transition
+from lifecycle_msgs.srv import GetState
+from ros_harness import BUDGET, set_parameter, show, transition
+from tiny_model import write_tiny_model
+from vlm_reuse_interfaces.msg import Answer, RefreshBudget
+from vlm_reuse_interfaces.srv import AskScene
 
-from vlm_reuse_node.errors import ModelError  # noqa: E402
+from vlm_reuse_node.errors import ModelError
 
 CONFIGURE, CLEANUP = Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_CLEANUP
 ACTIVATE, DEACTIVATE = Transition.TRANSITION_ACTIVATE, Transition.TRANSITION_DEACTIVATE
@@ -83,19 +83,27 @@ def test_a_model_that_does_not_load_leaves_it_unconfigured_and_says_why(unconfig
     assert waits.level == DiagnosticStatus.WARN and 'configure' in waits.message
     assert set_parameter(robot, 'model', '/nowhere/at/all').successful
     assert change(robot, CONFIGURE) == [False] and state(robot) == State.PRIMARY_STATE_UNCONFIGURED
-    robot.until(lambda: diagnostics()['life cycle'].level == DiagnosticStatus.ERROR
-                and '/nowhere/at/all' in diagnostics()['life cycle'].message, 'the reason')
+    robot.until(
+        lambda: (
+            diagnostics()['life cycle'].level == DiagnosticStatus.ERROR
+            and '/nowhere/at/all' in diagnostics()['life cycle'].message
+        ),
+        'the reason',
+    )
     assert set_parameter(robot, 'model', str(model_dir)).successful
     assert change(robot, CONFIGURE, ACTIVATE) == [True, True]
     robot.until(lambda: diagnostics()['life cycle'].level == DiagnosticStatus.OK, 'all is well')
     assert change(robot, DEACTIVATE) == [True]
-    message = robot.until(lambda: diagnostics()['life cycle'].level == DiagnosticStatus.WARN
-                          and diagnostics()['life cycle'].message, 'the diagnostics of an inactive node')
+    message = robot.until(
+        lambda: diagnostics()['life cycle'].level == DiagnosticStatus.WARN and diagnostics()['life cycle'].message,
+        'the diagnostics of an inactive node',
+    )
     assert '/nowhere' not in message and 'activate' in message
 
 
 def test_while_it_loads_the_diagnostics_say_so(unconfigured, monkeypatch):
-    from vlm_reuse_node import worker
+    from vlm_reuse_node.serving import worker
+
     load, let = worker.load, threading.Event()
     monkeypatch.setattr(worker, 'load', lambda name: let.wait(WAIT_S) and load(name))
     diagnostics = unconfigured.listen(DiagnosticArray, '/diagnostics')
@@ -103,6 +111,7 @@ def test_while_it_loads_the_diagnostics_say_so(unconfigured, monkeypatch):
 
     def told():
         return [status for message in diagnostics for status in message.status if 'configuring' in status.message]
+
     unconfigured.until(lambda: len(told()) >= 2, 'what it is busy with, more than once')
     let.set()
     assert unconfigured.wait(configured, 'the model').success
@@ -118,7 +127,8 @@ def test_after_a_shutdown_everything_says_that_only_a_new_process_helps(robot):
 
 
 def test_a_fault_while_loading_is_logged_and_leaves_nothing(unconfigured, monkeypatch):
-    from vlm_reuse_node import worker
+    from vlm_reuse_node.serving import worker
+
     monkeypatch.setattr(worker.ModelWorker, 'start', lambda *_: 1 / 0)
     assert change(unconfigured, CONFIGURE) == [False]
     assert state(unconfigured) == State.PRIMARY_STATE_UNCONFIGURED
@@ -128,10 +138,13 @@ def test_a_fault_while_loading_is_logged_and_leaves_nothing(unconfigured, monkey
 
 def test_a_wrong_qos_override_can_be_seen_at_activation(ros, model_dir):
     from ros_harness import scene_node
+
     from vlm_reuse_node.errors import ConfigError
+
     with pytest.raises(ConfigError, match='maybe'):
-        scene_node(ros, '', model=str(model_dir), **{
-            'qos_overrides./camera/image_raw.subscription.reliability': 'maybe'}).__enter__()
+        scene_node(
+            ros, '', model=str(model_dir), **{'qos_overrides./camera/image_raw.subscription.reliability': 'maybe'}
+        ).__enter__()
 
 
 def test_a_configure_that_fails_after_the_model_was_loaded_frees_it(start, namespace):
@@ -169,6 +182,7 @@ def test_open_questions_are_answered_at_a_cleanup(robot, brake):
 def test_a_clean_up_frees_the_model(unconfigured):
     """What MLX holds after a cleanup is what it held before."""
     import mlx.core as mx
+
     held = []
     for _ in range(3):
         assert change(unconfigured, CONFIGURE, CLEANUP) == [True, True]
@@ -201,9 +215,16 @@ def test_a_camera_joins_and_leaves_while_the_other_goes_on(start):
     robot.until(lambda: set(robot.scene._worker.stats().held) == {'rear'}, 'its state to be given up')
 
 
-@pytest.mark.parametrize('cameras, reason', [
-    (['a', ''], 'list of names'), (['a', 'a'], 'different'), (['/a b'], 'topic name'), (['/a'], 'topic name'),
-    (['a' * 228], 'no more than fit')])
+@pytest.mark.parametrize(
+    'cameras, reason',
+    [
+        (['a', ''], 'list of names'),
+        (['a', 'a'], 'different'),
+        (['/a b'], 'topic name'),
+        (['/a'], 'topic name'),
+        (['a' * 228], 'no more than fit'),
+    ],
+)
 def test_cameras_that_cannot_be_are_refused(robot, cameras, reason):
     result = set_parameter(robot, 'cameras', cameras)
     assert not result.successful and reason in result.reason
@@ -211,8 +232,10 @@ def test_cameras_that_cannot_be_are_refused(robot, cameras, reason):
 
 
 def test_start_raises_what_made_it_fail(ros, namespace):
-    from vlm_reuse_node.node import SceneNode
     from rclpy.parameter import Parameter
+
+    from vlm_reuse_node.ros.node import SceneNode
+
     node = SceneNode(context=ros, namespace=namespace, parameter_overrides=[Parameter('model', value='/nowhere')])
     with pytest.raises(ModelError, match='/nowhere'):
         node.start()

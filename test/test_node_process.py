@@ -6,13 +6,13 @@ import pytest
 
 pytest.importorskip('rclpy', reason='rclpy is missing: install ROS 2 (make setup)')
 pytest.importorskip('vlm_reuse_interfaces', reason='vlm_reuse_interfaces is not built: make setup')
-from lifecycle_msgs.srv import GetState  # noqa: E402
-from rclpy.action import ActionClient  # noqa: E402
-from rclpy.qos import QoSProfile, ReliabilityPolicy  # noqa: E402
-from ros_harness import graph, NodeProcess, picture_message, Robot  # noqa: E402
-from vlm_reuse_interfaces.action import AskScene as AskSceneAction  # noqa: E402
-from vlm_reuse_interfaces.msg import Answer, RefreshBudget  # noqa: E402
-from vlm_reuse_interfaces.srv import AskScene  # noqa: E402
+from lifecycle_msgs.srv import GetState
+from rclpy.action import ActionClient
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from ros_harness import NodeProcess, Robot, graph, picture_message
+from vlm_reuse_interfaces.action import AskScene as AskSceneAction
+from vlm_reuse_interfaces.msg import Answer, RefreshBudget
+from vlm_reuse_interfaces.srv import AskScene
 
 
 @pytest.fixture
@@ -30,6 +30,7 @@ def start(model_dir):
         running.append(NodeProcess('-p', f'model:={model_dir}', *arguments))
         running[-1].wait_for_line('Ready')
         return running[-1]
+
     yield start
     for node in running:
         if node.process.poll() is None:
@@ -43,6 +44,7 @@ def show(robot, topic='camera/image_raw', budget='vlm_reuse_node/refresh_budget'
     def looked_at():
         camera.publish(picture_message(stamp_ns=robot.now_ns()))
         return budgets
+
     return robot.until(looked_at, 'a refresh budget')
 
 
@@ -53,8 +55,10 @@ def test_told_to_end_it_answers_the_open_questions_and_ends_cleanly(start, robot
     action = ActionClient(robot.node, AskSceneAction, 'vlm_reuse_node/ask_scene')
     robot.until(action.server_is_ready, 'the action')
     assert robot.ask(max_age_s=60.0).status == Answer.OK  # the two know each other: nothing is lost on the way
-    asked = [robot.call(AskScene, 'vlm_reuse_node/ask', AskScene.Request(question='what is it ?', max_tokens=64))
-             for _ in range(300)]
+    asked = [
+        robot.call(AskScene, 'vlm_reuse_node/ask', AskScene.Request(question='what is it ?', max_tokens=64))
+        for _ in range(300)
+    ]
     goal = robot.wait(action.send_goal_async(AskSceneAction.Goal(question='what is it ?')), 'the goal response')
     ended = goal.get_result_async()
     robot.wait(robot.call(GetState, 'vlm_reuse_node/get_state', GetState.Request()), 'the state')  # all are sent
@@ -82,13 +86,17 @@ def test_it_ends_cleanly_while_it_still_loads(model_dir):
     assert exit_code == 0 and 'Traceback' not in said, said
 
 
-@pytest.mark.parametrize('arguments, exit_code, named', [
-    (('-p', 'model:=/nowhere/at/all'), 1, '/nowhere/at/all'),
-    (('-p', 'max_tokens:=0'), 2, 'max_tokens is 0; expected 1 to 4096'),
-    (('-p', 'max_tokenz:=3'), 2, "no parameter 'max_tokenz'"),
-    (('-p', 'use_sim_time:=maybe'), 2, 'use_sim_time'),
-    (('--params-file', '/nowhere.yaml'), 2, '/nowhere.yaml'),
-    (('--no-such-argument',), 2, '--no-such-argument')])
+@pytest.mark.parametrize(
+    'arguments, exit_code, named',
+    [
+        (('-p', 'model:=/nowhere/at/all'), 1, '/nowhere/at/all'),
+        (('-p', 'max_tokens:=0'), 2, 'max_tokens is 0; expected 1 to 4096'),
+        (('-p', 'max_tokenz:=3'), 2, "no parameter 'max_tokenz'"),
+        (('-p', 'use_sim_time:=maybe'), 2, 'use_sim_time'),
+        (('--params-file', '/nowhere.yaml'), 2, '/nowhere.yaml'),
+        (('--no-such-argument',), 2, '--no-such-argument'),
+    ],
+)
 def test_it_refuses_to_start_in_one_sentence(arguments, exit_code, named):
     code, said = NodeProcess(*arguments).end()
     errors = [line for line in said.splitlines() if line.startswith('vlm_reuse_node: ')]
@@ -110,6 +118,7 @@ def test_full_size_pictures_at_30_hz_are_taken_in_time_while_questions_are_answe
         sent.append(message)
         if len(sent) % 15 == 0:
             asked.append(robot.call(AskScene, 'vlm_reuse_node/ask', AskScene.Request(question='what is it ?')))
+
     timer = robot.node.create_timer(1 / 30, send)
     robot.until(lambda: len(sent) >= 60, '60 pictures')
     timer.cancel()
@@ -119,6 +128,7 @@ def test_full_size_pictures_at_30_hz_are_taken_in_time_while_questions_are_answe
     def half_received():  # on a busy machine a newer picture may replace one before the executor has woken
         values = {pair.key: pair.value for pair in diagnostics()['camera camera'].values} if diagnostics() else {}
         return int(values.get('pictures received', 0)) >= 30 and values
+
     values = robot.until(half_received, 'diagnostics of half the pictures')
     assert float(values['callback median'].split()[0]) < 5.0 and values['pictures refused'] == '0'
 
@@ -135,14 +145,21 @@ def test_parameter_files_and_remapping_are_honoured(start, robot, tmp_path):
 @pytest.mark.parametrize('reliability', [ReliabilityPolicy.BEST_EFFORT, ReliabilityPolicy.RELIABLE])
 def test_a_topic_is_remapped_once(start, robot, reliability):
     """Two cameras whose topics are exchanged: after a second remapping each would hear the other's again."""
-    start('-p', 'cameras:=[front, rear]', '-r', 'front/image_raw:=/rear/image_raw',
-          '-r', 'rear/image_raw:=/front/image_raw')
+    start(
+        '-p',
+        'cameras:=[front, rear]',
+        '-r',
+        'front/image_raw:=/rear/image_raw',
+        '-r',
+        'rear/image_raw:=/front/image_raw',
+    )
     camera = robot.camera('/rear/image_raw', qos=QoSProfile(depth=1, reliability=reliability))
     budgets = robot.listen(RefreshBudget, 'vlm_reuse_node/refresh_budget')
 
     def looked_at():
         camera.publish(picture_message(stamp_ns=robot.now_ns()))
         return budgets
+
     assert robot.until(looked_at, 'a refresh budget')[0].camera == 'front'
 
 

@@ -4,13 +4,13 @@ import pytest
 
 pytest.importorskip('rclpy', reason='rclpy is missing: install ROS 2 (make setup)')
 pytest.importorskip('vlm_reuse_interfaces', reason='vlm_reuse_interfaces is not built: make setup')
-from brake import WAIT_S  # noqa: E402
-from lifecycle_msgs.msg import Transition  # noqa: E402
-from rclpy.qos import DurabilityPolicy, QoSProfile  # noqa: E402
-from ros_harness import BUDGET, show, transition  # noqa: E402
-from sensor_msgs.msg import RegionOfInterest  # noqa: E402
-from vlm_reuse_interfaces.msg import RefreshBudget, WatchAnswer  # noqa: E402
-from vlm_reuse_interfaces.srv import WatchScene  # noqa: E402
+from brake import WAIT_S
+from lifecycle_msgs.msg import Transition
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from ros_harness import BUDGET, show, transition
+from sensor_msgs.msg import RegionOfInterest
+from vlm_reuse_interfaces.msg import RefreshBudget, WatchAnswer
+from vlm_reuse_interfaces.srv import WatchScene
 
 ADD, REMOVE, LIST = WatchScene.Request.ADD, WatchScene.Request.REMOVE, WatchScene.Request.LIST
 ANSWERS = 'vlm_reuse_node/watch_answers'
@@ -69,16 +69,19 @@ def test_ten_on_a_static_scene_cost_nothing_and_one_change_asks_each_once(robot)
 
 def test_a_region_is_asked_about_only_when_it_changed(robot):
     import numpy as np
-    from vlm_reuse_node.ros_convert import image_message
-    from vlm_reuse_node.ros_messages import header_of
+
+    from vlm_reuse_node.ros.conversion import image_message
+    from vlm_reuse_node.ros.messages import header_of
+
     budgets, camera = robot.listen(RefreshBudget, BUDGET), robot.camera()
 
     def show_with(x, y):
         rgb = np.full((480, 640, 3), 90, np.uint8)
-        rgb[y:y + 60, x:x + 60] = 250
+        rgb[y : y + 60, x : x + 60] = 250
         seen = len(budgets)
         camera.publish(image_message(rgb, header_of(robot.now_ns(), 'lens')))
         robot.until(lambda: len(budgets) > seen, 'a refresh budget')
+
     show_with(0, 0)
     assert watch(robot, ADD, region=RegionOfInterest(x_offset=0, y_offset=0, width=100, height=100)).success
     assert watch(robot, ADD, region=RegionOfInterest(x_offset=540, y_offset=380, width=100, height=100)).success
@@ -119,11 +122,20 @@ def test_a_removed_one_is_asked_no_more(robot):
     assert not again.success and str(number) in again.message
 
 
-@pytest.mark.parametrize('fields, named', [
-    ({'choices': []}, '2 choices'), ({'choices': ['red']}, '2 choices'), ({'choices': ['a', 'a']}, 'different'),
-    ({'question': ''}, 'empty'), ({'question': '<|image_pad|>'}, 'image_pad'), ({'camera': 'rear'}, 'rear'),
-    ({'margin': 2.0}, 'margin'), ({'command': 9}, 'ADD, REMOVE or LIST'),
-    ({'region': RegionOfInterest(width=10)}, '10 x 0 px')])
+@pytest.mark.parametrize(
+    'fields, named',
+    [
+        ({'choices': []}, '2 choices'),
+        ({'choices': ['red']}, '2 choices'),
+        ({'choices': ['a', 'a']}, 'different'),
+        ({'question': ''}, 'empty'),
+        ({'question': '<|image_pad|>'}, 'image_pad'),
+        ({'camera': 'rear'}, 'rear'),
+        ({'margin': 2.0}, 'margin'),
+        ({'command': 9}, 'ADD, REMOVE or LIST'),
+        ({'region': RegionOfInterest(width=10)}, '10 x 0 px'),
+    ],
+)
 def test_what_cannot_stand_is_refused_with_the_reason_and_leaves_none(robot, fields, named):
     response = watch(robot, **({'command': ADD} | fields))
     assert not response.success and named in response.message and response.watch_id == 0

@@ -5,9 +5,9 @@ import time
 import numpy as np
 import pytest
 
-from vlm_reuse_node.budget import Level, Refresh
-from vlm_reuse_node.frame import Frame
-from vlm_reuse_node.overlay import BAR_HEIGHT, BLUE, draw_overlay, percent
+from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.scene.overlay import BAR_HEIGHT, BLUE, draw_overlay, percent
+from vlm_reuse_node.scene.refresh import Level, Refresh
 
 
 def scene(height=480, width=640, rows=17, columns=23):
@@ -16,8 +16,9 @@ def scene(height=480, width=640, rows=17, columns=23):
 
 
 def drawn(frame, refreshed, deferred):
-    refresh = Refresh('camera', 0, '', Level.FRAME, 'some cells changed', refreshed, deferred, prefill_ms=12.34,
-                      changed=refreshed)
+    refresh = Refresh(
+        'camera', 0, '', Level.FRAME, 'some cells changed', refreshed, deferred, prefill_ms=12.34, changed=refreshed
+    )
     return draw_overlay(frame, refresh)
 
 
@@ -63,8 +64,10 @@ def test_the_bar_is_written_on():
     assert (first > 200).any() and not np.array_equal(first, drawn(frame, refreshed, deferred)[480:])
 
 
-@pytest.mark.parametrize('count, total, text', [
-    (0, 0, '0 %'), (0, 391, '0 %'), (1, 391, '< 1 %'), (50, 100, '50 %'), (390, 391, '> 99 %'), (391, 391, '100 %')])
+@pytest.mark.parametrize(
+    'count, total, text',
+    [(0, 0, '0 %'), (0, 391, '0 %'), (1, 391, '< 1 %'), (50, 100, '50 %'), (390, 391, '> 99 %'), (391, 391, '100 %')],
+)
 def test_zero_and_hundred_percent_are_only_written_when_true(count, total, text):
     assert percent(count, total) == text
 

@@ -2,31 +2,42 @@
 
 import ast
 import os
-from dataclasses import fields
-from pathlib import Path
 import re
 import subprocess
 import sys
+from dataclasses import fields
+from pathlib import Path
 from xml.etree import ElementTree
 
-from ament_index_python.packages import get_package_prefix, get_package_share_directory, get_packages_with_prefixes
 import pytest
+from ament_index_python.packages import get_package_prefix, get_package_share_directory, get_packages_with_prefixes
 from vlm_reuse_interfaces.action import AskScene as AskSceneAction
 from vlm_reuse_interfaces.msg import Answer as AnswerMessage
 from vlm_reuse_interfaces.msg import RefreshBudget
 from vlm_reuse_interfaces.srv import AskScene
 
 import vlm_reuse_node
-from vlm_reuse_node.budget import Answer, Level, Question, Refresh, Status
+from vlm_reuse_node.scene.refresh import Level, Refresh
+from vlm_reuse_node.session.answer import Answer, Status
+from vlm_reuse_node.session.question import Question
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ('vlm_reuse_node', 'vlm_reuse_interfaces')
 
 # Modules whose rosdep key or wheel has another name.
-PROVIDED_BY = {'cv2': 'python3-opencv', 'numpy': 'python3-numpy', 'yaml': 'python3-yaml', 'PIL': 'python3-pil',
-               'jinja2': 'python3-jinja2', 'mlx_vlm': 'mlx-vlm', 'jsonschema': 'python3-jsonschema',
-               'matplotlib': 'python3-matplotlib', 'scipy': 'python3-scipy',
-               'tqdm': 'python3-tqdm', 'psutil': 'python3-psutil'}
+PROVIDED_BY = {
+    'cv2': 'python3-opencv',
+    'numpy': 'python3-numpy',
+    'yaml': 'python3-yaml',
+    'PIL': 'python3-pil',
+    'jinja2': 'python3-jinja2',
+    'mlx_vlm': 'mlx-vlm',
+    'jsonschema': 'python3-jsonschema',
+    'matplotlib': 'python3-matplotlib',
+    'scipy': 'python3-scipy',
+    'tqdm': 'python3-tqdm',
+    'psutil': 'python3-psutil',
+}
 
 
 def manifest(package):

@@ -10,11 +10,11 @@ from tiny_gemma4 import write_tiny_gemma4
 from tiny_model import picture, write_tiny_model
 from tiny_qwen3 import write_tiny_qwen3
 
-from vlm_reuse_node import kv_rewrite
-from vlm_reuse_node import state as states
-from vlm_reuse_node import vlm as vlms
-from vlm_reuse_node.state import Picture
-from vlm_reuse_node.turn import Stopped
+from vlm_reuse_node.model import kv_rewrite
+from vlm_reuse_node.model import vlm as vlms
+from vlm_reuse_node.session import state as states
+from vlm_reuse_node.session.state import Picture
+from vlm_reuse_node.session.turn import Stopped
 
 NOISE = 1e-4
 CELLS = 12
@@ -26,7 +26,8 @@ WRITERS = {
     'qwen3_vl': lambda folder: write_tiny_qwen3(folder, 'qwen3_vl'),
     'qwen3_vl_moe': lambda folder: write_tiny_qwen3(folder, 'qwen3_vl_moe'),
     'gemma4 two-way': lambda folder: write_tiny_gemma4(folder, 'dense', window=64),
-    'gemma4 layer inputs': lambda folder: write_tiny_gemma4(folder, 'layer_inputs', window=64)}
+    'gemma4 layer inputs': lambda folder: write_tiny_gemma4(folder, 'layer_inputs', window=64),
+}
 
 
 @pytest.fixture(scope='module', params=WRITERS)
@@ -43,7 +44,7 @@ def built(vlm, *frames):
 
 def kept(state):
     """Keys and values of every layer before the snapshot."""
-    return [np.array(rows[:, :, :state.tokens]) for layer in state.cache for rows in (layer.keys, layer.values)]
+    return [np.array(rows[:, :, : state.tokens]) for layer in state.cache for rows in (layer.keys, layer.values)]
 
 
 def difference(one, other):
@@ -106,11 +107,15 @@ def test_some_tokens_rewritten_are_what_a_forward_with_the_old_rows_around_them_
     for row, cell in [(live[cell], cell) for cell in cells] + [(len(ids) - 1, None)]:
         for layer in cache:
             layer.offset = layer._idx = int(row)  # the second is a ring's
-        features = None if cell is None else newer.features[cell:cell + 1]
-        vlm.run(cache, [ids[row]], positions[:, row:row + 1], embeddings=vlm.family.embed([ids[row]], features))
+        features = None if cell is None else newer.features[cell : cell + 1]
+        vlm.run(cache, [ids[row]], positions[:, row : row + 1], embeddings=vlm.family.embed([ids[row]], features))
     state.rewrite(newer, cells)
-    assert difference(kept(state), [np.array(rows[:, :, :len(ids)]) for layer in cache
-                                    for rows in (layer.keys, layer.values)]) < NOISE
+    assert (
+        difference(
+            kept(state), [np.array(rows[:, :, : len(ids)]) for layer in cache for rows in (layer.keys, layer.values)]
+        )
+        < NOISE
+    )
 
 
 def test_a_slot_of_which_some_tokens_are_old_is_not_exact_whatever_its_features_are(vlm):
@@ -135,6 +140,7 @@ def test_a_rewrite_that_was_stopped_leaves_the_history_and_no_live_picture(vlm, 
     def check():
         if next(calls, None) is None:
             raise Stopped('CANCELLED', 'enough')
+
     with pytest.raises(Stopped):
         state.rewrite(Picture.see(vlm, picture(3)), np.arange(CELLS), check)
     assert not state.has_live and not state.can_rewrite and len(state.pictures) == 1

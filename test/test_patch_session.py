@@ -4,15 +4,17 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from tiny_gemma4 import write_tiny_gemma4
-from tiny_model import picture, SECOND_NS
+from tiny_model import SECOND_NS, picture
 from tiny_qwen3 import write_tiny_qwen3
 
-from vlm_reuse_node import vlm as vlms
-from vlm_reuse_node.budget import Level, Question, Status
 from vlm_reuse_node.config import Config
-from vlm_reuse_node.frame import Frame
-from vlm_reuse_node.session import SceneSession
-from vlm_reuse_node.turn import Stopped, Turn
+from vlm_reuse_node.model import vlm as vlms
+from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.scene.refresh import Level
+from vlm_reuse_node.session.answer import Status
+from vlm_reuse_node.session.question import Question
+from vlm_reuse_node.session.scene_session import SceneSession
+from vlm_reuse_node.session.turn import Stopped, Turn
 
 QUESTION = Question('what color is the square ?', max_tokens=4, max_age_s=1000.0)
 CHOICE = Question('what color is the square ?', ('red', 'green', 'blue'), max_age_s=1000.0)
@@ -105,8 +107,11 @@ def test_the_confidence_of_a_text_is_that_of_its_least_likely_token(vlm):
     session = patched(vlm)
     answer, state = session.ask(QUESTION, now_ns=0), session._state
     ids = state.template.question(QUESTION.text) + list(answer.token_ids)
-    logits = np.array(vlm.run(state.cache, ids, vlm.family.text_positions(state.next_position, len(ids)),
-                              keep=len(answer.token_ids) + 1))[:-1]
+    logits = np.array(
+        vlm.run(
+            state.cache, ids, vlm.family.text_positions(state.next_position, len(ids)), keep=len(answer.token_ids) + 1
+        )
+    )[:-1]
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
     shares /= shares.sum(axis=1, keepdims=True)
     likely = shares[np.arange(len(shares)), list(answer.token_ids)]
@@ -168,6 +173,7 @@ def test_a_patch_that_was_stopped_is_made_up_for(vlm):
 
     def stop():
         raise Stopped(Status.CANCELLED, 'enough')
+
     with pytest.raises(Stopped):
         session.observe(flicker(1)[0], check=stop)
     answer = session.ask(QUESTION, now_ns=0)
@@ -183,13 +189,15 @@ def test_a_whole_picture_is_bit_for_bit_what_cold_computes_from_it():
     kept, twin = session._state, session._cold_twin(session._state, Turn())
     assert len(kept.pictures) == 3 and kept.exact
     for one, other in zip(kept.cache, twin.cache):
-        assert mx.array_equal(one.keys[..., :kept.tokens, :], other.keys[..., :kept.tokens, :])
-        assert mx.array_equal(one.values[..., :kept.tokens, :], other.values[..., :kept.tokens, :])
+        assert mx.array_equal(one.keys[..., : kept.tokens, :], other.keys[..., : kept.tokens, :])
+        assert mx.array_equal(one.values[..., : kept.tokens, :], other.values[..., : kept.tokens, :])
 
 
 def test_what_cannot_be_patched_any_more_is_not_kept(tmp_path):
-    session = SceneSession(vlms.load(str(write_tiny_gemma4(tmp_path / 'gemma4', window=28))),
-                           PATCH.with_values(history_frames=3, keyframe_interval_s=0.0))
+    session = SceneSession(
+        vlms.load(str(write_tiny_gemma4(tmp_path / 'gemma4', window=28))),
+        PATCH.with_values(history_frames=3, keyframe_interval_s=0.0),
+    )
     session.observe(picture(1))
     assert session._state.live.vision is not None
     session.observe(picture(2, 0.1))

@@ -1,8 +1,8 @@
 """What a Mac gets by pixi is what the package needs; nothing here can run it, so it is held against what is tested."""
 
-from pathlib import Path
 import re
 import tomllib
+from pathlib import Path
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[1]
@@ -12,7 +12,7 @@ LOOPBACK = ROOT / 'config' / 'cyclonedds_loopback.xml'
 # Packages of rosdep or PyPI that conda-forge calls otherwise.
 CONDA_NAMES = {'pil': 'pillow', 'yaml': 'pyyaml', 'opencv': 'py-opencv', 'matplotlib': 'matplotlib-base'}
 # Come with mlx-vlm, or lint this checkout.
-NOT_NAMED = {'huggingface_hub', 'llguidance', 'tokenizers', 'flake8', 'flake8-quotes', 'pydocstyle'}
+NOT_NAMED = {'huggingface_hub', 'llguidance', 'tokenizers', 'ruff', 'mypy', 'pytest-randomly'}
 
 
 def conda_name(rosdep_key):
@@ -26,8 +26,12 @@ def conda_name(rosdep_key):
 def declared_keys():
     """List what both packages need, to build and to run."""
     manifests = [ElementTree.parse(folder / 'package.xml') for folder in (ROOT, ROOT / 'vlm_reuse_interfaces')]
-    keys = {element.text for manifest in manifests for tag in ('depend', 'exec_depend', 'buildtool_depend')
-            for element in manifest.iter(tag)}
+    keys = {
+        element.text
+        for manifest in manifests
+        for tag in ('depend', 'exec_depend', 'buildtool_depend')
+        for element in manifest.iter(tag)
+    }
     return keys - {'vlm_reuse_interfaces'}
 
 
@@ -79,5 +83,5 @@ def test_tasks_name_what_there_is():
     tasks = {name: task['cmd'].split() for name, task in PIXI['tasks'].items()}
     package, launch_file = tasks['node'][2:]
     assert package == PIXI['workspace']['name'] and (ROOT / 'launch' / launch_file).exists()
-    folders = tasks['build'][tasks['build'].index('--base-paths') + 1:tasks['build'].index('--cmake-args')]
+    folders = tasks['build'][tasks['build'].index('--base-paths') + 1 : tasks['build'].index('--cmake-args')]
     assert [folder for folder in folders if not (ROOT / folder / 'package.xml').exists()] == []

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip('rclpy', reason='rclpy is missing: install ROS 2 (make setup)')
 pytest.importorskip('vlm_reuse_interfaces', reason='vlm_reuse_interfaces is not built: make setup')
-from vlm_reuse_node.process import EngineLog  # noqa: E402
+from vlm_reuse_node.ros.process import EngineLog
 
 
 @pytest.fixture
@@ -18,22 +18,26 @@ def said():
 
     def writer(level):
         return lambda text: said.append((level, text))
-    handler = EngineLog(SimpleNamespace(
-        get_effective_level=lambda: 20, **{level: writer(level) for level in ('error', 'warning', 'info', 'debug')}))
+
+    handler = EngineLog(
+        SimpleNamespace(
+            get_effective_level=lambda: 20, **{level: writer(level) for level in ('error', 'warning', 'info', 'debug')}
+        )
+    )
     yield said
     engine.removeHandler(handler)
     engine.setLevel(before)
 
 
 def test_every_level_from_the_nodes_own_on_is_written(said):
-    log = logging.getLogger('vlm_reuse_node.session')
+    log = logging.getLogger('vlm_reuse_node.session.scene_session')
     for level in ('error', 'warning', 'info', 'debug'):
         getattr(log, level)(level)
     assert said == [(level, level) for level in ('error', 'warning', 'info')]
 
 
 def test_one_sentence_is_written_once_in_five_seconds(said):
-    log = logging.getLogger('vlm_reuse_node.session')
+    log = logging.getLogger('vlm_reuse_node.session.scene_session')
     for _ in range(3):
         log.warning("Camera '%s' is slow", 'front')
         log.warning("Camera '%s' is slow", 'rear')

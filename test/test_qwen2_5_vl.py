@@ -10,13 +10,13 @@ from mlx_vlm.prompt_utils import apply_chat_template
 from PIL import Image
 from tiny_model import picture, write_tiny_model
 
-from vlm_reuse_node import state as states
-from vlm_reuse_node.budget import Question
 from vlm_reuse_node.config import Config
-from vlm_reuse_node.families.base import FAMILIES, Grid, family_for
-from vlm_reuse_node.session import SceneSession
-from vlm_reuse_node.state import Picture
-from vlm_reuse_node.vlm import load
+from vlm_reuse_node.model.families.base import FAMILIES, Grid, family_for
+from vlm_reuse_node.model.vlm import load
+from vlm_reuse_node.session import state as states
+from vlm_reuse_node.session.question import Question
+from vlm_reuse_node.session.scene_session import SceneSession
+from vlm_reuse_node.session.state import Picture
 
 TEXT = 'how many objects are there , and what is the color of the square on the left ?'
 
@@ -61,13 +61,19 @@ def test_tokens_and_positions_equal_those_of_the_full_prompt(vlm, upstream, size
     assert prefix + question == ids[0].tolist() and state.tokens == len(prefix)
 
     expected, _ = upstream[0].language_model.get_rope_index(ids, image_grid_thw=patches)
-    positions = np.concatenate([vlm.family.positions(prefix, state.identity.grids),
-                                vlm.family.text_positions(state.next_position, len(question))], axis=1)
+    positions = np.concatenate(
+        [
+            vlm.family.positions(prefix, state.identity.grids),
+            vlm.family.text_positions(state.next_position, len(question)),
+        ],
+        axis=1,
+    )
     assert np.array_equal(positions, np.array(expected)[:, 0])
 
 
-@pytest.mark.parametrize('text', [
-    'Is it red?', ' \n what\tIS ', 'où est l’étoile ★ 色?', 'a' * 300, '. . .', '\u0065\u0301'])
+@pytest.mark.parametrize(
+    'text', ['Is it red?', ' \n what\tIS ', 'où est l’étoile ★ 色?', 'a' * 300, '. . .', '\u0065\u0301']
+)
 def test_a_question_apart_has_the_tokens_it_has_in_the_chat(vlm, upstream, text):
     template, frame = vlm.template('', 1), picture(1)
     _, ids, _, _ = inputs(upstream, text, [frame])
@@ -79,8 +85,10 @@ def test_a_choice_apart_has_the_tokens_it_has_behind_the_chat(vlm, upstream):
     prompt, _, _, _ = inputs(upstream, TEXT, [picture(1)])
     for choice in ('red', 'Yes it is', 'no .', '2', 'two three'):
         tokenizer = upstream[1].tokenizer
-        assert tokenizer(prompt)['input_ids'] + vlm.template('', 1).choices([choice])[0] == \
-            tokenizer(prompt + choice)['input_ids']
+        assert (
+            tokenizer(prompt)['input_ids'] + vlm.template('', 1).choices([choice])[0]
+            == tokenizer(prompt + choice)['input_ids']
+        )
 
 
 @pytest.mark.parametrize('seed, text', [(1, TEXT), (2, 'what is it ?'), (3, 'red , blue or green ?')])
@@ -121,7 +129,7 @@ def test_choice_scores_equal_a_full_forward_per_choice(vlm, upstream):
     for choice in choices:
         tokens = processor.tokenizer(choice)['input_ids']
         full = mx.concatenate([ids, mx.array([tokens])], axis=1)
-        logits = model(full, pixels, image_grid_thw=patches).logits[0, -len(tokens) - 1:]
+        logits = model(full, pixels, image_grid_thw=patches).logits[0, -len(tokens) - 1 :]
         table = np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True), np.float64)
         stops = processor.tokenizer.stopping_criteria.eos_token_ids
         totals.append(sum(table[range(len(tokens)), tokens]) + np.log(np.exp(table[-1, stops]).sum()))

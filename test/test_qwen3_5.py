@@ -7,11 +7,13 @@ from mlx_vlm.models.cache import ArraysCache, KVCache
 from tiny_model import picture
 from tiny_qwen3 import CONTEXT, prompt, run, write_tiny_qwen3
 
-from vlm_reuse_node import kv_cache
-from vlm_reuse_node.budget import Level, Question, Status
 from vlm_reuse_node.config import Config
-from vlm_reuse_node.session import SceneSession
-from vlm_reuse_node.vlm import load, PREFILL_CHUNK
+from vlm_reuse_node.model import kv_cache
+from vlm_reuse_node.model.vlm import PREFILL_CHUNK, load
+from vlm_reuse_node.scene.refresh import Level
+from vlm_reuse_node.session.answer import Status
+from vlm_reuse_node.session.question import Question
+from vlm_reuse_node.session.scene_session import SceneSession
 
 TEXT = 'how many objects are there , and what is the color of the square on the left ?'
 OTHER = 'what is it ?'
@@ -105,7 +107,8 @@ def test_fifty_follow_ups_of_one_to_three_thousand_tokens_equal_cold(vlm, prefix
         worst = max(worst, np.abs(logits - cold).max())
         assert tokens[:1] == [token for token in [cold.argmax()] if token not in vlm.stop_ids]
     assert len(lengths) == 50 and 0 < floor < TOLERANCE and worst < TOLERANCE, (
-        f'warm {worst}, cold at two chunk grids {floor}')
+        f'warm {worst}, cold at two chunk grids {floor}'
+    )
 
 
 def _cold_logits(vlm, prefix, text, limit):
@@ -114,7 +117,7 @@ def _cold_logits(vlm, prefix, text, limit):
     positions = np.concatenate([positions, vlm.family.text_positions(positions.max() + 1, len(text))], axis=1)
     embeddings = mx.concatenate([embeddings, vlm.family.embed(text)], axis=1)
     assert positions.shape[1] < CONTEXT
-    return run(vlm, ids + text, positions, embeddings, vlm.new_cache(), limit)[len(ids):]
+    return run(vlm, ids + text, positions, embeddings, vlm.new_cache(), limit)[len(ids) :]
 
 
 def test_sessions_and_text_only_turns_on_one_model_do_not_disturb_each_other(vlm):

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 from tiny_model import picture
-from tiny_qwen3 import chat, full_logits, HIDDEN, LEVELS, prompt, run, write_tiny_qwen3
+from tiny_qwen3 import HIDDEN, LEVELS, chat, full_logits, prompt, run, write_tiny_qwen3
 
-from vlm_reuse_node.budget import Question
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ImageError
-from vlm_reuse_node.families.base import Grid
-from vlm_reuse_node.session import SceneSession
-from vlm_reuse_node.vlm import load
+from vlm_reuse_node.model.families.base import Grid
+from vlm_reuse_node.model.vlm import load
+from vlm_reuse_node.session.question import Question
+from vlm_reuse_node.session.scene_session import SceneSession
 
 TEXT = 'how many objects are there , and what is the color of the square on the left ?'
 SIZES = [[(480, 640)], [(640, 480), (480, 640)], [(480, 640), (320, 960), (480, 480)]]
@@ -102,8 +102,9 @@ def test_the_cold_answer_equals_mlx_vlm_generate(vlm, upstream, seed, text):
     session = SceneSession(vlm, Config())
     session.observe(frame)
     ours = session.ask_cold(Question(text, max_tokens=16), now_ns=0)
-    theirs = mlx_vlm.generate(*upstream, chat(upstream, text, [frame])[0], image=[Image.fromarray(frame.rgb)],
-                              max_tokens=16, temperature=0.0)
+    theirs = mlx_vlm.generate(
+        *upstream, chat(upstream, text, [frame])[0], image=[Image.fromarray(frame.rgb)], max_tokens=16, temperature=0.0
+    )
     stops = upstream[1].tokenizer.stopping_criteria.eos_token_ids
     assert list(ours.token_ids) == [token for token in theirs.token_ids if token not in stops]
 
@@ -118,7 +119,7 @@ def test_choice_scores_equal_a_full_forward_per_choice(vlm, upstream):
     for choice in choices:
         tokens = upstream[1].tokenizer(choice)['input_ids']
         logits = full_logits(upstream, mx.concatenate([ids, mx.array([tokens])], axis=1), pixels, patches)
-        table = logits[-len(tokens) - 1:].astype(np.float64)
+        table = logits[-len(tokens) - 1 :].astype(np.float64)
         table -= np.log(np.exp(table).sum(axis=-1, keepdims=True))
         totals.append(sum(table[range(len(tokens)), tokens]) + np.log(np.exp(table[-1, stops]).sum()))
     assert answer.choice_scores == pytest.approx(np.exp(totals) / np.exp(totals).sum(), abs=1e-4)
@@ -156,7 +157,7 @@ def test_every_level_reaches_the_logits(deepstack):
     expected = run(deepstack, ids, positions, embeddings, deepstack.new_cache(), 512)
     for level in range(LEVELS):
         without = mx.array(embeddings)
-        without[..., (1 + level) * HIDDEN:(2 + level) * HIDDEN] = 0
+        without[..., (1 + level) * HIDDEN : (2 + level) * HIDDEN] = 0
         logits = run(deepstack, ids, positions, without, deepstack.new_cache(), 512)
         assert np.abs(logits - expected).max() > 0.1
 
@@ -166,6 +167,8 @@ def test_a_prompt_cut_inside_a_picture_gives_each_part_its_own_levels(deepstack)
     expected = run(deepstack, ids, positions, embeddings, deepstack.new_cache(), 512)
     for first in range(1, len(ids)):
         cache = deepstack.new_cache()
-        parts = [run(deepstack, ids[part], positions[:, part], embeddings[:, part], cache, 512)
-                 for part in (slice(0, first), slice(first, len(ids)))]
+        parts = [
+            run(deepstack, ids[part], positions[:, part], embeddings[:, part], cache, 512)
+            for part in (slice(0, first), slice(first, len(ids)))
+        ]
         np.testing.assert_allclose(np.concatenate(parts), expected, atol=1e-4)

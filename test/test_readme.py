@@ -1,8 +1,8 @@
 """The README says what the code does."""
 
+import re
 from dataclasses import fields
 from pathlib import Path
-import re
 
 from vlm_reuse_node.config import Config
 

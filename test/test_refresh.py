@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm_reuse_node.budget import Level
-from vlm_reuse_node.change import Change, Scene
 from vlm_reuse_node.config import Config
-from vlm_reuse_node.refresh import Cost, RefreshPlanner
+from vlm_reuse_node.scene.change import Change, Scene
+from vlm_reuse_node.scene.refresh import Level
+from vlm_reuse_node.scene.refresh_plan import Cost, RefreshPlanner
 
 GRID = 6, 8
 CELLS = GRID[0] * GRID[1]
@@ -21,6 +21,7 @@ def change(stale=0, doubt_s=0.0, difference=40):
 
     def spread(value, dtype):
         return np.where(which, np.resize(value, CELLS).reshape(GRID), 0).astype(dtype)
+
     return Change(spread(difference, np.uint8), which, which, spread(doubt_s, float), Scene.SAME)
 
 
@@ -74,11 +75,19 @@ def test_a_level_that_was_never_used_is_tried_and_then_known():
     assert not plan_of(3, budget_ms=2.5, learnt=new).refreshed.any()
 
 
-@given(fixed=st.floats(0, 20), per_cell=st.floats(0, 3), frame=st.floats(0.1, 100), stale=st.integers(0, CELLS),
-       budget_ms=st.floats(0.5, 60), budget_tokens=st.integers(0, CELLS), can_patch=st.booleans(),
-       doubt_s=st.lists(st.floats(0, 2 * LIMIT_S), min_size=1, max_size=CELLS))
+@given(
+    fixed=st.floats(0, 20),
+    per_cell=st.floats(0, 3),
+    frame=st.floats(0.1, 100),
+    stale=st.integers(0, CELLS),
+    budget_ms=st.floats(0.5, 60),
+    budget_tokens=st.integers(0, CELLS),
+    can_patch=st.booleans(),
+    doubt_s=st.lists(st.floats(0, 2 * LIMIT_S), min_size=1, max_size=CELLS),
+)
 def test_a_plan_is_within_budget_but_for_overdue_cells_and_none_of_those_waits(
-        fixed, per_cell, frame, stale, budget_ms, budget_tokens, can_patch, doubt_s):
+    fixed, per_cell, frame, stale, budget_ms, budget_tokens, can_patch, doubt_s
+):
     shown = change(stale, doubt_s)
     plan = plan_of(stale, budget_ms, budget_tokens, can_patch, doubt_s, planner(fixed, per_cell, frame))
     overdue = shown.stale & (shown.doubt_s > LIMIT_S)

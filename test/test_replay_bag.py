@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from replay_bags import BEGIN_NS, COMPRESSED, frames, IMAGE, storage_file, truncate, write_bag
+from replay_bags import BEGIN_NS, COMPRESSED, IMAGE, frames, storage_file, truncate, write_bag
 from rosbags.rosbag2 import StoragePlugin
 
 from vlm_reuse_node.replay.bag import Bag, BagError, Selection
@@ -47,10 +47,16 @@ def test_a_topic_without_a_message_is_no_camera(tmp_path):
     assert [frame.camera for frame in read(path)[0]] == ['camera'] * 2
 
 
-@pytest.mark.parametrize('options, numbers', [
-    ({'start_s': 1.0}, [2, 3, 4, 5, 6, 7]), ({'duration_s': 1.0}, [0, 1]),
-    ({'start_s': 0.5, 'duration_s': 1.5}, [1, 2, 3]), ({'rate_limit_hz': 1.0}, [0, 2, 4, 6]),
-    ({'rate_limit_hz': 2.0}, [0, 1, 2, 3, 4, 5, 6, 7])])
+@pytest.mark.parametrize(
+    'options, numbers',
+    [
+        ({'start_s': 1.0}, [2, 3, 4, 5, 6, 7]),
+        ({'duration_s': 1.0}, [0, 1]),
+        ({'start_s': 0.5, 'duration_s': 1.5}, [1, 2, 3]),
+        ({'rate_limit_hz': 1.0}, [0, 2, 4, 6]),
+        ({'rate_limit_hz': 2.0}, [0, 1, 2, 3, 4, 5, 6, 7]),
+    ],
+)
 def test_a_part_of_a_bag_counts_from_its_first_picture(tmp_path, options, numbers):
     path = write_bag(tmp_path / 'bag', {TOPIC: frames(8)})
     found, bag = read(path, **options)
@@ -87,12 +93,18 @@ def test_broken_bytes_in_the_middle_cost_their_chunk_only(tmp_path):
     assert len(found) < 400 and len(bag.damage) >= 1
 
 
-@pytest.mark.parametrize('make, sentence', [
-    (lambda folder: folder / 'none', 'There is no bag'),
-    (lambda folder: folder, 'is no ROS 2 bag'),
-    (lambda folder: write_bag(folder / 'bag', {'/chatter': []}),
-     r'has no pictures: its topics are /chatter \(std_msgs/msg/String\)'),
-    (lambda folder: truncate(write_bag(folder / 'bag', {TOPIC: frames(3)}), 0.001), 'nothing in it can be read')])
+@pytest.mark.parametrize(
+    'make, sentence',
+    [
+        (lambda folder: folder / 'none', 'There is no bag'),
+        (lambda folder: folder, 'is no ROS 2 bag'),
+        (
+            lambda folder: write_bag(folder / 'bag', {'/chatter': []}),
+            r'has no pictures: its topics are /chatter \(std_msgs/msg/String\)',
+        ),
+        (lambda folder: truncate(write_bag(folder / 'bag', {TOPIC: frames(3)}), 0.001), 'nothing in it can be read'),
+    ],
+)
 def test_what_cannot_be_replayed_is_refused_in_one_sentence(tmp_path, make, sentence):
     with pytest.raises(BagError, match=sentence) as refused:
         Bag(make(tmp_path))

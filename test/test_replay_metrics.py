@@ -6,30 +6,67 @@ import pytest
 from vlm_reuse_node.replay.bounds import mcnemar_p, ratio_bounds, share_bounds
 from vlm_reuse_node.replay.compare import compare
 from vlm_reuse_node.replay.figures import counted, factor, percent, share_text
-from vlm_reuse_node.replay.metrics import age_class, count, derive, PAIR_COUNTS, Rows, time
+from vlm_reuse_node.replay.metrics import PAIR_COUNTS, Rows, age_class, count, derive, time
 
 STAGES = {'change_ms': 0.0, 'vision_ms': 0.0, 'prefill_ms': 0.0, 'decode_ms': 1.0, 'other_ms': 0.0}
 
 
 def question(number, bag='a', truth='red', picture_s=1.0):
-    return {'row': 'question', 'bag': bag, 'camera': 'camera', 'question': number, 'at_s': float(number), 'kind': 'k',
-            'text': f'question {number}', 'choices': [], 'truth': truth, 'choice_tokens': 0, 'picture_s': picture_s}
+    return {
+        'row': 'question',
+        'bag': bag,
+        'camera': 'camera',
+        'question': number,
+        'at_s': float(number),
+        'kind': 'k',
+        'text': f'question {number}',
+        'choices': [],
+        'truth': truth,
+        'choice_tokens': 0,
+        'picture_s': picture_s,
+    }
 
 
 def answer(number, arm, text='red', choice=-1, bag='a', status='OK', pictures_s=(1.0,), total_ms=1.0, scores=()):
     right = text == 'red' if status == 'OK' else None
-    return {'row': 'answer', 'bag': bag, 'camera': 'camera', 'question': number, 'arm': arm, 'status': status,
-            'text': text, 'choice': choice, 'choice_scores': list(scores), 'right': right, 'parse_failure': False,
-            'degenerate': False, 'cut': False, 'escalated': False, 'pictures_s': list(pictures_s),
-            'visual_tokens_computed': 0 if arm == 'default' else 12,
-            'tokens_reused': 1, 'tokens_prefilled': 20, 'tokens_generated': 1,
-            'times': {'total_ms': total_ms, **STAGES, 'decode_ms': total_ms}}
+    return {
+        'row': 'answer',
+        'bag': bag,
+        'camera': 'camera',
+        'question': number,
+        'arm': arm,
+        'status': status,
+        'text': text,
+        'choice': choice,
+        'choice_scores': list(scores),
+        'right': right,
+        'parse_failure': False,
+        'degenerate': False,
+        'cut': False,
+        'escalated': False,
+        'pictures_s': list(pictures_s),
+        'visual_tokens_computed': 0 if arm == 'default' else 12,
+        'tokens_reused': 1,
+        'tokens_prefilled': 20,
+        'tokens_generated': 1,
+        'times': {'total_ms': total_ms, **STAGES, 'decode_ms': total_ms},
+    }
 
 
 def picture(arm, refreshed, level='frame', bag='a'):
-    return {'row': 'picture', 'bag': bag, 'camera': 'camera', 'arm': arm, 'picture_s': 0.0, 'level': level,
-            'visual_tokens': 12, 'visual_tokens_refreshed': refreshed, 'visual_tokens_deferred': 0, 'held_bytes': 5,
-            'times': {'change_ms': 1.0, 'vision_ms': 2.0, 'prefill_ms': 3.0}}
+    return {
+        'row': 'picture',
+        'bag': bag,
+        'camera': 'camera',
+        'arm': arm,
+        'picture_s': 0.0,
+        'level': level,
+        'visual_tokens': 12,
+        'visual_tokens_refreshed': refreshed,
+        'visual_tokens_deferred': 0,
+        'held_bytes': 5,
+        'times': {'change_ms': 1.0, 'vision_ms': 2.0, 'prefill_ms': 3.0},
+    }
 
 
 def some_rows(bag='a', drifted=2, questions=6):
@@ -69,7 +106,7 @@ def test_bounds_are_the_exact_ones(total):
 
 def test_mcnemar_looks_at_what_changed_only():
     assert mcnemar_p(0, 0) == 1.0 and mcnemar_p(3, 3) == 1.0
-    assert mcnemar_p(6, 0) == pytest.approx(2 / 2 ** 6, abs=1e-6) == mcnemar_p(0, 6)
+    assert mcnemar_p(6, 0) == pytest.approx(2 / 2**6, abs=1e-6) == mcnemar_p(0, 6)
 
 
 def test_the_speedup_has_an_interval_that_is_the_same_every_time():
@@ -89,8 +126,16 @@ def test_counts_of_two_bags_add_up():
 
 
 def test_drift_is_of_choices_where_there_are_any_and_else_of_text():
-    rows = Rows([question(0), question(1), answer(0, 'cold', 'red', 0), answer(0, 'x', 'red', 1),
-                 answer(1, 'cold', 'red'), answer(1, 'x', 'red')])
+    rows = Rows(
+        [
+            question(0),
+            question(1),
+            answer(0, 'cold', 'red', 0),
+            answer(0, 'x', 'red', 1),
+            answer(1, 'cold', 'red'),
+            answer(1, 'x', 'red'),
+        ]
+    )
     counts = count(rows)['x']
     assert (counts['choice_pairs'], counts['choice_drifted']) == (1, 1)
     assert (counts['text_pairs'], counts['text_drifted']) == (1, 0)
@@ -104,9 +149,16 @@ def test_what_was_not_answered_is_in_no_pair():
 
 
 def test_the_same_pictures_are_told_from_older_ones():
-    rows = Rows([question(0), question(1), answer(0, 'cold', scores=(0.5, 0.5)),
-                 answer(0, 'x', 'blue', scores=(0.25, 0.75)), answer(1, 'cold'),
-                 answer(1, 'x', 'blue', pictures_s=(0.5,))])
+    rows = Rows(
+        [
+            question(0),
+            question(1),
+            answer(0, 'cold', scores=(0.5, 0.5)),
+            answer(0, 'x', 'blue', scores=(0.25, 0.75)),
+            answer(1, 'cold'),
+            answer(1, 'x', 'blue', pictures_s=(0.5,)),
+        ]
+    )
     counts = count(rows)['x']
     assert (counts['same_pictures'], counts['same_pictures_drifted'], counts['drifted']) == (1, 1, 2)
     assert derive(rows, count(rows))['x']['largest_score_difference'] == 0.25
@@ -120,8 +172,16 @@ def test_a_picture_is_counted_once_and_whatever_was_computed_is_paid():
     assert counts['levels'] == {'patch': 1, 'reuse': 1}
 
 
-@pytest.mark.parametrize('age_s, name', [(0.0, 'the newest picture'), (0.2, 'up to 1 s older'), (1.5, '1 to 3 s older'),
-                                         (10.0, '3 to 10 s older'), (99.0, 'more than 10 s older')])
+@pytest.mark.parametrize(
+    'age_s, name',
+    [
+        (0.0, 'the newest picture'),
+        (0.2, 'up to 1 s older'),
+        (1.5, '1 to 3 s older'),
+        (10.0, '3 to 10 s older'),
+        (99.0, 'more than 10 s older'),
+    ],
+)
 def test_ages_are_sorted_into_classes(age_s, name):
     assert age_class(question(0, picture_s=100.0), answer(0, 'x', pictures_s=(0.0, 100.0 - age_s))) == name
 
@@ -137,9 +197,13 @@ def test_times_name_what_they_are_compared_with():
 
 def results_of(rows, model='m'):
     sorted_rows = Rows(rows)
-    return {'settings': {'model': model, 'config': {'seed': 0}}, 'counts': count(sorted_rows),
-            'bags': [{'bag': 'a', 'frames_digest': 'd'}], 'questions': sorted_rows.questions,
-            'answers': sorted_rows.answers}
+    return {
+        'settings': {'model': model, 'config': {'seed': 0}},
+        'counts': count(sorted_rows),
+        'bags': [{'bag': 'a', 'frames_digest': 'd'}],
+        'questions': sorted_rows.questions,
+        'answers': sorted_rows.answers,
+    }
 
 
 def test_a_run_compared_with_itself_has_not_changed():
@@ -159,8 +223,12 @@ def test_a_change_is_significant_only_when_chance_would_hardly_do_it():
 
 
 def test_a_slower_arm_is_told():
-    slow = [row | {'times': row['times'] | {'total_ms': 2 * row['times']['total_ms']}}
-            if row.get('arm') == 'default' and row['row'] == 'answer' else row for row in some_rows()]
+    slow = [
+        row | {'times': row['times'] | {'total_ms': 2 * row['times']['total_ms']}}
+        if row.get('arm') == 'default' and row['row'] == 'answer'
+        else row
+        for row in some_rows()
+    ]
     times = compare(results_of(some_rows()), results_of(slow))['times']
     assert times['default']['ratio'] == pytest.approx(2.0) and times['default']['is_significant']
     assert not times['cold']['is_significant']

@@ -3,12 +3,12 @@
 import math
 
 import pytest
-from replay_bags import frames
 import yaml
+from replay_bags import frames
 
 from vlm_reuse_node.demo.bag import write_bag
 from vlm_reuse_node.demo.sidecar import read_sidecar
-from vlm_reuse_node.replay.questions import is_degenerate, plain, QuestionsError, read_questions, Schedule, truth_at
+from vlm_reuse_node.replay.questions import QuestionsError, Schedule, is_degenerate, plain, read_questions, truth_at
 
 
 def file_with(folder, *entries, **more):
@@ -39,9 +39,15 @@ def test_the_questions_of_a_generated_bag_are_read_with_their_truths(tmp_path):
 
 
 def test_times_and_intervals_are_due_once_each_and_in_order(tmp_path):
-    items = read_questions(file_with(
-        tmp_path, {'question': 'a', 'at_s': [0.0, 1.2, 99]}, {'question': 'b', 'every_s': 1.0, 'from_s': 0.25},
-        {'question': 'c', 'every_s': 0.5, 'from_s': 1.0, 'to_s': 2.0}), ('camera',))
+    items = read_questions(
+        file_with(
+            tmp_path,
+            {'question': 'a', 'at_s': [0.0, 1.2, 99]},
+            {'question': 'b', 'every_s': 1.0, 'from_s': 0.25},
+            {'question': 'c', 'every_s': 0.5, 'from_s': 1.0, 'to_s': 2.0},
+        ),
+        ('camera',),
+    )
     expected = [(0.0, 'a'), (0.25, 'b'), (1.0, 'c'), (1.2, 'a'), (1.25, 'b'), (1.5, 'c'), (2.25, 'b'), (3.25, 'b')]
     assert asked(items, frames(8)) == expected
 
@@ -59,8 +65,9 @@ def test_a_question_on_change_is_asked_once_for_each_change_after_it_has_settled
 
 
 def test_a_scene_that_never_settles_is_not_asked_about(tmp_path):
-    items = read_questions(file_with(
-        tmp_path, {'question': 'what changed', 'on_change': {'settle_s': 0.6}}), ('camera',))
+    items = read_questions(
+        file_with(tmp_path, {'question': 'what changed', 'on_change': {'settle_s': 0.6}}), ('camera',)
+    )
     assert asked(items, frames(10, changes_at=tuple(range(1, 10)))) == []
 
 
@@ -70,8 +77,12 @@ def test_a_question_for_one_camera_is_not_asked_of_another(tmp_path):
 
 
 def test_an_expected_answer_is_true_all_the_time(tmp_path):
-    item, = read_questions(file_with(
-        tmp_path, {'question': 'a', 'every_s': 1, 'choices': ['yes', 'no'], 'expected': 'no', 'tags': ['x', 'y']}), ())
+    (item,) = read_questions(
+        file_with(
+            tmp_path, {'question': 'a', 'every_s': 1, 'choices': ['yes', 'no'], 'expected': 'no', 'tags': ['x', 'y']}
+        ),
+        (),
+    )
     assert {truth_at(item, second) for second in (0.0, 50.0)} == {'no'} and item.tags == ('x', 'y')
 
 
@@ -81,24 +92,28 @@ def test_there_is_a_general_set_for_any_scene():
     assert all(item.truths == () and math.isinf(item.to_s) for item in items)
 
 
-@pytest.mark.parametrize('entry, sentence', [
-    ({'at_s': 1}, 'Question 1 .* has no text'),
-    ({'question': 'a'}, 'has no time to ask it'),
-    ({'question': 'a', 'at_s': 1, 'every_s': 2}, 'has at_s and every_s; expected one'),
-    ({'question': 'a', 'at_s': -1}, 'has at_s -1; expected a number'),
-    ({'question': 'a', 'at_s': []}, 'has no time to ask it'),
-    ({'question': 'a', 'every_s': 0}, 'has every_s 0; expected more than 0'),
-    ({'question': 'a', 'at_s': math.inf}, 'has at_s inf; expected a number'),
-    ({'question': 'a', 'at_s': 1, 'max_tokens': math.inf}, 'has max_tokens inf; expected a number'),
-    ({'question': 'a', 'at_s': 1, 'choises': []}, 'has choises; known are'),
-    ({'question': 'a', 'at_s': 1, 'choises': [], 3: 4}, 'has 3, choises; known are'),
-    ({'question': 'a', 'at_s': 1, 'answers': [{'from_s': 0, 'to_s': 1, 'answer': True}]}, 'YAML reads yes, no'),
-    ({'question': 'a', 'at_s': 1, 'answers': ['b']}, 'expected a list of from_s, to_s and answer'),
-    ({'question': 'a', 'at_s': 1, 'choices': [True]}, 'YAML reads yes, no, on and off as that'),
-    ({'question': 'a', 'at_s': 1, 'choices': ['b'], 'expected': 'c'}, 'expects c, which is none of its choices'),
-    ({'question': 'a', 'at_s': 1, 'answers': [{'from_s': 1}]}, 'expected a list of from_s, to_s and answer'),
-    ({'question': 'a', 'on_change': {'often': 1}}, 'expected true, or some of'),
-    ({'question': 'a', 'at_s': 1, 'camera': 'rear'}, 'asks the camera rear; the bag is replayed with camera')])
+@pytest.mark.parametrize(
+    'entry, sentence',
+    [
+        ({'at_s': 1}, 'Question 1 .* has no text'),
+        ({'question': 'a'}, 'has no time to ask it'),
+        ({'question': 'a', 'at_s': 1, 'every_s': 2}, 'has at_s and every_s; expected one'),
+        ({'question': 'a', 'at_s': -1}, 'has at_s -1; expected a number'),
+        ({'question': 'a', 'at_s': []}, 'has no time to ask it'),
+        ({'question': 'a', 'every_s': 0}, 'has every_s 0; expected more than 0'),
+        ({'question': 'a', 'at_s': math.inf}, 'has at_s inf; expected a number'),
+        ({'question': 'a', 'at_s': 1, 'max_tokens': math.inf}, 'has max_tokens inf; expected a number'),
+        ({'question': 'a', 'at_s': 1, 'choises': []}, 'has choises; known are'),
+        ({'question': 'a', 'at_s': 1, 'choises': [], 3: 4}, 'has 3, choises; known are'),
+        ({'question': 'a', 'at_s': 1, 'answers': [{'from_s': 0, 'to_s': 1, 'answer': True}]}, 'YAML reads yes, no'),
+        ({'question': 'a', 'at_s': 1, 'answers': ['b']}, 'expected a list of from_s, to_s and answer'),
+        ({'question': 'a', 'at_s': 1, 'choices': [True]}, 'YAML reads yes, no, on and off as that'),
+        ({'question': 'a', 'at_s': 1, 'choices': ['b'], 'expected': 'c'}, 'expects c, which is none of its choices'),
+        ({'question': 'a', 'at_s': 1, 'answers': [{'from_s': 1}]}, 'expected a list of from_s, to_s and answer'),
+        ({'question': 'a', 'on_change': {'often': 1}}, 'expected true, or some of'),
+        ({'question': 'a', 'at_s': 1, 'camera': 'rear'}, 'asks the camera rear; the bag is replayed with camera'),
+    ],
+)
 def test_a_wrong_entry_is_named_with_what_was_expected(tmp_path, entry, sentence):
     with pytest.raises(QuestionsError, match=sentence):
         read_questions(file_with(tmp_path, entry), ('camera',))
@@ -118,8 +133,15 @@ def test_answers_are_compared_without_case_and_outer_punctuation(text, same):
     assert plain(text) == same
 
 
-@pytest.mark.parametrize('text, degenerate', [
-    ('', True), ('no no no no', True), ('red cube red cube red cube red cube', True), ('no no no', False),
-    ('a red cube and a red ball', False)])
+@pytest.mark.parametrize(
+    'text, degenerate',
+    [
+        ('', True),
+        ('no no no no', True),
+        ('red cube red cube red cube red cube', True),
+        ('no no no', False),
+        ('a red cube and a red ball', False),
+    ],
+)
 def test_degenerate_answers_are_empty_or_repeat_themselves(text, degenerate):
     assert is_degenerate(text) == degenerate

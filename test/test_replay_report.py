@@ -1,14 +1,14 @@
 """The replay's page: self-contained, escaped, right about what it shows, and open about what speaks against it."""
 
-from pathlib import Path
 import re
+from pathlib import Path
 
 import pytest
 from html_page import HOSTILE, Page
 from replay_bags import frames
 from test_replay_metrics import answer, picture, question
 
-from vlm_reuse_node.replay.metrics import count, derive, Rows, time
+from vlm_reuse_node.replay.metrics import Rows, count, derive, time
 from vlm_reuse_node.replay.plots import drift
 from vlm_reuse_node.replay.report import render
 from vlm_reuse_node.replay.stills import save_drift
@@ -29,17 +29,49 @@ def results(drifted=1, warm_ms=2.0, text='blue', complete=True, problems=()):
     for number, look in enumerate(looks):
         look |= {'picture_s': number / 2, 'reason': text, 'oldest_cell_age_s': 0.1 * number, 'held_pictures': 1}
         look['times']['peak_process_mb'] = 100.0
-    bag = {'row': 'bag', 'bag': 'a', 'seconds': 1.0, 'frames_digest': 'd', 'damage': [], 'questions_asked': 6,
-           'cameras': [{'camera': 'camera', 'topic': text, 'type': 'Image', 'pictures_read': 3, 'pictures_used': 3,
-                        'pictures_refused': {}, 'pictures_left_out': {}}]}
+    bag = {
+        'row': 'bag',
+        'bag': 'a',
+        'seconds': 1.0,
+        'frames_digest': 'd',
+        'damage': [],
+        'questions_asked': 6,
+        'cameras': [
+            {
+                'camera': 'camera',
+                'topic': text,
+                'type': 'Image',
+                'pictures_read': 3,
+                'pictures_used': 3,
+                'pictures_refused': {},
+                'pictures_left_out': {},
+            }
+        ],
+    }
     sorted_rows = Rows([*rows, *looks, bag])
     counts = count(sorted_rows)
-    return {'format': 1, 'complete': complete, 'problems': list(problems), 'counts': counts,
-            'ratios': derive(sorted_rows, counts), 'comparison': None, 'times': {'arms': time(sorted_rows)},
-            'settings': {'model': text, 'model_fingerprint': 'f', 'window_s': 8.0, 'config': {}, 'versions': {},
-                         'selection': {'start_s': 0.0, 'duration_s': 'inf', 'rate_limit_hz': 0.0}},
-            'arms': {arm: {'sees': text, 'compared_with': 'cold'} for arm in counts}, 'bags': sorted_rows.bags,
-            'questions': sorted_rows.questions, 'answers': sorted_rows.answers, 'pictures': sorted_rows.pictures}
+    return {
+        'format': 1,
+        'complete': complete,
+        'problems': list(problems),
+        'counts': counts,
+        'ratios': derive(sorted_rows, counts),
+        'comparison': None,
+        'times': {'arms': time(sorted_rows)},
+        'settings': {
+            'model': text,
+            'model_fingerprint': 'f',
+            'window_s': 8.0,
+            'config': {},
+            'versions': {},
+            'selection': {'start_s': 0.0, 'duration_s': 'inf', 'rate_limit_hz': 0.0},
+        },
+        'arms': {arm: {'sees': text, 'compared_with': 'cold'} for arm in counts},
+        'bags': sorted_rows.bags,
+        'questions': sorted_rows.questions,
+        'answers': sorted_rows.answers,
+        'pictures': sorted_rows.pictures,
+    }
 
 
 @pytest.fixture(scope='module')
@@ -78,18 +110,32 @@ def test_plots_take_their_colours_from_the_page_and_share_no_names(page):
 def test_the_verdict_comes_first_with_its_denominators():
     html = render(results(), {'a': Path('none')}, [])
     first = re.sub(r'<[^>]+>|\s+', ' ', html.split('<h2>')[0].split('</style>')[1])
-    for figure in ('5.0 ×', '10.0 ms', '2.0 ms', 'n = 6', '1 of 6',
-                   '0.4 % to 64 %', '50 %', '18 of 36 visual tokens in 3 pictures', 'frame 1, full 1, reuse 1',
-                   'cold-dense on the newest picture', 'of 6 with a known truth 1 changed'):
+    for figure in (
+        '5.0 ×',
+        '10.0 ms',
+        '2.0 ms',
+        'n = 6',
+        '1 of 6',
+        '0.4 % to 64 %',
+        '50 %',
+        '18 of 36 visual tokens in 3 pictures',
+        'frame 1, full 1, reuse 1',
+        'cold-dense on the newest picture',
+        'of 6 with a known truth 1 changed',
+    ):
         assert figure in first, figure
 
 
 def test_what_speaks_against_the_engine_is_told():
     found = ' '.join(negatives(results(warm_ms=20.0, complete=False, problems=['The bag is damaged.'])))
-    for text in ('The bag is damaged.', 'The replay is not complete',
-                 'default: the median answer was no faster than that of cold-dense',
-                 'default: 1 of 6 (17 %) of its answers drifted', 'lost: 1, gained: 0 (McNemar p = 1, not',
-                 'not checked (arm cold-cached)'):
+    for text in (
+        'The bag is damaged.',
+        'The replay is not complete',
+        'default: the median answer was no faster than that of cold-dense',
+        'default: 1 of 6 (17 %) of its answers drifted',
+        'lost: 1, gained: 0 (McNemar p = 1, not',
+        'not checked (arm cold-cached)',
+    ):
         assert text in found, text
     assert 'was no faster on this bag' in sentence(results(warm_ms=20.0))
 

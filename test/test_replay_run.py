@@ -8,19 +8,31 @@ import sys
 from importlib.util import find_spec
 
 import pytest
-from replay_bags import frames, truncate, write_bag
 import yaml
+from replay_bags import frames, truncate, write_bag
 
 from vlm_reuse_node.replay import cli, jobs, results
 from vlm_reuse_node.replay.arms import ARMS
 from vlm_reuse_node.replay.journal import NAME, read_rows
 
-QUESTIONS = {'questions': [
-    {'question': 'what color is the square', 'at_s': [0.7, 2.9], 'kind': 'colour', 'choices': ['red', 'blue'],
-     'expected': 'red'},
-    {'question': 'describe the scene', 'every_s': 2.0, 'from_s': 1.0, 'max_tokens': 4},
-    {'question': 'how many objects', 'on_change': {'settle_s': 0.0}, 'choices': ['one', 'two', 'three'],
-     'tags': ['count']}]}
+QUESTIONS = {
+    'questions': [
+        {
+            'question': 'what color is the square',
+            'at_s': [0.7, 2.9],
+            'kind': 'colour',
+            'choices': ['red', 'blue'],
+            'expected': 'red',
+        },
+        {'question': 'describe the scene', 'every_s': 2.0, 'from_s': 1.0, 'max_tokens': 4},
+        {
+            'question': 'how many objects',
+            'on_change': {'settle_s': 0.0},
+            'choices': ['one', 'two', 'three'],
+            'tags': ['count'],
+        },
+    ]
+}
 TOPIC = '/camera/image_raw'
 REPLAYED = ['--param', 'change_threshold=32']
 
@@ -116,6 +128,7 @@ def test_a_run_that_was_stopped_keeps_what_is_done_and_goes_on(arguments, found,
         if len(answered) == 4:
             os.kill(os.getpid(), signal.SIGINT)
         return ask(replay, *given)
+
     monkeypatch.setattr(jobs.Replay, '_ask', ask_and_interrupt)
     assert cli.main(options) == cli.EXIT_INTERRUPTED
     assert not stale.exists()
@@ -159,23 +172,45 @@ def test_compared_with_itself_nothing_is_significant(arguments, replayed, tmp_pa
     comparison = results.read(tmp_path / 'results.json')['comparison']
     assert comparison['questions_in_common'] == 8
     assert set(comparison['arms']) == {'cold', 'default'} and [each['name'] for each in comparison['settings']] == [
-        'arms']
+        'arms'
+    ]
     assert all(arm['changed'] == 0 and not arm['is_significant'] for arm in comparison['arms'].values())
     assert 'Compared with the earlier run' in capsys.readouterr().out
     assert 'Against the earlier run' in (tmp_path / 'report.html').read_text()
 
 
 def test_several_bags_in_processes_of_their_own_and_several_cameras(questions, model_dir, tmp_path):
-    bags = [write_bag(tmp_path / name / 'bag', {'/front/image_raw': frames(6, 'front'),
-                                                '/back/image_raw': frames(6, 'back', changes_at=(2,))})
-            for name in ('one', 'two')]
-    code = cli.main([*map(str, bags), '--topic', '/front/image_raw', '--topic', '/back/image_raw', '--jobs', '2',
-                     '--questions', str(questions), '--model', str(model_dir), '--arms', 'cold', '--out',
-                     str(tmp_path / 'out')])
+    bags = [
+        write_bag(
+            tmp_path / name / 'bag',
+            {'/front/image_raw': frames(6, 'front'), '/back/image_raw': frames(6, 'back', changes_at=(2,))},
+        )
+        for name in ('one', 'two')
+    ]
+    code = cli.main(
+        [
+            *map(str, bags),
+            '--topic',
+            '/front/image_raw',
+            '--topic',
+            '/back/image_raw',
+            '--jobs',
+            '2',
+            '--questions',
+            str(questions),
+            '--model',
+            str(model_dir),
+            '--arms',
+            'cold',
+            '--out',
+            str(tmp_path / 'out'),
+        ]
+    )
     found = results.read(tmp_path / 'out' / 'results.json')
     assert code == 0 and [bag['bag'] for bag in found['bags']] == ['bag', 'bag-2']
     assert {(row['bag'], row['camera']) for row in found['questions']} == {
-        (bag, camera) for bag in ('bag', 'bag-2') for camera in ('front', 'back')}
+        (bag, camera) for bag in ('bag', 'bag-2') for camera in ('front', 'back')
+    }
     assert results.without_times(_of(found, 'bag')) == results.without_times(_of(found, 'bag-2'))
     assert (tmp_path / 'out' / 'overlay.bag-2.back.mp4').stat().st_size > 0
 
@@ -185,8 +220,17 @@ def _of(found, bag):
 
 
 def test_a_history_is_in_every_prompt_that_is_compared(arguments, tmp_path):
-    options = [*arguments, '--arms', 'cold-cached,newest', '--param', 'history_frames=2', '--param',
-               'keyframe_interval_s=0.5', '--out', str(tmp_path)]
+    options = [
+        *arguments,
+        '--arms',
+        'cold-cached,newest',
+        '--param',
+        'history_frames=2',
+        '--param',
+        'keyframe_interval_s=0.5',
+        '--out',
+        str(tmp_path),
+    ]
     assert cli.main(options) == 0
     found = results.read(tmp_path / 'results.json')
     held = {arm: [len(row['pictures_s']) for row in found['answers'] if row['arm'] == arm] for arm in found['counts']}
@@ -197,21 +241,38 @@ def test_a_history_is_in_every_prompt_that_is_compared(arguments, tmp_path):
 
 def test_a_truncated_bag_is_replayed_as_far_as_it_goes(questions, model_dir, tmp_path, capsys):
     path = truncate(write_bag(tmp_path / 'bag', {TOPIC: frames(300, step_s=0.02)}), 0.5)
-    options = [str(path), '--questions', str(questions), '--model', str(model_dir), '--arms', 'cold', '--rate-limit',
-               '2', '--out', str(tmp_path / 'out')]
+    options = [
+        str(path),
+        '--questions',
+        str(questions),
+        '--model',
+        str(model_dir),
+        '--arms',
+        'cold',
+        '--rate-limit',
+        '2',
+        '--out',
+        str(tmp_path / 'out'),
+    ]
     assert cli.main(options) == 0
     assert 'The bag is damaged' in capsys.readouterr().out
-    problem, = results.read(tmp_path / 'out' / 'results.json')['problems']
+    (problem,) = results.read(tmp_path / 'out' / 'results.json')['problems']
     assert 'of the 300 that metadata.yaml names were read' in problem
     assert 'The bag is damaged' in (tmp_path / 'out' / 'report.html').read_text()
 
 
 def test_a_bag_without_pictures_and_without_ros_gives_one_sentence(tmp_path):
     path = write_bag(tmp_path / 'bag', {'/chatter': []})
-    program = ('import sys; from vlm_reuse_node.replay.cli import main; code = main(sys.argv[1:]); '
-               "assert 'rclpy' not in sys.modules; sys.exit(code)")
-    done = subprocess.run([sys.executable, '-c', program, str(path), '--out', str(tmp_path / 'out')],
-                          capture_output=True, text=True, timeout=120)
+    program = (
+        'import sys; from vlm_reuse_node.replay.cli import main; code = main(sys.argv[1:]); '
+        "assert 'rclpy' not in sys.modules; sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', program, str(path), '--out', str(tmp_path / 'out')],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == cli.EXIT_FAILED and done.stdout == ''
     assert len(done.stderr.strip().splitlines()) == 1 and 'has no pictures: its topics are /chatter' in done.stderr
     assert not (tmp_path / 'out').exists()
@@ -224,6 +285,7 @@ def test_a_fault_in_one_bag_leaves_the_others_their_report(arguments, bag, tmp_p
         if replay.bag.path.parent.name == 'other':
             raise ZeroDivisionError('nothing to share')
         return run(replay, *given)
+
     monkeypatch.setattr(jobs.Replay, 'run', run_or_fail)
     other = write_bag(tmp_path / 'other' / 'bag', {TOPIC: frames(2)})
     assert cli.main([*arguments, str(other), '--arms', 'cold', '--out', str(tmp_path / 'out')]) == cli.EXIT_FAILED
@@ -240,12 +302,19 @@ def test_one_bad_bag_does_not_stop_the_others(arguments, tmp_path, capsys):
     assert 'has no pictures' in capsys.readouterr().err and len(found['problems']) == 1
 
 
-@pytest.mark.parametrize('options, sentence', [
-    (['--arms', 'colder'], 'There is no arm colder'), (['--param', 'seed'], 'expected NAME=VALUE'),
-    (['--param', 'seed={'], "--param is 'seed={', whose value cannot be read"),
-    (['--param', 'max_tokens=0'], 'expected 1 to 4096'), (['--start', '-1'], '--start is -1'),
-    (['--duration', '0'], '--duration is 0; expected more than 0'), (['--jobs', '0'], '--jobs is 0'),
-    (['--questions', 'a', '--questions', 'b'], '2 questions files for 1 bags')])
+@pytest.mark.parametrize(
+    'options, sentence',
+    [
+        (['--arms', 'colder'], 'There is no arm colder'),
+        (['--param', 'seed'], 'expected NAME=VALUE'),
+        (['--param', 'seed={'], "--param is 'seed={', whose value cannot be read"),
+        (['--param', 'max_tokens=0'], 'expected 1 to 4096'),
+        (['--start', '-1'], '--start is -1'),
+        (['--duration', '0'], '--duration is 0; expected more than 0'),
+        (['--jobs', '0'], '--jobs is 0'),
+        (['--questions', 'a', '--questions', 'b'], '2 questions files for 1 bags'),
+    ],
+)
 def test_a_wrong_option_is_refused_with_what_was_expected(bag, tmp_path, capsys, options, sentence):
     assert cli.main([str(bag), '--out', str(tmp_path), *options]) == cli.EXIT_USAGE
     assert sentence in capsys.readouterr().err

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 pytest.importorskip('sensor_msgs', reason='sensor_msgs is missing: install ROS 2 (make setup)')
-from builtin_interfaces.msg import Time  # noqa: E402
-from sensor_msgs.msg import CompressedImage, Image  # noqa: E402
-from std_msgs.msg import Header  # noqa: E402
+from builtin_interfaces.msg import Time
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Header
 
-from vlm_reuse_node import ros_convert  # noqa: E402
-from vlm_reuse_node.errors import ImageError  # noqa: E402
+from vlm_reuse_node.errors import ImageError
+from vlm_reuse_node.ros import conversion as ros_convert
 
 MAX_PIXELS = 1_000_000
 HEADER = Header(stamp=Time(sec=12, nanosec=34), frame_id='lens')
@@ -32,9 +32,15 @@ def message_of(pixels, encoding, padding=0, big_endian=False, mark=None):
     rows = np.frombuffer(ordered.tobytes(), np.uint8).reshape(pixels.shape[0], -1)
     noise = np.full((pixels.shape[0], padding), 0xA5, np.uint8)
     data = np.hstack([rows, noise]).tobytes()
-    return Image(header=HEADER, height=pixels.shape[0], width=pixels.shape[1], encoding=encoding,
-                 is_bigendian=big_endian if mark is None else mark, step=rows.shape[1] + padding,
-                 data=array.array('B', data))
+    return Image(
+        header=HEADER,
+        height=pixels.shape[0],
+        width=pixels.shape[1],
+        encoding=encoding,
+        is_bigendian=big_endian if mark is None else mark,
+        step=rows.shape[1] + padding,
+        data=array.array('B', data),
+    )
 
 
 def rgb_of(message):
@@ -84,8 +90,10 @@ def test_sixteen_bit_colours_are_scaled(encoding, padding, big_endian):
     assert np.array_equal(rgb_of(message_of(pixels, encoding, padding, big_endian)), expected)
 
 
-@pytest.mark.parametrize('generic, same_as', [
-    ('8UC1', 'mono8'), ('8UC3', 'bgr8'), ('8UC4', 'bgra8'), ('16UC3', 'bgr16'), ('16UC4', 'bgra16')])
+@pytest.mark.parametrize(
+    'generic, same_as',
+    [('8UC1', 'mono8'), ('8UC3', 'bgr8'), ('8UC4', 'bgra8'), ('16UC3', 'bgr16'), ('16UC4', 'bgra16')],
+)
 def test_bare_arrays_are_read_in_opencv_order(generic, same_as):
     pixels = picture(channels=(COLOURS | WIDE)[same_as], dtype=np.uint16 if '16' in same_as else np.uint8)
     assert np.array_equal(rgb_of(message_of(pixels, generic)), rgb_of(message_of(pixels, same_as)))
@@ -117,9 +125,17 @@ def test_yuv422_gives_back_flat_colours(encoding, luma, padding):
 
 
 @pytest.mark.parametrize('big_endian', [False, True])
-@pytest.mark.parametrize('encoding, dtype, unit', [
-    ('16UC1', np.uint16, 1000), ('16SC1', np.int16, 1000), ('32SC1', np.int32, 1000), ('32FC1', np.float32, 1),
-    ('64FC1', np.float64, 1), ('16U', np.uint16, 1000)])
+@pytest.mark.parametrize(
+    'encoding, dtype, unit',
+    [
+        ('16UC1', np.uint16, 1000),
+        ('16SC1', np.int16, 1000),
+        ('32SC1', np.int32, 1000),
+        ('32FC1', np.float32, 1),
+        ('64FC1', np.float64, 1),
+        ('16U', np.uint16, 1000),
+    ],
+)
 def test_depth_is_grey_over_a_fixed_range(encoding, dtype, unit, big_endian):
     metres = np.linspace(0, 12, 24 * 32).reshape(24, 32)
     depth = (metres * unit).astype(dtype)
@@ -155,13 +171,16 @@ def test_a_tight_rgb_picture_is_not_copied_before_cv_bridge(monkeypatch):
     assert given[0] is message
 
 
-@pytest.mark.parametrize('encoding, dtype', [
-    *((name, np.uint8) for name in COLOURS), *((name, np.uint16) for name in WIDE), ('16UC1', np.uint16)])
+@pytest.mark.parametrize(
+    'encoding, dtype',
+    [*((name, np.uint8) for name in COLOURS), *((name, np.uint16) for name in WIDE), ('16UC1', np.uint16)],
+)
 def test_cv_bridge_is_only_given_what_every_cv_bridge_gets_right(monkeypatch, encoding, dtype):
     """Tight 8 bit rows, little-endian, in an encoding of the table's first row: so any cv_bridge gives the same."""
     given, real = [], ros_convert._BRIDGE.imgmsg_to_cv2
     monkeypatch.setattr(
-        ros_convert._BRIDGE, 'imgmsg_to_cv2', lambda message, to: given.append(message) or real(message, to))
+        ros_convert._BRIDGE, 'imgmsg_to_cv2', lambda message, to: given.append(message) or real(message, to)
+    )
     rgb_of(message_of(picture(channels=(COLOURS | WIDE).get(encoding, 1), dtype=dtype), encoding, 3, big_endian=True))
     for message in given:
         assert message.encoding in COLOURS and not message.is_bigendian
@@ -170,16 +189,33 @@ def test_cv_bridge_is_only_given_what_every_cv_bridge_gets_right(monkeypatch, en
     assert given
 
 
-@pytest.mark.parametrize('change, cause', [
-    ({'encoding': 'nv21'}, 'encoding'), ({'encoding': ''}, 'encoding'), ({'encoding': 'RGB8'}, 'encoding'),
-    ({'encoding': '32FC3'}, 'encoding'), ({'encoding': '8UC2'}, 'encoding'), ({'encoding': '8UC9'}, 'encoding'),
-    ({'encoding': 'x' * 100_000}, 'encoding'),
-    ({'width': 0}, 'size'), ({'height': 0}, 'size'), ({'width': 0, 'height': 0, 'step': 0}, 'size'),
-    ({'width': 4_294_967_295, 'height': 4_294_967_295}, 'size'), ({'height': 100_000}, 'size'),
-    ({'step': 0}, 'step'), ({'step': 95}, 'step'), ({'step': 32}, 'step'),
-    ({'step': 97}, 'truncated'), ({'step': 4_294_967_295}, 'truncated'), ({'height': 25}, 'truncated'),
-    ({'data': array.array('B')}, 'truncated'), ({'data': array.array('B', bytes(24 * 96 - 1))}, 'truncated'),
-    ({'data': array.array('B', bytes(24 * 96 + 1))}, 'step'), ({'height': 23}, 'step')])
+@pytest.mark.parametrize(
+    'change, cause',
+    [
+        ({'encoding': 'nv21'}, 'encoding'),
+        ({'encoding': ''}, 'encoding'),
+        ({'encoding': 'RGB8'}, 'encoding'),
+        ({'encoding': '32FC3'}, 'encoding'),
+        ({'encoding': '8UC2'}, 'encoding'),
+        ({'encoding': '8UC9'}, 'encoding'),
+        ({'encoding': 'x' * 100_000}, 'encoding'),
+        ({'width': 0}, 'size'),
+        ({'height': 0}, 'size'),
+        ({'width': 0, 'height': 0, 'step': 0}, 'size'),
+        ({'width': 4_294_967_295, 'height': 4_294_967_295}, 'size'),
+        ({'height': 100_000}, 'size'),
+        ({'step': 0}, 'step'),
+        ({'step': 95}, 'step'),
+        ({'step': 32}, 'step'),
+        ({'step': 97}, 'truncated'),
+        ({'step': 4_294_967_295}, 'truncated'),
+        ({'height': 25}, 'truncated'),
+        ({'data': array.array('B')}, 'truncated'),
+        ({'data': array.array('B', bytes(24 * 96 - 1))}, 'truncated'),
+        ({'data': array.array('B', bytes(24 * 96 + 1))}, 'step'),
+        ({'height': 23}, 'step'),
+    ],
+)
 def test_a_wrong_message_is_refused_by_cause(change, cause):
     message = message_of(picture(), 'rgb8')
     for name, value in change.items():
@@ -232,10 +268,20 @@ def rgb_of_file(message):
     return ros_convert.frame_from_compressed(message, 'front', MAX_PIXELS).rgb
 
 
-@pytest.mark.parametrize('format_text, extension, allowed', [
-    ('jpeg', '.jpg', 8), ('jpg', '.jpg', 8), ('bgr8; jpeg compressed bgr8', '.jpg', 8), ('', '.jpg', 8),
-    ('rgb8; jpeg compressed bgr8', '.jpg', 8), ('png', '.png', 0), ('rgb8; png compressed bgr8', '.png', 0),
-    ('tiff', '.tiff', 0), ('webp', '.bmp', 0)])
+@pytest.mark.parametrize(
+    'format_text, extension, allowed',
+    [
+        ('jpeg', '.jpg', 8),
+        ('jpg', '.jpg', 8),
+        ('bgr8; jpeg compressed bgr8', '.jpg', 8),
+        ('', '.jpg', 8),
+        ('rgb8; jpeg compressed bgr8', '.jpg', 8),
+        ('png', '.png', 0),
+        ('rgb8; png compressed bgr8', '.png', 0),
+        ('tiff', '.tiff', 0),
+        ('webp', '.bmp', 0),
+    ],
+)
 def test_compressed_colours(format_text, extension, allowed):
     bgr = smooth()
     rgb = rgb_of_file(compressed(bgr, format_text, extension)).astype(int)
@@ -247,12 +293,20 @@ def test_colours_compressed_in_rgb_order_are_not_swapped():
     assert np.array_equal(rgb_of_file(compressed(pixels, 'rgb8; png compressed rgb8', '.png')), pixels)
 
 
-@pytest.mark.parametrize('format_text, channels, dtype, same_as', [
-    ('mono8; png compressed ', 1, np.uint8, 'mono8'), ('png', 1, np.uint8, 'mono8'), ('png', 4, np.uint8, 'bgra8'),
-    ('bayer_grbg8; png compressed bayer_grbg8', 1, np.uint8, 'bayer_grbg8'),
-    ('bayer_rggb16; png compressed ', 1, np.uint16, 'bayer_rggb16'), ('png', 3, np.uint16, 'bgr16'),
-    ('mono16; png compressed ', 1, np.uint16, 'mono16'), ('16UC1; png compressed ', 1, np.uint16, '16UC1'),
-    ('png', 1, np.uint16, '16UC1')])
+@pytest.mark.parametrize(
+    'format_text, channels, dtype, same_as',
+    [
+        ('mono8; png compressed ', 1, np.uint8, 'mono8'),
+        ('png', 1, np.uint8, 'mono8'),
+        ('png', 4, np.uint8, 'bgra8'),
+        ('bayer_grbg8; png compressed bayer_grbg8', 1, np.uint8, 'bayer_grbg8'),
+        ('bayer_rggb16; png compressed ', 1, np.uint16, 'bayer_rggb16'),
+        ('png', 3, np.uint16, 'bgr16'),
+        ('mono16; png compressed ', 1, np.uint16, 'mono16'),
+        ('16UC1; png compressed ', 1, np.uint16, '16UC1'),
+        ('png', 1, np.uint16, '16UC1'),
+    ],
+)
 def test_compressed_grey_mosaics_and_depth_are_as_their_raw_pictures(format_text, channels, dtype, same_as):
     pixels = smooth(channels, dtype)
     raw = rgb_of(message_of(pixels, same_as))
@@ -295,6 +349,7 @@ def test_compressed_depth_is_refused_with_what_to_do():
 def test_a_converter_that_fails_is_a_refusal(monkeypatch):
     def fail(*_):
         raise KeyError('rgb8')
+
     monkeypatch.setattr(ros_convert._BRIDGE, 'imgmsg_to_cv2', fail)
     assert cause_of(message_of(picture(), 'bgr8')) == 'decode'
 

@@ -7,14 +7,30 @@ import pytest
 
 hypothesis = pytest.importorskip('hypothesis', reason='hypothesis is missing: pip install hypothesis')
 pytest.importorskip('sensor_msgs', reason='sensor_msgs is missing: install ROS 2 (make setup)')
-from hypothesis import given, settings, strategies as st  # noqa: E402
-from sensor_msgs.msg import CompressedImage, Image  # noqa: E402
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sensor_msgs.msg import CompressedImage, Image
 
-from vlm_reuse_node import ros_convert  # noqa: E402
-from vlm_reuse_node.errors import ImageError  # noqa: E402
+from vlm_reuse_node.errors import ImageError
+from vlm_reuse_node.ros import conversion as ros_convert
 
-ENCODINGS = st.sampled_from([*ros_convert._BRIDGED, *ros_convert._BESIDE, *ros_convert._WIDE, '8UC1', '8UC3', '8UC4',
-                             '16UC1', '16SC1', '32SC1', '32FC1', '64FC1', '32FC3', 'nv21'])
+ENCODINGS = st.sampled_from(
+    [
+        *ros_convert._BRIDGED,
+        *ros_convert._BESIDE,
+        *ros_convert._WIDE,
+        '8UC1',
+        '8UC3',
+        '8UC4',
+        '16UC1',
+        '16SC1',
+        '32SC1',
+        '32FC1',
+        '64FC1',
+        '32FC3',
+        'nv21',
+    ]
+)
 SMALL = st.integers(0, 20)
 
 
@@ -32,8 +48,9 @@ def checked(convert, message):
 @settings(deadline=None)
 @given(ENCODINGS | st.text(max_size=8), SMALL, SMALL, st.integers(0, 200), st.booleans(), st.binary(max_size=3000))
 def test_any_image_message(encoding, width, height, step, big_endian, data):
-    message = Image(encoding=encoding, width=width, height=height, step=step, is_bigendian=big_endian,
-                    data=array.array('B', data))
+    message = Image(
+        encoding=encoding, width=width, height=height, step=step, is_bigendian=big_endian, data=array.array('B', data)
+    )
     rgb = checked(ros_convert.frame_from_image, message)
     assert rgb is None or rgb.shape == (height, width, 3)
 
@@ -49,15 +66,22 @@ def test_padding_never_shows(encoding, width, height, padding, big_endian, seed)
     row_bytes = width * layout.channels * layout.dtype.itemsize
     rows = np.random.default_rng(seed).integers(0, 256, (height, row_bytes), np.uint8)
     padded = np.pad(rows, ((0, 0), (0, padding)), constant_values=0xFF)
-    tight, wide = (checked(ros_convert.frame_from_image, ros_message(encoding, width, big_endian, data))
-                   for data in (rows, padded))
+    tight, wide = (
+        checked(ros_convert.frame_from_image, ros_message(encoding, width, big_endian, data)) for data in (rows, padded)
+    )
     assert (tight is None) == (wide is None)
     assert tight is None or np.array_equal(tight, wide)
 
 
 def ros_message(encoding, width, big_endian, rows):
-    return Image(encoding=encoding, width=width, height=rows.shape[0], step=rows.shape[1], is_bigendian=big_endian,
-                 data=array.array('B', rows.tobytes()))
+    return Image(
+        encoding=encoding,
+        width=width,
+        height=rows.shape[0],
+        step=rows.shape[1],
+        is_bigendian=big_endian,
+        data=array.array('B', rows.tobytes()),
+    )
 
 
 STARTS = st.sampled_from([b'', b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n', b'BM'])

@@ -4,31 +4,32 @@ Runs where sros2 is installed and the middleware was built with DDS security, as
 has a process of their own: a middleware may let a process have one enclave only.
 """
 
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 import multiprocessing
 import os
-from pathlib import Path
 import signal
 import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip('rclpy', reason='rclpy is missing: install ROS 2 (make setup)')
 pytest.importorskip('vlm_reuse_interfaces', reason='vlm_reuse_interfaces is not built: make setup')
 keystores = pytest.importorskip(
-    'sros2.keystore', reason='sros2 is missing: it comes with a ROS 2 installation, not with the wheels')
-from lifecycle_msgs.srv import ChangeState  # noqa: E402
-from rcl_interfaces.srv import SetParameters  # noqa: E402
-import rclpy  # noqa: E402
-from rclpy.action import ActionClient  # noqa: E402
-from rclpy.executors import SingleThreadedExecutor  # noqa: E402
-from ros_harness import NodeProcess, PATIENCE_S, picture_message  # noqa: E402
-from sensor_msgs.msg import Image  # noqa: E402
-from std_srvs.srv import Trigger  # noqa: E402
-from vlm_reuse_interfaces.action import AskScene as AskSceneAction  # noqa: E402
-from vlm_reuse_interfaces.msg import Answer  # noqa: E402
-from vlm_reuse_interfaces.srv import AskScene, WatchScene  # noqa: E402
+    'sros2.keystore', reason='sros2 is missing: it comes with a ROS 2 installation, not with the wheels'
+)
+import rclpy
+from lifecycle_msgs.srv import ChangeState
+from rcl_interfaces.srv import SetParameters
+from rclpy.action import ActionClient
+from rclpy.executors import SingleThreadedExecutor
+from ros_harness import PATIENCE_S, NodeProcess, picture_message
+from sensor_msgs.msg import Image
+from std_srvs.srv import Trigger
+from vlm_reuse_interfaces.action import AskScene as AskSceneAction
+from vlm_reuse_interfaces.msg import Answer
+from vlm_reuse_interfaces.srv import AskScene, WatchScene
 
 POLICY = Path(__file__).parents[1] / 'config' / 'sros2_policy.xml'
 CAMERA_POLICY = """<policy version="0.2.0"><enclaves><enclave path="/camera"><profiles><profile ns="/" node="camera">
@@ -39,17 +40,23 @@ BARE = {'start_parameter_services': False, 'enable_rosout': False}
 QUESTION = {'question': 'what is it ?', 'max_age_s': 60.0}
 ASKING = {
     'service': lambda node: (node.create_client(AskScene, 'vlm_reuse_node/ask'), AskScene.Request(**QUESTION)),
-    'action': lambda node: (ActionClient(node, AskSceneAction, 'vlm_reuse_node/ask_scene'),
-                            AskSceneAction.Goal(**QUESTION)),
-    'watch': lambda node: (node.create_client(WatchScene, 'vlm_reuse_node/watch'),
-                           WatchScene.Request(question='is it red ?', choices=['yes', 'no']))}
+    'action': lambda node: (
+        ActionClient(node, AskSceneAction, 'vlm_reuse_node/ask_scene'),
+        AskSceneAction.Goal(**QUESTION),
+    ),
+    'watch': lambda node: (
+        node.create_client(WatchScene, 'vlm_reuse_node/watch'),
+        WatchScene.Request(question='is it red ?', choices=['yes', 'no']),
+    ),
+}
 NOT_GRANTED = {
     'send pictures': lambda node: node.create_publisher(Image, 'camera/image_raw', 1),
     'see pictures': lambda node: node.create_subscription(Image, 'camera/image_raw', print, 1),
     'see overlays': lambda node: node.create_subscription(Image, 'vlm_reuse_node/overlay/camera', print, 1),
     'reset': lambda node: node.create_client(Trigger, 'vlm_reuse_node/reset'),
     'change the state': lambda node: node.create_client(ChangeState, 'vlm_reuse_node/change_state'),
-    'set parameters': lambda node: node.create_client(SetParameters, 'vlm_reuse_node/set_parameters')}
+    'set parameters': lambda node: node.create_client(SetParameters, 'vlm_reuse_node/set_parameters'),
+}
 
 
 def alone(function, *arguments):

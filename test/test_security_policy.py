@@ -1,20 +1,23 @@
 """The SROS 2 policy grants what the running node and a planner have, and nothing else."""
 
-from pathlib import Path
 import time
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 pytest.importorskip('rclpy', reason='rclpy is missing: install ROS 2 (make setup)')
 pytest.importorskip('vlm_reuse_interfaces', reason='vlm_reuse_interfaces is not built: make setup')
-import rclpy  # noqa: E402
-from rclpy.action import (  # noqa: E402
-    ActionClient, get_action_client_names_and_types_by_node, get_action_server_names_and_types_by_node)
-from ros_harness import graph, Robot, scene_node  # noqa: E402
-from vlm_reuse_interfaces.action import AskScene as AskSceneAction  # noqa: E402
-from vlm_reuse_interfaces.msg import WatchAnswer  # noqa: E402
-from vlm_reuse_interfaces.srv import AskScene, WatchScene  # noqa: E402
+import rclpy
+from rclpy.action import (
+    ActionClient,
+    get_action_client_names_and_types_by_node,
+    get_action_server_names_and_types_by_node,
+)
+from ros_harness import Robot, graph, scene_node
+from vlm_reuse_interfaces.action import AskScene as AskSceneAction
+from vlm_reuse_interfaces.msg import WatchAnswer
+from vlm_reuse_interfaces.srv import AskScene, WatchScene
 
 POLICY = Path(__file__).parents[1] / 'config' / 'sros2_policy.xml'
 NODE, PLANNER = '/vlm_reuse_node', '/planner'
@@ -29,7 +32,7 @@ def policy():
 
 def profile(enclave):
     """Find the one profile of an enclave; its node is named as the enclave."""
-    found, = policy().findall(f"enclaves/enclave[@path='{enclave}']/profiles/profile")
+    (found,) = policy().findall(f"enclaves/enclave[@path='{enclave}']/profiles/profile")
     assert found.get('ns') + found.get('node') == enclave
     return found
 
@@ -41,20 +44,27 @@ def full_name(name, node):
 
 def granted(enclave):
     """List what an enclave may do, as (right, full name)."""
-    return [(right, full_name(entry.text, enclave)) for rule in profile(enclave)
-            for right in rule.attrib for entry in rule]
+    return [
+        (right, full_name(entry.text, enclave)) for rule in profile(enclave) for right in rule.attrib for entry in rule
+    ]
 
 
 def used(observer, node):
     """Ask the ROS graph what a node has, as (right, full name); topics and services of actions go with the actions."""
-    names = {'publish': observer.get_publisher_names_and_types_by_node,
-             'subscribe': observer.get_subscriber_names_and_types_by_node,
-             'reply': observer.get_service_names_and_types_by_node,
-             'request': observer.get_client_names_and_types_by_node,
-             'execute': lambda *where: get_action_server_names_and_types_by_node(observer, *where),
-             'call': lambda *where: get_action_client_names_and_types_by_node(observer, *where)}
-    return {(right, name) for right, names_of in names.items() for name, _ in names_of(node.strip('/'), '/')
-            if '/_action/' not in name}
+    names = {
+        'publish': observer.get_publisher_names_and_types_by_node,
+        'subscribe': observer.get_subscriber_names_and_types_by_node,
+        'reply': observer.get_service_names_and_types_by_node,
+        'request': observer.get_client_names_and_types_by_node,
+        'execute': lambda *where: get_action_server_names_and_types_by_node(observer, *where),
+        'call': lambda *where: get_action_client_names_and_types_by_node(observer, *where),
+    }
+    return {
+        (right, name)
+        for right, names_of in names.items()
+        for name, _ in names_of(node.strip('/'), '/')
+        if '/_action/' not in name
+    }
 
 
 def used_at_rest(robot, node):
@@ -67,6 +77,7 @@ def used_at_rest(robot, node):
         if now != seen:
             seen, since = now, time.monotonic()
         return seen and time.monotonic() > since + 2
+
     robot.until(at_rest, f'rest in what {node} has')
     return seen
 
@@ -83,11 +94,22 @@ def robot():
         yield Robot(context, '')
 
 
-@pytest.mark.parametrize('parameters, more, less', [
-    ({}, set(), set()),
-    ({'cameras': ['camera', 'rear']}, {('subscribe', '/rear/image_raw'), ('publish', f'{NODE}/overlay/rear')}, set()),
-    ({'image_transport': 'compressed'}, {('subscribe', '/camera/image_raw/compressed')},
-     {('subscribe', '/camera/image_raw')})])
+@pytest.mark.parametrize(
+    'parameters, more, less',
+    [
+        ({}, set(), set()),
+        (
+            {'cameras': ['camera', 'rear']},
+            {('subscribe', '/rear/image_raw'), ('publish', f'{NODE}/overlay/rear')},
+            set(),
+        ),
+        (
+            {'image_transport': 'compressed'},
+            {('subscribe', '/camera/image_raw/compressed')},
+            {('subscribe', '/camera/image_raw')},
+        ),
+    ],
+)
 def test_the_node_is_granted_what_it_has_and_nothing_more(robot, model_dir, parameters, more, less):
     """As the policy is, and with the changes that its comment names."""
     with scene_node(robot.context, '', model=str(model_dir), use_sim_time=True, **parameters):
@@ -105,8 +127,12 @@ def test_a_planner_is_granted_what_it_asks_with_and_nothing_more(robot):
 
 def test_a_planner_may_ask_the_node_and_do_nothing_else_to_it():
     reached = {(right, name) for right, name in granted(PLANNER) if name.startswith(NODE)}
-    assert reached == {('request', f'{NODE}/ask'), ('request', f'{NODE}/watch'), ('call', f'{NODE}/ask_scene'),
-                       ('subscribe', f'{NODE}/watch_answers')}
+    assert reached == {
+        ('request', f'{NODE}/ask'),
+        ('request', f'{NODE}/watch'),
+        ('call', f'{NODE}/ask_scene'),
+        ('subscribe', f'{NODE}/watch_answers'),
+    }
 
 
 def test_what_the_planner_asks_for_is_what_the_node_gives():
@@ -125,7 +151,7 @@ def test_every_rule_allows_in_words_that_sros2_knows():
     rules = [rule for enclave in (NODE, PLANNER) for rule in profile(enclave)]
     assert policy().get('version') == '0.2.0'
     for rule in rules:
-        (right, qualifier), = rule.attrib.items()
+        ((right, qualifier),) = rule.attrib.items()
         assert right in RIGHTS[rule.tag] and qualifier == 'ALLOW'
         assert {entry.tag for entry in rule} == {rule.tag[:-1]}
 
@@ -146,13 +172,15 @@ def dds_topics(right, name):
 @pytest.mark.parametrize('enclave', [NODE, PLANNER])
 def test_sros2_makes_permissions_of_exactly_what_is_granted(enclave, tmp_path):
     keystores = pytest.importorskip(
-        'sros2.keystore', reason='sros2 is missing: it comes with a ROS 2 installation, not with the wheels')
+        'sros2.keystore', reason='sros2 is missing: it comes with a ROS 2 installation, not with the wheels'
+    )
     keystores.create_keystore(tmp_path)
     keystores.create_enclave(tmp_path, enclave)
     keystores.create_permission(tmp_path, enclave, POLICY)
     grant = ElementTree.parse(tmp_path / 'enclaves' / enclave.strip('/') / 'permissions.xml').find('permissions/grant')
-    permitted = {(right, topic.text) for right in RIGHTS['topics']
-                 for topic in grant.findall(f'allow_rule/{right}//topic')}
+    permitted = {
+        (right, topic.text) for right in RIGHTS['topics'] for topic in grant.findall(f'allow_rule/{right}//topic')
+    }
     expected = set().union(*(dds_topics(*granted_right) for granted_right in granted(enclave)))
     assert permitted == expected | {(right, 'ros_discovery_info') for right in RIGHTS['topics']}
     assert grant.findtext('default') == 'DENY'

@@ -4,15 +4,15 @@ import json
 
 import mlx.core as mx
 import numpy as np
-from PIL import Image
 import pytest
+from PIL import Image
 from tiny_gemma4 import write_tiny_gemma4
 from tiny_model import _write_weights, picture, write_tiny_model
 from tiny_qwen3 import write_tiny_qwen3
 
-from vlm_reuse_node.families.picture_parts import CellPixels, resized_part
-from vlm_reuse_node.families.sparse_vision import padded, patches
-from vlm_reuse_node.vlm import load
+from vlm_reuse_node.model.families.picture_parts import CellPixels, resized_part
+from vlm_reuse_node.model.families.sparse_vision import padded, patches
+from vlm_reuse_node.model.vlm import load
 
 NOISE = 2e-4
 
@@ -23,14 +23,18 @@ def write_windows(folder):
     config['vision_config'] |= {'depth': 5, 'fullatt_block_indexes': [2, 4]}
     (folder / 'config.json').write_text(json.dumps(config))
     (folder / 'preprocessor_config.json').write_text(
-        (folder / 'preprocessor_config.json').read_text().replace(str(112 * 112), str(168 * 168)))
+        (folder / 'preprocessor_config.json').read_text().replace(str(112 * 112), str(168 * 168))
+    )
     _write_weights(folder, config, seed=0)
     return folder
 
 
-WRITERS = {'qwen2_5_vl': write_windows, 'qwen3_vl': lambda folder: write_tiny_qwen3(folder, 'qwen3_vl'),
-           'qwen3_vl_moe': lambda folder: write_tiny_qwen3(folder, 'qwen3_vl_moe'),
-           'gemma4': write_tiny_gemma4}
+WRITERS = {
+    'qwen2_5_vl': write_windows,
+    'qwen3_vl': lambda folder: write_tiny_qwen3(folder, 'qwen3_vl'),
+    'qwen3_vl_moe': lambda folder: write_tiny_qwen3(folder, 'qwen3_vl_moe'),
+    'gemma4': write_tiny_gemma4,
+}
 
 
 @pytest.fixture(scope='module', params=WRITERS)
@@ -96,12 +100,12 @@ def test_up_to_the_first_full_attention_a_window_is_exact_and_the_others_are_not
     pixels, grid = windows.prepare(picture(1).rgb)
     cell, everything, layout = grid.columns + 3, np.arange(grid.cells), windows._layout(grid)
     changed = mx.array(pixels)
-    changed[4 * cell:4 * cell + 4] = windows.prepare(picture(2).rgb)[0][4 * cell:4 * cell + 4]
+    changed[4 * cell : 4 * cell + 4] = windows.prepare(picture(2).rgb)[0][4 * cell : 4 * cell + 4]
     old, dense = (windows.encode_cells(each, grid, everything, None) for each in (pixels, changed))
     new = windows.encode_cells(changed, grid, np.array([cell]), old)
     window = layout.window_of(np.flatnonzero(layout.order == cell))[0]
     inside = np.zeros(4 * grid.cells, bool)
-    inside[4 * layout.starts[window]:4 * layout.starts[window + 1]] = True
+    inside[4 * layout.starts[window] : 4 * layout.starts[window + 1]] = True
     assert 0 < inside.sum() < len(inside)
     for kept, now, fresh in zip(*(map(np.array, state.blocks[0]) for state in (old, new, dense))):
         assert np.abs(now - fresh).max() < NOISE  # the whole picture, as the dense pass has it
@@ -141,20 +145,31 @@ def test_a_picture_whose_parts_are_not_what_they_are_in_the_whole_is_prepared_wh
 
     def another_filter(images):
         return prepare([images[0].resize(images[0].size[::-1]).resize(images[0].size)])
+
     family._image_processor = another_filter  # `prepare` looks it up, the parts have the old one
     rgb = picture(2).rgb
     pixels, grid = family.prepare(rgb)
     assert mx.array_equal(family.prepare_cells(rgb, grid, np.array([0])), pixels)
 
 
-@pytest.mark.parametrize('sides, resized, columns_first', [
-    ((480, 640), (252, 336), True), ((480, 640), (476, 644), False), ((90, 130), (252, 364), True),
-    ((1080, 1920), (196, 364), True)])
+@pytest.mark.parametrize(
+    'sides, resized, columns_first',
+    [
+        ((480, 640), (252, 336), True),
+        ((480, 640), (476, 644), False),
+        ((90, 130), (252, 364), True),
+        ((1080, 1920), (196, 364), True),
+    ],
+)
 def test_a_resized_part_is_cut_out_of_the_resized_whole(sides, resized, columns_first):
     rgb, (high, wide) = np.random.default_rng(0).integers(0, 256, (*sides, 3), np.uint8), resized
     whole = np.array(Image.fromarray(rgb).resize((wide, high), Image.Resampling.BICUBIC)).astype(int)
-    for rows, columns in (((0, high), (0, wide)), ((28, 84), (56, 84)), ((0, 28), (wide - 28, wide)),
-                          ((high - 56, high), (0, 28))):
+    for rows, columns in (
+        ((0, high), (0, wide)),
+        ((28, 84), (56, 84)),
+        ((0, 28), (wide - 28, wide)),
+        ((high - 56, high), (0, 28)),
+    ):
         part = slice(*rows), slice(*columns)
         apart = np.abs(resized_part(rgb, resized, part, columns_first) - whole[part])
         assert apart.max() <= 2 and (apart > 0).mean() < 0.01

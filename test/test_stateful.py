@@ -7,27 +7,43 @@ from dataclasses import replace
 import pytest
 
 hypothesis = pytest.importorskip('hypothesis', reason='hypothesis is missing: pip install hypothesis')
-from brake import WAIT_S  # noqa: E402
-from hypothesis import settings, strategies as st  # noqa: E402
-from hypothesis.stateful import initialize, precondition, rule, RuleBasedStateMachine  # noqa: E402
-from tiny_model import picture  # noqa: E402
+from brake import WAIT_S
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from tiny_model import picture
 
-from vlm_reuse_node.budget import Question, Status  # noqa: E402
-from vlm_reuse_node.config import Config  # noqa: E402
-from vlm_reuse_node.frame import Frame  # noqa: E402
-from vlm_reuse_node.session import SceneSession  # noqa: E402
-from vlm_reuse_node.turn import Stopped  # noqa: E402
-from vlm_reuse_node.worker import ModelWorker  # noqa: E402
+from vlm_reuse_node.config import Config
+from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.serving.worker import ModelWorker
+from vlm_reuse_node.session.answer import Status
+from vlm_reuse_node.session.question import Question
+from vlm_reuse_node.session.scene_session import SceneSession
+from vlm_reuse_node.session.turn import Stopped
 
-QUESTIONS = st.sampled_from([
-    Question('what color is the square ?', max_tokens=4), Question('where ?', choices=('left', 'right', 'top')),
-    Question('how many objects are there in the picture ?', max_tokens=1), Question('describe it', force_refresh=True),
-    Question('what ?', max_age_s=0.5), Question(''), Question('<|image_pad|>'), Question('a' * 3000)])
+QUESTIONS = st.sampled_from(
+    [
+        Question('what color is the square ?', max_tokens=4),
+        Question('where ?', choices=('left', 'right', 'top')),
+        Question('how many objects are there in the picture ?', max_tokens=1),
+        Question('describe it', force_refresh=True),
+        Question('what ?', max_age_s=0.5),
+        Question(''),
+        Question('<|image_pad|>'),
+        Question('a' * 3000),
+    ]
+)
 FINAL = Question('what color is the square ?', max_tokens=6, max_age_s=1e6)
 CONFIGS = st.builds(
-    Config, history_frames=st.integers(0, 2), keyframe_interval_s=st.just(0.0), audit_share=st.just(1.0),
-    refresh_policy=st.sampled_from(['exact', 'patch']), budget_tokens=st.sampled_from([0, 0, 40]),
-    max_patch_share=st.just(1.0), min_confidence=st.sampled_from([0.0, 0.7]))
+    Config,
+    history_frames=st.integers(0, 2),
+    keyframe_interval_s=st.just(0.0),
+    audit_share=st.just(1.0),
+    refresh_policy=st.sampled_from(['exact', 'patch']),
+    budget_tokens=st.sampled_from([0, 0, 40]),
+    max_patch_share=st.just(1.0),
+    min_confidence=st.sampled_from([0.0, 0.7]),
+)
 SEEDS, SIZES = st.integers(1, 4), st.sampled_from([(480, 640), (480, 640), (480, 640), (320, 320)])
 STATE_MACHINE = settings(max_examples=15, stateful_step_count=12, deadline=None)
 
@@ -47,6 +63,7 @@ class Counted:
 
 def make_session_machine(vlm):
     """A session by itself: everything that can happen to it, on one thread."""
+
     class SessionMachine(RuleBasedStateMachine):
         @initialize(config=CONFIGS)
         def begin(self, config):
@@ -67,10 +84,12 @@ def make_session_machine(vlm):
             """What can be patched, unless it is given up."""
             self.now_s += 1.0
             rgb = self.session.newest.rgb.copy()
-            rgb[100:150, 40 * left:40 * left + 50] = grey
+            rgb[100:150, 40 * left : 40 * left + 50] = grey
             try:
-                self.session.observe(Frame(rgb, stamp_ns=int(self.now_s * 1e9)),
-                                     check=Counted(calls, Stopped(Status.CANCELLED, 'enough')))
+                self.session.observe(
+                    Frame(rgb, stamp_ns=int(self.now_s * 1e9)),
+                    check=Counted(calls, Stopped(Status.CANCELLED, 'enough')),
+                )
             except Stopped:
                 pass
 
@@ -78,8 +97,9 @@ def make_session_machine(vlm):
         def give_a_refresh_up(self, seed, calls):
             self.now_s += 1.0
             try:
-                self.session.observe(picture(seed, self.now_s), force=True,
-                                     check=Counted(calls, Stopped(Status.CANCELLED, 'enough')))
+                self.session.observe(
+                    picture(seed, self.now_s), force=True, check=Counted(calls, Stopped(Status.CANCELLED, 'enough'))
+                )
             except Stopped:
                 pass
 
@@ -100,6 +120,7 @@ def make_session_machine(vlm):
             def cancelled():
                 left.calls -= 1
                 return left.calls <= 0
+
             self.session.ask(question, now_ns=int(self.now_s * 1e9), cancelled=cancelled)
 
         @rule(question=QUESTIONS, calls=st.integers(1, 5))
@@ -110,6 +131,7 @@ def make_session_machine(vlm):
             def run(*args, **kwargs):
                 left()
                 return original(*args, **kwargs)
+
             vlm.run = run
             try:
                 self.session.ask(question, now_ns=int(self.now_s * 1e9))
@@ -153,11 +175,13 @@ def make_session_machine(vlm):
                 fresh = SceneSession(vlm, replace(self.session.config, refresh_policy='exact'))
                 fresh.observe(self.session.newest)
                 assert fresh.ask(FINAL, now_ns=0).token_ids == exact.token_ids
+
     return SessionMachine
 
 
 def make_worker_machine(model_dir):
     """The model's thread, with planners and cameras on this one."""
+
     class WorkerMachine(RuleBasedStateMachine):
         @initialize()
         def begin(self):
@@ -214,6 +238,7 @@ def make_worker_machine(model_dir):
             fresh = replace(FINAL, force_refresh=True)  # it takes the picture that waits
             warm, cold = (ask('a', fresh, 0).result(WAIT_S) for ask in (self.worker.ask, self.worker.ask_cold))
             assert warm.status is cold.status is Status.OK and warm.token_ids == cold.token_ids
+
     return WorkerMachine
 
 

@@ -17,17 +17,34 @@ GREEN_CROSS = Thing('cross', 'green', 250, 60, 60)
 THREE = (RED_SQUARE, BLUE_SQUARE, GREEN_CROSS)
 
 
-@pytest.mark.parametrize('topic, parts, answer', [
-    ('colour', ('cross',), 'green'), ('colour', ('square',), None), ('colour', ('circle',), questions.NONE),
-    ('shape', ('blue',), 'square'), ('shape', ('white',), questions.NONE),
-    ('count all', (), '3'), ('count colour', ('red',), '1'), ('count shape', ('square',), '2'),
-    ('exists', ('red cross',), 'no'), ('exists', ('green cross',), 'yes'), ('exists', ('blue',), 'yes'),
-    ('where', ('red square',), 'top left'), ('where', ('cross',), 'top right'), ('where', ('square',), None),
-    ('side row', ('blue square',), 'bottom'), ('side column', ('blue square',), 'right'),
-    ('left of', ('red square', 'cross'), 'yes'), ('right of', ('red square', 'cross'), 'no'),
-    ('above', ('cross', 'blue square'), 'yes'), ('above', ('cross', 'red square'), None),
-    ('nearest', ('bottom right corner',), 'blue square'), ('nearest', ('center',), None),
-    ('list', (), None)])
+@pytest.mark.parametrize(
+    'topic, parts, answer',
+    [
+        ('colour', ('cross',), 'green'),
+        ('colour', ('square',), None),
+        ('colour', ('circle',), questions.NONE),
+        ('shape', ('blue',), 'square'),
+        ('shape', ('white',), questions.NONE),
+        ('count all', (), '3'),
+        ('count colour', ('red',), '1'),
+        ('count shape', ('square',), '2'),
+        ('exists', ('red cross',), 'no'),
+        ('exists', ('green cross',), 'yes'),
+        ('exists', ('blue',), 'yes'),
+        ('where', ('red square',), 'top left'),
+        ('where', ('cross',), 'top right'),
+        ('where', ('square',), None),
+        ('side row', ('blue square',), 'bottom'),
+        ('side column', ('blue square',), 'right'),
+        ('left of', ('red square', 'cross'), 'yes'),
+        ('right of', ('red square', 'cross'), 'no'),
+        ('above', ('cross', 'blue square'), 'yes'),
+        ('above', ('cross', 'red square'), None),
+        ('nearest', ('bottom right corner',), 'blue square'),
+        ('nearest', ('center',), None),
+        ('list', (), None),
+    ],
+)
 def test_truth_about_one_picture(topic, parts, answer):
     """Every kind of question, among them those that nobody should be asked."""
     assert questions.truth(topic, parts, THREE) == answer
@@ -40,14 +57,20 @@ def test_list_goes_from_left_to_right():
     assert questions.truth('list', (), ()) == questions.NOTHING
 
 
-@pytest.mark.parametrize('topic, parts, last, answer', [
-    ('appeared', (), (*THREE, Thing('circle', 'white', 100, 190, 50)), 'white circle'),
-    ('appeared', (), THREE[:2], questions.NOTHING), ('left', (), THREE[:2], 'green cross'),
-    ('moved', (), (replace(RED_SQUARE, x=150), *THREE[1:]), 'red square'), ('moved', (), THREE, questions.NOTHING),
-    ('direction', ('red square',), (replace(RED_SQUARE, x=150), *THREE[1:]), 'right'),
-    ('direction', ('cross',), (*THREE[:2], replace(GREEN_CROSS, y=150)), 'down'),
-    ('direction', ('cross',), THREE, questions.STAYED),
-    ('appeared', (), (replace(RED_SQUARE, colour='white'), *THREE[1:]), None)])
+@pytest.mark.parametrize(
+    'topic, parts, last, answer',
+    [
+        ('appeared', (), (*THREE, Thing('circle', 'white', 100, 190, 50)), 'white circle'),
+        ('appeared', (), THREE[:2], questions.NOTHING),
+        ('left', (), THREE[:2], 'green cross'),
+        ('moved', (), (replace(RED_SQUARE, x=150), *THREE[1:]), 'red square'),
+        ('moved', (), THREE, questions.NOTHING),
+        ('direction', ('red square',), (replace(RED_SQUARE, x=150), *THREE[1:]), 'right'),
+        ('direction', ('cross',), (*THREE[:2], replace(GREEN_CROSS, y=150)), 'down'),
+        ('direction', ('cross',), THREE, questions.STAYED),
+        ('appeared', (), (replace(RED_SQUARE, colour='white'), *THREE[1:]), None),
+    ],
+)
 def test_truth_about_a_window(topic, parts, last, answer):
     """What appeared, left and moved; a change of colour is no such thing."""
     assert questions.window_truth(topic, parts, THREE, last) == answer
@@ -85,7 +108,7 @@ def test_a_thing_is_drawn_where_and_as_it_is_said(colour):
         centre = seen[round(60 * scale), round(60 * scale)]
         other = {name: np.linalg.norm(centre - rgb) for name, rgb in tabletop.COLOURS.items()}
         assert min(other, key=other.get) == colour
-        assert not changed[:, round(120 * scale):].any()
+        assert not changed[:, round(120 * scale) :].any()
 
 
 def test_things_stay_clear_of_each_other():
@@ -95,8 +118,10 @@ def test_things_stay_clear_of_each_other():
         for things in (span.things, span.goal):
             for index, thing in enumerate(things):
                 assert thing.size / 2 <= thing.x <= tabletop.WIDTH - thing.size / 2
-                assert all(np.hypot(thing.x - other.x, thing.y - other.y) > (thing.size + other.size) / 2
-                           for other in things[:index])
+                assert all(
+                    np.hypot(thing.x - other.x, thing.y - other.y) > (thing.size + other.size) / 2
+                    for other in things[:index]
+                )
 
 
 def test_a_story_has_no_gaps():
@@ -124,11 +149,12 @@ def test_a_bag_holds_what_its_sidecar_says(tmp_path):
     """Pictures at the rate, stamps as in the headers; every question has a true answer at its time."""
     sidecar = yaml.safe_load(bag.write_bag(tmp_path / 'table', seed=1, seconds=8.0, rate_hz=5.0).read_text())
     with AnyReader([tmp_path / 'table'], default_typestore=bag._TYPES) as reader:
-        messages = [(stamp, reader.deserialize(raw, connection.msgtype))
-                    for connection, stamp, raw in reader.messages()]
+        messages = [
+            (stamp, reader.deserialize(raw, connection.msgtype)) for connection, stamp, raw in reader.messages()
+        ]
     assert len(messages) == 40
     for stamp, message in messages:
-        assert stamp == message.header.stamp.sec * 10 ** 9 + message.header.stamp.nanosec
+        assert stamp == message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
         assert (message.height, message.width, message.step) == (480, 640, 1920)
     assert sidecar['questions']
     for question in sidecar['questions']:

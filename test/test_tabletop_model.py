@@ -2,29 +2,34 @@
 
 import json
 import os
-from pathlib import Path
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from vlm_reuse_node.budget import Question, Status
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.demo import questions
 from vlm_reuse_node.demo.model_files import MODEL_DIRECTORY, write_model_files
-from vlm_reuse_node.demo.tabletop import random_things, sense, Sensor, Table, Thing
-from vlm_reuse_node.frame import Frame
-from vlm_reuse_node.session import SceneSession
-from vlm_reuse_node.vlm import load
+from vlm_reuse_node.demo.tabletop import Sensor, Table, Thing, random_things, sense
+from vlm_reuse_node.model.vlm import load
+from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.session.answer import Status
+from vlm_reuse_node.session.question import Question
+from vlm_reuse_node.session.scene_session import SceneSession
 
-THINGS = (Thing('square', 'red', 80, 70, 60), Thing('circle', 'blue', 250, 180, 60),
-          Thing('cross', 'green', 250, 60, 60))
+THINGS = (
+    Thing('square', 'red', 80, 70, 60),
+    Thing('circle', 'blue', 250, 180, 60),
+    Thing('cross', 'green', 250, 60, 60),
+)
 ROOT = Path(__file__).parent.parent
 if not (MODEL_DIRECTORY / 'model.safetensors').exists():
-    pytest.skip('vlm_reuse_node/demo/tabletop_model/model.safetensors is missing: make train-tabletop',
-                allow_module_level=True)
+    pytest.skip(
+        'vlm_reuse_node/demo/tabletop_model/model.safetensors is missing: make train-tabletop', allow_module_level=True
+    )
 
 
 def picture(things=THINGS, seed=4):
@@ -41,11 +46,19 @@ def session():
     return session
 
 
-@pytest.mark.parametrize('text, answer', [
-    ('what color is the circle', 'blue'), ('What COLOUR is the circle?', 'blue'),
-    ("what's the colour of the cross?", 'green'),
-    ('what shape is the red thing?', 'square'), ('How many circles are there?', '1'), ('Is there a red square?', 'yes'),
-    ('is there a triangle', 'no'), ('what colour is the triangle?', questions.NONE)])
+@pytest.mark.parametrize(
+    'text, answer',
+    [
+        ('what color is the circle', 'blue'),
+        ('What COLOUR is the circle?', 'blue'),
+        ("what's the colour of the cross?", 'green'),
+        ('what shape is the red thing?', 'square'),
+        ('How many circles are there?', '1'),
+        ('Is there a red square?', 'yes'),
+        ('is there a triangle', 'no'),
+        ('what colour is the triangle?', questions.NONE),
+    ],
+)
 def test_it_answers_in_a_persons_words(session, text, answer):
     """Several wordings; case, spelling and question mark do not matter."""
     assert session.ask(Question(text), now_ns=0).text == answer
@@ -83,11 +96,24 @@ def test_held_out_scenes_are_answered():
 def test_mlx_vlm_generates_with_it_from_the_command_line(tmp_path):
     """Without anything of this package: the directory is an ordinary model."""
     cv2.imwrite(str(tmp_path / 'table.png'), picture()[..., ::-1])
-    command = [sys.executable, '-m', 'mlx_vlm.generate', '--model', str(MODEL_DIRECTORY), '--image',
-               str(tmp_path / 'table.png'), '--prompt', 'what color is the circle?', '--max-tokens', '8',
-               '--temperature', '0']
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300,
-                          env={**os.environ, 'HF_HUB_OFFLINE': '1'})
+    command = [
+        sys.executable,
+        '-m',
+        'mlx_vlm.generate',
+        '--model',
+        str(MODEL_DIRECTORY),
+        '--image',
+        str(tmp_path / 'table.png'),
+        '--prompt',
+        'what color is the circle?',
+        '--max-tokens',
+        '8',
+        '--temperature',
+        '0',
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, timeout=300, env={**os.environ, 'HF_HUB_OFFLINE': '1'}
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert 'blue' in done.stdout
 

@@ -12,23 +12,37 @@ import pytest
 from mlx.utils import tree_flatten
 from tiny_model import picture, write_tiny_model
 
-from vlm_reuse_node import vlm as vlms
-from vlm_reuse_node.budget import Question
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, InvalidRequestError, ModelError
-from vlm_reuse_node.session import SceneSession
+from vlm_reuse_node.model import vlm as vlms
+from vlm_reuse_node.session.question import Question
+from vlm_reuse_node.session.scene_session import SceneSession
 
 
 @pytest.fixture
 def no_hub(monkeypatch):
     """Fail the test when anything asks the hub."""
+
     def asked(name, **kwargs):
         raise AssertionError(f'the hub was asked for {name}')
+
     monkeypatch.setattr('huggingface_hub.snapshot_download', asked)
 
 
-@pytest.mark.parametrize('name', ['', ' ', '/no/such/model', './no/such/model', '~/no_such_model', 'no_such_model',
-                                  '../a/b', 'a/b/c', 'C:\\models\\qwen'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        '',
+        ' ',
+        '/no/such/model',
+        './no/such/model',
+        '~/no_such_model',
+        'no_such_model',
+        '../a/b',
+        'a/b/c',
+        'C:\\models\\qwen',
+    ],
+)
 def test_a_path_that_does_not_exist_is_one_sentence_and_no_network(name, no_hub):
     with pytest.raises(ModelError, match='There is no model directory') as error:
         vlms.load(name)
@@ -126,8 +140,9 @@ def test_large_files_are_told_apart_without_being_read(tmp_path, monkeypatch):
     assert vlms._fingerprint(tmp_path) != before and set(read) == {'small.json'}
 
 
-@pytest.mark.parametrize('text', [
-    '<|image_pad|>', 'what <|im_end|> ?', '<|video_pad|> <|vision_start|>', '<unk>x<|im_start|>'])
+@pytest.mark.parametrize(
+    'text', ['<|image_pad|>', 'what <|im_end|> ?', '<|video_pad|> <|vision_start|>', '<unk>x<|im_start|>']
+)
 def test_special_tokens_never_reach_the_model(vlm, text):
     template = vlm.template('', 1)
     with pytest.raises(InvalidRequestError, match='special token'):
@@ -150,10 +165,12 @@ def test_the_system_prompt_is_in_front_of_the_pictures(vlm):
 
 
 def test_loading_needs_no_torch_and_no_network(model_dir):
-    code = ('import sys, socket; sys.modules["torch"] = None\n'
-            'def refuse(*a, **k): raise OSError("network")\n'
-            'socket.socket.connect = refuse; socket.getaddrinfo = refuse\n'
-            'from vlm_reuse_node.vlm import load; print(load(sys.argv[1]).name)')
+    code = (
+        'import sys, socket; sys.modules["torch"] = None\n'
+        'def refuse(*a, **k): raise OSError("network")\n'
+        'socket.socket.connect = refuse; socket.getaddrinfo = refuse\n'
+        'from vlm_reuse_node.vlm import load; print(load(sys.argv[1]).name)'
+    )
     done = subprocess.run([sys.executable, '-c', code, str(model_dir)], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip().endswith(model_dir.name), done.stderr
 

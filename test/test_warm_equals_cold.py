@@ -8,11 +8,13 @@ import os
 import numpy as np
 import pytest
 
-from vlm_reuse_node.budget import Level, Question, Status
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.demo.bag import draw_frames, make_questions
-from vlm_reuse_node.session import SceneSession
-from vlm_reuse_node.vlm import EMBEDDED, load
+from vlm_reuse_node.model.vlm import EMBEDDED, load
+from vlm_reuse_node.scene.refresh import Level
+from vlm_reuse_node.session.answer import Status
+from vlm_reuse_node.session.question import Question
+from vlm_reuse_node.session.scene_session import SceneSession
 
 SEED, SECONDS, RATE_HZ = 0, 30.0, 10.0
 MODEL = os.environ.get('TABLETOP_MODEL', 'tabletop')  # another directory, while the embedded model is being trained
@@ -21,7 +23,8 @@ WEIGHTS = EMBEDDED['tabletop'] / 'model.safetensors'
 pytestmark = pytest.mark.skipif(
     MODEL == 'tabletop' and not WEIGHTS.exists(),
     reason=f'the embedded model is missing: vlm_reuse_node/demo/{WEIGHTS.parent.name}/{WEIGHTS.name}; '
-           'make train-tabletop writes it')
+    'make train-tabletop writes it',
+)
 
 
 @pytest.fixture(scope='module')

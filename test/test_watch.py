@@ -5,10 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from vlm_reuse_node.budget import Answer, Level, Question, Refresh, Status
 from vlm_reuse_node.errors import InvalidRequestError
-from vlm_reuse_node.frame import Frame
-from vlm_reuse_node.watch import Region, Watch, Watches
+from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.scene.refresh import Level, Refresh
+from vlm_reuse_node.serving.watch import Region, Watch, Watches
+from vlm_reuse_node.session.answer import Answer, Status
+from vlm_reuse_node.session.question import Question
 
 FRAME = Frame(np.zeros((40, 60, 3), np.uint8), stamp_ns=5, camera='front')
 DOOR = Watch(0, 'front', Question('is the door open ?', ('yes', 'no')))
@@ -124,13 +126,19 @@ def test_a_removed_one_is_cancelled_and_says_no_more(model):
     assert model.watches.add(DOOR, 0, limit=9)[0].number == watch.number + 1
 
 
-@pytest.mark.parametrize('watch, limit, named', [
-    (Watch(0, 'front', Question('what ?')), 9, '2 choices'), (Watch(0, 'front', Question('a ?', ('b',))), 9, 'got 1'),
-    (Watch(0, 'front', DOOR.question, margin=1.5), 9, '1.5'),
-    (Watch(0, 'front', DOOR.question, margin=-1.0), 9, 'margin'),
-    (Watch(0, 'front', DOOR.question, margin=float('nan')), 9, 'nan'), (DOOR, 0, 'max_watches'),
-    (Watch(0, 'front', DOOR.question, region=Region(0, 0, 60, 0)), 9, '60 x 0 px'),
-    (Watch(0, 'front', DOOR.question, region=Region(5, 5, 0, 9)), 9, '0 x 9 px')])
+@pytest.mark.parametrize(
+    'watch, limit, named',
+    [
+        (Watch(0, 'front', Question('what ?')), 9, '2 choices'),
+        (Watch(0, 'front', Question('a ?', ('b',))), 9, 'got 1'),
+        (Watch(0, 'front', DOOR.question, margin=1.5), 9, '1.5'),
+        (Watch(0, 'front', DOOR.question, margin=-1.0), 9, 'margin'),
+        (Watch(0, 'front', DOOR.question, margin=float('nan')), 9, 'nan'),
+        (DOOR, 0, 'max_watches'),
+        (Watch(0, 'front', DOOR.question, region=Region(0, 0, 60, 0)), 9, '60 x 0 px'),
+        (Watch(0, 'front', DOOR.question, region=Region(5, 5, 0, 9)), 9, '0 x 9 px'),
+    ],
+)
 def test_what_cannot_stand_is_refused_with_the_reason(model, watch, limit, named):
     with pytest.raises(InvalidRequestError, match=named):
         model.watches.add(watch, 0, limit)
@@ -175,6 +183,7 @@ def test_a_change_that_comes_right_after_the_first_answer_is_not_lost():
         if len(asked) == 1:
             future.set_result(answer(0.9))
             watches.see(FRAME, refresh((0, 0)))
+
     watches = Watches(ask)
     watches.add(DOOR, 0, limit=9)
     assert len(asked) == 2

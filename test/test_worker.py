@@ -12,12 +12,14 @@ import pytest
 from brake import WAIT_S
 from tiny_model import SECOND_NS, picture
 
-from vlm_reuse_node.audit import DriftAudit
-from vlm_reuse_node.budget import Level, Question, Status
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, ImageError, ModelError
-from vlm_reuse_node.frame import Frame
-from vlm_reuse_node.worker import ModelWorker, QUIET_S
+from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.scene.refresh import Level
+from vlm_reuse_node.serving.worker import QUIET_S, ModelWorker
+from vlm_reuse_node.session.answer import Status
+from vlm_reuse_node.session.drift_audit import DriftAudit
+from vlm_reuse_node.session.question import Question
 
 QUESTION = Question('what color is the square ?', max_tokens=6)
 
@@ -33,11 +35,13 @@ def make_worker(model_dir, brake):
         def on_refresh(frame, refresh):
             refreshes.append((frame, refresh))
             counted.release()
+
         worker = ModelWorker(Config(model=str(model_dir), **values), on_refresh)
         worker.refreshes, worker.counted = refreshes, counted
         workers.append(worker)
         worker.start()
         return worker
+
     yield make
     brake.go_on.set()
     for worker in workers:
@@ -100,8 +104,11 @@ def test_a_full_queue_is_busy_at_once(worker, brake):
 
 
 def test_a_question_goes_before_a_frame_unless_it_needs_the_frame(worker, brake):
-    for question, now_ns, first in ((QUESTION, 0, False), (replace(QUESTION, max_age_s=0.5), 1, True),
-                                    (replace(QUESTION, force_refresh=True), 0, True)):
+    for question, now_ns, first in (
+        (QUESTION, 0, False),
+        (replace(QUESTION, max_age_s=0.5), 1, True),
+        (replace(QUESTION, force_refresh=True), 0, True),
+    ):
         stamp_s = len(worker.refreshes)
         held = hold_a_question(worker, brake)
         worker.observe(picture(10 + stamp_s, stamp_s=stamp_s))
@@ -156,7 +163,7 @@ def hold_a_frame(worker, brake):
 
 
 def test_a_stop_does_not_wait_for_the_rest_of_a_refresh(make_worker, brake, monkeypatch):
-    monkeypatch.setattr('vlm_reuse_node.vlm.PREFILL_CHUNK', 8)  # so that there is a rest
+    monkeypatch.setattr('vlm_reuse_node.model.vlm.PREFILL_CHUNK', 8)  # so that there is a rest
     worker = make_worker()
     hold_a_frame(worker, brake)
     close = worker._inbox.close
@@ -166,7 +173,7 @@ def test_a_stop_does_not_wait_for_the_rest_of_a_refresh(make_worker, brake, monk
 
 
 def test_who_is_late_or_cancelled_does_not_wait_for_a_refresh(make_worker, brake, monkeypatch):
-    monkeypatch.setattr('vlm_reuse_node.vlm.PREFILL_CHUNK', 8)
+    monkeypatch.setattr('vlm_reuse_node.model.vlm.PREFILL_CHUNK', 8)
     worker, refreshed = make_worker(), []
     hold_a_frame(worker, brake)
     waiting = worker.ask('', replace(QUESTION, timeout_s=1e-6), 0)
@@ -205,6 +212,7 @@ def test_a_picture_the_model_cannot_take_is_a_refusal_of_its_camera(model_dir):
         refused.append((frame, error))
         counted.release()
         raise ValueError('nobody listens')
+
     worker = ModelWorker(Config(model=str(model_dir)), on_refused=on_refused)
     worker.start()
     worker.observe(picture(1))
@@ -305,6 +313,7 @@ def test_stopping_answers_every_open_question(worker, brake, monkeypatch):
 def test_a_listener_that_fails_stops_nothing(model_dir):
     def on_refresh(frame, refresh):
         raise ValueError('nobody listens')
+
     worker = ModelWorker(Config(model=str(model_dir)), on_refresh)
     worker.start()
     worker.observe(picture(1))
@@ -312,8 +321,9 @@ def test_a_listener_that_fails_stops_nothing(model_dir):
     worker.stop()
 
 
-@pytest.mark.parametrize('values, error', [
-    ({'model': '/no/such'}, ModelError), ({'system_prompt': '<|im_end|>'}, ConfigError)])
+@pytest.mark.parametrize(
+    'values, error', [({'model': '/no/such'}, ModelError), ({'system_prompt': '<|im_end|>'}, ConfigError)]
+)
 def test_what_cannot_start_raises_in_the_caller(model_dir, values, error):
     worker = ModelWorker(Config(**{'model': str(model_dir)} | values))
     with pytest.raises(error):
@@ -329,14 +339,17 @@ def test_a_model_that_loads_but_cannot_run_is_found_at_the_start(model_dir, brak
 
 
 def test_the_process_ends_well_after_the_worker_has_stopped(model_dir):
-    code = ('import sys; from vlm_reuse_node.config import Config; from vlm_reuse_node.worker import ModelWorker\n'
-            'worker = ModelWorker(Config(model=sys.argv[1])); worker.start(); worker.stop()')
+    code = (
+        'import sys; from vlm_reuse_node.config import Config; from vlm_reuse_node.worker import ModelWorker\n'
+        'worker = ModelWorker(Config(model=sys.argv[1])); worker.start(); worker.stop()'
+    )
     for _ in range(3):  # MLX aborts now and then when a thread that used it ends without giving back its streams
         subprocess.run([sys.executable, '-c', code, str(model_dir)], check=True, timeout=60)
 
 
 def test_a_fault_of_the_program_costs_the_states_and_no_answer(worker, monkeypatch):
-    from vlm_reuse_node import worker as workers
+    from vlm_reuse_node.serving import worker as workers
+
     before = worker.ask('', QUESTION, 0).result(WAIT_S)
     monkeypatch.setattr(workers.SceneSession, 'ask', lambda *args, **kwargs: 1 / 0)
     failed = worker.ask('', QUESTION, 0).result(WAIT_S)
@@ -364,7 +377,8 @@ def test_one_questions_wrong_timeout_is_nobody_elses_trouble(worker, brake):
 
 
 def test_a_camera_that_leaves_with_work_left_is_no_fault(make_worker, monkeypatch):
-    from vlm_reuse_node import worker as workers
+    from vlm_reuse_node.serving import worker as workers
+
     worker = make_worker(cameras=('a', 'b'))
     show(worker, picture(1, camera='a'), picture(1, camera='b'))
     monkeypatch.setattr(workers.SceneSession, 'has_work', property(lambda session: session._camera == 'a'))
@@ -377,6 +391,7 @@ def test_a_camera_that_leaves_with_work_left_is_no_fault(make_worker, monkeypatc
         if found is None:
             left.set()
         return found
+
     monkeypatch.setattr(worker, '_session', looked_up)
     worker.configure(worker._config.with_values(cameras=('b',)))
     assert left.wait(WAIT_S)

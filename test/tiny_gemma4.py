@@ -6,24 +6,48 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_flatten
 from tiny_model import WORDS
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, Tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-SPECIAL = ('<pad>', '<eos>', '<bos>', '<unk>', '<|turn>', '<turn|>', '<|image>', '<image|>', '<|image|>', '<|video|>',
-           '<|audio>', '<audio|>', '<|audio|>')
+SPECIAL = (
+    '<pad>',
+    '<eos>',
+    '<bos>',
+    '<unk>',
+    '<|turn>',
+    '<turn|>',
+    '<|image>',
+    '<image|>',
+    '<|image|>',
+    '<|video|>',
+    '<|audio>',
+    '<audio|>',
+    '<|audio|>',
+)
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|turn>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] %}{% if part['type'] == 'image' %}<|image|>"
     "{% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<turn|>\n{% endfor %}"
-    '{% if add_generation_prompt %}<|turn>model\n{% endif %}')
+    '{% if add_generation_prompt %}<|turn>model\n{% endif %}'
+)
 
 # What is different in the text configuration of each shape.
 SHAPES = {
     'dense': {},
-    'experts': {'enable_moe_block': True, 'num_experts': 4, 'top_k_experts': 2, 'moe_intermediate_size': 24,
-                'attention_k_eq_v': True, 'num_global_key_value_heads': 1},
-    'layer_inputs': {'hidden_size_per_layer_input': 8, 'num_kv_shared_layers': 2, 'use_double_wide_mlp': True,
-                     'use_bidirectional_attention': None},
+    'experts': {
+        'enable_moe_block': True,
+        'num_experts': 4,
+        'top_k_experts': 2,
+        'moe_intermediate_size': 24,
+        'attention_k_eq_v': True,
+        'num_global_key_value_heads': 1,
+    },
+    'layer_inputs': {
+        'hidden_size_per_layer_input': 8,
+        'num_kv_shared_layers': 2,
+        'use_double_wide_mlp': True,
+        'use_bidirectional_attention': None,
+    },
 }
 
 
@@ -37,10 +61,19 @@ def write_tiny_gemma4(folder: Path, shape: str = 'dense', window: int = 16, seed
     config = _config(ids)
     config['text_config'] |= {'sliding_window': window} | SHAPES[shape] | text
     (folder / 'config.json').write_text(json.dumps(config))
-    (folder / 'processor_config.json').write_text(json.dumps({
-        'processor_class': 'Gemma4Processor',
-        'image_processor': {'image_processor_type': 'Gemma4ImageProcessor', 'patch_size': 4, 'max_soft_tokens': 16,
-                            'pooling_kernel_size': 3}}))
+    (folder / 'processor_config.json').write_text(
+        json.dumps(
+            {
+                'processor_class': 'Gemma4Processor',
+                'image_processor': {
+                    'image_processor_type': 'Gemma4ImageProcessor',
+                    'patch_size': 4,
+                    'max_soft_tokens': 16,
+                    'pooling_kernel_size': 3,
+                },
+            }
+        )
+    )
     _write_weights(folder, config, seed)
     return folder
 
@@ -48,46 +81,99 @@ def write_tiny_gemma4(folder: Path, shape: str = 'dense', window: int = 16, seed
 def _write_tokenizer(folder: Path) -> dict[str, int]:
     words = (*SPECIAL, *WORDS, 'model', '\n')
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token='<unk>'))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split('\n', 'isolated'), pre_tokenizers.Split(' ', 'removed'),
-        pre_tokenizers.Punctuation('isolated')])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split('\n', 'isolated'),
+            pre_tokenizers.Split(' ', 'removed'),
+            pre_tokenizers.Punctuation('isolated'),
+        ]
+    )
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     tokenizer.save(str(folder / 'tokenizer.json'))
-    (folder / 'tokenizer_config.json').write_text(json.dumps({
-        'tokenizer_class': 'PreTrainedTokenizerFast', 'bos_token': '<bos>', 'eos_token': '<eos>', 'pad_token': '<pad>',
-        'unk_token': '<unk>', 'chat_template': CHAT_TEMPLATE, 'model_max_length': 8192,
-        'extra_special_tokens': {
-            'image_token': '<|image|>', 'boi_token': '<|image>', 'eoi_token': '<image|>', 'audio_token': '<|audio|>',
-            'boa_token': '<|audio>', 'eoa_token': '<audio|>'}}))
+    (folder / 'tokenizer_config.json').write_text(
+        json.dumps(
+            {
+                'tokenizer_class': 'PreTrainedTokenizerFast',
+                'bos_token': '<bos>',
+                'eos_token': '<eos>',
+                'pad_token': '<pad>',
+                'unk_token': '<unk>',
+                'chat_template': CHAT_TEMPLATE,
+                'model_max_length': 8192,
+                'extra_special_tokens': {
+                    'image_token': '<|image|>',
+                    'boi_token': '<|image>',
+                    'eoi_token': '<image|>',
+                    'audio_token': '<|audio|>',
+                    'boa_token': '<|audio>',
+                    'eoa_token': '<audio|>',
+                },
+            }
+        )
+    )
     return tokenizer.get_vocab()
 
 
 def _config(ids: dict[str, int]) -> dict:
     return {
-        'model_type': 'gemma4', 'architectures': ['Gemma4ForConditionalGeneration'],
-        'vocab_size': len(ids), 'hidden_size': 48, 'eos_token_id': [ids['<eos>'], ids['<turn|>']],
-        'image_token_id': ids['<|image|>'], 'boi_token_id': ids['<|image>'], 'eoi_token_id': ids['<image|>'],
-        'video_token_id': ids['<|video|>'], 'audio_token_id': ids['<|audio|>'], 'boa_token_id': ids['<|audio>'],
-        'eoa_token_id': ids['<audio|>'], 'vision_soft_tokens_per_image': 16, 'audio_config': None,
+        'model_type': 'gemma4',
+        'architectures': ['Gemma4ForConditionalGeneration'],
+        'vocab_size': len(ids),
+        'hidden_size': 48,
+        'eos_token_id': [ids['<eos>'], ids['<turn|>']],
+        'image_token_id': ids['<|image|>'],
+        'boi_token_id': ids['<|image>'],
+        'eoi_token_id': ids['<image|>'],
+        'video_token_id': ids['<|video|>'],
+        'audio_token_id': ids['<|audio|>'],
+        'boa_token_id': ids['<|audio>'],
+        'eoa_token_id': ids['<audio|>'],
+        'vision_soft_tokens_per_image': 16,
+        'audio_config': None,
         'text_config': {
-            'model_type': 'gemma4_text', 'hidden_size': 48, 'num_hidden_layers': 4, 'intermediate_size': 64,
-            'num_attention_heads': 4, 'num_key_value_heads': 2, 'head_dim': 12, 'global_head_dim': 16,
-            'vocab_size': len(ids), 'vocab_size_per_layer_input': len(ids), 'hidden_size_per_layer_input': 0,
-            'num_kv_shared_layers': 0, 'use_double_wide_mlp': False, 'max_position_embeddings': 8192,
-            'use_bidirectional_attention': 'vision', 'final_logit_softcapping': 5.0,
+            'model_type': 'gemma4_text',
+            'hidden_size': 48,
+            'num_hidden_layers': 4,
+            'intermediate_size': 64,
+            'num_attention_heads': 4,
+            'num_key_value_heads': 2,
+            'head_dim': 12,
+            'global_head_dim': 16,
+            'vocab_size': len(ids),
+            'vocab_size_per_layer_input': len(ids),
+            'hidden_size_per_layer_input': 0,
+            'num_kv_shared_layers': 0,
+            'use_double_wide_mlp': False,
+            'max_position_embeddings': 8192,
+            'use_bidirectional_attention': 'vision',
+            'final_logit_softcapping': 5.0,
             'layer_types': ['sliding_attention', 'full_attention'] * 2,
             'rope_parameters': {
                 'full_attention': {'rope_type': 'proportional', 'rope_theta': 1e6, 'partial_rotary_factor': 0.25},
-                'sliding_attention': {'rope_type': 'default', 'rope_theta': 1e4}}},
+                'sliding_attention': {'rope_type': 'default', 'rope_theta': 1e4},
+            },
+        },
         'vision_config': {
-            'model_type': 'gemma4_vision', 'hidden_size': 32, 'intermediate_size': 48, 'num_hidden_layers': 2,
-            'num_attention_heads': 2, 'num_key_value_heads': 2, 'head_dim': 16, 'global_head_dim': 16,
-            'patch_size': 4, 'pooling_kernel_size': 3, 'position_embedding_size': 64, 'default_output_length': 16}}
+            'model_type': 'gemma4_vision',
+            'hidden_size': 32,
+            'intermediate_size': 48,
+            'num_hidden_layers': 2,
+            'num_attention_heads': 2,
+            'num_key_value_heads': 2,
+            'head_dim': 16,
+            'global_head_dim': 16,
+            'patch_size': 4,
+            'pooling_kernel_size': 3,
+            'position_embedding_size': 64,
+            'default_output_length': 16,
+        },
+    }
 
 
 def _write_weights(folder: Path, config: dict, seed: int) -> None:
     from mlx_vlm.models import gemma4
+
     model_config = gemma4.ModelConfig.from_dict(dict(config))
     model_config.text_config = gemma4.TextConfig.from_dict(config['text_config'])
     model_config.vision_config = gemma4.VisionConfig.from_dict(config['vision_config'])

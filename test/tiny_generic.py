@@ -16,12 +16,24 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from tokenizers.trainers import BpeTrainer
 
 TYPES = ('llava', 'idefics3', 'pixtral', 'lfm2_vl')
-LFM2_TOKENS = {'image_start_token': '<|image_start|>', 'image_end_token': '<|image_end|>',
-               'image_thumbnail': '<|img_thumbnail|>'}
+LFM2_TOKENS = {
+    'image_start_token': '<|image_start|>',
+    'image_end_token': '<|image_end|>',
+    'image_thumbnail': '<|img_thumbnail|>',
+}
 SPECIAL = {
     'llava': ('<unk>', '<s>', '</s>', '<pad>', '<image>'),
-    'idefics3': ('<unk>', '<|im_start|>', '</s>', '<pad>', '<image>', '<fake_token_around_image>', '<end_of_utterance>',
-                 '<global-img>', *(f'<row_{row}_col_{column}>' for row in range(1, 4) for column in range(1, 4))),
+    'idefics3': (
+        '<unk>',
+        '<|im_start|>',
+        '</s>',
+        '<pad>',
+        '<image>',
+        '<fake_token_around_image>',
+        '<end_of_utterance>',
+        '<global-img>',
+        *(f'<row_{row}_col_{column}>' for row in range(1, 4) for column in range(1, 4)),
+    ),
     'pixtral': ('<unk>', '<s>', '</s>', '<pad>', '[IMG]', '[IMG_BREAK]', '[IMG_END]', '[INST]', '[/INST]'),
     'lfm2_vl': ('<unk>', '</s>', '<pad>', '<image>', *LFM2_TOKENS.values()),
 }
@@ -31,21 +43,27 @@ _PARTS = "{%% if message['content'] is string %%}{{ message['content'] }}{%% els
 _EACH = "{%% for part in message['content'] %%}%s{%% endfor %%}"
 CHAT_TEMPLATES = {
     # Pictures first, whatever the order in the message.
-    'llava':
-        "{% for message in messages %}{{ message['role'] | upper }}: "
-        + _PARTS % (_EACH % (_IMAGE % '<image>\n') + _EACH % _TEXT)
-        + "{{ '\n' }}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}",
-    'idefics3':
-        "{% for message in messages %}<|im_start|>{{ message['role'] | capitalize }}: "
-        + _PARTS % (_EACH % (_IMAGE % '<image>' + _TEXT))
-        + "<end_of_utterance>{{ '\n' }}{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}",
-    'pixtral':
-        '{% for message in messages %}[INST]' + _PARTS % (_EACH % (_IMAGE % '[IMG]' + _TEXT))
-        + '[/INST]{% endfor %}',
+    'llava': "{% for message in messages %}{{ message['role'] | upper }}: "
+    + _PARTS % (_EACH % (_IMAGE % '<image>\n') + _EACH % _TEXT)
+    + "{{ '\n' }}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}",
+    'idefics3': "{% for message in messages %}<|im_start|>{{ message['role'] | capitalize }}: "
+    + _PARTS % (_EACH % (_IMAGE % '<image>' + _TEXT))
+    + "<end_of_utterance>{{ '\n' }}{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}",
+    'pixtral': '{% for message in messages %}[INST]'
+    + _PARTS % (_EACH % (_IMAGE % '[IMG]' + _TEXT))
+    + '[/INST]{% endfor %}',
 }
 CHAT_TEMPLATES['lfm2_vl'] = CHAT_TEMPLATES['idefics3']
-_WIDTHS = {'hidden_size': 48, 'intermediate_size': 96, 'num_hidden_layers': 2, 'num_attention_heads': 4,
-           'num_key_value_heads': 2, 'rms_norm_eps': 1e-6, 'rope_theta': 10000.0, 'max_position_embeddings': 4096}
+_WIDTHS = {
+    'hidden_size': 48,
+    'intermediate_size': 96,
+    'num_hidden_layers': 2,
+    'num_attention_heads': 4,
+    'num_key_value_heads': 2,
+    'rms_norm_eps': 1e-6,
+    'rope_theta': 10000.0,
+    'max_position_embeddings': 4096,
+}
 _VISION = {'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 2, 'num_attention_heads': 2}
 
 
@@ -69,46 +87,97 @@ def write_tiny_generic(folder: Path, model_type: str, seed: int = 0, **changes) 
 def _config(model_type, ids):
     text = _WIDTHS | {'vocab_size': len(ids)}
     image_token = ids['[IMG]' if model_type == 'pixtral' else '<image>']
-    shared = {'model_type': model_type, 'vocab_size': len(ids), 'eos_token_id': [ids['</s>']],
-              'image_token_index': image_token}
+    shared = {
+        'model_type': model_type,
+        'vocab_size': len(ids),
+        'eos_token_id': [ids['</s>']],
+        'image_token_index': image_token,
+    }
     if model_type == 'llava':
-        return shared | {'text_config': text | {'model_type': 'llama'}, 'vision_config': _VISION | {
-            'model_type': 'clip_vision_model', 'image_size': 56, 'patch_size': 14, 'projection_dim': 32}}
+        return shared | {
+            'text_config': text | {'model_type': 'llama'},
+            'vision_config': _VISION
+            | {'model_type': 'clip_vision_model', 'image_size': 56, 'patch_size': 14, 'projection_dim': 32},
+        }
     if model_type == 'idefics3':
-        return shared | {'image_token_id': image_token, 'scale_factor': 2,
-                         'text_config': text | {'model_type': 'llama'}, 'vision_config': _VISION | {
-                             'model_type': 'idefics3_vision', 'image_size': 56, 'patch_size': 14}}
+        return shared | {
+            'image_token_id': image_token,
+            'scale_factor': 2,
+            'text_config': text | {'model_type': 'llama'},
+            'vision_config': _VISION | {'model_type': 'idefics3_vision', 'image_size': 56, 'patch_size': 14},
+        }
     if model_type == 'lfm2_vl':
-        return shared | {'image_token_id': image_token, 'projector_hidden_size': 64, 'encoder_patch_size': 16,
-                         'text_config': text | {
-                             'model_type': 'lfm2', 'layer_types': ['full_attention', 'conv'], 'num_heads': 4,
-                             'block_dim': 48, 'conv_dim': 48, 'conv_dim_out': 48, 'block_ff_dim': 96,
-                             'block_multiple_of': 16},
-                         'vision_config': _VISION | {
-                             'model_type': 'siglip2_vision_model', 'image_size': 64, 'patch_size': 16,
-                             'num_patches': 16}}
-    return shared | {'text_config': text | {'model_type': 'mistral', 'head_dim': 12}, 'vision_config': _VISION | {
-        'model_type': 'pixtral', 'image_size': 128, 'patch_size': 16, 'head_dim': 16}}
+        return shared | {
+            'image_token_id': image_token,
+            'projector_hidden_size': 64,
+            'encoder_patch_size': 16,
+            'text_config': text
+            | {
+                'model_type': 'lfm2',
+                'layer_types': ['full_attention', 'conv'],
+                'num_heads': 4,
+                'block_dim': 48,
+                'conv_dim': 48,
+                'conv_dim_out': 48,
+                'block_ff_dim': 96,
+                'block_multiple_of': 16,
+            },
+            'vision_config': _VISION
+            | {'model_type': 'siglip2_vision_model', 'image_size': 64, 'patch_size': 16, 'num_patches': 16},
+        }
+    return shared | {
+        'text_config': text | {'model_type': 'mistral', 'head_dim': 12},
+        'vision_config': _VISION | {'model_type': 'pixtral', 'image_size': 128, 'patch_size': 16, 'head_dim': 16},
+    }
 
 
 def _processors(model_type):
     """preprocessor_config.json and processor_config.json."""
     if model_type == 'llava':
-        return ({'image_processor_type': 'CLIPImageProcessor', 'size': {'shortest_edge': 56},
-                 'crop_size': {'height': 56, 'width': 56}},
-                {'processor_class': 'LlavaProcessor', 'patch_size': 14, 'vision_feature_select_strategy': 'default',
-                 'num_additional_image_tokens': 1})
+        return (
+            {
+                'image_processor_type': 'CLIPImageProcessor',
+                'size': {'shortest_edge': 56},
+                'crop_size': {'height': 56, 'width': 56},
+            },
+            {
+                'processor_class': 'LlavaProcessor',
+                'patch_size': 14,
+                'vision_feature_select_strategy': 'default',
+                'num_additional_image_tokens': 1,
+            },
+        )
     if model_type == 'idefics3':
-        return ({'image_processor_type': 'Idefics3ImageProcessor', 'size': {'longest_edge': 112},
-                 'max_image_size': {'longest_edge': 56}, 'do_image_splitting': True},
-                {'processor_class': 'Idefics3Processor', 'image_seq_len': 4})
+        return (
+            {
+                'image_processor_type': 'Idefics3ImageProcessor',
+                'size': {'longest_edge': 112},
+                'max_image_size': {'longest_edge': 56},
+                'do_image_splitting': True,
+            },
+            {'processor_class': 'Idefics3Processor', 'image_seq_len': 4},
+        )
     if model_type == 'lfm2_vl':
-        return ({'image_processor_type': 'Lfm2VlImageProcessor', 'tile_size': 64, 'encoder_patch_size': 16,
-                 'min_image_tokens': 4, 'max_image_tokens': 16, 'max_num_patches': 64, 'max_tiles': 4},
-                {'processor_class': 'Lfm2VlProcessor'})
-    return ({'image_processor_type': 'PixtralImageProcessor', 'size': {'longest_edge': 64},
-             'patch_size': {'height': 16, 'width': 16}},
-            {'processor_class': 'PixtralProcessor', 'patch_size': 16})
+        return (
+            {
+                'image_processor_type': 'Lfm2VlImageProcessor',
+                'tile_size': 64,
+                'encoder_patch_size': 16,
+                'min_image_tokens': 4,
+                'max_image_tokens': 16,
+                'max_num_patches': 64,
+                'max_tiles': 4,
+            },
+            {'processor_class': 'Lfm2VlProcessor'},
+        )
+    return (
+        {
+            'image_processor_type': 'PixtralImageProcessor',
+            'size': {'longest_edge': 64},
+            'patch_size': {'height': 16, 'width': 16},
+        },
+        {'processor_class': 'PixtralProcessor', 'patch_size': 16},
+    )
 
 
 def _write_tokenizer(folder, model_type):
@@ -116,17 +185,30 @@ def _write_tokenizer(folder, model_type):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator([' '.join(WORDS)], BpeTrainer(
-        vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    tokenizer.train_from_iterator(
+        [' '.join(WORDS)],
+        BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False),
+    )
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     if '<s>' in special:
         tokenizer.post_processor = processors.TemplateProcessing(
-            single='<s> $A', special_tokens=[('<s>', tokenizer.token_to_id('<s>'))])
+            single='<s> $A', special_tokens=[('<s>', tokenizer.token_to_id('<s>'))]
+        )
     tokenizer.save(str(folder / 'tokenizer.json'))
     named = {'image_token': '<image>'} | LFM2_TOKENS if model_type == 'lfm2_vl' else {}
-    (folder / 'tokenizer_config.json').write_text(json.dumps({
-        'tokenizer_class': 'PreTrainedTokenizerFast', 'unk_token': '<unk>', 'eos_token': '</s>', 'pad_token': '<pad>',
-        'extra_special_tokens': named, 'chat_template': CHAT_TEMPLATES[model_type], 'model_max_length': 4096}))
+    (folder / 'tokenizer_config.json').write_text(
+        json.dumps(
+            {
+                'tokenizer_class': 'PreTrainedTokenizerFast',
+                'unk_token': '<unk>',
+                'eos_token': '</s>',
+                'pad_token': '<pad>',
+                'extra_special_tokens': named,
+                'chat_template': CHAT_TEMPLATES[model_type],
+                'model_max_length': 4096,
+            }
+        )
+    )
     return tokenizer.get_vocab()
 
 

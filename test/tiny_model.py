@@ -9,15 +9,25 @@ from mlx.utils import tree_flatten
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 
-from vlm_reuse_node.frame import Frame
+from vlm_reuse_node.scene.frame import Frame
 
 SECOND_NS = 1_000_000_000
 
-SPECIAL = ('<unk>', '<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|vision_start|>', '<|vision_end|>',
-           '<|image_pad|>', '<|video_pad|>')
-WORDS = ('system user assistant you are a helpful . ? ! , what is the color colour of square circle red green blue '
-         'yellow yes no it how many objects there in picture left right top bottom one two three four on table '
-         'describe scene please and or not see do').split()
+SPECIAL = (
+    '<unk>',
+    '<|endoftext|>',
+    '<|im_start|>',
+    '<|im_end|>',
+    '<|vision_start|>',
+    '<|vision_end|>',
+    '<|image_pad|>',
+    '<|video_pad|>',
+)
+WORDS = (
+    'system user assistant you are a helpful . ? ! , what is the color colour of square circle red green blue '
+    'yellow yes no it how many objects there in picture left right top bottom one two three four on table '
+    'describe scene please and or not see do'
+).split()
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
     '<|im_start|>system\nyou are a helpful assistant .<|im_end|>\n{% endif %}'
@@ -26,7 +36,8 @@ CHAT_TEMPLATE = (
     "{% for part in message['content'] %}{% if part['type'] == 'image' %}"
     '<|vision_start|><|image_pad|><|vision_end|>'
     "{% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    '{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}')
+    '{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}'
+)
 
 
 def picture(seed: int, stamp_s: float = 0.0, size: tuple[int, int] = (480, 640), camera: str = 'camera') -> Frame:
@@ -46,26 +57,58 @@ def write_tiny_model(folder: Path, seed: int = 0, tokenizer: str = 'words', tied
     ids = (_write_words if tokenizer == 'words' else _write_bytes)(folder)
     config = _config(ids) | {'tie_word_embeddings': tied}
     (folder / 'config.json').write_text(json.dumps(config))
-    (folder / 'preprocessor_config.json').write_text(json.dumps({
-        'image_processor_type': 'Qwen2VLImageProcessor', 'patch_size': 14, 'temporal_patch_size': 2, 'merge_size': 2,
-        'min_pixels': 112 * 112, 'max_pixels': 112 * 112, 'image_mean': [0.5] * 3, 'image_std': [0.5] * 3}))
+    (folder / 'preprocessor_config.json').write_text(
+        json.dumps(
+            {
+                'image_processor_type': 'Qwen2VLImageProcessor',
+                'patch_size': 14,
+                'temporal_patch_size': 2,
+                'merge_size': 2,
+                'min_pixels': 112 * 112,
+                'max_pixels': 112 * 112,
+                'image_mean': [0.5] * 3,
+                'image_std': [0.5] * 3,
+            }
+        )
+    )
     _write_weights(folder, config, seed)
     return folder
 
 
 def _config(ids: dict[str, int]) -> dict:
     return {
-        'model_type': 'qwen2_5_vl', 'architectures': ['Qwen2_5_VLForConditionalGeneration'],
-        'hidden_size': 48, 'intermediate_size': 96, 'num_hidden_layers': 2, 'num_attention_heads': 4,
-        'num_key_value_heads': 2, 'rms_norm_eps': 1e-6, 'vocab_size': len(ids), 'max_position_embeddings': 4096,
-        'rope_theta': 10000.0, 'rope_scaling': {'type': 'mrope', 'mrope_section': [2, 2, 2]},
-        'tie_word_embeddings': False, 'eos_token_id': [ids['<|im_end|>'], ids['<|endoftext|>']],
-        'image_token_id': ids['<|image_pad|>'], 'video_token_id': ids['<|video_pad|>'],
-        'vision_start_token_id': ids['<|vision_start|>'], 'vision_end_token_id': ids['<|vision_end|>'],
+        'model_type': 'qwen2_5_vl',
+        'architectures': ['Qwen2_5_VLForConditionalGeneration'],
+        'hidden_size': 48,
+        'intermediate_size': 96,
+        'num_hidden_layers': 2,
+        'num_attention_heads': 4,
+        'num_key_value_heads': 2,
+        'rms_norm_eps': 1e-6,
+        'vocab_size': len(ids),
+        'max_position_embeddings': 4096,
+        'rope_theta': 10000.0,
+        'rope_scaling': {'type': 'mrope', 'mrope_section': [2, 2, 2]},
+        'tie_word_embeddings': False,
+        'eos_token_id': [ids['<|im_end|>'], ids['<|endoftext|>']],
+        'image_token_id': ids['<|image_pad|>'],
+        'video_token_id': ids['<|video_pad|>'],
+        'vision_start_token_id': ids['<|vision_start|>'],
+        'vision_end_token_id': ids['<|vision_end|>'],
         'vision_config': {
-            'model_type': 'qwen2_5_vl', 'depth': 2, 'hidden_size': 32, 'intermediate_size': 64, 'out_hidden_size': 48,
-            'num_heads': 2, 'patch_size': 14, 'spatial_merge_size': 2, 'temporal_patch_size': 2, 'window_size': 56,
-            'fullatt_block_indexes': [1]}}
+            'model_type': 'qwen2_5_vl',
+            'depth': 2,
+            'hidden_size': 32,
+            'intermediate_size': 64,
+            'out_hidden_size': 48,
+            'num_heads': 2,
+            'patch_size': 14,
+            'spatial_merge_size': 2,
+            'temporal_patch_size': 2,
+            'window_size': 56,
+            'fullatt_block_indexes': [1],
+        },
+    }
 
 
 def _write_words(folder: Path) -> dict[str, int]:
@@ -83,22 +126,33 @@ def _write_bytes(folder: Path) -> dict[str, int]:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator([' '.join(WORDS)], BpeTrainer(
-        vocab_size=400, initial_alphabet=alphabet, show_progress=False))
+    tokenizer.train_from_iterator(
+        [' '.join(WORDS)], BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+    )
     return _save_tokenizer(folder, tokenizer)
 
 
 def _save_tokenizer(folder: Path, tokenizer: Tokenizer, **values: str) -> dict[str, int]:
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     tokenizer.save(str(folder / 'tokenizer.json'))
-    (folder / 'tokenizer_config.json').write_text(json.dumps(values | {
-        'tokenizer_class': 'PreTrainedTokenizerFast', 'eos_token': '<|im_end|>', 'pad_token': '<|endoftext|>',
-        'chat_template': CHAT_TEMPLATE, 'model_max_length': 4096}))
+    (folder / 'tokenizer_config.json').write_text(
+        json.dumps(
+            values
+            | {
+                'tokenizer_class': 'PreTrainedTokenizerFast',
+                'eos_token': '<|im_end|>',
+                'pad_token': '<|endoftext|>',
+                'chat_template': CHAT_TEMPLATE,
+                'model_max_length': 4096,
+            }
+        )
+    )
     return tokenizer.get_vocab()
 
 
 def _write_weights(folder: Path, config: dict, seed: int) -> None:
     from mlx_vlm.models import qwen2_5_vl
+
     model_config = qwen2_5_vl.ModelConfig.from_dict(dict(config))
     model_config.text_config = qwen2_5_vl.TextConfig.from_dict(config)
     model_config.vision_config = qwen2_5_vl.VisionConfig.from_dict(config['vision_config'])

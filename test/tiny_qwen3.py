@@ -27,10 +27,19 @@ def write_tiny_qwen3(folder: Path, model_type: str, seed: int = 0, tied: bool = 
     ids = _write_bytes(folder)
     config = _config(model_type, ids, tied)
     (folder / 'config.json').write_text(json.dumps(config))
-    (folder / 'preprocessor_config.json').write_text(json.dumps({
-        'image_processor_type': 'Qwen2VLImageProcessorFast', 'patch_size': 16, 'temporal_patch_size': 2,
-        'merge_size': 2, 'size': {'shortest_edge': 128 * 128, 'longest_edge': 128 * 128},
-        'image_mean': [0.5] * 3, 'image_std': [0.5] * 3}))
+    (folder / 'preprocessor_config.json').write_text(
+        json.dumps(
+            {
+                'image_processor_type': 'Qwen2VLImageProcessorFast',
+                'patch_size': 16,
+                'temporal_patch_size': 2,
+                'merge_size': 2,
+                'size': {'shortest_edge': 128 * 128, 'longest_edge': 128 * 128},
+                'image_mean': [0.5] * 3,
+                'image_std': [0.5] * 3,
+            }
+        )
+    )
     _write_weights(folder, config, seed)
     return folder
 
@@ -38,38 +47,76 @@ def write_tiny_qwen3(folder: Path, model_type: str, seed: int = 0, tied: bool = 
 def _config(model_type: str, ids: dict[str, int], tied: bool) -> dict:
     recurrent = model_type.startswith('qwen3_5')
     text = {
-        'model_type': f'{model_type}_text', 'hidden_size': HIDDEN, 'intermediate_size': 96, 'num_hidden_layers': 4,
-        'num_attention_heads': 4, 'num_key_value_heads': 2, 'head_dim': 16, 'rms_norm_eps': 1e-6,
-        'vocab_size': len(ids), 'max_position_embeddings': CONTEXT, 'tie_word_embeddings': tied}
-    text |= _gated_delta() if recurrent else {
-        'rope_theta': 10000.0,
-        'rope_scaling': {'rope_type': 'default', 'mrope_interleaved': True, 'mrope_section': [4, 2, 2]}}
+        'model_type': f'{model_type}_text',
+        'hidden_size': HIDDEN,
+        'intermediate_size': 96,
+        'num_hidden_layers': 4,
+        'num_attention_heads': 4,
+        'num_key_value_heads': 2,
+        'head_dim': 16,
+        'rms_norm_eps': 1e-6,
+        'vocab_size': len(ids),
+        'max_position_embeddings': CONTEXT,
+        'tie_word_embeddings': tied,
+    }
+    text |= (
+        _gated_delta()
+        if recurrent
+        else {
+            'rope_theta': 10000.0,
+            'rope_scaling': {'rope_type': 'default', 'mrope_interleaved': True, 'mrope_section': [4, 2, 2]},
+        }
+    )
     if model_type.endswith('_moe'):
-        text |= EXPERTS | ({'shared_expert_intermediate_size': 32} if recurrent else
-                           {'decoder_sparse_step': 1, 'mlp_only_layers': [1]})
+        text |= EXPERTS | (
+            {'shared_expert_intermediate_size': 32} if recurrent else {'decoder_sparse_step': 1, 'mlp_only_layers': [1]}
+        )
     return {
-        'model_type': model_type, 'tie_word_embeddings': tied, 'text_config': text,
+        'model_type': model_type,
+        'tie_word_embeddings': tied,
+        'text_config': text,
         'eos_token_id': [ids['<|im_end|>'], ids['<|endoftext|>']],
-        'image_token_id': ids['<|image_pad|>'], 'video_token_id': ids['<|video_pad|>'],
-        'vision_start_token_id': ids['<|vision_start|>'], 'vision_end_token_id': ids['<|vision_end|>'],
+        'image_token_id': ids['<|image_pad|>'],
+        'video_token_id': ids['<|video_pad|>'],
+        'vision_start_token_id': ids['<|vision_start|>'],
+        'vision_end_token_id': ids['<|vision_end|>'],
         'vision_config': {
-            'model_type': model_type, 'depth': 3, 'hidden_size': 32, 'intermediate_size': 64,
-            'out_hidden_size': HIDDEN, 'num_heads': 2, 'patch_size': 16, 'spatial_merge_size': 2,
-            'temporal_patch_size': 2, 'num_position_embeddings': 64,
-            'deepstack_visual_indexes': [] if recurrent else list(range(LEVELS))}}
+            'model_type': model_type,
+            'depth': 3,
+            'hidden_size': 32,
+            'intermediate_size': 64,
+            'out_hidden_size': HIDDEN,
+            'num_heads': 2,
+            'patch_size': 16,
+            'spatial_merge_size': 2,
+            'temporal_patch_size': 2,
+            'num_position_embeddings': 64,
+            'deepstack_visual_indexes': [] if recurrent else list(range(LEVELS)),
+        },
+    }
 
 
 def _gated_delta() -> dict:
     """Key heads of 32, the least that mlx-vlm's Metal kernel takes."""
     return {
-        'full_attention_interval': 2, 'linear_num_key_heads': 1, 'linear_num_value_heads': 2,
-        'linear_key_head_dim': 32, 'linear_value_head_dim': 16, 'linear_conv_kernel_dim': 4,
-        'rope_parameters': {'rope_type': 'default', 'mrope_interleaved': True, 'mrope_section': [2, 1, 1],
-                            'rope_theta': 10000.0, 'partial_rotary_factor': 0.5}}
+        'full_attention_interval': 2,
+        'linear_num_key_heads': 1,
+        'linear_num_value_heads': 2,
+        'linear_key_head_dim': 32,
+        'linear_value_head_dim': 16,
+        'linear_conv_kernel_dim': 4,
+        'rope_parameters': {
+            'rope_type': 'default',
+            'mrope_interleaved': True,
+            'mrope_section': [2, 1, 1],
+            'rope_theta': 10000.0,
+            'partial_rotary_factor': 0.5,
+        },
+    }
 
 
 def _write_weights(folder: Path, config: dict, seed: int) -> None:
-    library = import_module(f"mlx_vlm.models.{config['model_type']}")
+    library = import_module(f'mlx_vlm.models.{config["model_type"]}')
     model = library.Model(library.ModelConfig.from_dict(json.loads(json.dumps(config))))
     key = mx.random.key(seed)
     weights = {}
@@ -101,8 +148,10 @@ def full_logits(upstream: tuple, ids: mx.array, pixels: mx.array, patches: mx.ar
 
 def run(vlm, ids: list[int], positions: np.ndarray, embeddings: mx.array, cache: list, limit: int) -> np.ndarray:
     """Logits of all of these tokens, in forward calls of at most `limit`: (length, vocabulary)."""
-    parts = [vlm.family.forward(ids[part], embeddings[:, part], positions[:, part], cache, keep=limit)
-             for part in vlm.family.chunks(ids, limit)]
+    parts = [
+        vlm.family.forward(ids[part], embeddings[:, part], positions[:, part], cache, keep=limit)
+        for part in vlm.family.chunks(ids, limit)
+    ]
     return np.array(mx.concatenate(parts))
 
 

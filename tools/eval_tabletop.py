@@ -18,16 +18,20 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from vlm_reuse_node import state as states
-from vlm_reuse_node import vlm as models
 from vlm_reuse_node.demo import questions, story, tabletop
-from vlm_reuse_node.frame import Frame
-from vlm_reuse_node.state import Picture
+from vlm_reuse_node.model import vlm as models
+from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.session import state as states
+from vlm_reuse_node.session.state import Picture
 
 HELD_OUT = 990_000_007
 PLAIN = tabletop.Sensor()
-PERTURBED = {'noise 8': tabletop.Sensor(noise=8.0), 'jpeg 60': tabletop.Sensor(jpeg_quality=60),
-             'brightness -15 %': tabletop.Sensor(brightness=0.85), 'brightness +15 %': tabletop.Sensor(brightness=1.15)}
+PERTURBED = {
+    'noise 8': tabletop.Sensor(noise=8.0),
+    'jpeg 60': tabletop.Sensor(jpeg_quality=60),
+    'brightness -15 %': tabletop.Sensor(brightness=0.85),
+    'brightness +15 %': tabletop.Sensor(brightness=1.15),
+}
 MAX_TOKENS = 24
 
 
@@ -120,15 +124,23 @@ def summarise(rows: list[Row]) -> dict:
         group[row.group].append(row)
         if row.group in ('single', 'window'):
             kinds[row.kind].append(row)
-    return {'single': count(group['single']), 'window': count(group['window']),
-            'newest_of_8': count(group['newest of 8']), 'by_type': {kind: count(kinds[kind]) for kind in kinds},
-            'perturbed': {name: count(group[name]) for name in PERTURBED}, 'questions': len(rows)}
+    return {
+        'single': count(group['single']),
+        'window': count(group['window']),
+        'newest_of_8': count(group['newest of 8']),
+        'by_type': {kind: count(kinds[kind]) for kind in kinds},
+        'perturbed': {name: count(group[name]) for name in PERTURBED},
+        'questions': len(rows),
+    }
 
 
 def lines_of(summary: dict) -> list[tuple[str, dict, str]]:
     """Name, counts and share in percent, in the order of the table."""
-    lines = [('single picture', summary['single']), ('window of 2 to 4 pictures', summary['window']),
-             ('newest of 8 pictures', summary['newest_of_8'])]
+    lines = [
+        ('single picture', summary['single']),
+        ('window of 2 to 4 pictures', summary['window']),
+        ('newest of 8 pictures', summary['newest_of_8']),
+    ]
     lines += [(f'  {kind}', counted) for kind, counted in summary['by_type'].items()]
     lines += [(f'with {name}', counted) for name, counted in summary['perturbed'].items()]
     return [(name, counted, _percent(counted)) for name, counted in lines]
@@ -153,8 +165,10 @@ def write_card(summary: dict, card: Path) -> None:
     """Put the figures into the model card, between its two marks."""
     before, rest = card.read_text().split('<!-- accuracy -->')
     _, after = rest.split('<!-- /accuracy -->')
-    rows = [f'| {name.strip()} | {counted["n"]} | {counted["right"]} | {share} |'
-            for name, counted, share in lines_of(summary)]
+    rows = [
+        f'| {name.strip()} | {counted["n"]} | {counted["right"]} | {share} |'
+        for name, counted, share in lines_of(summary)
+    ]
     table = '\n'.join(['| questions | asked | right | exact |', '|---|---|---|---|', *rows])
     card.write_text(f'{before}<!-- accuracy -->\n{table}\n<!-- /accuracy -->{after}')
 
@@ -178,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
     summary = summarise(examiner.rows)
     print_table(summary)
     wrong = [row for row in examiner.rows if not row.is_right]
-    for row in wrong[:args.show_wrong]:
+    for row in wrong[: args.show_wrong]:
         print(f'  {row.group}, {row.kind}: {row.text}? given: {row.given!r}, right: {row.wanted!r}')
     if args.card:
         write_card(summary, args.card)

@@ -3,9 +3,9 @@
 python tools/interface_docs.py
 """
 
-from pathlib import Path
 import re
 import sys
+from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / 'docs' / 'interfaces.md'

@@ -17,26 +17,26 @@ others, at the positions it would have alone, which is what separate prompts wou
 """
 
 import argparse
-from collections import defaultdict
 import json
 import os
-from pathlib import Path
 import sys
 import time
+from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tabletop_training.losses import answers_loss, Guide, seeing_loss  # noqa: E402
-from tabletop_training.network import build, export, read_weights, Tower  # noqa: E402
-from tabletop_training.pictures import CELLS, centre_labels, change_labels, STORY_FRAMES, stream  # noqa: E402
-from tabletop_training.prompts import ask_about, draw_window, LATE_SHARES, Prompts, SHARES  # noqa: E402
-from vlm_reuse_node.demo import model_files, tabletop  # noqa: E402
+from tabletop_training.losses import Guide, answers_loss, seeing_loss  # noqa: E402
+from tabletop_training.network import Tower, build, export, read_weights  # noqa: E402
+from tabletop_training.pictures import CELLS, STORY_FRAMES, centre_labels, change_labels, stream  # noqa: E402
+from tabletop_training.prompts import LATE_SHARES, SHARES, Prompts, ask_about, draw_window  # noqa: E402
+
+from vlm_reuse_node.demo import model_files, tabletop
 
 # (stage, steps, pictures a step, peak learning rate); a story prompt of n pictures counts as n pictures.
-STAGES = (('see', 560, 48, 1.5e-3), ('answer', 3500, 64, 1.3e-3), ('window', 4000, 64, 1e-3),
-          ('all', 200, 64, 5e-4))
+STAGES = (('see', 560, 48, 1.5e-3), ('answer', 3500, 64, 1.3e-3), ('window', 4000, 64, 1e-3), ('all', 200, 64, 5e-4))
 POOL_STORIES = 3000
 
 
@@ -70,8 +70,13 @@ class Trainer:
         print(f"resumed at stage '{name}', step {self.step}", flush=True)
 
     def save(self):
-        state = {'model': self.model.state_dict(), 'guide': self.guide.state_dict(), 'stage': self.stage,
-                 'step': self.step, 'optimizer': self.optimizer.state_dict() if self.optimizer else None}
+        state = {
+            'model': self.model.state_dict(),
+            'guide': self.guide.state_dict(),
+            'stage': self.stage,
+            'step': self.step,
+            'optimizer': self.optimizer.state_dict() if self.optimizer else None,
+        }
         torch.save(state, self.state.with_suffix('.part'))
         os.replace(self.state.with_suffix('.part'), self.state)
         export(self.model, self.out / 'model')
@@ -87,9 +92,12 @@ class Trainer:
 
     def _run_stage(self, name, steps, pictures, rate):
         visual, language = self.model.model.visual, self.model.model.language_model
-        parameters = {'see': [*visual.parameters(), *language.embed_tokens.parameters()],
-                      'answer': list(language.parameters()), 'window': list(language.parameters()),
-                      'all': list(self.model.parameters())}[name]
+        parameters = {
+            'see': [*visual.parameters(), *language.embed_tokens.parameters()],
+            'answer': list(language.parameters()),
+            'window': list(language.parameters()),
+            'all': list(self.model.parameters()),
+        }[name]
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
         for parameter in parameters:
@@ -103,8 +111,12 @@ class Trainer:
                 first = 0
             except ValueError:
                 print('the guide has changed since: the optimiser starts anew', flush=True)
-        step_of = {'see': self._see_step, 'answer': self._answer_step, 'window': self._window_step,
-                   'all': self._all_step}[name]
+        step_of = {
+            'see': self._see_step,
+            'answer': self._answer_step,
+            'window': self._window_step,
+            'all': self._all_step,
+        }[name]
         feed = self._feed(name, pictures)
         meter, saved = Meter(name, steps), time.monotonic()
         while self.step < steps:
@@ -130,8 +142,14 @@ class Trainer:
             return None
         if name == 'see':
             return stream(seed, pictures // 6, 6, True, self.step * self.args.workers, workers=self.args.workers)
-        return stream(seed + 1, pictures // STORY_FRAMES, STORY_FRAMES, False, self.step * self.args.workers,
-                      workers=self.args.workers)
+        return stream(
+            seed + 1,
+            pictures // STORY_FRAMES,
+            STORY_FRAMES,
+            False,
+            self.step * self.args.workers,
+            workers=self.args.workers,
+        )
 
     def _see_step(self, feed, pictures, progress):
         drawn, scenes = next(feed)
@@ -177,11 +195,11 @@ class Trainer:
         cut, chosen = [], []
         while len(cut) < max(4, pictures // (frames + 1)):
             which, start = int(rng.integers(len(scenes))), int(rng.integers(STORY_FRAMES - frames + 1))
-            window = scenes[which][start:start + frames]
+            window = scenes[which][start : start + frames]
             if len(window[-1]) > most and rng.random() < 0.9:
                 continue
             cut.append(window)
-            chosen.append(features[which, start:start + frames].flatten(0, 1).float())
+            chosen.append(features[which, start : start + frames].flatten(0, 1).float())
         return self._prompts_loss(rng, torch.stack(chosen), cut, 0.3, shares)
 
     def _all_step(self, feed, pictures, progress):
@@ -192,7 +210,7 @@ class Trainer:
         seen, _ = seeing_loss(self.model, features.flatten(0, 1), [s for told in scenes for s in told], self.tokenizer)
         frames = int(rng.choice((1, 1, 2, 2, 4, 4, 8)))
         windows = features.view(len(scenes) * (STORY_FRAMES // frames), frames * CELLS, -1)
-        cut = [told[start:start + frames] for told in scenes for start in range(0, STORY_FRAMES, frames)]
+        cut = [told[start : start + frames] for told in scenes for start in range(0, STORY_FRAMES, frames)]
         loss, tally = self._prompts_loss(rng, windows, cut, 0.1, LATE_SHARES)
         return loss + 0.1 * seen, tally
 
@@ -211,8 +229,9 @@ class Trainer:
             changes[index, 1:] = [change_labels(window[0], now) for now in window[1:]]
         changes = torch.from_numpy(changes).to(self.args.device)
         centres = torch.from_numpy(np.array([[centre_labels(now) for now in window] for window in cut]))
-        guide = self.guide.loss(packed[0] == self.prompts.image, packed[4], packed[5], changes,
-                                centres.to(self.args.device))
+        guide = self.guide.loss(
+            packed[0] == self.prompts.image, packed[4], packed[5], changes, centres.to(self.args.device)
+        )
         return loss + guided * guide, [*tally, *([('cell change', self.guide.told, 1)] if is_window else [])]
 
 
@@ -238,9 +257,11 @@ class Meter:
             return
         rate = len(self.losses) / passed
         shares = ' '.join(f'{kind}={100 * right / asked:.0f}' for kind, (right, asked) in self.tally.items() if asked)
-        print(f'[{self.name}] {step}/{self.steps} loss {np.mean(self.losses):.3f} '
-              f'{self.pictures / passed:.0f} pictures/s {(self.steps - step) / rate / 60:.0f} min left | {shares}',
-              flush=True)
+        print(
+            f'[{self.name}] {step}/{self.steps} loss {np.mean(self.losses):.3f} '
+            f'{self.pictures / passed:.0f} pictures/s {(self.steps - step) / rate / 60:.0f} min left | {shares}',
+            flush=True,
+        )
         self._reset()
 
 
@@ -249,14 +270,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--out', default='out/train_tabletop', help='folder of the state to resume from, and the model')
     parser.add_argument('--weights', help='a model directory to start --stage from, where there is no state to resume')
-    parser.add_argument('--stage', choices=[name for name, *_ in STAGES], default='all',
-                        help='the stage that --weights start with')
+    parser.add_argument(
+        '--stage', choices=[name for name, *_ in STAGES], default='all', help='the stage that --weights start with'
+    )
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--workers', type=int, default=1, help='processes that draw pictures')
     parser.add_argument('--scale', type=float, default=1.0, help='share of the steps (a trial run: 0.01)')
-    parser.add_argument('--rate', type=float, default=1.0,
-                        help='share of the learning rates; below 1 to go on from trained weights')
+    parser.add_argument(
+        '--rate', type=float, default=1.0, help='share of the learning rates; below 1 to go on from trained weights'
+    )
     return parser
 
 

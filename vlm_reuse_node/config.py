@@ -8,7 +8,6 @@ from typing import Any
 
 from vlm_reuse_node.errors import ConfigError
 
-
 # The values of refresh_policy.
 EXACT_POLICY, PATCH_POLICY = 'exact', 'patch'
 
@@ -23,87 +22,159 @@ def _parameter(default, description: str, *, low=None, high=None, choices=(), li
 class Config:
     """The whole configuration. Construction raises `ConfigError` on a value that is out of range."""
 
-    model: str = _parameter(
-        'tabletop', "'tabletop' (embedded), a model directory in mlx-vlm's format, or a hub name")
+    model: str = _parameter('tabletop', "'tabletop' (embedded), a model directory in mlx-vlm's format, or a hub name")
     autostart: bool = _parameter(
-        True, "load the model and take pictures at the start; false: wait for 'ros2 lifecycle set'")
+        True, "load the model and take pictures at the start; false: wait for 'ros2 lifecycle set'"
+    )
     cameras: tuple[str, ...] = _parameter(
-        ('camera',), 'camera names; each subscribes to <name>/image_raw (remap it to your topic)', live=True)
+        ('camera',), 'camera names; each subscribes to <name>/image_raw (remap it to your topic)', live=True
+    )
     image_transport: str = _parameter(
-        'raw', 'raw: sensor_msgs/Image; compressed: sensor_msgs/CompressedImage on <topic>/compressed',
-        choices=('raw', 'compressed'))
+        'raw',
+        'raw: sensor_msgs/Image; compressed: sensor_msgs/CompressedImage on <topic>/compressed',
+        choices=('raw', 'compressed'),
+    )
     system_prompt: str = _parameter('', 'text put before the pictures; empty: what the chat template puts there')
     max_tokens: int = _parameter(
-        64, 'tokens an answer may have when the question does not say', low=1, high=4096, live=True)
+        64, 'tokens an answer may have when the question does not say', low=1, high=4096, live=True
+    )
     temperature: float = _parameter(
-        0.0, 'of the sampling of free text; 0 takes the likeliest token', low=0.0, high=5.0, live=True)
+        0.0, 'of the sampling of free text; 0 takes the likeliest token', low=0.0, high=5.0, live=True
+    )
     top_p: float = _parameter(
-        1.0, 'sample among the likeliest tokens that have this probability together', low=0.01, high=1.0, live=True)
+        1.0, 'sample among the likeliest tokens that have this probability together', low=0.01, high=1.0, live=True
+    )
     seed: int = _parameter(
-        0, 'of the sampling: the same question on the same state gets the same answer', low=0, high=2**31 - 1,
-        live=True)
+        0, 'of the sampling: the same question on the same state gets the same answer', low=0, high=2**31 - 1, live=True
+    )
     max_question_chars: int = _parameter(2000, 'longest question accepted, characters', low=1, high=100_000, live=True)
     max_choices: int = _parameter(32, 'most choices accepted with a question', low=1, high=256, live=True)
     max_schema_chars: int = _parameter(
-        10_000, 'longest json_schema accepted, characters', low=2, high=1_000_000, live=True)
+        10_000, 'longest json_schema accepted, characters', low=2, high=1_000_000, live=True
+    )
     max_image_pixels: int = _parameter(
-        33_177_600, 'largest picture accepted, pixels', low=1, high=268_435_456, live=True)
+        33_177_600, 'largest picture accepted, pixels', low=1, high=268_435_456, live=True
+    )
     max_age_s: float = _parameter(
-        2.0, 'oldest picture answered from when the question does not say, seconds; older gives STALE',
-        low=0.001, high=86_400.0, live=True)
+        2.0,
+        'oldest picture answered from when the question does not say, seconds; older gives STALE',
+        low=0.001,
+        high=86_400.0,
+        live=True,
+    )
     timeout_s: float = _parameter(
-        30.0, 'time an answer may take when the question does not say, seconds', low=0.001, high=3600.0, live=True)
+        30.0, 'time an answer may take when the question does not say, seconds', low=0.001, high=3600.0, live=True
+    )
     queue_size: int = _parameter(
-        16, 'questions about one camera that may wait; one more gives BUSY', low=1, high=10_000, live=True)
+        16, 'questions about one camera that may wait; one more gives BUSY', low=1, high=10_000, live=True
+    )
     max_watches: int = _parameter(64, 'most standing questions', low=0, high=10_000, live=True)
     change_threshold: int = _parameter(
-        32, 'a cell whose largest absolute difference is at or above this is changed, of 255; raised by camera noise',
-        low=1, high=255, live=True)
+        32,
+        'a cell whose largest absolute difference is at or above this is changed, of 255; raised by camera noise',
+        low=1,
+        high=255,
+        live=True,
+    )
     static_threshold: int = _parameter(
-        8, 'a cell whose largest absolute difference is below this is static, of 255; raised by camera noise',
-        low=0, high=255, live=True)
+        8,
+        'a cell whose largest absolute difference is below this is static, of 255; raised by camera noise',
+        low=0,
+        high=255,
+        live=True,
+    )
     max_cell_age_s: float = _parameter(
-        10.0, 'a cell that is neither static nor changed is refreshed at this age, seconds',
-        low=0.0, high=3600.0, live=True)
+        10.0,
+        'a cell that is neither static nor changed is refreshed at this age, seconds',
+        low=0.0,
+        high=3600.0,
+        live=True,
+    )
     change_halo: int = _parameter(
-        0, 'cells on every side of a changed one that are refreshed with it', low=0, high=16, live=True)
+        0, 'cells on every side of a changed one that are refreshed with it', low=0, high=16, live=True
+    )
     exposure_compensation: float = _parameter(
-        0.25, 'share by which the whole picture may get brighter or darker before that counts as a change; until '
-        'max_cell_age_s it is not paid for', low=0.0, high=1.0, live=True)
+        0.25,
+        'share by which the whole picture may get brighter or darker before that counts as a change; until '
+        'max_cell_age_s it is not paid for',
+        low=0.0,
+        high=1.0,
+        live=True,
+    )
     refresh_policy: str = _parameter(
-        EXACT_POLICY, 'exact: a changed picture is computed whole; patch: only its changed cells, which is approximate',
-        choices=(EXACT_POLICY, PATCH_POLICY), live=True)
-    max_patches: int = _parameter(
-        8, 'patches in a row before a picture is computed whole', low=1, high=1000, live=True)
+        EXACT_POLICY,
+        'exact: a changed picture is computed whole; patch: only its changed cells, which is approximate',
+        choices=(EXACT_POLICY, PATCH_POLICY),
+        live=True,
+    )
+    max_patches: int = _parameter(8, 'patches in a row before a picture is computed whole', low=1, high=1000, live=True)
     max_patch_share: float = _parameter(
-        0.25, 'largest share of cells that is patched; a picture with more is computed whole', low=0.0, high=1.0,
-        live=True)
+        0.25,
+        'largest share of cells that is patched; a picture with more is computed whole',
+        low=0.0,
+        high=1.0,
+        live=True,
+    )
     min_confidence: float = _parameter(
-        0.7, 'a patched state whose answer is less likely than this is computed whole, and answers again',
-        low=0.0, high=1.0, live=True)
+        0.7,
+        'a patched state whose answer is less likely than this is computed whole, and answers again',
+        low=0.0,
+        high=1.0,
+        live=True,
+    )
     budget_ms: float = _parameter(
-        0.0, 'most time a refresh may take, vision and prefill, milliseconds; what does not fit waits, overdue cells '
-        'do not; 0: no limit', low=0.0, high=60_000.0, live=True)
+        0.0,
+        'most time a refresh may take, vision and prefill, milliseconds; what does not fit waits, overdue cells '
+        'do not; 0: no limit',
+        low=0.0,
+        high=60_000.0,
+        live=True,
+    )
     budget_tokens: int = _parameter(
-        0, 'most visual tokens a refresh may compute; 0: no limit', low=0, high=1_000_000, live=True)
+        0, 'most visual tokens a refresh may compute; 0: no limit', low=0, high=1_000_000, live=True
+    )
     audit_share: float = _parameter(
-        0.05, 'share of the answers that are given again from nothing, while nobody asks, to count drift', low=0.0,
-        high=1.0, live=True)
+        0.05,
+        'share of the answers that are given again from nothing, while nobody asks, to count drift',
+        low=0.0,
+        high=1.0,
+        live=True,
+    )
     max_drift: float = _parameter(
-        0.01, 'share of drifted answers, among those audited, above which nothing is patched any more', low=0.0001,
-        high=1.0, live=True)
+        0.01,
+        'share of drifted answers, among those audited, above which nothing is patched any more',
+        low=0.0001,
+        high=1.0,
+        live=True,
+    )
     history_frames: int = _parameter(
-        0, 'past pictures (keyframes) before the newest one in the prompt; 0: the newest one alone', low=0, high=256,
-        live=True)
+        0,
+        'past pictures (keyframes) before the newest one in the prompt; 0: the newest one alone',
+        low=0,
+        high=256,
+        live=True,
+    )
     keyframe_interval_s: float = _parameter(
-        1.0, 'a picture becomes a keyframe when it is at least this much newer than the last one, seconds',
-        low=0.0, high=3600.0, live=True)
+        1.0,
+        'a picture becomes a keyframe when it is at least this much newer than the last one, seconds',
+        low=0.0,
+        high=3600.0,
+        live=True,
+    )
     scene_change_share: float = _parameter(
-        0.6, 'share of changed cells from which on the scene was cut: the picture before becomes a keyframe at once',
-        low=0.01, high=1.0, live=True)
+        0.6,
+        'share of changed cells from which on the scene was cut: the picture before becomes a keyframe at once',
+        low=0.01,
+        high=1.0,
+        live=True,
+    )
     max_cache_mb: int = _parameter(
-        4096, 'most memory for the state of one camera, megabytes; above it the history shrinks', low=1, high=1_000_000,
-        live=True)
+        4096,
+        'most memory for the state of one camera, megabytes; above it the history shrinks',
+        low=1,
+        high=1_000_000,
+        live=True,
+    )
     overlay: bool = _parameter(True, 'publish the overlay picture while somebody subscribes to it', live=True)
 
     def __post_init__(self):
@@ -112,8 +183,10 @@ class Config:
         if not self.cameras or len(set(self.cameras)) != len(self.cameras):
             raise ConfigError(f'cameras is {list(self.cameras)}; expected one or more different names.')
         if self.static_threshold > self.change_threshold:
-            raise ConfigError(f'static_threshold is {self.static_threshold}, above change_threshold '
-                              f'{self.change_threshold}; expected it at or below.')
+            raise ConfigError(
+                f'static_threshold is {self.static_threshold}, above change_threshold '
+                f'{self.change_threshold}; expected it at or below.'
+            )
 
     def with_values(self, **values: Any) -> 'Config':
         """A checked copy with some values changed.

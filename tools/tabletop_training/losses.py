@@ -4,7 +4,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tabletop_training.pictures import cell_labels, CELLS, CHANGES, COLUMNS, ROWS, STORY_FRAMES
+from tabletop_training.pictures import CELLS, CHANGES, COLUMNS, ROWS, STORY_FRAMES, cell_labels
 from tabletop_training.prompts import KINDS
 from vlm_reuse_node.demo import questions, tabletop
 
@@ -21,8 +21,12 @@ class Guide(torch.nn.Module):
     as a cell must find its place and its thing in the first picture before any answer gets better.
     """
 
-    _CHANGE = {'what': len(CHANGES), 'way': len(questions.DIRECTIONS), 'colour': len(tabletop.COLOURS),
-               'shape': len(tabletop.SHAPES)}
+    _CHANGE = {
+        'what': len(CHANGES),
+        'way': len(questions.DIRECTIONS),
+        'colour': len(tabletop.COLOURS),
+        'shape': len(tabletop.SHAPES),
+    }
 
     def __init__(self, language):
         super().__init__()
@@ -31,8 +35,9 @@ class Guide(torch.nn.Module):
         self.find = torch.nn.Linear(width, ROWS + COLUMNS)
         self.centre = torch.nn.Linear(width, 1)
         self.compare = torch.nn.Linear(width, 8)
-        self.change = torch.nn.ModuleDict({str(layer): torch.nn.Linear(width, sum(self._CHANGE.values()))
-                                           for layer in (2, 3)})
+        self.change = torch.nn.ModuleDict(
+            {str(layer): torch.nn.Linear(width, sum(self._CHANGE.values())) for layer in (2, 3)}
+        )
         self.hidden, self.told = {}, 0.0
         for layer in (1, 2, 3):
             language.layers[layer].register_forward_hook(self._catcher(layer))
@@ -40,10 +45,17 @@ class Guide(torch.nn.Module):
     def _catcher(self, layer):
         def catch(module, inputs, output):
             self.hidden[layer] = output[0] if isinstance(output, tuple) else output
+
         return catch
 
-    def loss(self, is_cell: torch.Tensor, mentions: torch.Tensor, relations: torch.Tensor,
-             changes: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
+    def loss(
+        self,
+        is_cell: torch.Tensor,
+        mentions: torch.Tensor,
+        relations: torch.Tensor,
+        changes: torch.Tensor,
+        centres: torch.Tensor,
+    ) -> torch.Tensor:
         """Sum of the mean cross-entropies. Keeps in `told` the share of changed cells that say what changed.
 
         is_cell: (batch, length) bool, frames * 108 in every row. mentions: (batch, length) int, the cell of the thing
@@ -54,7 +66,7 @@ class Guide(torch.nn.Module):
         cells = torch.arange(int(is_cell.sum()), device=is_cell.device)
         scores = self._scores(self.read, self.hidden[1][is_cell])
         loss = self._place_loss(scores, cells % CELLS)
-        loss = loss + F.cross_entropy(scores[:, ROWS + COLUMNS:], cells // CELLS % changes.shape[1])
+        loss = loss + F.cross_entropy(scores[:, ROWS + COLUMNS :], cells // CELLS % changes.shape[1])
         centre = self._scores(self.centre, self.hidden[1][is_cell])[:, 0]
         loss = loss + F.binary_cross_entropy_with_logits(centre, centres.flatten(), pos_weight=torch.tensor(5.0))
         named = mentions >= 0
@@ -63,11 +75,15 @@ class Guide(torch.nn.Module):
         second = relations >= 0
         if second.any():
             scores, target = self._scores(self.compare, self.hidden[3][second]), relations[second]
-            loss = loss + sum(F.cross_entropy(part, label) for part, label in zip(
-                scores.split((3, 3, 2), -1), (target // 3 % 3, target % 3, target // 9)))
+            loss = loss + sum(
+                F.cross_entropy(part, label)
+                for part, label in zip(scores.split((3, 3, 2), -1), (target // 3 % 3, target % 3, target // 9))
+            )
         if (changes >= 0).any():
-            loss = loss + sum(self._change_loss(head, self.hidden[int(layer)][is_cell], changes.flatten(0, 2))
-                              for layer, head in self.change.items())
+            loss = loss + sum(
+                self._change_loss(head, self.hidden[int(layer)][is_cell], changes.flatten(0, 2))
+                for layer, head in self.change.items()
+            )
         return loss
 
     def _change_loss(self, head, hidden, changes):
@@ -92,7 +108,7 @@ class Guide(torch.nn.Module):
     @staticmethod
     def _place_loss(scores, cell):
         row, column = cell.div(COLUMNS, rounding_mode='floor'), cell % COLUMNS
-        return F.cross_entropy(scores[:, :ROWS], row) + F.cross_entropy(scores[:, ROWS:ROWS + COLUMNS], column)
+        return F.cross_entropy(scores[:, :ROWS], row) + F.cross_entropy(scores[:, ROWS : ROWS + COLUMNS], column)
 
 
 def answers_loss(model, features, packed, image_token: int):
@@ -107,8 +123,9 @@ def answers_loss(model, features, packed, image_token: int):
     causal = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
     seen = (segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])
     mask = (causal & seen)[:, None]
-    hidden = model.model.language_model(inputs_embeds=embeds, attention_mask={'full_attention': mask},
-                                        position_ids=positions, use_cache=False).last_hidden_state
+    hidden = model.model.language_model(
+        inputs_embeds=embeds, attention_mask={'full_attention': mask}, position_ids=positions, use_cache=False
+    ).last_hidden_state
     scored = labels >= 0
     logits = model.lm_head(hidden[scored]).float()
     loss = F.cross_entropy(logits, labels[scored])

@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from transformers import AttentionInterface, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tabletop_training.pictures import CELLS, COLUMNS, ROWS
@@ -30,13 +30,34 @@ def build(tokenizer, device) -> Qwen2_5_VLForConditionalGeneration:
     """transformers' Qwen2.5-VL in the shape of `model_files.model_config`."""
     shape = model_files.model_config(tokenizer)
     vision = dict(shape['vision_config'])
-    text = {key: shape[key] for key in (
-        'vocab_size', 'hidden_size', 'num_hidden_layers', 'intermediate_size', 'num_attention_heads',
-        'num_key_value_heads', 'rms_norm_eps', 'max_position_embeddings', 'tie_word_embeddings', 'eos_token_id',
-        'pad_token_id', 'bos_token_id')}
+    text = {
+        key: shape[key]
+        for key in (
+            'vocab_size',
+            'hidden_size',
+            'num_hidden_layers',
+            'intermediate_size',
+            'num_attention_heads',
+            'num_key_value_heads',
+            'rms_norm_eps',
+            'max_position_embeddings',
+            'tie_word_embeddings',
+            'eos_token_id',
+            'pad_token_id',
+            'bos_token_id',
+        )
+    }
     text['rope_parameters'] = {**shape['rope_scaling'], 'rope_theta': shape['rope_theta']}
-    ids = {key: shape[key] for key in ('image_token_id', 'video_token_id', 'vision_start_token_id',
-                                       'vision_end_token_id', 'tie_word_embeddings')}
+    ids = {
+        key: shape[key]
+        for key in (
+            'image_token_id',
+            'video_token_id',
+            'vision_start_token_id',
+            'vision_end_token_id',
+            'tie_word_embeddings',
+        )
+    }
     config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids)
     model = Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation='single_precision')
     torch.nn.init.normal_(model.model.language_model.embed_tokens.weight, std=0.1)
@@ -82,7 +103,7 @@ class Tower:
         x = patches(pictures) @ weight.T
         for index, block in enumerate(visual.blocks):
             full = index in visual.config.fullatt_block_indexes
-            x = x + self._attend(block.attn, block.norm1(x), 1 if full else CELLS // WINDOW ** 2)
+            x = x + self._attend(block.attn, block.norm1(x), 1 if full else CELLS // WINDOW**2)
             x = x + block.mlp(block.norm2(x))
         features = visual.merger(x.reshape(-1, x.shape[-1])).view(len(pictures), CELLS, -1)
         return torch.empty_like(features).index_copy_(1, self.order, features)
@@ -96,6 +117,7 @@ class Tower:
         def split(t):
             t = t.view(n, heads, windows, length // windows, size).transpose(1, 2)
             return t.reshape(n * windows, heads, -1, size)
+
         out = F.scaled_dot_product_attention(split(q), split(k), split(v).to(q.dtype))
         out = out.view(n, windows, heads, length // windows, size).permute(0, 1, 3, 2, 4).reshape(n, length, width)
         return attention.proj(out)
@@ -109,8 +131,11 @@ class Tower:
 def export(model, directory: Path) -> None:
     """Write the model directory: weights in half precision under transformers' names, and the files beside them."""
     model_files.write_model_files(directory)
-    weights = {name: value.detach().to('cpu', torch.float16).contiguous() for name, value in model.state_dict().items()
-               if name != 'lm_head.weight'}
+    weights = {
+        name: value.detach().to('cpu', torch.float16).contiguous()
+        for name, value in model.state_dict().items()
+        if name != 'lm_head.weight'
+    }
     names = {name.removeprefix('model.').replace('language_model.', 'model.'): value for name, value in weights.items()}
     save_file(names, directory / 'model.safetensors.part', metadata={'format': 'pt'})
     os.replace(directory / 'model.safetensors.part', directory / 'model.safetensors')
@@ -118,7 +143,9 @@ def export(model, directory: Path) -> None:
 
 def read_weights(directory: Path) -> dict:
     """The weights of a model directory under the names of this training's model, in single precision."""
+
     def name_here(name):
         return f'model.{name}' if name.startswith('visual.') else name.replace('model.', 'model.language_model.', 1)
+
     stored = load_file(directory / 'model.safetensors')
     return {name_here(name): value.float() for name, value in stored.items()}

@@ -18,8 +18,11 @@ CHANGES = ('empty', 'stayed', 'moved', 'appeared', 'vacated')
 def draw_story(rng: np.random.Generator, frames: int, shuffle: bool = False):
     """(frames, 252, 336, 3) uint8 pictures of one table over time, and the things in each."""
     table = tabletop.Table(rng, tabletop.WIDTH, tabletop.HEIGHT)
-    sensor = tabletop.Sensor(noise=rng.uniform(0.5, 5.0), jpeg_quality=int(rng.choice((0, 0, rng.integers(50, 96)))),
-                             brightness=rng.uniform(0.8, 1.2))
+    sensor = tabletop.Sensor(
+        noise=rng.uniform(0.5, 5.0),
+        jpeg_quality=int(rng.choice((0, 0, rng.integers(50, 96)))),
+        brightness=rng.uniform(0.8, 1.2),
+    )
     scenes, pictures = [tabletop.random_things(rng, int(rng.integers(0 if rng.random() < 0.2 else 1, 6)))], []
     while len(scenes) < frames:
         if shuffle:
@@ -55,8 +58,11 @@ class Stories(torch.utils.data.IterableDataset):
 
 def stream(*args, workers: int = 1):
     """Stories drawn ahead by worker processes."""
-    return iter(torch.utils.data.DataLoader(Stories(*args), batch_size=None, num_workers=workers, prefetch_factor=4,
-                                            collate_fn=_as_drawn))
+    return iter(
+        torch.utils.data.DataLoader(
+            Stories(*args), batch_size=None, num_workers=workers, prefetch_factor=4, collate_fn=_as_drawn
+        )
+    )
 
 
 def _as_drawn(batch):

@@ -8,8 +8,18 @@ from vlm_reuse_node.demo import questions
 
 KINDS = (*questions.SINGLE_KINDS, *questions.WINDOW_KINDS)
 # Left of and right of are learnt last but one, so they are asked most until then; counts and lists are learnt last.
-SHARES = {'colour': 1.0, 'shape': 0.6, 'count': 1.6, 'exists': 0.8, 'where': 1.8, 'relation': 6.0, 'nearest': 1.2,
-          'list': 0.5, 'missing': 0.6, 'unknown': 0.3}
+SHARES = {
+    'colour': 1.0,
+    'shape': 0.6,
+    'count': 1.6,
+    'exists': 0.8,
+    'where': 1.8,
+    'relation': 6.0,
+    'nearest': 1.2,
+    'list': 0.5,
+    'missing': 0.6,
+    'unknown': 0.3,
+}
 LATE_SHARES = SHARES | {'count': 4.0, 'relation': 2.5, 'list': 4.0}
 # Learnt long before left of and right of, which are asked more often for it.
 _LEARNT = ('above', 'below')
@@ -47,8 +57,10 @@ class Prompts:
         rows = [self._row(head, places, group, things) for group, things in zip(asked, newest)]
         length = max(len(row[0]) for row in rows)
         fill = (self.pad, -100, -1, -1, -1, -1)
-        flat = [np.stack([np.pad(row[i], (0, length - len(row[i])), constant_values=fill[i]) for row in rows])
-                for i in range(6)]
+        flat = [
+            np.stack([np.pad(row[i], (0, length - len(row[i])), constant_values=fill[i]) for row in rows])
+            for i in range(6)
+        ]
         position = np.stack([np.pad(row[6], ((0, 0), (0, length - row[6].shape[1]))) for row in rows], 1)
         return [torch.from_numpy(np.ascontiguousarray(x)).to(device) for x in (*flat, position)]
 
@@ -69,8 +81,10 @@ class Prompts:
             relations += self._relations(named, question, things) + [-1] * len(answer)
             kinds += [KINDS.index(question.kind)] * (len(prompt) + len(answer))
             positions.append(np.tile(start + np.arange(len(prompt) + len(answer)), (3, 1)))
-        return (*(np.array(row) for row in (ids, labels, segments, kinds, mentions, relations)),
-                np.concatenate(positions, 1))
+        return (
+            *(np.array(row) for row in (ids, labels, segments, kinds, mentions, relations)),
+            np.concatenate(positions, 1),
+        )
 
     def _mentions(self, prompt, parts, things) -> list[int]:
         """For the last word of every part that means one thing alone, the cell of its centre; -1 elsewhere."""
@@ -104,8 +118,10 @@ class Prompts:
         marks, places = [-1] * len(named), [index for index, cell in enumerate(named) if cell >= 0]
         if question.kind == 'relation' and len(places) == 2:
             one, other = (questions.find(part, things) for part in question.parts)
-            across, down = (0 if abs(gap) < questions.RELATION_MARGIN else 1 if gap < 0 else 2
-                            for gap in (one.x - other.x, one.y - other.y))
+            across, down = (
+                0 if abs(gap) < questions.RELATION_MARGIN else 1 if gap < 0 else 2
+                for gap in (one.x - other.x, one.y - other.y)
+            )
             marks[places[1]] = 9 * (question.answer == 'yes') + 3 * across + down
         return marks
 
@@ -119,8 +135,10 @@ def ask_about(rng, scenes, wanted: int, window: bool, list_share: float, shares:
     if rng.random() < list_share:
         asked += [questions.single_question(rng, scenes[-1], 'list')]
     if window:
-        asked += [questions.window_question(rng, scenes[0], scenes[-1], kind)
-                  for kind in (*questions.WINDOW_KINDS, 'appeared', 'left', 'left', 'left', 'moved')]
+        asked += [
+            questions.window_question(rng, scenes[0], scenes[-1], kind)
+            for kind in (*questions.WINDOW_KINDS, 'appeared', 'left', 'left', 'left', 'moved')
+        ]
     asked = [question for question in asked if question]
     weights = np.array([shares[kind] for kind in questions.SINGLE_KINDS])
     for _ in range(3 * wanted):

@@ -16,7 +16,7 @@ from rosbags.typesys import Stores, get_typestore
 
 from vlm_reuse_node.demo import questions, story
 from vlm_reuse_node.demo.tabletop import Sensor, Table, sense
-from vlm_reuse_node.frame import Frame
+from vlm_reuse_node.scene.frame import Frame
 
 START_NS = 1_700_000_000_000_000_000
 JPEG_QUALITY = 85
@@ -27,8 +27,9 @@ _KINDS = ('colour', 'shape', 'count', 'exists', 'where', 'relation', 'nearest', 
 _TYPES = get_typestore(Stores.ROS2_KILTED)
 
 
-def draw_frames(seed: int, seconds: float, rate_hz: float, width: int, height: int,
-                camera: str = 'camera') -> tuple[list[story.Span], Iterator[Frame]]:
+def draw_frames(
+    seed: int, seconds: float, rate_hz: float, width: int, height: int, camera: str = 'camera'
+) -> tuple[list[story.Span], Iterator[Frame]]:
     """The story of a seed, and its pictures one after the other."""
     rng = np.random.default_rng(seed)
     table, spans = Table(rng, width, height), story.tell(rng, seconds)
@@ -39,6 +40,7 @@ def draw_frames(seed: int, seconds: float, rate_hz: float, width: int, height: i
             span = next(span for span in spans if time_s < span.to_s)
             rgb = sense(table.picture(span.things_at(time_s)), Sensor(), np.random.default_rng((seed, number)))
             yield Frame(rgb, START_NS + round(time_s * 1e9), f'{camera}_optical_frame', camera)
+
     return spans, frames()
 
 
@@ -59,8 +61,17 @@ def make_questions(seed: int, spans: list[story.Span]) -> list[dict]:
     return asked
 
 
-def write_bag(directory: Path, *, seed: int = 0, seconds: float = 30.0, rate_hz: float = 10.0, width: int = 640,
-              height: int = 480, transport: str = 'raw', camera: str = 'camera') -> Path:
+def write_bag(
+    directory: Path,
+    *,
+    seed: int = 0,
+    seconds: float = 30.0,
+    rate_hz: float = 10.0,
+    width: int = 640,
+    height: int = 480,
+    transport: str = 'raw',
+    camera: str = 'camera',
+) -> Path:
     """Write `directory` (the bag) and `directory`.questions.yaml; return the latter.
 
     transport: raw (sensor_msgs/Image, rgb8) or compressed (sensor_msgs/CompressedImage, JPEG).
@@ -75,8 +86,14 @@ def write_bag(directory: Path, *, seed: int = 0, seconds: float = 30.0, rate_hz:
         for frame in frames:
             writer.write(connection, frame.stamp_ns, _TYPES.serialize_cdr(make(frame), kind))
     sidecar = directory.with_name(f'{directory.name}.questions.yaml')
-    content = {'bag': directory.name, 'topic': topic, 'camera': camera, 'seed': seed, 'seconds': seconds,
-               'questions': make_questions(seed, spans)}
+    content = {
+        'bag': directory.name,
+        'topic': topic,
+        'camera': camera,
+        'seed': seed,
+        'seconds': seconds,
+        'questions': make_questions(seed, spans),
+    }
     sidecar.write_text(yaml.safe_dump(content, sort_keys=False, width=120))
     return sidecar
 
@@ -100,14 +117,21 @@ def _header(frame):
 def _raw(frame):
     height, width = frame.size
     return _TYPES.types['sensor_msgs/msg/Image'](
-        header=_header(frame), height=height, width=width, encoding='rgb8', is_bigendian=0, step=3 * width,
-        data=frame.rgb.reshape(-1))
+        header=_header(frame),
+        height=height,
+        width=width,
+        encoding='rgb8',
+        is_bigendian=0,
+        step=3 * width,
+        data=frame.rgb.reshape(-1),
+    )
 
 
 def _compressed(frame):
     _, data = cv2.imencode('.jpg', frame.rgb[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))
     return _TYPES.types['sensor_msgs/msg/CompressedImage'](
-        header=_header(frame), format='rgb8; jpeg compressed bgr8', data=data)
+        header=_header(frame), format='rgb8; jpeg compressed bgr8', data=data
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -127,16 +151,25 @@ def main(argv: list[str] | None = None) -> int:
     """Write one bag."""
     args = build_parser().parse_args(argv)
     if args.directory.exists():
-        print(f"'{args.directory}' exists already; expected a new directory. Remove it or name another.",
-              file=sys.stderr)
+        print(
+            f"'{args.directory}' exists already; expected a new directory. Remove it or name another.", file=sys.stderr
+        )
         return 2
     try:
         width, height = (int(side) for side in args.size.split('x'))
     except ValueError:
         print(f"--size is '{args.size}'; expected width x height, such as 640x480.", file=sys.stderr)
         return 2
-    sidecar = write_bag(args.directory, seed=args.seed, seconds=args.seconds, rate_hz=args.rate, width=width,
-                        height=height, transport=args.transport, camera=args.camera)
+    sidecar = write_bag(
+        args.directory,
+        seed=args.seed,
+        seconds=args.seconds,
+        rate_hz=args.rate,
+        width=width,
+        height=height,
+        transport=args.transport,
+        camera=args.camera,
+    )
     print(f'wrote {args.directory} and {sidecar}')
     return 0
 

@@ -1,11 +1,11 @@
 """Processes that the demo starts: each writes to a log, is ended by its pid, and none outlives the demo."""
 
-from collections.abc import Sequence
 import ctypes
-from pathlib import Path
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from vlm_reuse_node.errors import VlmReuseError
 
@@ -26,8 +26,14 @@ class Child:
         """Start it in a session of its own, so that Ctrl-C reaches the demo alone and it ends in order."""
         self.name, self.log = name, log
         with log.open('wb') as output:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                                             start_new_session=True, preexec_fn=_end_with_parent)
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
+            )
 
     def __enter__(self) -> 'Child':
         return self
@@ -48,8 +54,10 @@ class Child:
     def check(self) -> None:
         """Raise ChildError with its last words when it has ended, unless it ended well."""
         if self._process.poll():
-            raise ChildError(f'The {self.name} ended with exit code {self._process.returncode}. The end of '
-                             f"'{self.log}':\n{self.tail()}")
+            raise ChildError(
+                f'The {self.name} ended with exit code {self._process.returncode}. The end of '
+                f"'{self.log}':\n{self.tail()}"
+            )
 
     def check_running(self) -> None:
         """Raise ChildError with its last words when it has ended at all."""

@@ -1,13 +1,13 @@
 """The demo's live part: node, bag player and planner as three processes, started and ended in order."""
 
 import argparse
-from collections.abc import Callable
-from contextlib import contextmanager, ExitStack
 import json
-from pathlib import Path
 import shutil
 import sys
 import time
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
@@ -18,7 +18,7 @@ from vlm_reuse_node.demo.children import Child
 from vlm_reuse_node.demo.planner import Planner
 from vlm_reuse_node.demo.play import ALL_OUT, BagError, open_bag
 from vlm_reuse_node.demo.recorder import Recorder
-from vlm_reuse_node.demo.sidecar import read_sidecar, Sidecar
+from vlm_reuse_node.demo.sidecar import Sidecar, read_sidecar
 from vlm_reuse_node.demo.summary import Summary
 from vlm_reuse_node.demo.table import Table
 
@@ -33,8 +33,18 @@ def record_bag(args: argparse.Namespace, check: Callable[[], None]) -> Sidecar:
     """
     bag = args.out / 'bag'
     remove_own_bag(bag)
-    command = _python('vlm_reuse_node.demo.bag', bag, '--seed', args.seed, '--seconds', args.seconds,
-                      '--rate', args.rate, '--transport', args.transport)
+    command = _python(
+        'vlm_reuse_node.demo.bag',
+        bag,
+        '--seed',
+        args.seed,
+        '--seconds',
+        args.seconds,
+        '--rate',
+        args.rate,
+        '--transport',
+        args.transport,
+    )
     with Child('bag writer', command, args.out / 'bag.log') as writer:
         while not writer.has_ended:
             check()
@@ -52,8 +62,10 @@ def remove_own_bag(bag: Path) -> None:
         return
     is_bag = bag.is_dir() and not bag.is_symlink() and (bag / 'metadata.yaml').exists()
     if not is_bag or not bag.with_name('bag.questions.yaml').exists():
-        raise BagError(f"'{bag}' was not written by the demo (a bag with bag.questions.yaml beside it); move it, or "
-                       'name another folder with --out.')
+        raise BagError(
+            f"'{bag}' was not written by the demo (a bag with bag.questions.yaml beside it); move it, or "
+            'name another folder with --out.'
+        )
     shutil.rmtree(bag)
 
 
@@ -76,6 +88,7 @@ def run_live(args: argparse.Namespace, sidecar: Sidecar, check: Callable[[], Non
 
         def is_over():
             return player.has_said(ALL_OUT) or player.has_ended
+
         rows = _ask_all(planner, is_over, sidecar, first_ns)
         recorder.keep_diagnostics()
         planner.wait_until(is_over, 'the end of the bag', sidecar.seconds + END_PATIENCE_S)
@@ -86,8 +99,10 @@ def run_live(args: argparse.Namespace, sidecar: Sidecar, check: Callable[[], Non
 def _ask_all(planner, is_over, sidecar, first_ns):
     """Ask each question when it is due, and print its line."""
     table, rows, patience_s = Table(sidecar.questions), [], sidecar.seconds + END_PATIENCE_S
-    print(f'Playing {sidecar.seconds:g} s of {sidecar.topic}; {len(sidecar.questions)} questions.\n\n{table.header()}',
-          flush=True)
+    print(
+        f'Playing {sidecar.seconds:g} s of {sidecar.topic}; {len(sidecar.questions)} questions.\n\n{table.header()}',
+        flush=True,
+    )
     for question in sidecar.questions:
         planner.wait_for_time(first_ns + round(1e9 * question.at_s), is_over, patience_s)
         rows.append(planner.ask_both(question))
@@ -107,7 +122,7 @@ def _extent(path: Path) -> tuple[int, int, int]:
 def _node_command(args, sidecar):
     values = {'use_sim_time': True, 'model': args.model, 'cameras': [sidecar.camera], 'image_transport': args.transport}
     parameters = [word for name, value in values.items() for word in ('-p', f'{name}:={json.dumps(value)}')]
-    return _python('vlm_reuse_node.process', '--ros-args', *parameters)
+    return _python('vlm_reuse_node.ros.process', '--ros-args', *parameters)
 
 
 def _player_command(args):
@@ -124,8 +139,9 @@ def _ros_node():
     context = rclpy.Context()
     rclpy.init(args=[], context=context, signal_handler_options=SignalHandlerOptions.NO)
     try:
-        node = rclpy.create_node('planner', context=context, enable_rosout=False,
-                                 parameter_overrides=[Parameter('use_sim_time', value=True)])
+        node = rclpy.create_node(
+            'planner', context=context, enable_rosout=False, parameter_overrides=[Parameter('use_sim_time', value=True)]
+        )
         executor = SingleThreadedExecutor(context=context)
         executor.add_node(node)
         yield node, executor

@@ -1,13 +1,13 @@
 """What the demo leaves in its folder: summary.json, report.html, overlay.png (overlay.mp4 is written on the way)."""
 
+import json
+import os
+import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
-import json
-import os
 from pathlib import Path
-import platform
 
 import cv2
 
@@ -36,33 +36,64 @@ def environment() -> list[tuple[str, str]]:
     """When, on what kind of machine and with which versions; nothing that names the machine."""
     made = datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC')
     machine = f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores'
-    versions = [('python', platform.python_version()), ('opencv', cv2.__version__),
-                *[(name, _version(name)) for name in PACKAGES]]
-    return [('made', made), ('machine', machine), ('vlm_reuse_node', __version__),
-            *[(name, number) for name, number in versions if number]]
+    versions = [
+        ('python', platform.python_version()),
+        ('opencv', cv2.__version__),
+        *[(name, _version(name)) for name in PACKAGES],
+    ]
+    return [
+        ('made', made),
+        ('machine', machine),
+        ('vlm_reuse_node', __version__),
+        *[(name, number) for name, number in versions if number],
+    ]
 
 
 def summary_content(summary: Summary) -> dict:
     """Everything of the summary as JSON types: figures, the counts they come from, and every row."""
     camera = summary.camera
     return {
-        'questions': summary.questions, 'answered': summary.answered, 'judged': summary.judged,
-        'correct': summary.correct, 'pairs': len(summary.pairs), 'equal': summary.equal, 'apart': summary.apart,
-        'warm_ms_median': summary.warm_ms_median, 'cold_ms_median': summary.cold_ms_median, 'speedup': summary.speedup,
-        'speedup_denominator': DENOMINATOR, 'times': TIME_MEANT,
-        'frames_sent': camera.sent, 'frames_received': camera.received, 'frames_dropped': camera.dropped,
-        'frames_refused': camera.refused, 'frames_looked_at': len(summary.looks),
-        'refresh_ratio': summary.refresh_ratio, 'visual_tokens': summary.tokens,
-        'visual_tokens_refreshed': summary.tokens_paid, 'refresh_levels': summary.refresh_levels,
-        'refresh_ms_total': summary.refresh_ms, 'warm_ms_total': summary.warm_ms, 'cold_ms_total': summary.cold_ms,
-        'rows': [_row_content(row) for row in summary.rows]}
+        'questions': summary.questions,
+        'answered': summary.answered,
+        'judged': summary.judged,
+        'correct': summary.correct,
+        'pairs': len(summary.pairs),
+        'equal': summary.equal,
+        'apart': summary.apart,
+        'warm_ms_median': summary.warm_ms_median,
+        'cold_ms_median': summary.cold_ms_median,
+        'speedup': summary.speedup,
+        'speedup_denominator': DENOMINATOR,
+        'times': TIME_MEANT,
+        'frames_sent': camera.sent,
+        'frames_received': camera.received,
+        'frames_dropped': camera.dropped,
+        'frames_refused': camera.refused,
+        'frames_looked_at': len(summary.looks),
+        'refresh_ratio': summary.refresh_ratio,
+        'visual_tokens': summary.tokens,
+        'visual_tokens_refreshed': summary.tokens_paid,
+        'refresh_levels': summary.refresh_levels,
+        'refresh_ms_total': summary.refresh_ms,
+        'warm_ms_total': summary.warm_ms,
+        'cold_ms_total': summary.cold_ms,
+        'rows': [_row_content(row) for row in summary.rows],
+    }
 
 
 def _row_content(row: Row) -> dict:
     question = row.question
-    return {'at_s': question.at_s, 'question': question.text, 'choices': list(question.choices), 'kind': question.kind,
-            'truth': row.truth, 'right': row.is_right, 'equal': row.is_equal, 'warm': _reply_content(row.warm),
-            'cold': row.cold and _reply_content(row.cold)}
+    return {
+        'at_s': question.at_s,
+        'question': question.text,
+        'choices': list(question.choices),
+        'kind': question.kind,
+        'truth': row.truth,
+        'right': row.is_right,
+        'equal': row.is_equal,
+        'warm': _reply_content(row.warm),
+        'cold': row.cold and _reply_content(row.cold),
+    }
 
 
 def _reply_content(reply: Reply) -> dict:

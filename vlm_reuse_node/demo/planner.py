@@ -1,7 +1,7 @@
 """A robot's planner: asks about the live scene by service, at the times the questions are due on the robot's clock."""
 
-from collections.abc import Callable
 import time
+from collections.abc import Callable
 
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
@@ -9,11 +9,11 @@ from rclpy.time import Time
 from vlm_reuse_interfaces.msg import Answer
 from vlm_reuse_interfaces.srv import AskScene
 
-from vlm_reuse_node.budget import Status
 from vlm_reuse_node.demo.recorder import NODE, Recorder
 from vlm_reuse_node.demo.sidecar import PlannedQuestion
 from vlm_reuse_node.demo.summary import Reply, Row
 from vlm_reuse_node.errors import VlmReuseError
+from vlm_reuse_node.session.answer import Status
 
 _STATUSES = [str(status) for status in Status]
 
@@ -42,8 +42,11 @@ class Planner:
     def wait_for_node(self, seconds: float) -> None:
         """Wait until the node serves and publishes: it loads its model before it does either."""
         topics = (f'/{NODE}/refresh_budget', self._recorder.overlay_topic, '/diagnostics')
-        self.wait_until(lambda: self._client.service_is_ready() and all(map(self._node.count_publishers, topics)),
-                        'the node to serve', seconds)
+        self.wait_until(
+            lambda: self._client.service_is_ready() and all(map(self._node.count_publishers, topics)),
+            'the node to serve',
+            seconds,
+        )
 
     def wait_for_time(self, due_ns: int, is_over: Callable[[], bool], seconds: float) -> None:
         """Wait until the robot's clock shows that time, or nothing moves it any more."""
@@ -75,9 +78,18 @@ class Planner:
     def _reply(self, answer: Answer) -> Reply:
         has_picture = answer.image_header.stamp.sec or answer.image_header.stamp.nanosec
         return Reply(
-            status=_STATUSES[answer.status], message=answer.message, text=answer.text,
+            status=_STATUSES[answer.status],
+            message=answer.message,
+            text=answer.text,
             picture_s=self._recorder.seconds(answer.image_header) if has_picture else None,
-            image_age_s=answer.image_age_s, level=answer.level, tokens_reused=answer.tokens_reused,
-            tokens_prefilled=answer.tokens_prefilled, refresh_ms=answer.refresh_ms, prefill_ms=answer.prefill_ms,
-            decode_ms=answer.decode_ms, queue_ms=answer.queue_ms,
-            cached_ns=Time.from_msg(answer.cached_stamp).nanoseconds, token_ids=tuple(answer.token_ids))
+            image_age_s=answer.image_age_s,
+            level=answer.level,
+            tokens_reused=answer.tokens_reused,
+            tokens_prefilled=answer.tokens_prefilled,
+            refresh_ms=answer.refresh_ms,
+            prefill_ms=answer.prefill_ms,
+            decode_ms=answer.decode_ms,
+            queue_ms=answer.queue_ms,
+            cached_ns=Time.from_msg(answer.cached_stamp).nanoseconds,
+            token_ids=tuple(answer.token_ids),
+        )

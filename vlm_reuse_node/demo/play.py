@@ -5,24 +5,23 @@ follows the times at which they were recorded.
 """
 
 import argparse
-from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
 import signal
 import sys
 import time
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
 
-from builtin_interfaces.msg import Time
 import rclpy
+from builtin_interfaces.msg import Time
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import qos_profile_sensor_data, QoSProfile, ReliabilityPolicy
+from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from rclpy.signals import SignalHandlerOptions
 from rosbags.rosbag2 import Reader, ReaderError
 from rosgraph_msgs.msg import Clock
 
 from vlm_reuse_node.errors import VlmReuseError
-
 
 HOLD_S = 0.3
 ALL_OUT = 'all messages are out'
@@ -51,12 +50,15 @@ class BagPlayer:
         """
         self.played = Played()
         self._node, self._bag, self._rate, self._tick_s = node, bag, rate, 1.0 / clock_hz
-        self._clock = node.create_publisher(Clock, '/clock', QoSProfile(
-            depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
+        self._clock = node.create_publisher(
+            Clock, '/clock', QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+        )
         self._publishers = {
-            connection.id: node.create_publisher(message_class(connection.msgtype), connection.topic,
-                                                 qos_profile_sensor_data)
-            for connection in bag.connections}
+            connection.id: node.create_publisher(
+                message_class(connection.msgtype), connection.topic, qos_profile_sensor_data
+            )
+            for connection in bag.connections
+        }
 
     def wait_for_subscribers(self, executor: SingleThreadedExecutor) -> None:
         """Hold the clock at the bag's start until `/clock` and every topic have a subscriber."""
@@ -112,8 +114,10 @@ def message_class(name: str) -> type:
     try:
         return getattr(import_module(f'{package}.msg'), kind)
     except (ImportError, AttributeError) as err:
-        raise BagError(f"The bag holds messages of type '{name}', which is not installed; install the package "
-                       f"'{package}', or record a bag without them.") from err
+        raise BagError(
+            f"The bag holds messages of type '{name}', which is not installed; install the package "
+            f"'{package}', or record a bag without them."
+        ) from err
 
 
 def open_bag(path: Path) -> Reader:
@@ -125,8 +129,10 @@ def open_bag(path: Path) -> Reader:
         bag = Reader(path)
         bag.open()
     except (ReaderError, OSError) as err:
-        raise BagError(f"'{path}' cannot be read as a ROS 2 bag: {err}. Expected the directory of an mcap or sqlite3 "
-                       'bag, with its metadata.yaml.') from err
+        raise BagError(
+            f"'{path}' cannot be read as a ROS 2 bag: {err}. Expected the directory of an mcap or sqlite3 "
+            'bag, with its metadata.yaml.'
+        ) from err
     if bag.message_count == 0:
         bag.close()
         raise BagError(f"The bag '{path}' is empty; there is nothing to play.")

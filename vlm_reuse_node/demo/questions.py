@@ -21,51 +21,142 @@ WINDOW_KINDS = ('appeared', 'left', 'moved', 'direction')
 NOTHING, NONE, UNKNOWN, STAYED = 'nothing', 'there is none', 'sorry i do not know that word', 'it did not move'
 YES_NO = ('yes', 'no')
 COUNTS = tuple(str(number) for number in range(6))
-PLACES = {'top left corner': (0, 0), 'top right corner': (WIDTH, 0), 'bottom left corner': (0, HEIGHT),
-          'bottom right corner': (WIDTH, HEIGHT), 'center': (WIDTH / 2, HEIGHT / 2), 'middle': (WIDTH / 2, HEIGHT / 2)}
+PLACES = {
+    'top left corner': (0, 0),
+    'top right corner': (WIDTH, 0),
+    'bottom left corner': (0, HEIGHT),
+    'bottom right corner': (WIDTH, HEIGHT),
+    'center': (WIDTH / 2, HEIGHT / 2),
+    'middle': (WIDTH / 2, HEIGHT / 2),
+}
 SIDES = tuple(f'{row} {column}' for row in ('top', 'bottom') for column in ('left', 'right'))
 DIRECTIONS = ('left', 'right', 'up', 'down')
 _ANY = ('object', 'thing')
 _RELATIONS = {'left of': ('x', 1), 'right of': ('x', -1), 'above': ('y', 1), 'below': ('y', -1)}
 
 WORDINGS = {
-    'colour': ('what color is the {0}', 'which color is the {0}', 'what is the color of the {0}',
-               'tell me the color of the {0}', 'the {0} has what color', 'which color does the {0} have'),
-    'shape': ('what shape is the {0} {any}', 'what is the shape of the {0} {any}', 'which shape is the {0} {any}',
-              'what is the {0} {any}', 'which shape does the {0} {any} have', 'tell me the shape of the {0} {any}'),
-    'count all': ('how many {any}s are there', 'count the {any}s', 'how many {any}s do you see',
-                  'how many {any}s are on the table', 'what is the number of {any}s', 'how many {any}s can you see'),
-    'count colour': ('how many {0} {any}s are there', 'count the {0} {any}s', 'how many {0} {any}s do you see',
-                     'how many {any}s are {0}', 'what is the number of {0} {any}s',
-                     'how many {0} {any}s are on the table'),
-    'count shape': ('how many {0}s are there', 'count the {0}s', 'how many {0}s do you see',
-                    'what is the number of {0}s', 'how many {0}s are on the table', 'how many {0}s can you see'),
-    'exists': ('is there a {0}', 'is there a {0} on the table', 'do you see a {0}', 'can you see a {0}',
-               'is a {0} there', 'are there any {0}s'),
-    'where': ('where is the {0}', 'where do you see the {0}', 'what is the position of the {0}',
-              'in which corner is the {0}', 'where on the table is the {0}', 'tell me where the {0} is'),
-    'side column': ('is the {0} on the left or on the right', 'is the {0} left or right',
-                    'on which side is the {0} left or right'),
-    'side row': ('is the {0} at the top or at the bottom', 'is the {0} top or bottom',
-                 'on which side is the {0} top or bottom'),
+    'colour': (
+        'what color is the {0}',
+        'which color is the {0}',
+        'what is the color of the {0}',
+        'tell me the color of the {0}',
+        'the {0} has what color',
+        'which color does the {0} have',
+    ),
+    'shape': (
+        'what shape is the {0} {any}',
+        'what is the shape of the {0} {any}',
+        'which shape is the {0} {any}',
+        'what is the {0} {any}',
+        'which shape does the {0} {any} have',
+        'tell me the shape of the {0} {any}',
+    ),
+    'count all': (
+        'how many {any}s are there',
+        'count the {any}s',
+        'how many {any}s do you see',
+        'how many {any}s are on the table',
+        'what is the number of {any}s',
+        'how many {any}s can you see',
+    ),
+    'count colour': (
+        'how many {0} {any}s are there',
+        'count the {0} {any}s',
+        'how many {0} {any}s do you see',
+        'how many {any}s are {0}',
+        'what is the number of {0} {any}s',
+        'how many {0} {any}s are on the table',
+    ),
+    'count shape': (
+        'how many {0}s are there',
+        'count the {0}s',
+        'how many {0}s do you see',
+        'what is the number of {0}s',
+        'how many {0}s are on the table',
+        'how many {0}s can you see',
+    ),
+    'exists': (
+        'is there a {0}',
+        'is there a {0} on the table',
+        'do you see a {0}',
+        'can you see a {0}',
+        'is a {0} there',
+        'are there any {0}s',
+    ),
+    'where': (
+        'where is the {0}',
+        'where do you see the {0}',
+        'what is the position of the {0}',
+        'in which corner is the {0}',
+        'where on the table is the {0}',
+        'tell me where the {0} is',
+    ),
+    'side column': (
+        'is the {0} on the left or on the right',
+        'is the {0} left or right',
+        'on which side is the {0} left or right',
+    ),
+    'side row': (
+        'is the {0} at the top or at the bottom',
+        'is the {0} top or bottom',
+        'on which side is the {0} top or bottom',
+    ),
     'left of': ('is the {0} left of the {1}', 'is the {0} to the left of the {1}', 'is the {0} on the left of the {1}'),
-    'right of': ('is the {0} right of the {1}', 'is the {0} to the right of the {1}',
-                 'is the {0} on the right of the {1}'),
+    'right of': (
+        'is the {0} right of the {1}',
+        'is the {0} to the right of the {1}',
+        'is the {0} on the right of the {1}',
+    ),
     'above': ('is the {0} above the {1}', 'is the {0} over the {1}', 'is the {0} higher than the {1}'),
     'below': ('is the {0} below the {1}', 'is the {0} under the {1}', 'is the {0} underneath the {1}'),
-    'nearest': ('what is nearest to the {0}', 'what is closest to the {0}', 'which {any} is nearest to the {0}',
-                'which {any} is closest to the {0}', 'what is the nearest {any} to the {0}',
-                'what {any} is near the {0}'),
-    'list': ('what do you see', 'what {any}s are there', 'list the {any}s', 'what is on the table',
-             'which {any}s are on the table', 'describe the table'),
-    'appeared': ('what appeared', 'which {any} appeared', 'what is new', 'what came', 'what was added',
-                 'which {any} is new'),
-    'left': ('what left', 'which {any} left', 'what disappeared', 'what is gone', 'what was removed',
-             'which {any} is gone'),
-    'moved': ('what moved', 'which {any} moved', 'what has moved', 'which {any} has moved', 'what was moved',
-              'which {any} was moved'),
-    'direction': ('which way did the {0} move', 'in which direction did the {0} move', 'where did the {0} move',
-                  'in what direction did the {0} move', 'which direction did the {0} move', 'how did the {0} move'),
+    'nearest': (
+        'what is nearest to the {0}',
+        'what is closest to the {0}',
+        'which {any} is nearest to the {0}',
+        'which {any} is closest to the {0}',
+        'what is the nearest {any} to the {0}',
+        'what {any} is near the {0}',
+    ),
+    'list': (
+        'what do you see',
+        'what {any}s are there',
+        'list the {any}s',
+        'what is on the table',
+        'which {any}s are on the table',
+        'describe the table',
+    ),
+    'appeared': (
+        'what appeared',
+        'which {any} appeared',
+        'what is new',
+        'what came',
+        'what was added',
+        'which {any} is new',
+    ),
+    'left': (
+        'what left',
+        'which {any} left',
+        'what disappeared',
+        'what is gone',
+        'what was removed',
+        'which {any} is gone',
+    ),
+    'moved': (
+        'what moved',
+        'which {any} moved',
+        'what has moved',
+        'which {any} has moved',
+        'what was moved',
+        'which {any} was moved',
+    ),
+    'direction': (
+        'which way did the {0} move',
+        'in which direction did the {0} move',
+        'where did the {0} move',
+        'in what direction did the {0} move',
+        'which direction did the {0} move',
+        'how did the {0} move',
+    ),
 }
 _FOREIGN = ('zebra', 'spoon', 'pyramid', 'turquoise', 'quickly', 'banana')
 
@@ -99,6 +190,7 @@ def vocabulary() -> list[str]:
 
 # --- the truth --------------------------------------------------------------------------------------------------------
 
+
 def truth(topic: str, parts: tuple[str, ...], things: tuple[Thing, ...]) -> str | None:
     """The right answer about one picture, or None where nobody should be asked (ambiguous, or too close to call)."""
     if topic.startswith('count'):
@@ -127,9 +219,11 @@ def window_truth(topic: str, parts: tuple[str, ...], first: tuple[Thing, ...], l
         name = find(parts[0], tuple({**before, **after}.values()))
         both = name and name.name in before and name.name in after
         return (direction(before[name.name], after[name.name]) or STAYED) if both else None
-    changed = {'appeared': [name for name in after if name not in before],
-               'left': [name for name in before if name not in after],
-               'moved': [name for name in after if name in before and direction(before[name], after[name])]}[topic]
+    changed = {
+        'appeared': [name for name in after if name not in before],
+        'left': [name for name in before if name not in after],
+        'moved': [name for name in after if name in before and direction(before[name], after[name])],
+    }[topic]
     return None if len(changed) > 1 else changed[0] if changed else NOTHING
 
 
@@ -167,8 +261,13 @@ def _corner(thing: Thing) -> str:
     return f'{_row(thing)} {_column(thing)}' if _row(thing) and _column(thing) else ''
 
 
-_ATTRIBUTES = {'colour': lambda thing: thing.colour, 'shape': lambda thing: thing.shape, 'where': _corner,
-               'side row': _row, 'side column': _column}
+_ATTRIBUTES = {
+    'colour': lambda thing: thing.colour,
+    'shape': lambda thing: thing.shape,
+    'where': _corner,
+    'side row': _row,
+    'side column': _column,
+}
 
 
 def _relation(topic, one, other):
@@ -197,6 +296,7 @@ def _row_of_names(things):
 
 # --- asking -----------------------------------------------------------------------------------------------------------
 
+
 def single_question(rng: np.random.Generator, things: tuple[Thing, ...], kind: str) -> Asked | None:
     """A question of this kind about one picture, or None where the picture does not allow one."""
     proposed = _PROPOSALS[kind](rng, things)
@@ -209,8 +309,9 @@ def single_question(rng: np.random.Generator, things: tuple[Thing, ...], kind: s
     return Asked(kind, _say(rng, topic, *parts), answer, _choices(topic, answer, things), topic, tuple(parts))
 
 
-def window_question(rng: np.random.Generator, first: tuple[Thing, ...], last: tuple[Thing, ...],
-                    kind: str) -> Asked | None:
+def window_question(
+    rng: np.random.Generator, first: tuple[Thing, ...], last: tuple[Thing, ...], kind: str
+) -> Asked | None:
     """A question of this kind about what changed between two pictures, or None where there is none to ask."""
     parts = ()
     if kind == 'direction':
@@ -261,6 +362,7 @@ def _propose_attribute(topic: str, attribute: str):
     def propose(rng, things):
         values = _only(things, attribute)
         return (topic, _pick(rng, values)) if values else None
+
     return propose
 
 
@@ -319,9 +421,22 @@ def _propose_unknown(rng, things):
 
 
 _PROPOSALS = {
-    'colour': _propose_attribute('colour', 'shape'), 'shape': _propose_attribute('shape', 'colour'),
-    'count': _propose_count, 'exists': _propose_exists, 'where': _propose_where, 'relation': _propose_relation,
-    'nearest': lambda rng, things: ('nearest', _pick(rng, tuple(PLACES))), 'list': lambda rng, things: ('list',),
-    'missing': _propose_missing, 'unknown': _propose_unknown}
-_CHOICES = {'colour': tuple(COLOURS), 'shape': SHAPES, 'exists': YES_NO, 'where': SIDES, 'side row': ('top', 'bottom'),
-            'side column': ('left', 'right')}
+    'colour': _propose_attribute('colour', 'shape'),
+    'shape': _propose_attribute('shape', 'colour'),
+    'count': _propose_count,
+    'exists': _propose_exists,
+    'where': _propose_where,
+    'relation': _propose_relation,
+    'nearest': lambda rng, things: ('nearest', _pick(rng, tuple(PLACES))),
+    'list': lambda rng, things: ('list',),
+    'missing': _propose_missing,
+    'unknown': _propose_unknown,
+}
+_CHOICES = {
+    'colour': tuple(COLOURS),
+    'shape': SHAPES,
+    'exists': YES_NO,
+    'where': SIDES,
+    'side row': ('top', 'bottom'),
+    'side column': ('left', 'right'),
+}

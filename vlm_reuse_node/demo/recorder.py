@@ -4,15 +4,15 @@ from functools import partial
 from pathlib import Path
 
 import cv2
-from diagnostic_msgs.msg import DiagnosticArray
 import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image
 from vlm_reuse_interfaces.msg import RefreshBudget
 
 from vlm_reuse_node.demo.summary import CameraCounts, Look
-from vlm_reuse_node.ros_convert import stamp_ns
+from vlm_reuse_node.ros.conversion import stamp_ns
 
 NODE = 'vlm_reuse_node'
 STILL_QUALITY = 92
@@ -37,8 +37,10 @@ class Recorder:
         self._video: cv2.VideoWriter | None = None
         node.create_subscription(RefreshBudget, f'/{NODE}/refresh_budget', self._on_budget, QoSProfile(depth=50))
         node.create_subscription(Image, self.overlay_topic, self._on_overlay, QoSProfile(depth=10))
-        self._stop_diagnostics = partial(node.destroy_subscription, node.create_subscription(
-            DiagnosticArray, '/diagnostics', self._on_diagnostics, QoSProfile(depth=10)))
+        self._stop_diagnostics = partial(
+            node.destroy_subscription,
+            node.create_subscription(DiagnosticArray, '/diagnostics', self._on_diagnostics, QoSProfile(depth=10)),
+        )
 
     def keep_diagnostics(self) -> None:
         """Take no newer diagnostics: what follows is only the silence after the bag."""
@@ -60,9 +62,16 @@ class Recorder:
 
     def _on_budget(self, message: RefreshBudget) -> None:
         self._last = message
-        self.looks.append(Look(
-            self.seconds(message.header), message.level, message.reason, message.visual_tokens_total,
-            message.visual_tokens_refreshed, message.spent_ms))
+        self.looks.append(
+            Look(
+                self.seconds(message.header),
+                message.level,
+                message.reason,
+                message.visual_tokens_total,
+                message.visual_tokens_refreshed,
+                message.spent_ms,
+            )
+        )
 
     def _on_overlay(self, message: Image) -> None:
         """Keep it as a still, and add it to the video."""
@@ -70,10 +79,17 @@ class Recorder:
         jpeg = cv2.imencode('.jpg', bgr, (cv2.IMWRITE_JPEG_QUALITY, STILL_QUALITY))[1]
         self.stills[self.seconds(message.header)] = jpeg.tobytes()
         self._video = self._video or cv2.VideoWriter(
-            str(self._path), cv2.VideoWriter_fourcc(*'mp4v'), self._rate_hz, (message.width, message.height))
+            str(self._path), cv2.VideoWriter_fourcc(*'mp4v'), self._rate_hz, (message.width, message.height)
+        )
         self._video.write(np.ascontiguousarray(bgr))
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         self.diagnostics = [
-            {'name': status.name, 'level': int.from_bytes(status.level), 'message': status.message,
-             'values': {pair.key: pair.value for pair in status.values}} for status in message.status]
+            {
+                'name': status.name,
+                'level': int.from_bytes(status.level),
+                'message': status.message,
+                'values': {pair.key: pair.value for pair in status.values},
+            }
+            for status in message.status
+        ]

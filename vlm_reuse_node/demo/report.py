@@ -11,8 +11,8 @@ from jinja2 import Environment, StrictUndefined
 
 from vlm_reuse_node.demo.stills import Still
 from vlm_reuse_node.demo.summary import Look, Row, Summary
-from vlm_reuse_node.demo.table import DENOMINATOR, equality, NO_VALUE, number_cells, TIME_MEANT
-from vlm_reuse_node.overlay import percent
+from vlm_reuse_node.demo.table import DENOMINATOR, NO_VALUE, TIME_MEANT, equality, number_cells
+from vlm_reuse_node.scene.overlay import percent
 
 TEMPLATE = Path(__file__).with_name('report.html')
 LEVELS = ('OK', 'WARN', 'ERROR', 'STALE')
@@ -31,18 +31,32 @@ class Bar:
     title: str
 
 
-def render(summary: Summary, *, settings: Sequence[tuple[str, str]], stills: Sequence[Still] = (),
-           diagnostics: Sequence[dict] = ()) -> str:
+def render(
+    summary: Summary,
+    *,
+    settings: Sequence[tuple[str, str]],
+    stills: Sequence[Still] = (),
+    diagnostics: Sequence[dict] = (),
+) -> str:
     """The page as HTML; every text in it is escaped."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(TEMPLATE.read_text(encoding='utf-8')).render(
-        verdicts=_verdicts(summary), sentence=_sentence(summary), columns=COLUMNS, time_meant=TIME_MEANT,
-        rows=[_row_view(row) for row in summary.rows], pairs=len(summary.pairs),
-        strip=_strip(summary), costs=_costs(summary), stills=[_still_view(still) for still in stills],
-        settings=settings, diagnostics=[_diagnostic_view(status) for status in diagnostics])
+        verdicts=_verdicts(summary),
+        sentence=_sentence(summary),
+        columns=COLUMNS,
+        time_meant=TIME_MEANT,
+        rows=[_row_view(row) for row in summary.rows],
+        pairs=len(summary.pairs),
+        strip=_strip(summary),
+        costs=_costs(summary),
+        stills=[_still_view(still) for still in stills],
+        settings=settings,
+        diagnostics=[_diagnostic_view(status) for status in diagnostics],
+    )
 
 
 # --- the verdict ------------------------------------------------------------------------------------------------------
+
 
 def _verdicts(summary: Summary) -> list[dict]:
     """The three figures of the first screen, each with its unit and what it is a share of."""
@@ -52,9 +66,13 @@ def _verdicts(summary: Summary) -> list[dict]:
 def _speed_verdict(summary):
     if summary.speedup is None:
         return {'figure': 'no pair', 'label': 'No question has both a warm and a cold time.'}
-    return {'figure': f'{summary.speedup:.1f} ×', 'label': (
-        f'as fast as {DENOMINATOR}: median {summary.warm_ms_median:.1f} ms warm, {summary.cold_ms_median:.1f} ms cold '
-        f'(vision, whole prompt, answer), {len(summary.pairs)} pairs; {TIME_MEANT}')}
+    return {
+        'figure': f'{summary.speedup:.1f} ×',
+        'label': (
+            f'as fast as {DENOMINATOR}: median {summary.warm_ms_median:.1f} ms warm, {summary.cold_ms_median:.1f} ms '
+            f'cold (vision, whole prompt, answer), {len(summary.pairs)} pairs; {TIME_MEANT}'
+        ),
+    }
 
 
 def _answer_verdict(summary):
@@ -66,9 +84,13 @@ def _answer_verdict(summary):
 
 def _share_verdict(summary):
     levels = ', '.join(f'{name} {count}' for name, count in summary.refresh_levels.items()) or 'none'
-    return {'figure': percent(summary.tokens_paid, summary.tokens) if summary.tokens else 'none', 'label': (
-        f'of the picture paid for: {summary.tokens_paid:,} of {summary.tokens:,} visual tokens in '
-        f'{len(summary.looks)} pictures looked at ({levels})')}
+    return {
+        'figure': percent(summary.tokens_paid, summary.tokens) if summary.tokens else 'none',
+        'label': (
+            f'of the picture paid for: {summary.tokens_paid:,} of {summary.tokens:,} visual tokens in '
+            f'{len(summary.looks)} pictures looked at ({levels})'
+        ),
+    }
 
 
 def _sentence(summary: Summary) -> str:
@@ -78,24 +100,34 @@ def _sentence(summary: Summary) -> str:
     if summary.speedup <= 1:
         return 'Keeping the state did not pay in this run: a warm answer took as long as one computed from nothing.'
     but = '; but most of its answers are wrong, so that its speed is worth little' * (
-        2 * summary.correct < summary.judged)
-    return (f'A planner waits {summary.warm_ms_median:.0f} ms instead of {summary.cold_ms_median:.0f} ms for an '
-            f'answer, counted in {TIME_MEANT}, because the model has read the picture before the question comes; '
-            f'keeping up with the camera cost {percent(summary.tokens_paid, summary.tokens)} of computing every '
-            f'picture anew{but}.')
+        2 * summary.correct < summary.judged
+    )
+    return (
+        f'A planner waits {summary.warm_ms_median:.0f} ms instead of {summary.cold_ms_median:.0f} ms for an '
+        f'answer, counted in {TIME_MEANT}, because the model has read the picture before the question comes; '
+        f'keeping up with the camera cost {percent(summary.tokens_paid, summary.tokens)} of computing every '
+        f'picture anew{but}.'
+    )
 
 
 # --- the parts --------------------------------------------------------------------------------------------------------
 
+
 def _row_view(row: Row) -> dict:
     right, *figures = number_cells(row)
     reply = row.warm
-    return {'at': f'{row.question.at_s:.1f} s', 'question': row.question.text, 'kind': row.question.kind,
-            'choices': ' / '.join(row.question.choices),
-            'answer': shorten(reply.text, LONGEST_ANSWER, placeholder=' …') if reply.is_answer else reply.status,
-            'message': '' if reply.is_answer else reply.message, 'truth': row.truth or NO_VALUE,
-            'cold': row.cold.text if row.is_equal is False else '', 'right': right.lower(),
-            'figures': list(zip(COLUMNS[1:], figures))}
+    return {
+        'at': f'{row.question.at_s:.1f} s',
+        'question': row.question.text,
+        'kind': row.question.kind,
+        'choices': ' / '.join(row.question.choices),
+        'answer': shorten(reply.text, LONGEST_ANSWER, placeholder=' …') if reply.is_answer else reply.status,
+        'message': '' if reply.is_answer else reply.message,
+        'truth': row.truth or NO_VALUE,
+        'cold': row.cold.text if row.is_equal is False else '',
+        'right': right.lower(),
+        'figures': list(zip(COLUMNS[1:], figures)),
+    }
 
 
 def _strip(summary: Summary) -> dict:
@@ -104,16 +136,31 @@ def _strip(summary: Summary) -> dict:
     times = [look.picture_s for look in looks] or [0.0]
     pace_s = min((later - sooner for sooner, later in zip(times, times[1:])), default=1.0)  # dropped ones leave gaps
     end_s = times[-1] + pace_s
-    bars = [Bar(STRIP_WIDTH * look.picture_s / end_s, STRIP_WIDTH * pace_s / end_s,
-                STRIP_HEIGHT * look.tokens_paid / look.tokens, _look_title(look)) for look in looks if look.tokens_paid]
+    bars = [
+        Bar(
+            STRIP_WIDTH * look.picture_s / end_s,
+            STRIP_WIDTH * pace_s / end_s,
+            STRIP_HEIGHT * look.tokens_paid / look.tokens,
+            _look_title(look),
+        )
+        for look in looks
+        if look.tokens_paid
+    ]
     asked = [STRIP_WIDTH * row.warm.picture_s / end_s for row in summary.rows if row.warm.picture_s is not None]
-    return {'bars': bars, 'asked': asked, 'width': STRIP_WIDTH, 'height': STRIP_HEIGHT,
-            'times': [f'{round(share * end_s, 1):g} s' for share in (0, 0.25, 0.5, 0.75, 1)]}
+    return {
+        'bars': bars,
+        'asked': asked,
+        'width': STRIP_WIDTH,
+        'height': STRIP_HEIGHT,
+        'times': [f'{round(share * end_s, 1):g} s' for share in (0, 0.25, 0.5, 0.75, 1)],
+    }
 
 
 def _look_title(look: Look) -> str:
-    return (f'{look.picture_s:.1f} s: {look.level}, {look.tokens_paid} of {look.tokens} visual tokens, '
-            f'{look.spent_ms:.0f} ms ({look.reason})')
+    return (
+        f'{look.picture_s:.1f} s: {look.level}, {look.tokens_paid} of {look.tokens} visual tokens, '
+        f'{look.spent_ms:.0f} ms ({look.reason})'
+    )
 
 
 def _costs(summary: Summary) -> list[tuple[str, str]]:
@@ -126,18 +173,27 @@ def _costs(summary: Summary) -> list[tuple[str, str]]:
         ('Keeping up with the camera', f'{summary.refresh_ms / 1e3:.2f} s for {len(summary.looks)} pictures'),
         ('Warm answers', f'{summary.warm_ms / 1e3:.2f} s for {pairs} questions'),
         ('The same questions ' + DENOMINATOR, f'{summary.cold_ms / 1e3:.2f} s for {pairs} questions'),
-        ('Break-even', even), ('Counted', TIME_MEANT)]
+        ('Break-even', even),
+        ('Counted', TIME_MEANT),
+    ]
 
 
 def _still_view(still: Still) -> dict:
     look = still.look
-    return {'uri': f'data:image/jpeg;base64,{b64encode(still.jpeg).decode()}', 'caption': (
-        f'{look.picture_s:.1f} s, level {look.level}: {percent(look.tokens_paid, look.tokens)} of the cells paid for '
-        f'in {look.spent_ms:.1f}\u00a0ms ({look.reason})')}
+    return {
+        'uri': f'data:image/jpeg;base64,{b64encode(still.jpeg).decode()}',
+        'caption': (
+            f'{look.picture_s:.1f} s, level {look.level}: {percent(look.tokens_paid, look.tokens)} of the cells paid '
+            f'for in {look.spent_ms:.1f}\u00a0ms ({look.reason})'
+        ),
+    }
 
 
 def _diagnostic_view(status: dict) -> dict:
     level = status['level']
-    return {'name': status['name'], 'message': status['message'],
-            'level': LEVELS[level] if level in range(len(LEVELS)) else f'{level}',
-            'details': ', '.join(f'{key}: {value}' for key, value in status['values'].items())}
+    return {
+        'name': status['name'],
+        'message': status['message'],
+        'level': LEVELS[level] if level in range(len(LEVELS)) else f'{level}',
+        'details': ', '.join(f'{key}: {value}' for key, value in status['values'].items()),
+    }

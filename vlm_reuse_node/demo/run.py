@@ -1,8 +1,8 @@
 """`make demo`: a camera, the node and a planner as three processes, and one page about what came of it."""
 
 import argparse
-from pathlib import Path
 import sys
+from pathlib import Path
 
 from vlm_reuse_node.demo.dds import use_own_domain
 from vlm_reuse_node.demo.interruption import Interrupted, Interruption
@@ -33,8 +33,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     if not SHORTEST_S <= args.seconds < float('inf') or not 0 < args.rate <= FASTEST_HZ or args.seed < 0:
-        parser.error(f'--seconds is {args.seconds:g}, --rate {args.rate:g} and --seed {args.seed}; expected at least '
-                     f'{SHORTEST_S:g} s, above 0 and at most {FASTEST_HZ:g} pictures a second, and a seed from 0 on.')
+        parser.error(
+            f'--seconds is {args.seconds:g}, --rate {args.rate:g} and --seed {args.seed}; expected at least '
+            f'{SHORTEST_S:g} s, above 0 and at most {FASTEST_HZ:g} pictures a second, and a seed from 0 on.'
+        )
     try:
         with Interruption() as interruption:
             return _demo(args, interruption)
@@ -60,9 +62,12 @@ def _demo(args, interruption) -> int:
 
 
 def _settings(args, sidecar: Sidecar) -> list[tuple[str, str]]:
-    return [('model', args.model), ('scene', f'tabletop, seed {args.seed}'),
-            ('camera', f'{sidecar.topic}, 640 x 480, {args.rate:g} Hz, {args.seconds:g} s, played over DDS'),
-            ('questions', f'{len(sidecar.questions)}, each asked warm, then cold-dense on the same picture')]
+    return [
+        ('model', args.model),
+        ('scene', f'tabletop, seed {args.seed}'),
+        ('camera', f'{sidecar.topic}, 640 x 480, {args.rate:g} Hz, {args.seconds:g} s, played over DDS'),
+        ('questions', f'{len(sidecar.questions)}, each asked warm, then cold-dense on the same picture'),
+    ]
 
 
 if __name__ == '__main__':

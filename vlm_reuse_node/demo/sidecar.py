@@ -59,8 +59,10 @@ def read_sidecar(path: Path) -> Sidecar:
         questions = sorted((_question(entry) for entry in content['questions']), key=lambda question: question.at_s)
         return Sidecar(content['topic'], content['camera'], float(content['seconds']), tuple(questions))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as err:
-        raise SidecarError(f"'{path}' cannot be used as a questions file: {type(err).__name__}: {err}. Write the bag "
-                           'anew; its questions file comes with it.') from err
+        raise SidecarError(
+            f"'{path}' cannot be used as a questions file: {type(err).__name__}: {err}. Write the bag "
+            'anew; its questions file comes with it.'
+        ) from err
 
 
 def _question(entry: dict) -> PlannedQuestion:

@@ -32,7 +32,7 @@ def choose_stills(looks: Sequence[Look], jpegs: Mapping[float, bytes]) -> tuple[
         chosen = shown[:1]
     else:
         change = candidates[len(candidates) // 2]
-        quiet = (look for look in shown[change + 1:] if not look.tokens_paid)
+        quiet = (look for look in shown[change + 1 :] if not look.tokens_paid)
         chosen = [shown[change - 1], shown[change], *[look for look in [next(quiet, None)] if look]]
     return tuple(Still(look, jpegs[look.picture_s]) for look in chosen)
 

@@ -30,8 +30,10 @@ class Span:
         if self.is_steady:
             return self.things
         share = (time_s - self.from_s) / (self.to_s - self.from_s)
-        return tuple(replace(begin, x=begin.x + share * (end.x - begin.x), y=begin.y + share * (end.y - begin.y))
-                     for begin, end in zip(self.things, self.goal))
+        return tuple(
+            replace(begin, x=begin.x + share * (end.x - begin.x), y=begin.y + share * (end.y - begin.y))
+            for begin, end in zip(self.things, self.goal)
+        )
 
 
 def tell(rng: np.random.Generator, seconds: float) -> list[Span]:
@@ -67,14 +69,14 @@ def after_event(rng: np.random.Generator, things: tuple[Thing, ...], event: str)
     if not things:
         return None
     which = int(rng.integers(len(things)))
-    others = things[:which] + things[which + 1:]
+    others = things[:which] + things[which + 1 :]
     if event == 'leave':
         return others
     if event == 'move':
         pushed = moved(rng, things[which], others)
-        return pushed and (*things[:which], pushed, *things[which + 1:])
+        return pushed and (*things[:which], pushed, *things[which + 1 :])
     colour = list(COLOURS)[rng.integers(len(COLOURS))]
     painted = replace(things[which], colour=colour)
     if painted.name in {thing.name for thing in things}:
         return None
-    return (*things[:which], painted, *things[which + 1:])
+    return (*things[:which], painted, *things[which + 1 :])

@@ -1,11 +1,11 @@
 """The demo's table for people: one line for each question as it is answered, and what they add up to."""
 
-from collections.abc import Sequence
 import shutil
+from collections.abc import Sequence
 
 from vlm_reuse_node.demo.sidecar import PlannedQuestion
 from vlm_reuse_node.demo.summary import Row, Summary
-from vlm_reuse_node.overlay import percent
+from vlm_reuse_node.scene.overlay import percent
 
 NO_VALUE = '-'
 NUMBERS = (('right', 5), ('age s', 5), ('level', 6), ('reused', 6), ('filled', 6), ('warm ms', 7), ('cold ms', 7))
@@ -23,8 +23,11 @@ class Table:
         """Measure the texts. width: characters in a line; 0 takes the terminal's."""
         width = width or shutil.get_terminal_size((150, 24)).columns
         answers = max((len(truth.answer) for question in questions for truth in question.truths), default=6)
-        sizes = {'question': max((len(question.text) for question in questions), default=8),
-                 'answer': max(6, answers), 'truth': max(5, answers)}
+        sizes = {
+            'question': max((len(question.text) for question in questions), default=8),
+            'answer': max(6, answers),
+            'truth': max(5, answers),
+        }
         sizes = {name: min(size, LONGEST[name]) for name, size in sizes.items()}
         room = width - sum(size for _, size in NUMBERS) - len(GAP) * (len(NUMBERS) + len(sizes) - 1)
         while sum(sizes.values()) > room and max(sizes.values()) > SHORTEST:
@@ -51,8 +54,15 @@ def number_cells(row: Row) -> tuple[str, ...]:
     if not warm.is_answer:
         return (right, *[NO_VALUE] * (len(NUMBERS) - 1))
     cold_ms = f'{cold.model_ms:.1f}' if row.is_pair else NO_VALUE
-    return (right, f'{warm.image_age_s:.2f}', warm.level, f'{warm.tokens_reused}', f'{warm.tokens_prefilled}',
-            f'{warm.model_ms:.1f}', cold_ms)
+    return (
+        right,
+        f'{warm.image_age_s:.2f}',
+        warm.level,
+        f'{warm.tokens_reused}',
+        f'{warm.tokens_prefilled}',
+        f'{warm.model_ms:.1f}',
+        cold_ms,
+    )
 
 
 def closing_lines(summary: Summary) -> list[str]:
@@ -76,16 +86,20 @@ def equality(summary: Summary) -> str:
 def _times(summary):
     if summary.speedup is None:
         return 'No question has both a warm and a cold time; there is no speedup to tell.'
-    return (f'Median answer: warm {summary.warm_ms_median:.1f} ms, {DENOMINATOR} {summary.cold_ms_median:.1f} ms: '
-            f'{summary.speedup:.1f} times as fast ({len(summary.pairs)} pairs; {TIME_MEANT}).')
+    return (
+        f'Median answer: warm {summary.warm_ms_median:.1f} ms, {DENOMINATOR} {summary.cold_ms_median:.1f} ms: '
+        f'{summary.speedup:.1f} times as fast ({len(summary.pairs)} pairs; {TIME_MEANT}).'
+    )
 
 
 def _shares(summary):
     levels = ', '.join(f'{name} {count}' for name, count in summary.refresh_levels.items()) or 'none'
-    return (f'{percent(summary.tokens_paid, summary.tokens)} of the picture paid for, over {len(summary.looks)} '
-            f'pictures looked at ({levels}); {summary.camera.sent} sent, {summary.camera.received} received, '
-            f'{summary.camera.dropped} dropped for a newer one, {summary.camera.refused} refused.')
+    return (
+        f'{percent(summary.tokens_paid, summary.tokens)} of the picture paid for, over {len(summary.looks)} '
+        f'pictures looked at ({levels}); {summary.camera.sent} sent, {summary.camera.received} received, '
+        f'{summary.camera.dropped} dropped for a newer one, {summary.camera.refused} refused.'
+    )
 
 
 def _fit(text: str, size: int) -> str:
-    return (text if len(text) <= size else f'{text[:size - 1]}…').ljust(size)
+    return (text if len(text) <= size else f'{text[: size - 1]}…').ljust(size)

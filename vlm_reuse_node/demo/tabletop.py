@@ -13,11 +13,18 @@ SMALLEST, LARGEST = 46, 68
 GAP = 8
 EDGE = 6
 MOST_THINGS = 5
-COLOURS = {'red': (205, 40, 42), 'green': (40, 150, 62), 'blue': (42, 84, 205),
-           'yellow': (228, 204, 48), 'purple': (142, 58, 172), 'white': (236, 236, 232)}
+COLOURS = {
+    'red': (205, 40, 42),
+    'green': (40, 150, 62),
+    'blue': (42, 84, 205),
+    'yellow': (228, 204, 48),
+    'purple': (142, 58, 172),
+    'white': (236, 236, 232),
+}
 SHAPES = ('circle', 'square', 'triangle', 'cross')
-_TABLE_TONES = np.array([(150, 118, 84), (118, 92, 66), (128, 128, 126), (92, 92, 96), (170, 152, 126),
-                         (104, 112, 118)])
+_TABLE_TONES = np.array(
+    [(150, 118, 84), (118, 92, 66), (128, 128, 126), (92, 92, 96), (170, 152, 126), (104, 112, 118)]
+)
 _SUBPIXEL_BITS = 4
 
 
@@ -100,7 +107,7 @@ class Table:
         mask = np.zeros((rows.stop - rows.start, columns.stop - columns.start), np.uint8)
         points = outline(thing) + np.asarray(shift) * thing.size
         points = points * scale - (columns.start, rows.start)
-        cv2.fillPoly(mask, [np.round(points * 2 ** _SUBPIXEL_BITS).astype(np.int32)], 255, cv2.LINE_AA, _SUBPIXEL_BITS)
+        cv2.fillPoly(mask, [np.round(points * 2**_SUBPIXEL_BITS).astype(np.int32)], 255, cv2.LINE_AA, _SUBPIXEL_BITS)
         return mask.astype(np.float32) / 255
 
     def _cast_shadow(self, canvas: np.ndarray, thing: Thing) -> None:
@@ -132,8 +139,22 @@ def outline(thing: Thing) -> np.ndarray:
         corners = np.array([(0, -0.56), (0.53, 0.4), (-0.53, 0.4)])
     else:
         arm, half = 0.5, 0.17
-        corners = np.array([(-half, -arm), (half, -arm), (half, -half), (arm, -half), (arm, half), (half, half),
-                            (half, arm), (-half, arm), (-half, half), (-arm, half), (-arm, -half), (-half, -half)])
+        corners = np.array(
+            [
+                (-half, -arm),
+                (half, -arm),
+                (half, -half),
+                (arm, -half),
+                (arm, half),
+                (half, half),
+                (half, arm),
+                (-half, arm),
+                (-half, half),
+                (-arm, half),
+                (-arm, -half),
+                (-half, -half),
+            ]
+        )
     turn = np.deg2rad(thing.angle)
     spin = np.array([(np.cos(turn), np.sin(turn)), (-np.sin(turn), np.cos(turn))])
     return corners @ spin * thing.size + (thing.x, thing.y)
@@ -193,7 +214,8 @@ def moved(rng: np.random.Generator, thing: Thing, others: tuple[Thing, ...]) -> 
         pushed = replace(thing, x=thing.x + step[0], y=thing.y + step[1])
         reach = thing.size / 2 + EDGE
         inside = reach <= pushed.x <= WIDTH - reach and reach <= pushed.y <= HEIGHT - reach
-        if inside and all(np.hypot(pushed.x - other.x, pushed.y - other.y) > (thing.size + other.size) / 2 + GAP
-                          for other in others):
+        if inside and all(
+            np.hypot(pushed.x - other.x, pushed.y - other.y) > (thing.size + other.size) / 2 + GAP for other in others
+        ):
             return pushed
     return None

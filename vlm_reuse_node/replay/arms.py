@@ -10,20 +10,22 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import mlx.core as mx
+import numpy as np
 from mlx_vlm import generate
 from mlx_vlm.generate import PromptCacheState
 from mlx_vlm.prompt_utils import apply_chat_template
-import numpy as np
 from PIL import Image
 
-from vlm_reuse_node import question as questions
-from vlm_reuse_node.budget import Answer, Level, Question, Refresh, Status
-from vlm_reuse_node.config import Config, PATCH_POLICY
-from vlm_reuse_node.frame import Frame
+from vlm_reuse_node.config import PATCH_POLICY, Config
+from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.replay.questions import plain
 from vlm_reuse_node.replay.window import Window
-from vlm_reuse_node.session import SceneSession
-from vlm_reuse_node.vlm import Vlm
+from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.scene.refresh import Level, Refresh
+from vlm_reuse_node.session import question as questions
+from vlm_reuse_node.session.answer import Answer, Status
+from vlm_reuse_node.session.question import Question
+from vlm_reuse_node.session.scene_session import SceneSession
 
 REFERENCE, POLICY = 'cold', 'default'
 
@@ -89,8 +91,12 @@ class Policy:
     def __init__(self, scene: Scene, **changes):
         """changes: of the configuration."""
         self._paid: list[Refresh] = []
-        self.session = _Session(scene.vlm, scene.config.with_values(**changes), scene.camera,
-                                on_refresh=lambda _, refresh: self._paid.append(refresh))
+        self.session = _Session(
+            scene.vlm,
+            scene.config.with_values(**changes),
+            scene.camera,
+            on_refresh=lambda _, refresh: self._paid.append(refresh),
+        )
 
     def see(self, frame):
         """Every picture is observed; the rollovers that a node does while nobody asks are done at once."""
@@ -107,8 +113,15 @@ class Policy:
         return self._reply(ms, answer)
 
     def _reply(self, ms, answer):
-        return Reply(answer, self.session.frames, tuple(self._paid), _computed(self._paid), answer.tokens_reused,
-                     answer.tokens_prefilled, ms)
+        return Reply(
+            answer,
+            self.session.frames,
+            tuple(self._paid),
+            _computed(self._paid),
+            answer.tokens_reused,
+            answer.tokens_prefilled,
+            ms,
+        )
 
 
 class Held(Policy):
@@ -120,8 +133,19 @@ class Held(Policy):
         age_s = 0.0 if newest is None else (frame.stamp_ns - newest.stamp_ns) / 1e9
         if newest is not None and age_s < self.session.config.max_cell_age_s:
             nothing = np.zeros(self._paid[0].refreshed.shape, bool)
-            return [Refresh(frame.camera, frame.stamp_ns, frame.frame_id, Level.REUSE, 'not looked at',
-                            refreshed=nothing, deferred=nothing, changed=nothing, oldest_cell_age_s=age_s)]
+            return [
+                Refresh(
+                    frame.camera,
+                    frame.stamp_ns,
+                    frame.frame_id,
+                    Level.REUSE,
+                    'not looked at',
+                    refreshed=nothing,
+                    deferred=nothing,
+                    changed=nothing,
+                    oldest_cell_age_s=age_s,
+                )
+            ]
         self._paid.clear()
         self.session.observe(frame, force=newest is not None)
         return list(self._paid)
@@ -146,8 +170,11 @@ class OnDemand(Policy):
     def ask(self, question, now_ns):
         """Refresh, then answer."""
         self._paid.clear()
-        ms, answer = _timed(lambda: self.session.ask(
-            replace(question, force_refresh=True), now_ns=now_ns, newest=lambda: self._window.newest))
+        ms, answer = _timed(
+            lambda: self.session.ask(
+                replace(question, force_refresh=True), now_ns=now_ns, newest=lambda: self._window.newest
+            )
+        )
         return self._reply(ms, answer)
 
 
@@ -157,8 +184,12 @@ class Dense:
     def __init__(self, scene: Scene, choose: Callable[[Scene], list[Frame]]):
         """choose: the pictures in the prompt, oldest first."""
         self._scene, self._choose, self._paid = scene, choose, []
-        self._session = _Session(scene.vlm, scene.config.with_values(keyframe_interval_s=0.0), scene.camera,
-                                 on_refresh=lambda _, refresh: self._paid.append(refresh))
+        self._session = _Session(
+            scene.vlm,
+            scene.config.with_values(keyframe_interval_s=0.0),
+            scene.camera,
+            on_refresh=lambda _, refresh: self._paid.append(refresh),
+        )
 
     def see(self, frame):
         """Nothing is done before a question."""
@@ -175,12 +206,23 @@ class Dense:
             for frame in frames:
                 session.observe(frame, force=True)
             return session.ask(question, now_ns=now_ns)
+
         ms, answer = _timed(run)
         if len(session.frames) != len(frames):
-            answer = Answer(Status.MODEL_ERROR, f'The prompt holds {len(session.frames)} of {len(frames)} pictures; '
-                                                'the model or its chat template takes no more.')
-        return Reply(answer, session.frames, tuple(self._paid), _computed(self._paid), 0,
-                     answer.tokens_reused + answer.tokens_prefilled, ms)
+            answer = Answer(
+                Status.MODEL_ERROR,
+                f'The prompt holds {len(session.frames)} of {len(frames)} pictures; '
+                'the model or its chat template takes no more.',
+            )
+        return Reply(
+            answer,
+            session.frames,
+            tuple(self._paid),
+            _computed(self._paid),
+            0,
+            answer.tokens_reused + answer.tokens_prefilled,
+            ms,
+        )
 
 
 class CachedCold:
@@ -216,15 +258,32 @@ class PromptCache:
         question = questions.checked(question, config)
         model, processor = vlm._model, vlm._processor
         chat = [{'role': 'system', 'content': config.system_prompt}] if config.system_prompt else []
-        prompt = apply_chat_template(processor, model.config, [*chat, {'role': 'user', 'content': question.text}],
-                                     num_images=1)
+        prompt = apply_chat_template(
+            processor, model.config, [*chat, {'role': 'user', 'content': question.text}], num_images=1
+        )
         mx.random.seed(config.seed)
-        ms, result = _timed(lambda: generate(
-            model, processor, prompt, image=[Image.fromarray(frame.rgb)], max_tokens=question.max_tokens,
-            temperature=config.temperature, top_p=config.top_p, prompt_cache_state=self._kept))
+        ms, result = _timed(
+            lambda: generate(
+                model,
+                processor,
+                prompt,
+                image=[Image.fromarray(frame.rgb)],
+                max_tokens=question.max_tokens,
+                temperature=config.temperature,
+                top_p=config.top_p,
+                prompt_cache_state=self._kept,
+            )
+        )
         ids = tuple(token for token in result.token_ids if token not in vlm.stop_ids)
-        answer = Answer(Status.OK, text=result.text.strip(), choice_index=_named(result.text, question.choices),
-                        camera=self._scene.camera, model=vlm.name, token_ids=ids, tokens_generated=len(ids))
+        answer = Answer(
+            Status.OK,
+            text=result.text.strip(),
+            choice_index=_named(result.text, question.choices),
+            camera=self._scene.camera,
+            model=vlm.name,
+            token_ids=ids,
+            tokens_generated=len(ids),
+        )
         reused = result.cached_tokens
         return Reply(answer, (frame,), (), None, reused, result.prompt_tokens - reused, ms)
 
@@ -254,30 +313,70 @@ def _newest(scene):
     return [scene.window.newest]
 
 
-ARMS = {arm.name: arm for arm in (
-    Arm('cold', 'cold-dense: everything from nothing for every question, on the newest picture (behind the keyframes '
-                'of default, where a history is kept). Every other arm is compared with it',
-        lambda scene: Dense(scene, _history_and_newest)),
-    Arm('cold-again', 'the same once more: the noise floor', lambda scene: Dense(scene, _history_and_newest)),
-    Arm('default', "the engine's default policy: it looks at every picture as it comes, refreshes what the policy "
-                   'says, and answers from the kept state', Policy, keeps_state=True, observes=True),
-    Arm('cold-cached', 'cold-dense on the very pictures that default has cached: equal to default, or default is not '
-                       'exact', CachedCold),
-    Arm('frame', 'level frame for every question: nothing is done between questions, each pays for the newest picture',
-        OnDemand, keeps_state=True),
-    Arm('patch', 'the default policy with refresh_policy patch: of a changed picture only the changed cells are '
-                 'computed, which is approximate; an answer that is not sure enough is given again after a refresh',
-        lambda scene: Policy(scene, refresh_policy=PATCH_POLICY), keeps_state=True, observes=True),
-    Arm('reuse', 'level reuse alone: one state for everything until it is max_cell_age_s old, whatever changes',
-        Held, keeps_state=True, observes=True),
-    Arm('low-rate', 'low-frame-rate dense: from nothing on four pictures spread over the window, the newest the last',
-        lambda scene: Dense(scene, lambda scene: scene.window.spread())),
-    Arm('last-4', 'from nothing on the last four pictures',
-        lambda scene: Dense(scene, lambda scene: scene.window.last())),
-    Arm('newest', 'from nothing on the newest picture alone', lambda scene: Dense(scene, _newest)),
-    Arm('mlx-vlm', "mlx-vlm's generate with its own prompt cache, given the newest picture; it answers in text, also "
-                   'where there are choices', PromptCache, keeps_state=True),
-)}
+ARMS = {
+    arm.name: arm
+    for arm in (
+        Arm(
+            'cold',
+            'cold-dense: everything from nothing for every question, on the newest picture (behind the keyframes '
+            'of default, where a history is kept). Every other arm is compared with it',
+            lambda scene: Dense(scene, _history_and_newest),
+        ),
+        Arm('cold-again', 'the same once more: the noise floor', lambda scene: Dense(scene, _history_and_newest)),
+        Arm(
+            'default',
+            "the engine's default policy: it looks at every picture as it comes, refreshes what the policy "
+            'says, and answers from the kept state',
+            Policy,
+            keeps_state=True,
+            observes=True,
+        ),
+        Arm(
+            'cold-cached',
+            'cold-dense on the very pictures that default has cached: equal to default, or default is not exact',
+            CachedCold,
+        ),
+        Arm(
+            'frame',
+            'level frame for every question: nothing is done between questions, each pays for the newest picture',
+            OnDemand,
+            keeps_state=True,
+        ),
+        Arm(
+            'patch',
+            'the default policy with refresh_policy patch: of a changed picture only the changed cells are '
+            'computed, which is approximate; an answer that is not sure enough is given again after a refresh',
+            lambda scene: Policy(scene, refresh_policy=PATCH_POLICY),
+            keeps_state=True,
+            observes=True,
+        ),
+        Arm(
+            'reuse',
+            'level reuse alone: one state for everything until it is max_cell_age_s old, whatever changes',
+            Held,
+            keeps_state=True,
+            observes=True,
+        ),
+        Arm(
+            'low-rate',
+            'low-frame-rate dense: from nothing on four pictures spread over the window, the newest the last',
+            lambda scene: Dense(scene, lambda scene: scene.window.spread()),
+        ),
+        Arm(
+            'last-4',
+            'from nothing on the last four pictures',
+            lambda scene: Dense(scene, lambda scene: scene.window.last()),
+        ),
+        Arm('newest', 'from nothing on the newest picture alone', lambda scene: Dense(scene, _newest)),
+        Arm(
+            'mlx-vlm',
+            "mlx-vlm's generate with its own prompt cache, given the newest picture; it answers in text, also "
+            'where there are choices',
+            PromptCache,
+            keeps_state=True,
+        ),
+    )
+}
 
 
 def replay_config(config: Config) -> Config:

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+import yaml
 from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_typestore
-import yaml
 
 from vlm_reuse_node.errors import ImageError, VlmReuseError
-from vlm_reuse_node.frame import Frame
 from vlm_reuse_node.replay.salvage import Salvage, one_line
-from vlm_reuse_node.ros_convert import frame_from_compressed, frame_from_image
+from vlm_reuse_node.ros.conversion import frame_from_compressed, frame_from_image
+from vlm_reuse_node.scene.frame import Frame
 
 IMAGE, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
 _CONVERT = {IMAGE: frame_from_image, COMPRESSED: frame_from_compressed}
@@ -145,8 +145,9 @@ class Bag:
 
     def _open(self) -> _Source:
         if not self.path.exists():
-            raise BagError(f"There is no bag '{self.path}'; expected the directory of a ROS 2 bag, or an mcap or db3 "
-                           'file.')
+            raise BagError(
+                f"There is no bag '{self.path}'; expected the directory of a ROS 2 bag, or an mcap or db3 file."
+            )
         try:
             self._reader = Reader(self.path)
             self._reader.open()
@@ -156,11 +157,15 @@ class Bag:
             self._reader, self._broken = None, one_line(error)
         salvage = Salvage(self.path)
         if not salvage.files:
-            raise BagError(f"'{self.path}' is no ROS 2 bag: {self._broken} Expected a directory with metadata.yaml, or "
-                           'an mcap or db3 file.')
+            raise BagError(
+                f"'{self.path}' is no ROS 2 bag: {self._broken} Expected a directory with metadata.yaml, or "
+                'an mcap or db3 file.'
+            )
         if not salvage.topics:
-            raise BagError(f"The bag '{self.path}' is damaged, and nothing in it can be read: {self._broken} Record or "
-                           'copy it again.')
+            raise BagError(
+                f"The bag '{self.path}' is damaged, and nothing in it can be read: {self._broken} Record or "
+                'copy it again.'
+            )
         self.seconds = salvage.seconds
         return salvage
 
@@ -169,18 +174,24 @@ class Bag:
         there = {name: ImageTopic(name, kind) for name, kind in self._source.topics.items() if kind in _CONVERT}
         if not there:
             found = ', '.join(f'{name} ({kind})' for name, kind in sorted(self._source.topics.items())) or 'none'
-            raise BagError(f"The bag '{self.path}' has no pictures: its topics are {found}; expected one of type "
-                           f'{IMAGE} or {COMPRESSED}.')
+            raise BagError(
+                f"The bag '{self.path}' has no pictures: its topics are {found}; expected one of type "
+                f'{IMAGE} or {COMPRESSED}.'
+            )
         named = self._selection.topics
         if missing := [name for name in named if name not in there]:
-            raise BagError(f"The bag '{self.path}' has no pictures on {', '.join(missing)}; it has them on "
-                           f"{', '.join(sorted(there))}.")
+            raise BagError(
+                f"The bag '{self.path}' has no pictures on {', '.join(missing)}; it has them on "
+                f'{", ".join(sorted(there))}.'
+            )
         full = [topic for name, topic in there.items() if name not in self._source.empty]
         chosen = [there[name] for name in named] if named else _one_per_camera(full or there.values())
         cameras = [topic.camera for topic in chosen]
         if not named and len(chosen) > 1 or len(set(cameras)) < len(cameras):
-            raise BagError(f"The bag '{self.path}' has pictures on {', '.join(sorted(there))}; say which to replay: "
-                           '--topic, once for each camera.')
+            raise BagError(
+                f"The bag '{self.path}' has pictures on {', '.join(sorted(there))}; say which to replay: "
+                '--topic, once for each camera.'
+            )
         return tuple(chosen)
 
     # --- reading ------------------------------------------------------------------------------------------------------
@@ -226,14 +237,20 @@ class Bag:
         return ''
 
     def _tell_damage(self):
-        self.damage += [f"{counts[why]} pictures of '{camera}' were left out: {why}."
-                        for camera, counts in sorted(self.left_out.items())
-                        for why in (NOT_NEWER, BEFORE_FIRST) if counts[why]]
+        self.damage += [
+            f"{counts[why]} pictures of '{camera}' were left out: {why}."
+            for camera, counts in sorted(self.left_out.items())
+            for why in (NOT_NEWER, BEFORE_FIRST)
+            if counts[why]
+        ]
         if self._broken:
             expected = _expected_messages(self.path, {topic.name for topic in self.topics})
             of_all = f' of the {expected} that metadata.yaml names' if expected else ''
-            self.damage.insert(0, f'The bag is damaged ({self._broken.rstrip(".")}); {sum(self.read.values())} '
-                                  f'pictures{of_all} were read, what the damage took is not there.')
+            self.damage.insert(
+                0,
+                f'The bag is damaged ({self._broken.rstrip(".")}); {sum(self.read.values())} '
+                f'pictures{of_all} were read, what the damage took is not there.',
+            )
 
 
 def _one_per_camera(topics):

@@ -30,8 +30,15 @@ def ratio_bounds(slow: Sequence[float], fast: Sequence[float]) -> tuple[float, f
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # a sample without any spread has an interval of no width
         interval = stats.bootstrap(
-            (np.asarray(slow), np.asarray(fast)), _ratio_of_medians, paired=True, vectorized=True, method='percentile',
-            n_resamples=RESAMPLES, confidence_level=CONFIDENCE, rng=np.random.default_rng(SEED)).confidence_interval
+            (np.asarray(slow), np.asarray(fast)),
+            _ratio_of_medians,
+            paired=True,
+            vectorized=True,
+            method='percentile',
+            n_resamples=RESAMPLES,
+            confidence_level=CONFIDENCE,
+            rng=np.random.default_rng(SEED),
+        ).confidence_interval
     return float(interval.low), float(interval.high)
 
 

@@ -20,7 +20,7 @@ from vlm_reuse_node.errors import ConfigError, VlmReuseError
 from vlm_reuse_node.replay import jobs, results
 from vlm_reuse_node.replay.arms import ARMS
 from vlm_reuse_node.replay.bag import Bag, BagError, Selection
-from vlm_reuse_node.replay.compare import comparison_lines, compare
+from vlm_reuse_node.replay.compare import compare, comparison_lines
 from vlm_reuse_node.replay.evaluate import Job
 from vlm_reuse_node.replay.questions import read_questions
 from vlm_reuse_node.replay.report import write_report
@@ -33,24 +33,44 @@ EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog='vlm-reuse-replay', description='Replay ROS 2 bags through a vision-language model that keeps its state, '
-        'ask questions along the way, and report speed and paired drift against cold-dense.')
+        prog='vlm-reuse-replay',
+        description='Replay ROS 2 bags through a vision-language model that keeps its state, '
+        'ask questions along the way, and report speed and paired drift against cold-dense.',
+    )
     parser.add_argument('bags', nargs='+', type=Path, metavar='BAG', help='directory of a bag, or an mcap or db3 file')
-    parser.add_argument('--questions', type=Path, action='append', default=[], metavar='FILE',
-                        help='YAML (docs/replay.md): one for all bags, or one for each; default: a general set')
+    parser.add_argument(
+        '--questions',
+        type=Path,
+        action='append',
+        default=[],
+        metavar='FILE',
+        help='YAML (docs/replay.md): one for all bags, or one for each; default: a general set',
+    )
     parser.add_argument('--model', default=Config().model, help='tabletop, a model directory or a hub name')
     parser.add_argument('--out', type=Path, default=Path('out/replay'), help='folder for everything that is written')
-    parser.add_argument('--topic', action='append', default=[], help='image topic, once for each camera; default: the '
-                        'only one')
+    parser.add_argument(
+        '--topic', action='append', default=[], help='image topic, once for each camera; default: the only one'
+    )
     parser.add_argument('--start', type=float, default=0.0, metavar='S', help='seconds from the first picture')
     parser.add_argument('--duration', type=float, default=math.inf, metavar='S', help='seconds to replay')
-    parser.add_argument('--rate-limit', type=float, default=0.0, metavar='HZ',
-                        help='about the most pictures a second; 0: all')
+    parser.add_argument(
+        '--rate-limit', type=float, default=0.0, metavar='HZ', help='about the most pictures a second; 0: all'
+    )
     parser.add_argument('--arms', default='all', help=f'all, or some of {",".join(ARMS)}; cold and default always run')
-    parser.add_argument('--window', type=float, default=8.0, metavar='S',
-                        help='seconds that the four pictures of low-rate are spread over')
-    parser.add_argument('--param', action='append', default=[], metavar='NAME=VALUE',
-                        help='a parameter of the node, such as history_frames=4 (README: parameters)')
+    parser.add_argument(
+        '--window',
+        type=float,
+        default=8.0,
+        metavar='S',
+        help='seconds that the four pictures of low-rate are spread over',
+    )
+    parser.add_argument(
+        '--param',
+        action='append',
+        default=[],
+        metavar='NAME=VALUE',
+        help='a parameter of the node, such as history_frames=4 (README: parameters)',
+    )
     parser.add_argument('--jobs', type=int, default=1, metavar='N', help='bags at a time, a process each')
     parser.add_argument('--ray', metavar='ADDRESS', help="a Ray cluster, one task a bag ('local' starts one)")
     parser.add_argument('--resume', action='store_true', help='go on where an interrupted run stopped')
@@ -108,8 +128,17 @@ def _replay(args) -> int:
     if not todo:
         raise BagError(' '.join(failed.values()))
     # 2. Replay it.
-    with Stop() as stop, tqdm(total=round(seconds, 1), unit='s', disable=None, file=sys.stderr, smoothing=0.1,
-                              desc=todo[0].name if len(todo) == 1 else f'{len(todo)} bags') as bar:
+    with (
+        Stop() as stop,
+        tqdm(
+            total=round(seconds, 1),
+            unit='s',
+            disable=None,
+            file=sys.stderr,
+            smoothing=0.1,
+            desc=todo[0].name if len(todo) == 1 else f'{len(todo)} bags',
+        ) as bar,
+    ):
         outcomes = _run(args, todo, bar.update, lambda: stop.is_set)
     failed |= {outcome.name: outcome.error for outcome in outcomes if outcome.error}
     for name, why in failed.items():
@@ -121,7 +150,9 @@ def _replay(args) -> int:
     is_complete = not failed and len(done) == len(todo) and all(outcome.complete for outcome in outcomes)
     found = results.collect(folders, failed, is_complete)
     found['times'] |= results.environment() | {
-        'wall_s': time.perf_counter() - started_s, 'cpu_s': time.process_time() - cpu_s}
+        'wall_s': time.perf_counter() - started_s,
+        'cpu_s': time.process_time() - cpu_s,
+    }
     if old:
         found['comparison'] = compare(old, found)
     results.write(found, args.out / 'results.json')
@@ -146,8 +177,10 @@ def _jobs(args) -> tuple[list[Job], dict[str, str], float]:
     """A job for each bag that can be opened, why others cannot, and the seconds there are to replay."""
     arms, config, selection = _arms(args.arms), _config(args), _selection(args)
     if len(args.questions) not in (0, 1, len(args.bags)):
-        raise ConfigError(f'There are {len(args.questions)} questions files for {len(args.bags)} bags; expected none, '
-                          'one for all, or one for each.')
+        raise ConfigError(
+            f'There are {len(args.questions)} questions files for {len(args.bags)} bags; expected none, '
+            'one for all, or one for each.'
+        )
     files = args.questions * (len(args.bags) if len(args.questions) == 1 else 1) or [None] * len(args.bags)
     todo, failed, seconds = [], {}, 0.0
     for path, name, questions in zip(args.bags, _names(args.bags), files):
@@ -159,8 +192,9 @@ def _jobs(args) -> tuple[list[Job], dict[str, str], float]:
             failed[name] = str(error)
             continue
         questions = questions and questions.absolute()
-        todo.append(Job(path.absolute(), name, args.out / 'bags' / name, arms, selection, questions, config,
-                        args.window))
+        todo.append(
+            Job(path.absolute(), name, args.out / 'bags' / name, arms, selection, questions, config, args.window)
+        )
         seconds += max(0.0, min(bag.seconds - args.start, args.duration))
     return todo, failed, seconds
 
@@ -180,7 +214,7 @@ def _names(paths: list[Path]) -> list[str]:
 def _arms(text: str) -> tuple[str, ...]:
     wanted = list(ARMS) if text == 'all' else [name.strip() for name in text.split(',') if name.strip()]
     if unknown := [name for name in wanted if name not in ARMS]:
-        raise ConfigError(f"There is no arm {', '.join(unknown)}; expected all, or some of {', '.join(ARMS)}.")
+        raise ConfigError(f'There is no arm {", ".join(unknown)}; expected all, or some of {", ".join(ARMS)}.')
     return tuple(name for name in ARMS if name in wanted)
 
 
@@ -194,8 +228,9 @@ def _config(args) -> Config:
         try:
             values[name] = value if is_text else yaml.safe_load(value)
         except (ValueError, yaml.YAMLError) as error:
-            raise ConfigError(f"--param is '{text}', whose value cannot be read: {one_line(error)} Expected a number, "
-                              'true or false.') from error
+            raise ConfigError(
+                f"--param is '{text}', whose value cannot be read: {one_line(error)} Expected a number, true or false."
+            ) from error
     return Config().with_values(**values)
 
 
@@ -204,7 +239,7 @@ def _selection(args) -> Selection:
         value = getattr(args, name)
         if math.isnan(value) or value < low:
             expected = f'at least {low}' if low in (0, 1) else 'more than 0'
-            raise ConfigError(f"--{name.replace('_', '-')} is {value:g}; expected {expected}.")
+            raise ConfigError(f'--{name.replace("_", "-")} is {value:g}; expected {expected}.')
     return Selection(tuple(args.topic), args.start, args.duration, args.rate_limit, Config().max_image_pixels)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import stats
 
-from vlm_reuse_node.replay.bounds import CONFIDENCE, mcnemar_p, RESAMPLES, SEED, share_bounds
+from vlm_reuse_node.replay.bounds import CONFIDENCE, RESAMPLES, SEED, mcnemar_p, share_bounds
 from vlm_reuse_node.replay.figures import counted, milliseconds, p_text, share_text
 from vlm_reuse_node.replay.rows import differs, is_pair
 
@@ -19,11 +19,13 @@ def compare(old: dict, new: dict) -> dict:
     digests = [{bag['bag']: bag['frames_digest'] for bag in results['bags']} for results in (old, new)]
     return {
         'settings': _changed(old['settings'], new['settings']),
-        'other_pictures': sorted(name for name in digests[0].keys() & digests[1].keys()
-                                 if digests[0][name] != digests[1][name]),
+        'other_pictures': sorted(
+            name for name in digests[0].keys() & digests[1].keys() if digests[0][name] != digests[1][name]
+        ),
         'questions_in_common': len({key[:-1] for key in before.keys() & after.keys()}),
         'arms': {arm: _answers(pairs[arm]) for arm in arms},
-        'times': {arm: _times(pairs[arm]) for arm in arms}}
+        'times': {arm: _times(pairs[arm]) for arm in arms},
+    }
 
 
 def comparison_lines(comparison: dict) -> list[str]:
@@ -39,14 +41,18 @@ def comparison_lines(comparison: dict) -> list[str]:
 def arm_sentence(comparison: dict, arm: str) -> str:
     """What changed in one arm."""
     answers, times = comparison['arms'][arm], comparison['times'][arm]
-    text = (f'{counted(answers["changed"], answers["pairs"])} answers changed (at most '
-            f'{share_text(answers["high"])}); right ones lost: {answers["lost"]}, gained: {answers["gained"]} '
-            f'({p_text(answers["mcnemar_p"], SIGNIFICANT)})')
+    text = (
+        f'{counted(answers["changed"], answers["pairs"])} answers changed (at most '
+        f'{share_text(answers["high"])}); right ones lost: {answers["lost"]}, gained: {answers["gained"]} '
+        f'({p_text(answers["mcnemar_p"], SIGNIFICANT)})'
+    )
     if times is None:
         return f'{text}; too few for times'
-    return (f'{text}; median {milliseconds(times["old_median_ms"])} -> {milliseconds(times["new_median_ms"])} ms, '
-            f'paired ratio {times["ratio"]:.2f} ({times["low"]:.2f} to {times["high"]:.2f}, '
-            f'{"significant" if times["is_significant"] else "not significant"})')
+    return (
+        f'{text}; median {milliseconds(times["old_median_ms"])} -> {milliseconds(times["new_median_ms"])} ms, '
+        f'paired ratio {times["ratio"]:.2f} ({times["low"]:.2f} to {times["high"]:.2f}, '
+        f'{"significant" if times["is_significant"] else "not significant"})'
+    )
 
 
 def _by_question(results) -> dict:
@@ -77,21 +83,42 @@ def _answers(pairs) -> dict:
     gained = sum(before['right'] is False and after['right'] is True for before, after in pairs)
     low, high = share_bounds(changed, len(pairs))
     p = mcnemar_p(lost, gained)
-    return {'pairs': len(pairs), 'changed': changed, 'low': low, 'high': high, 'lost': lost, 'gained': gained,
-            'mcnemar_p': p, 'is_significant': p < SIGNIFICANT}
+    return {
+        'pairs': len(pairs),
+        'changed': changed,
+        'low': low,
+        'high': high,
+        'lost': lost,
+        'gained': gained,
+        'mcnemar_p': p,
+        'is_significant': p < SIGNIFICANT,
+    }
 
 
 def _times(pairs) -> dict | None:
     """New over old time of the same question, the median over the questions with its bootstrap interval."""
-    pairs = [(before['times']['total_ms'], after['times']['total_ms'])
-             for before, after in pairs if is_pair(after, before)]
+    pairs = [
+        (before['times']['total_ms'], after['times']['total_ms']) for before, after in pairs if is_pair(after, before)
+    ]
     if len(pairs) < _FEWEST:
         return None
     old, new = np.array(pairs).T
     logs = np.log(new / old)
-    interval = stats.bootstrap((logs,), np.median, n_resamples=RESAMPLES, confidence_level=CONFIDENCE,
-                               method='percentile', rng=np.random.default_rng(SEED)).confidence_interval
+    interval = stats.bootstrap(
+        (logs,),
+        np.median,
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method='percentile',
+        rng=np.random.default_rng(SEED),
+    ).confidence_interval
     low, high = float(np.exp(interval.low)), float(np.exp(interval.high))
-    return {'pairs': len(pairs), 'old_median_ms': float(np.median(old)), 'new_median_ms': float(np.median(new)),
-            'ratio': float(np.exp(np.median(logs))), 'low': low, 'high': high,
-            'is_significant': not low <= 1.0 <= high}
+    return {
+        'pairs': len(pairs),
+        'old_median_ms': float(np.median(old)),
+        'new_median_ms': float(np.median(new)),
+        'ratio': float(np.exp(np.median(logs))),
+        'low': low,
+        'high': high,
+        'is_significant': not low <= 1.0 <= high,
+    }

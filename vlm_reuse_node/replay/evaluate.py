@@ -6,10 +6,9 @@ from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 
-from vlm_reuse_node.budget import Answer, Question, Status
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ImageError
-from vlm_reuse_node.frame import Frame
+from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.replay.arms import ARMS, POLICY, REFERENCE, Reply, Scene, make_runners, replay_config
 from vlm_reuse_node.replay.bag import Bag, Selection
 from vlm_reuse_node.replay.journal import Journal
@@ -18,7 +17,9 @@ from vlm_reuse_node.replay.rows import answer_row, differs, is_pair, picture_row
 from vlm_reuse_node.replay.stills import save_drift
 from vlm_reuse_node.replay.video import Video
 from vlm_reuse_node.replay.window import Window
-from vlm_reuse_node.vlm import Vlm
+from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.session.answer import Answer, Status
+from vlm_reuse_node.session.question import Question
 
 MOST_STILLS = 12
 
@@ -40,10 +41,22 @@ class Job:
         """What two runs must have in common for one to go on where the other stopped."""
         asked = self.questions.read_text(encoding='utf-8') if self.questions else 'the general questions'
         selection = asdict(self.selection) | {'duration_s': str(self.selection.duration_s)}
-        return json.loads(json.dumps({
-            'row': 'settings', 'bag': self.name, 'files': self._files(), 'arms': self.arms, 'selection': selection,
-            'questions': blake2b(asked.encode(), digest_size=8).hexdigest(), 'window_s': self.window_s,
-            'config': asdict(self.config), 'model': vlm.name, 'model_fingerprint': vlm.fingerprint}))
+        return json.loads(
+            json.dumps(
+                {
+                    'row': 'settings',
+                    'bag': self.name,
+                    'files': self._files(),
+                    'arms': self.arms,
+                    'selection': selection,
+                    'questions': blake2b(asked.encode(), digest_size=8).hexdigest(),
+                    'window_s': self.window_s,
+                    'config': asdict(self.config),
+                    'model': vlm.name,
+                    'model_fingerprint': vlm.fingerprint,
+                }
+            )
+        )
 
     def _files(self) -> list[tuple[str, int, int]]:
         """Name, bytes and time of change (nanoseconds) of the bag's files: another recording has others."""
@@ -97,8 +110,12 @@ class Replay:
 
     def _camera(self, name, config, items):
         scene = Scene(self._vlm, config, name, Window(self._job.window_s))
-        return _Camera(scene, Schedule(items, name), Video(self._job.folder / f'overlay.{_plain(name)}.mp4'),
-                       make_runners(scene, self._job.arms))
+        return _Camera(
+            scene,
+            Schedule(items, name),
+            Video(self._job.folder / f'overlay.{_plain(name)}.mp4'),
+            make_runners(scene, self._job.arms),
+        )
 
     def _take(self, frame: Frame, stopped) -> bool:
         """One picture: first what was asked before it, then the picture, then what is asked because of it."""
@@ -199,13 +216,25 @@ class Replay:
 
     def _bag_row(self) -> dict:
         bag = self.bag
-        return {'row': 'bag', 'seconds': max((camera.last_s or 0.0 for camera in self._cameras.values()), default=0.0),
-                'frames_digest': self._digest.hexdigest(), 'damage': bag.damage, 'questions_asked': self._asked,
-                'cameras': [{'camera': topic.camera, 'topic': topic.name, 'type': topic.type,
-                             'pictures_read': bag.read[topic.camera], 'pictures_used': bag.used[topic.camera],
-                             'pictures_refused': dict(sorted(bag.refused.get(topic.camera, {}).items())),
-                             'pictures_left_out': dict(sorted(bag.left_out.get(topic.camera, {}).items()))}
-                            for topic in bag.topics]}
+        return {
+            'row': 'bag',
+            'seconds': max((camera.last_s or 0.0 for camera in self._cameras.values()), default=0.0),
+            'frames_digest': self._digest.hexdigest(),
+            'damage': bag.damage,
+            'questions_asked': self._asked,
+            'cameras': [
+                {
+                    'camera': topic.camera,
+                    'topic': topic.name,
+                    'type': topic.type,
+                    'pictures_read': bag.read[topic.camera],
+                    'pictures_used': bag.used[topic.camera],
+                    'pictures_refused': dict(sorted(bag.refused.get(topic.camera, {}).items())),
+                    'pictures_left_out': dict(sorted(bag.left_out.get(topic.camera, {}).items())),
+                }
+                for topic in bag.topics
+            ],
+        }
 
 
 def _reply(runner, question, now_ns) -> Reply:

@@ -1,6 +1,6 @@
 """Figures as text: a share is never written as 0 % or 100 % unless it is exactly that."""
 
-from vlm_reuse_node.overlay import percent
+from vlm_reuse_node.scene.overlay import percent
 
 NO_VALUE = '–'
 __all__ = ['NO_VALUE', 'counted', 'factor', 'milliseconds', 'paid_text', 'percent', 'p_text', 'share_text', 'span_text']

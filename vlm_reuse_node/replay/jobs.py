@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
-from vlm_reuse_node import vlm as vlms
 from vlm_reuse_node.errors import VlmReuseError
+from vlm_reuse_node.model import vlm as vlms
 from vlm_reuse_node.replay.evaluate import Job, Replay
 from vlm_reuse_node.replay.journal import Journal
 from vlm_reuse_node.replay.salvage import one_line
@@ -38,8 +38,9 @@ class Outcome:
     started: bool = False
 
 
-def run_here(jobs: list[Job], model: str, resume: bool, progress: Callable[[float], None],
-             stopped: Callable[[], bool]) -> list[Outcome]:
+def run_here(
+    jobs: list[Job], model: str, resume: bool, progress: Callable[[float], None], stopped: Callable[[], bool]
+) -> list[Outcome]:
     """One bag after the other, in a thread of its own, which is of no use to MLX afterwards.
 
     Raises ModelError when there is no model.
@@ -56,6 +57,7 @@ def run_here(jobs: list[Job], model: str, resume: bool, progress: Callable[[floa
         finally:
             vlm = None
             vlms.release_thread()
+
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     while thread.is_alive():  # signals come in between
@@ -65,8 +67,9 @@ def run_here(jobs: list[Job], model: str, resume: bool, progress: Callable[[floa
     return outcomes
 
 
-def run_job(job: Job, vlm: vlms.Vlm, resume: bool, progress: Callable[[float], None],
-            stopped: Callable[[], bool]) -> Outcome:
+def run_job(
+    job: Job, vlm: vlms.Vlm, resume: bool, progress: Callable[[float], None], stopped: Callable[[], bool]
+) -> Outcome:
     """Replay one bag; a bag that was replayed to its end stays as it is when `resume` is set."""
     journal = None
     try:
@@ -94,15 +97,20 @@ def _clear(folder: Path) -> None:
         video.unlink()
 
 
-def run_processes(jobs: list[Job], model: str, resume: bool, count: int, progress: Callable[[float], None],
-                  stopped: Callable[[], bool]) -> list[Outcome]:
+def run_processes(
+    jobs: list[Job],
+    model: str,
+    resume: bool,
+    count: int,
+    progress: Callable[[float], None],
+    stopped: Callable[[], bool],
+) -> list[Outcome]:
     """Several bags at a time, each in a process of its own that loads the model once."""
     context = multiprocessing.get_context('spawn')
     todo, told, stop = context.Queue(), context.Queue(), context.Event()
     for job in [*jobs, *[None] * count]:
         todo.put(job)
-    workers = [context.Process(target=_work, args=(todo, told, stop, model, resume), daemon=True)
-               for _ in range(count)]
+    workers = [context.Process(target=_work, args=(todo, told, stop, model, resume), daemon=True) for _ in range(count)]
     for worker in workers:
         worker.start()
     outcomes: list[Outcome] = []
@@ -122,8 +130,11 @@ def run_processes(jobs: list[Job], model: str, resume: bool, count: int, progres
     for worker in workers:
         worker.join()
     done = {outcome.name for outcome in outcomes}
-    return outcomes + [Outcome(job.name, False, '' if stopped() else 'The process that replayed it has died.')
-                       for job in jobs if job.name not in done]
+    return outcomes + [
+        Outcome(job.name, False, '' if stopped() else 'The process that replayed it has died.')
+        for job in jobs
+        if job.name not in done
+    ]
 
 
 def _work(todo, told, stop, model, resume):
@@ -143,8 +154,10 @@ def _work(todo, told, stop, model, resume):
 
 # --- Ray --------------------------------------------------------------------------------------------------------------
 
-def run_on_ray(jobs: list[Job], model: str, address: str, progress: Callable[[float], None],
-               stopped: Callable[[], bool]) -> list[Outcome]:
+
+def run_on_ray(
+    jobs: list[Job], model: str, address: str, progress: Callable[[float], None], stopped: Callable[[], bool]
+) -> list[Outcome]:
     """One task for each bag on a Ray cluster; what they write comes back through Ray.
 
     Bags, questions and a model directory must be at the same paths on every machine of it. address: 'local' starts one
@@ -173,8 +186,9 @@ def _connect(address):
     try:
         ray.init(address=address, log_to_driver=False, logging_level='ERROR')
     except Exception as error:
-        raise RayError(f"There is no Ray cluster at '{address}': {error}. Give the address of one, 'auto' or "
-                       "'local'.") from error
+        raise RayError(
+            f"There is no Ray cluster at '{address}': {error}. Give the address of one, 'auto' or 'local'."
+        ) from error
     return ray
 
 
@@ -188,8 +202,9 @@ def _ray_task(job: Job, model: str) -> tuple[Outcome, dict[str, bytes]]:
             return Outcome(job.name, False, str(error)), {}
         outcome = run_job(replace(job, folder=folder), vlm, False, lambda _: None, lambda: False)
         del vlm
-        return outcome, {str(path.relative_to(folder)): path.read_bytes()
-                         for path in folder.rglob('*') if path.is_file()}
+        return outcome, {
+            str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob('*') if path.is_file()
+        }
 
 
 def _fetched(ray, reference, job, progress) -> Outcome:

@@ -25,8 +25,10 @@ class Journal:
         kept = read_rows(self._path) if resume else []
         if kept and kept[0] != settings:
             other = sorted(key for key in settings if kept[0].get(key) != settings[key])
-            raise JournalError(f"'{self._path}' is of a run with another {', '.join(other)}; --resume goes on only "
-                               'with the same. Give another --out, or leave --resume out to start anew.')
+            raise JournalError(
+                f"'{self._path}' is of a run with another {', '.join(other)}; --resume goes on only "
+                'with the same. Give another --out, or leave --resume out to start anew.'
+            )
         self.is_complete = bool(kept) and kept[-1]['row'] == 'bag'
         self._known = {_key(row, row['arm']): row for row in kept if row['row'] == 'answer'}
         self._file = None

@@ -17,10 +17,26 @@ SESSIONS = 1, 2, 5, 10, 50  # questions on one picture
 WHOLE = 'frame', 'full'  # levels that compute the whole picture
 STAGES = 'change_ms', 'vision_ms', 'prefill_ms', 'decode_ms', 'other_ms'
 # Upper ends of the classes of how old a kept state's picture is when it is asked, seconds.
-AGES = ((0.0, 'the newest picture'), (1.0, 'up to 1 s older'), (3.0, '1 to 3 s older'), (10.0, '3 to 10 s older'),
-        (float('inf'), 'more than 10 s older'))
-PAIR_COUNTS = ('pairs', 'drifted', 'choice_pairs', 'choice_drifted', 'text_pairs', 'text_drifted', 'judged_pairs',
-               'lost', 'gained', 'same_pictures', 'same_pictures_drifted')
+AGES = (
+    (0.0, 'the newest picture'),
+    (1.0, 'up to 1 s older'),
+    (3.0, '1 to 3 s older'),
+    (10.0, '3 to 10 s older'),
+    (float('inf'), 'more than 10 s older'),
+)
+PAIR_COUNTS = (
+    'pairs',
+    'drifted',
+    'choice_pairs',
+    'choice_drifted',
+    'text_pairs',
+    'text_drifted',
+    'judged_pairs',
+    'lost',
+    'gained',
+    'same_pictures',
+    'same_pictures_drifted',
+)
 
 
 class Rows:
@@ -55,13 +71,20 @@ class Rows:
 
 # --- counts -----------------------------------------------------------------------------------------------------------
 
+
 def count(rows: Rows) -> dict[str, dict]:
     """Additive counts of each arm: runs over other bags can be added to them."""
-    return {arm: _answer_counts(rows.of[arm].values()) | _pair_counts(rows.pairs(arm))
-            | {'against_cached': _pair_counts(rows.pairs(arm, 'cold-cached')) if _is_checked(rows, arm) else None,
-               'by_kind': _grouped(rows.pairs(arm), lambda question, *_: question['kind']),
-               'by_age': _grouped(rows.pairs(arm), lambda question, row, _: age_class(question, row)),
-               'looks': _look_counts(rows.looks(arm), rows.of[arm].values())} for arm in rows.arms}
+    return {
+        arm: _answer_counts(rows.of[arm].values())
+        | _pair_counts(rows.pairs(arm))
+        | {
+            'against_cached': _pair_counts(rows.pairs(arm, 'cold-cached')) if _is_checked(rows, arm) else None,
+            'by_kind': _grouped(rows.pairs(arm), lambda question, *_: question['kind']),
+            'by_age': _grouped(rows.pairs(arm), lambda question, row, _: age_class(question, row)),
+            'looks': _look_counts(rows.looks(arm), rows.of[arm].values()),
+        }
+        for arm in rows.arms
+    }
 
 
 def age_class(question: dict, row: dict) -> str:
@@ -76,13 +99,27 @@ def _is_checked(rows, arm):
 
 def _answer_counts(answers) -> dict:
     answers = list(answers)
-    counts = {name: sum(row[name] for row in answers) for name in (
-        'escalated', 'parse_failure', 'degenerate', 'cut', 'tokens_reused', 'tokens_prefilled', 'tokens_generated')}
+    counts = {
+        name: sum(row[name] for row in answers)
+        for name in (
+            'escalated',
+            'parse_failure',
+            'degenerate',
+            'cut',
+            'tokens_reused',
+            'tokens_prefilled',
+            'tokens_generated',
+        )
+    }
     told = [row['visual_tokens_computed'] for row in answers]
-    return {'asked': len(answers), 'statuses': dict(sorted(Counter(row['status'] for row in answers).items())),
-            'judged': sum(row['right'] is not None for row in answers),
-            'right': sum(row['right'] is True for row in answers), **counts,
-            'visual_tokens_computed': None if None in told else sum(told)}
+    return {
+        'asked': len(answers),
+        'statuses': dict(sorted(Counter(row['status'] for row in answers).items())),
+        'judged': sum(row['right'] is not None for row in answers),
+        'right': sum(row['right'] is True for row in answers),
+        **counts,
+        'visual_tokens_computed': None if None in told else sum(told),
+    }
 
 
 def _pair_counts(pairs) -> dict:
@@ -92,8 +129,13 @@ def _pair_counts(pairs) -> dict:
         drifted, kind = differs(row, reference), 'choice' if reference['choice'] >= 0 else 'text'
         counts.update({'pairs': 1, 'drifted': drifted, f'{kind}_pairs': 1, f'{kind}_drifted': drifted})
         if row['right'] is not None and reference['right'] is not None:
-            counts.update({'judged_pairs': 1, 'lost': reference['right'] and not row['right'],
-                           'gained': row['right'] and not reference['right']})
+            counts.update(
+                {
+                    'judged_pairs': 1,
+                    'lost': reference['right'] and not row['right'],
+                    'gained': row['right'] and not reference['right'],
+                }
+            )
         # An arm that does not tell what it computed does not know which picture it answers from either.
         if row['visual_tokens_computed'] is not None and row['pictures_s'] == reference['pictures_s']:
             counts.update({'same_pictures': 1, 'same_pictures_drifted': drifted})
@@ -114,41 +156,62 @@ def _look_counts(looks, answers) -> dict | None:
     first = {(row['bag'], row['camera'], row['picture_s']): row for row in reversed(looks)}.values()
     paid = sum(row['visual_tokens_refreshed'] for row in looks)
     paid += sum(row['visual_tokens_computed'] or 0 for row in answers)
-    return {'pictures': len(first), 'levels': dict(sorted(Counter(row['level'] for row in first).items())),
-            'visual_tokens': sum(row['visual_tokens'] for row in first), 'visual_tokens_refreshed': paid,
-            'visual_tokens_deferred': sum(row['visual_tokens_deferred'] for row in first),
-            'held_bytes_most': max(row['held_bytes'] for row in looks)}
+    return {
+        'pictures': len(first),
+        'levels': dict(sorted(Counter(row['level'] for row in first).items())),
+        'visual_tokens': sum(row['visual_tokens'] for row in first),
+        'visual_tokens_refreshed': paid,
+        'visual_tokens_deferred': sum(row['visual_tokens_deferred'] for row in first),
+        'held_bytes_most': max(row['held_bytes'] for row in looks),
+    }
 
 
 # --- ratios -----------------------------------------------------------------------------------------------------------
 
+
 def derive(rows: Rows, counts: dict[str, dict]) -> dict[str, dict]:
     """Ratios of the counts; None where there is nothing to divide by."""
-    return {arm: _ratios(arm_counts) | {
-        'against_cached': arm_counts['against_cached'] and _drift(arm_counts['against_cached']),
-        'largest_score_difference': _largest_score_difference(rows.pairs(arm))} for arm, arm_counts in counts.items()}
+    return {
+        arm: _ratios(arm_counts)
+        | {
+            'against_cached': arm_counts['against_cached'] and _drift(arm_counts['against_cached']),
+            'largest_score_difference': _largest_score_difference(rows.pairs(arm)),
+        }
+        for arm, arm_counts in counts.items()
+    }
 
 
 def _ratios(counts) -> dict:
     looks = counts['looks'] or {'visual_tokens': 0, 'visual_tokens_refreshed': 0, 'pictures': 0}
     paid = _share(looks['visual_tokens_refreshed'], looks['visual_tokens'])
-    return {**_drift(counts), 'right': _share(counts['right'], counts['judged']), 'paid': paid,
-            # Published: 1 + (N - 1)(1 - r_reuse), how many pictures' worth was computed of N.
-            'effective_pictures': None if paid is None else round(1 + (looks['pictures'] - 1) * paid, 6)}
+    return {
+        **_drift(counts),
+        'right': _share(counts['right'], counts['judged']),
+        'paid': paid,
+        # Published: 1 + (N - 1)(1 - r_reuse), how many pictures' worth was computed of N.
+        'effective_pictures': None if paid is None else round(1 + (looks['pictures'] - 1) * paid, 6),
+    }
 
 
 def _drift(counts) -> dict:
     ratios = {}
-    for name, drifted, of in (('drift', 'drifted', 'pairs'), ('choice_drift', 'choice_drifted', 'choice_pairs'),
-                              ('text_drift', 'text_drifted', 'text_pairs'),
-                              ('same_pictures_drift', 'same_pictures_drifted', 'same_pictures')):
+    for name, drifted, of in (
+        ('drift', 'drifted', 'pairs'),
+        ('choice_drift', 'choice_drifted', 'choice_pairs'),
+        ('text_drift', 'text_drifted', 'text_pairs'),
+        ('same_pictures_drift', 'same_pictures_drifted', 'same_pictures'),
+    ):
         low, high = share_bounds(counts[drifted], counts[of])
         ratios[name] = {'share': _share(counts[drifted], counts[of]), 'low': low, 'high': high, 'n': counts[of]}
     changed = counts['lost'] + counts['gained']
     low, high = share_bounds(changed, counts['judged_pairs'])
     ratios['correctness_drift'] = {
-        'share': _share(changed, counts['judged_pairs']), 'low': low, 'high': high, 'n': counts['judged_pairs'],
-        'mcnemar_p': mcnemar_p(counts['lost'], counts['gained'])}
+        'share': _share(changed, counts['judged_pairs']),
+        'low': low,
+        'high': high,
+        'n': counts['judged_pairs'],
+        'mcnemar_p': mcnemar_p(counts['lost'], counts['gained']),
+    }
     return ratios
 
 
@@ -158,13 +221,18 @@ def _share(part, total):
 
 def _largest_score_difference(pairs):
     """Of any choice's probability, where both arms had the same pictures; None without such a pair."""
-    differences = [abs(np.subtract(row['choice_scores'], reference['choice_scores'])).max()
-                   for _, row, reference in pairs if row['pictures_s'] == reference['pictures_s']
-                   and reference['choice_scores'] and len(row['choice_scores']) == len(reference['choice_scores'])]
+    differences = [
+        abs(np.subtract(row['choice_scores'], reference['choice_scores'])).max()
+        for _, row, reference in pairs
+        if row['pictures_s'] == reference['pictures_s']
+        and reference['choice_scores']
+        and len(row['choice_scores']) == len(reference['choice_scores'])
+    ]
     return round(float(max(differences)), 6) if differences else None
 
 
 # --- times ------------------------------------------------------------------------------------------------------------
+
 
 def time(rows: Rows) -> dict[str, dict]:
     """Latency of each arm with what it is compared with, stage by stage, and sessions of several questions."""
@@ -179,12 +247,21 @@ def _arm_times(rows, arm) -> dict:
         return {'pairs': 0}
     low, high = ratio_bounds(cold, own)
     keep_up_ms = sum(sum(row['times'][stage] for stage in STAGES[:3]) for row in rows.looks(arm))
-    times = {'pairs': len(own), 'median_ms': median(own), 'p95_ms': float(np.percentile(own, 95)),
-             'cold_median_ms': median(cold), 'speedup': median(cold) / median(own), 'speedup_low': low,
-             'speedup_high': high, 'answers_ms': sum(own), 'keep_up_ms': keep_up_ms, 'cold_answers_ms': sum(cold),
-             'whole_speedup': sum(cold) / (sum(own) + keep_up_ms),
-             'stages_median_ms': {stage: median(row['times'][stage] for _, row, _ in pairs) for stage in STAGES},
-             'stages_ms': {stage: sum(row['times'][stage] for _, row, _ in pairs) for stage in STAGES}}
+    times = {
+        'pairs': len(own),
+        'median_ms': median(own),
+        'p95_ms': float(np.percentile(own, 95)),
+        'cold_median_ms': median(cold),
+        'speedup': median(cold) / median(own),
+        'speedup_low': low,
+        'speedup_high': high,
+        'answers_ms': sum(own),
+        'keep_up_ms': keep_up_ms,
+        'cold_answers_ms': sum(cold),
+        'whole_speedup': sum(cold) / (sum(own) + keep_up_ms),
+        'stages_median_ms': {stage: median(row['times'][stage] for _, row, _ in pairs) for stage in STAGES},
+        'stages_ms': {stage: sum(row['times'][stage] for _, row, _ in pairs) for stage in STAGES},
+    }
     return times | {'ceiling': _ceiling(pairs), 'sessions': _sessions(rows, arm, times)}
 
 
@@ -205,20 +282,29 @@ def _ceiling(pairs) -> dict | None:
         predicted += stage['decode_ms'] * (row['tokens_generated'] / reference['tokens_generated'] if both else 1.0)
     cold = sum(reference['times']['total_ms'] for *_, reference in pairs)
     own = sum(row['times']['total_ms'] for _, row, _ in pairs)
-    return {'predicted_ms': predicted, 'measured_ms': own, 'residual_ms': own - predicted,
-            'predicted_speedup': cold / predicted if predicted > 0 else None, 'measured_speedup': cold / own}
+    return {
+        'predicted_ms': predicted,
+        'measured_ms': own,
+        'residual_ms': own - predicted,
+        'predicted_speedup': cold / predicted if predicted > 0 else None,
+        'measured_speedup': cold / own,
+    }
 
 
 def _sessions(rows, arm, times) -> list[dict]:
     """Setup-inclusive: n questions on one picture that is new, from medians; setup is a whole picture's refresh."""
-    setups = [sum(row['times'][stage] for stage in STAGES[:3]) for row in rows.looks(arm)
-              if row['level'] in WHOLE]
+    setups = [sum(row['times'][stage] for stage in STAGES[:3]) for row in rows.looks(arm) if row['level'] in WHOLE]
     if not setups:
         return []
     setup_ms = median(setups)
-    return [{'questions': number, 'setup_ms': setup_ms,
-             'speedup': number * times['cold_median_ms'] / (setup_ms + number * times['median_ms'])}
-            for number in SESSIONS]
+    return [
+        {
+            'questions': number,
+            'setup_ms': setup_ms,
+            'speedup': number * times['cold_median_ms'] / (setup_ms + number * times['median_ms']),
+        }
+        for number in SESSIONS
+    ]
 
 
 def _key(row):

@@ -9,33 +9,58 @@ from collections.abc import Callable
 from itertools import groupby
 from operator import itemgetter
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
-import numpy as np
 
 from vlm_reuse_node.replay.arms import POLICY, REFERENCE
 from vlm_reuse_node.replay.bounds import share_bounds
-from vlm_reuse_node.replay.metrics import AGES, Rows, SESSIONS, STAGES
+from vlm_reuse_node.replay.metrics import AGES, SESSIONS, STAGES, Rows
 
 WIDTH = 5.0
 MOST_COLUMNS = 1000  # over time; more cannot be told apart, and make the page large
 INK, SOFT, LINE = '#010101', '#020202', '#030303'
 PAID, REUSED, CHANGED, THIRD, OTHER = '#040404', '#050505', '#060606', '#070707', '#080808'
-_VARIABLES = {INK: 'ink', SOFT: 'soft', LINE: 'line', PAID: 'paid', REUSED: 'reused', CHANGED: 'changed',
-              THIRD: 'third', OTHER: 'other'}
+_VARIABLES = {
+    INK: 'ink',
+    SOFT: 'soft',
+    LINE: 'line',
+    PAID: 'paid',
+    REUSED: 'reused',
+    CHANGED: 'changed',
+    THIRD: 'third',
+    OTHER: 'other',
+}
 STAGE_COLOURS = dict(zip(STAGES, (OTHER, PAID, REUSED, THIRD, LINE)))
 LEVEL_COLOURS = {'reuse': LINE, 'patch': THIRD, 'frame': PAID, 'full': CHANGED}
 _STYLE = {
-    'svg.fonttype': 'none', 'svg.hashsalt': 'replay', 'font.family': 'sans-serif', 'font.size': 11.5,
-    'text.color': INK, 'axes.edgecolor': LINE, 'axes.labelcolor': SOFT, 'xtick.color': SOFT, 'ytick.color': SOFT,
-    'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'grid.color': LINE, 'grid.linewidth': 0.6,
-    'axes.axisbelow': True, 'legend.frameon': False, 'legend.fontsize': 10.5, 'axes.titlesize': 11.5,
-    'axes.titlelocation': 'left', 'axes.titlecolor': SOFT}
+    'svg.fonttype': 'none',
+    'svg.hashsalt': 'replay',
+    'font.family': 'sans-serif',
+    'font.size': 11.5,
+    'text.color': INK,
+    'axes.edgecolor': LINE,
+    'axes.labelcolor': SOFT,
+    'xtick.color': SOFT,
+    'ytick.color': SOFT,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.grid': True,
+    'grid.color': LINE,
+    'grid.linewidth': 0.6,
+    'axes.axisbelow': True,
+    'legend.frameon': False,
+    'legend.fontsize': 10.5,
+    'axes.titlesize': 11.5,
+    'axes.titlelocation': 'left',
+    'axes.titlecolor': SOFT,
+}
 
 
 def latency(times: dict[str, list[float]]) -> str:
     """Every answer's time as a dot, an arm a row; the median as a line. times: milliseconds by arm."""
+
     def draw(figure):
         axes = figure.add_subplot()
         for row, values in enumerate(times.values()):
@@ -47,6 +72,7 @@ def latency(times: dict[str, list[float]]) -> str:
         axes.invert_yaxis()
         _plain_numbers(axes.xaxis)
         axes.set_xlabel('milliseconds, whole answer; orange: median')
+
     return _svg('latency', draw, 0.9 + 0.32 * len(times))
 
 
@@ -74,9 +100,11 @@ def over_time(rows: Rows, bag: str, camera: str) -> str:
         middle.scatter(asked, np.zeros(len(asked)), marker='|', s=40, color=INK, linewidths=0.8)
         middle.set_ylim(bottom=0)
         middle.set_ylabel('s')
-        middle.set_title('blue: since anything was computed; red: since every\n'
-                         'cell was seen unchanged; marks: questions')
+        middle.set_title(
+            'blue: since anything was computed; red: since every\ncell was seen unchanged; marks: questions'
+        )
         _draw_band(band, seconds, [row['level'] for row in looks])
+
     return _svg(f'time-{_plain(bag)}-{_plain(camera)}', draw, 4.6)
 
 
@@ -98,8 +126,9 @@ def _draw_band(axes, seconds, levels):
         pieces[level].append((group[0][1], group[-1][2] - group[0][1]))
     for level, spans in pieces.items():
         if spans:
-            axes.broken_barh(spans, (0, 1), color=LEVEL_COLOURS[level], linewidth=0,
-                             label=f'{level} {levels.count(level)}')
+            axes.broken_barh(
+                spans, (0, 1), color=LEVEL_COLOURS[level], linewidth=0, label=f'{level} {levels.count(level)}'
+            )
     axes.set_yticks([])
     axes.grid(visible=False)
     axes.set_xlabel('seconds from the first picture')
@@ -111,6 +140,7 @@ def drift(groups: dict[str, dict[str, dict]], name: str, order: list[str]) -> st
 
     groups: counts of pairs by arm and group.
     """
+
     def draw(figure):
         axes = figure.add_subplot()
         colours = (PAID, REUSED, CHANGED, THIRD, OTHER)
@@ -125,14 +155,17 @@ def drift(groups: dict[str, dict[str, dict]], name: str, order: list[str]) -> st
                 axes.plot([100 * low, 100 * high], [at, at], color=colour, linewidth=1.5)
                 axes.scatter([100 * each['drifted'] / each['pairs']], [at], color=colour, s=28, label=label, zorder=3)
                 label = None
-        totals = [max((counts.get(group, {}).get('pairs', 0) for counts in groups.values()), default=0)
-                  for group in order]
-        axes.set_yticks(range(len(order)), [f'{group}\n(n ≤ {total})' for group, total in zip(order, totals)],
-                        parse_math=False)  # types are the user's words
+        totals = [
+            max((counts.get(group, {}).get('pairs', 0) for counts in groups.values()), default=0) for group in order
+        ]
+        axes.set_yticks(
+            range(len(order)), [f'{group}\n(n ≤ {total})' for group, total in zip(order, totals)], parse_math=False
+        )  # types are the user's words
         axes.invert_yaxis()
         axes.set_xlim(-2, 102)
         axes.set_xlabel('% of answers that drifted, 95 % interval')
         axes.legend(loc='lower center', bbox_to_anchor=(0.35, 1.0), ncols=3, columnspacing=1.0)
+
     return _svg(f'drift-{name}', draw, 1.5 + (0.14 * len(groups) + 0.24) * len(order))
 
 
@@ -143,34 +176,54 @@ def ages_order() -> list[str]:
 
 def stages(times: dict[str, dict]) -> str:
     """Median time of each stage, stacked, an arm a row; a mark where the whole answer is predicted."""
+
     def draw(figure):
         axes = figure.add_subplot()
         left = np.zeros(len(times))
         for stage in STAGES:
             widths = np.array([max(0.0, each['stages_ms'][stage] / each['pairs']) for each in times.values()])
-            axes.barh(range(len(times)), widths, left=left, height=0.6, color=STAGE_COLOURS[stage],
-                      label=stage.removesuffix('_ms'))
+            axes.barh(
+                range(len(times)),
+                widths,
+                left=left,
+                height=0.6,
+                color=STAGE_COLOURS[stage],
+                label=stage.removesuffix('_ms'),
+            )
             left += widths
         for row, each in enumerate(times.values()):
             if each['ceiling']:
-                axes.plot([each['ceiling']['predicted_ms'] / each['pairs']] * 2, [row - 0.42, row + 0.42], color=INK,
-                          linewidth=2, label='predicted' if row == 0 else None)
+                axes.plot(
+                    [each['ceiling']['predicted_ms'] / each['pairs']] * 2,
+                    [row - 0.42, row + 0.42],
+                    color=INK,
+                    linewidth=2,
+                    label='predicted' if row == 0 else None,
+                )
         axes.set_yticks(range(len(times)), list(times))
         axes.invert_yaxis()
         axes.set_xlabel('milliseconds an answer, mean')
         axes.legend(ncols=3, loc='lower center', bbox_to_anchor=(0.4, 1.0), handlelength=1, columnspacing=1.0)
+
     return _svg('stages', draw, 1.4 + 0.34 * len(times))
 
 
 def sessions(times: dict[str, dict]) -> str:
     """Setup-inclusive speedup over the number of questions on one picture."""
+
     def draw(figure):
         axes = figure.add_subplot()
         for (arm, each), colour in zip(times.items(), (PAID, REUSED, THIRD, OTHER)):
             speedups = [session['speedup'] for session in each['sessions']]
             axes.plot(SESSIONS, speedups, marker='o', markersize=5, color=colour, label=arm)
-            axes.annotate(f'{speedups[-1]:.1f} ×', (SESSIONS[-1], speedups[-1]), textcoords='offset points',
-                          xytext=(-4, 6), ha='right', color=INK)
+            axes.annotate(
+                f'{speedups[-1]:.1f} ×',
+                (SESSIONS[-1], speedups[-1]),
+                textcoords='offset points',
+                xytext=(-4, 6),
+                ha='right',
+                color=INK,
+            )
         axes.axhline(1, color=INK, linewidth=0.8, linestyle='--')
         axes.set_xscale('log')
         axes.set_xticks(SESSIONS, [str(number) for number in SESSIONS])
@@ -179,6 +232,7 @@ def sessions(times: dict[str, dict]) -> str:
         axes.set_xlabel('questions on one picture, its computation included')
         axes.set_ylabel('times as fast as cold')
         axes.legend(loc='upper left')
+
     return _svg('sessions', draw, 3.0)
 
 
@@ -198,6 +252,7 @@ def memory(rows: Rows) -> str:
         for axes, values in ((top, held), (bottom, process)):
             axes.set_ylim(0, 1.15 * max(values))
             axes.set_ylabel('MB')
+
     return _svg('memory', draw, 3.4)
 
 
@@ -212,6 +267,7 @@ def with_sessions(times: dict[str, dict]) -> dict[str, dict]:
 
 
 # --- from matplotlib to the page --------------------------------------------------------------------------------------
+
 
 def _svg(name: str, draw: Callable[[Figure], None], height: float) -> str:
     """Draw on a figure of the page's width; returns the <svg> element."""
@@ -228,7 +284,7 @@ def _svg(name: str, draw: Callable[[Figure], None], height: float) -> str:
 
 def _inline(svg: str, name: str) -> str:
     """The element alone: colours from the page, names that no other plot on it has, no fixed size."""
-    svg = svg[svg.index('<svg'):]
+    svg = svg[svg.index('<svg') :]
     svg = re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.S)
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, f'var(--{variable})')

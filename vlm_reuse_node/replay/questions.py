@@ -13,14 +13,27 @@ import yaml
 
 from vlm_reuse_node.demo.sidecar import Truth
 from vlm_reuse_node.errors import VlmReuseError
-from vlm_reuse_node.frame import Frame
 from vlm_reuse_node.replay.salvage import one_line
+from vlm_reuse_node.scene.frame import Frame
 
 GENERAL = Path(__file__).with_name('general_questions.yaml')
 GRID = 16, 12
 OUTER = ' .,;:!?"\''
-_KEYS = {'question', 'choices', 'at_s', 'every_s', 'from_s', 'to_s', 'on_change', 'kind', 'tags', 'expected', 'answers',
-         'camera', 'max_tokens'}
+_KEYS = {
+    'question',
+    'choices',
+    'at_s',
+    'every_s',
+    'from_s',
+    'to_s',
+    'on_change',
+    'kind',
+    'tags',
+    'expected',
+    'answers',
+    'camera',
+    'max_tokens',
+}
 _CHANGE_KEYS = {'share', 'threshold', 'settle_s', 'pause_s'}
 
 
@@ -120,8 +133,11 @@ class _Change:
             return False
         if self._share(last, grid) > 0:
             self._moved_s = time_s
-        if (time_s - self._moved_s < rule.settle_s or time_s - self._asked_s < rule.pause_s
-                or self._share(self._asked, grid) < rule.share):
+        if (
+            time_s - self._moved_s < rule.settle_s
+            or time_s - self._asked_s < rule.pause_s
+            or self._share(self._asked, grid) < rule.share
+        ):
             return False
         self._asked_s, self._asked = time_s, grid
         return True
@@ -132,6 +148,7 @@ class _Change:
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
+
 def read_questions(path: Path | None, cameras: tuple[str, ...]) -> tuple[Item, ...]:
     """Read a questions file; None: the general set.
 
@@ -141,17 +158,23 @@ def read_questions(path: Path | None, cameras: tuple[str, ...]) -> tuple[Item, .
     try:
         content = yaml.safe_load(path.read_text(encoding='utf-8'))
     except (OSError, ValueError, yaml.YAMLError) as err:
-        raise QuestionsError(f"The questions file '{path}' cannot be read: {one_line(err)} Expected YAML with a list "
-                             'named questions.') from err
+        raise QuestionsError(
+            f"The questions file '{path}' cannot be read: {one_line(err)} Expected YAML with a list named questions."
+        ) from err
     entries = content.get('questions') if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
-        raise QuestionsError(f"The questions file '{path}' has no questions; expected a list of that name with at "
-                             'least one entry.')
-    items = tuple(_item(f"Question {number} in '{path}'", entry, content.get('camera', ''))
-                  for number, entry in enumerate(entries, start=1))
+        raise QuestionsError(
+            f"The questions file '{path}' has no questions; expected a list of that name with at least one entry."
+        )
+    items = tuple(
+        _item(f"Question {number} in '{path}'", entry, content.get('camera', ''))
+        for number, entry in enumerate(entries, start=1)
+    )
     if unknown := sorted({item.camera for item in items} - {'', *cameras}):
-        raise QuestionsError(f"The questions file '{path}' asks the camera {', '.join(unknown)}; the bag is replayed "
-                             f"with {', '.join(cameras)}. Name its topic with --topic, or leave camera out.")
+        raise QuestionsError(
+            f"The questions file '{path}' asks the camera {', '.join(unknown)}; the bag is replayed "
+            f'with {", ".join(cameras)}. Name its topic with --topic, or leave camera out.'
+        )
     return items
 
 
@@ -159,23 +182,32 @@ def _item(where: str, entry: dict, camera: str) -> Item:
     if not isinstance(entry, dict) or not isinstance(entry.get('question'), str) or not entry['question'].strip():
         raise QuestionsError(f'{where} has no text; expected an entry with question and when to ask it.')
     if unknown := sorted(set(entry) - _KEYS, key=str):
-        raise QuestionsError(f"{where} has {', '.join(map(str, unknown))}; known are {', '.join(sorted(_KEYS))}.")
+        raise QuestionsError(f'{where} has {", ".join(map(str, unknown))}; known are {", ".join(sorted(_KEYS))}.')
     when = [key for key in ('at_s', 'every_s', 'on_change') if _is_given(entry.get(key))]
     if len(when) != 1:
-        raise QuestionsError(f"{where} has {' and '.join(when) or 'no time to ask it'}; expected one of at_s (seconds, "
-                             'or a list of them), every_s (seconds) or on_change (true).')
+        raise QuestionsError(
+            f'{where} has {" and ".join(when) or "no time to ask it"}; expected one of at_s (seconds, '
+            'or a list of them), every_s (seconds) or on_change (true).'
+        )
     if when == ['every_s'] and entry['every_s'] == 0:
         raise QuestionsError(f'{where} has every_s 0; expected more than 0 seconds.')
     given = entry.get('at_s')
     times = given if isinstance(given, list) else [] if given is None else [given]
     item = Item(
-        entry['question'], _texts(where, entry, 'choices'), tuple(_number(where, 'at_s', time) for time in times),
-        _number(where, 'every_s', entry.get('every_s', 0)), _number(where, 'from_s', entry.get('from_s', 0)),
-        _number(where, 'to_s', entry.get('to_s', math.inf)), _on_change(where, entry.get('on_change')),
-        (*_texts(where, entry, 'kind'), *_texts(where, entry, 'tags')), _truths(where, entry),
-        str(entry.get('camera', camera) or ''), int(_number(where, 'max_tokens', entry.get('max_tokens', 0))))
+        entry['question'],
+        _texts(where, entry, 'choices'),
+        tuple(_number(where, 'at_s', time) for time in times),
+        _number(where, 'every_s', entry.get('every_s', 0)),
+        _number(where, 'from_s', entry.get('from_s', 0)),
+        _number(where, 'to_s', entry.get('to_s', math.inf)),
+        _on_change(where, entry.get('on_change')),
+        (*_texts(where, entry, 'kind'), *_texts(where, entry, 'tags')),
+        _truths(where, entry),
+        str(entry.get('camera', camera) or ''),
+        int(_number(where, 'max_tokens', entry.get('max_tokens', 0))),
+    )
     if item.choices and (strange := sorted({truth.answer for truth in item.truths} - set(item.choices))):
-        raise QuestionsError(f"{where} expects {', '.join(strange)}, which is none of its choices.")
+        raise QuestionsError(f'{where} expects {", ".join(strange)}, which is none of its choices.')
     return item
 
 
@@ -190,8 +222,9 @@ def _texts(where, entry, key) -> tuple[str, ...]:
     values = [] if value in (None, '') else value if isinstance(value, list) else [value]
     for each in values:
         if isinstance(each, bool):
-            raise QuestionsError(f'{where} has {each} in {key}: YAML reads yes, no, on and off as that. Put it in '
-                                 'quotes.')
+            raise QuestionsError(
+                f'{where} has {each} in {key}: YAML reads yes, no, on and off as that. Put it in quotes.'
+            )
         if not isinstance(each, (str, int, float)) or not str(each).strip():
             raise QuestionsError(f'{where} has {each!r} in {key}; expected texts.')
     return tuple(str(each) for each in values)
@@ -210,26 +243,26 @@ def _on_change(where, value) -> OnChange | None:
     if value is True:
         return OnChange()
     if not isinstance(value, dict) or set(value) - _CHANGE_KEYS:
-        raise QuestionsError(f"{where} has on_change {value!r}; expected true, or some of {', '.join(_CHANGE_KEYS)}.")
+        raise QuestionsError(f'{where} has on_change {value!r}; expected true, or some of {", ".join(_CHANGE_KEYS)}.')
     return OnChange(**{key: _number(where, key, number) for key, number in value.items()})
 
 
 def _truths(where, entry) -> tuple[Truth, ...]:
     """The true answers over time: `expected` all the time, or `answers` with spans."""
-    if (expected := _texts(where, entry, 'expected')):
+    if expected := _texts(where, entry, 'expected'):
         return (Truth(-math.inf, math.inf, expected[0]),) if len(expected) == 1 else _several(where)
     spans = entry.get('answers') or []
     try:
         said = [_texts(where, span, 'answer') for span in spans]
-        return tuple(Truth(float(span['from_s']), float(span['to_s']), text)
-                     for span, (text,) in zip(spans, said))
+        return tuple(Truth(float(span['from_s']), float(span['to_s']), text) for span, (text,) in zip(spans, said))
     except (AttributeError, KeyError, TypeError, ValueError) as err:
         raise QuestionsError(f'{where} has answers {spans!r}; expected a list of from_s, to_s and answer.') from err
 
 
 def _several(where):
-    raise QuestionsError(f'{where} has several texts in expected; expected one, or answers with from_s, to_s and '
-                         'answer.')
+    raise QuestionsError(
+        f'{where} has several texts in expected; expected one, or answers with from_s, to_s and answer.'
+    )
 
 
 def truth_at(item: Item, picture_s: float) -> str | None:
@@ -247,8 +280,11 @@ def is_degenerate(text: str) -> bool:
     words = text.lower().split()
     if not words:
         return True
-    return any(words[start:start + size] * 4 == words[start:start + 4 * size]
-               for size in range(1, 5) for start in range(len(words) - 4 * size + 1))
+    return any(
+        words[start : start + size] * 4 == words[start : start + 4 * size]
+        for size in range(1, 5)
+        for start in range(len(words) - 4 * size + 1)
+    )
 
 
 def kind_of(item: Item) -> str:

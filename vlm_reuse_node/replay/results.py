@@ -1,12 +1,12 @@
 """results.json: the rows of all bags, what they add up to, and under `times` what differs from run to run."""
 
+import json
+import os
+import platform
 from datetime import datetime, timezone
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-import json
-import os
 from pathlib import Path
-import platform
 
 import jsonschema
 
@@ -36,24 +36,38 @@ def collect(folders: dict[str, Path], failed: dict[str, str], complete: bool) ->
     kept = {name: read_rows(folder / NAME) for name, folder in folders.items()}
     rows = metrics.Rows({'bag': name, **row} for name, bag_rows in kept.items() for row in bag_rows[1:])
     if not rows.answers:
-        why = ' '.join(failed.values()) or ('No question was due while there were pictures; look at the times in the '
-                                            'questions file, --start and --duration.')
+        why = ' '.join(failed.values()) or (
+            'No question was due while there were pictures; look at the times in the '
+            'questions file, --start and --duration.'
+        )
         raise ResultsError(f'Nothing was answered. {why}')
     counts = metrics.count(rows)
     return {
-        'format': FORMAT, 'complete': complete,
-        'settings': _settings(kept), 'arms': {name: _about(name) for name in rows.arms},
-        'problems': [*(f"Bag '{name}': {why}" for name, why in failed.items()),
-                     *(f"Bag '{bag['bag']}': {each}" for bag in rows.bags for each in bag['damage'])],
-        'counts': counts, 'ratios': metrics.derive(rows, counts), 'comparison': None,
-        'bags': rows.bags, 'questions': rows.questions, 'answers': rows.answers, 'pictures': rows.pictures,
-        'times': {'arms': metrics.time(rows)}}
+        'format': FORMAT,
+        'complete': complete,
+        'settings': _settings(kept),
+        'arms': {name: _about(name) for name in rows.arms},
+        'problems': [
+            *(f"Bag '{name}': {why}" for name, why in failed.items()),
+            *(f"Bag '{bag['bag']}': {each}" for bag in rows.bags for each in bag['damage']),
+        ],
+        'counts': counts,
+        'ratios': metrics.derive(rows, counts),
+        'comparison': None,
+        'bags': rows.bags,
+        'questions': rows.questions,
+        'answers': rows.answers,
+        'pictures': rows.pictures,
+        'times': {'arms': metrics.time(rows)},
+    }
 
 
 def environment() -> dict[str, str]:
     """When and on what kind of machine; nothing that names the machine."""
-    return {'made': datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC'),
-            'machine': f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores'}
+    return {
+        'made': datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC'),
+        'machine': f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores',
+    }
 
 
 def write(results: dict, path: Path) -> None:
@@ -76,8 +90,10 @@ def check(results: dict, name: str) -> None:
     """Raise ResultsError that names the first place where results do not follow results.schema.json."""
     error = jsonschema.exceptions.best_match(_validator().iter_errors(results))
     if error:
-        raise ResultsError(f"'{name}' does not follow results.schema.json at {error.json_path}: {error.message[:200]}. "
-                           'Write it anew with this version of the replay.')
+        raise ResultsError(
+            f"'{name}' does not follow results.schema.json at {error.json_path}: {error.message[:200]}. "
+            'Write it anew with this version of the replay.'
+        )
 
 
 def without_times(value):
@@ -96,8 +112,10 @@ def _settings(kept: dict[str, list[dict]]) -> dict:
     """What all bags have in common, and each bag's questions."""
     first = next(rows[0] for rows in kept.values() if rows)
     common = {key: value for key, value in first.items() if key not in (*_OF_A_BAG, 'row')}
-    return common | {'questions': {name: rows[0]['questions'] for name, rows in kept.items() if rows},
-                     'versions': _versions()}
+    return common | {
+        'questions': {name: rows[0]['questions'] for name, rows in kept.items() if rows},
+        'versions': _versions(),
+    }
 
 
 def _versions() -> dict[str, str]:

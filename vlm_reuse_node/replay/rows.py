@@ -8,9 +8,10 @@ import resource
 import sys
 from collections.abc import Iterable
 
-from vlm_reuse_node.budget import Refresh, Status
 from vlm_reuse_node.replay.arms import Reply
 from vlm_reuse_node.replay.questions import Due, is_degenerate, kind_of, plain, truth_at
+from vlm_reuse_node.scene.refresh import Refresh
+from vlm_reuse_node.session.answer import Status
 
 _MB = 1e6 if sys.platform == 'darwin' else 1e3  # what ru_maxrss counts in, bytes or kilobytes
 
@@ -18,9 +19,19 @@ _MB = 1e6 if sys.platform == 'darwin' else 1e3  # what ru_maxrss counts in, byte
 def question_row(number: int, due: Due, camera: str, picture_s: float, choice_tokens: int) -> dict:
     """One question that is asked. choice_tokens: of all its choices together."""
     item = due.item
-    return {'row': 'question', 'camera': camera, 'question': number, 'at_s': due.at_s, 'picture_s': picture_s,
-            'text': item.text, 'choices': list(item.choices), 'kind': kind_of(item), 'tags': list(item.tags),
-            'truth': truth_at(item, picture_s), 'choice_tokens': choice_tokens}
+    return {
+        'row': 'question',
+        'camera': camera,
+        'question': number,
+        'at_s': due.at_s,
+        'picture_s': picture_s,
+        'text': item.text,
+        'choices': list(item.choices),
+        'kind': kind_of(item),
+        'tags': list(item.tags),
+        'truth': truth_at(item, picture_s),
+        'choice_tokens': choice_tokens,
+    }
 
 
 def answer_row(question: dict, arm: str, reply: Reply, pictures_s: list[float]) -> dict:
@@ -29,16 +40,31 @@ def answer_row(question: dict, arm: str, reply: Reply, pictures_s: list[float]) 
     said = choices[answer.choice_index] if choices and answer.choice_index >= 0 else answer.text
     right = None if not is_answer or question['truth'] is None else plain(said) == plain(question['truth'])
     return {
-        'row': 'answer', 'camera': question['camera'], 'question': question['question'], 'arm': arm,
-        'status': str(answer.status), 'message': answer.message, 'text': answer.text,
-        'choice': answer.choice_index, 'choice_scores': [round(score, 6) for score in answer.choice_scores],
-        'right': right, 'parse_failure': bool(is_answer and choices and answer.choice_index < 0),
+        'row': 'answer',
+        'camera': question['camera'],
+        'question': question['question'],
+        'arm': arm,
+        'status': str(answer.status),
+        'message': answer.message,
+        'text': answer.text,
+        'choice': answer.choice_index,
+        'choice_scores': [round(score, 6) for score in answer.choice_scores],
+        'right': right,
+        'parse_failure': bool(is_answer and choices and answer.choice_index < 0),
         'degenerate': bool(is_answer and not choices and is_degenerate(answer.text)),
-        'cut': bool(is_answer and answer.message), 'level': str(answer.level), 'exact': answer.exact,
-        'confidence': round(answer.confidence, 6), 'escalated': answer.escalated,
-        'pictures_s': pictures_s, 'token_ids': list(answer.token_ids), 'visual_tokens_computed': reply.visual_tokens,
-        'tokens_reused': reply.tokens_reused, 'tokens_prefilled': reply.tokens_prefilled,
-        'tokens_generated': answer.tokens_generated, 'times': _answer_times(reply)}
+        'cut': bool(is_answer and answer.message),
+        'level': str(answer.level),
+        'exact': answer.exact,
+        'confidence': round(answer.confidence, 6),
+        'escalated': answer.escalated,
+        'pictures_s': pictures_s,
+        'token_ids': list(answer.token_ids),
+        'visual_tokens_computed': reply.visual_tokens,
+        'tokens_reused': reply.tokens_reused,
+        'tokens_prefilled': reply.tokens_prefilled,
+        'tokens_generated': answer.tokens_generated,
+        'times': _answer_times(reply),
+    }
 
 
 def _answer_times(reply: Reply) -> dict:
@@ -46,23 +72,38 @@ def _answer_times(reply: Reply) -> dict:
     answer, paid = reply.answer, reply.refreshes
     # A cold answer beside a kept state has its vision in refresh_ms, and no refresh.
     vision = sum(refresh.vision_ms for refresh in paid) if paid else answer.refresh_ms
-    stages = {'change_ms': sum(refresh.change_ms for refresh in paid), 'vision_ms': vision,
-              'prefill_ms': sum(refresh.prefill_ms for refresh in paid) + answer.prefill_ms,
-              'decode_ms': answer.decode_ms}
+    stages = {
+        'change_ms': sum(refresh.change_ms for refresh in paid),
+        'vision_ms': vision,
+        'prefill_ms': sum(refresh.prefill_ms for refresh in paid) + answer.prefill_ms,
+        'decode_ms': answer.decode_ms,
+    }
     return {'total_ms': reply.total_ms, **stages, 'other_ms': reply.total_ms - sum(stages.values())}
 
 
 def picture_rows(camera: str, arm: str, picture_s: float, refreshes: Iterable[Refresh], held: tuple[int, int]):
     """What a picture cost an arm that looks at pictures. held: pictures and bytes it keeps afterwards."""
     for refresh in refreshes:
-        yield {'row': 'picture', 'camera': camera, 'arm': arm, 'picture_s': picture_s, 'level': str(refresh.level),
-               'reason': refresh.reason, 'visual_tokens': refresh.visual_tokens_total,
-               'visual_tokens_refreshed': refresh.visual_tokens_refreshed,
-               'visual_tokens_deferred': refresh.visual_tokens_deferred,
-               'oldest_cell_age_s': round(refresh.oldest_cell_age_s, 6), 'held_pictures': held[0],
-               'held_bytes': held[1],
-               'times': {'change_ms': refresh.change_ms, 'vision_ms': refresh.vision_ms,
-                         'prefill_ms': refresh.prefill_ms, 'peak_process_mb': peak_process_mb()}}
+        yield {
+            'row': 'picture',
+            'camera': camera,
+            'arm': arm,
+            'picture_s': picture_s,
+            'level': str(refresh.level),
+            'reason': refresh.reason,
+            'visual_tokens': refresh.visual_tokens_total,
+            'visual_tokens_refreshed': refresh.visual_tokens_refreshed,
+            'visual_tokens_deferred': refresh.visual_tokens_deferred,
+            'oldest_cell_age_s': round(refresh.oldest_cell_age_s, 6),
+            'held_pictures': held[0],
+            'held_bytes': held[1],
+            'times': {
+                'change_ms': refresh.change_ms,
+                'vision_ms': refresh.vision_ms,
+                'prefill_ms': refresh.prefill_ms,
+                'peak_process_mb': peak_process_mb(),
+            },
+        }
 
 
 def peak_process_mb() -> float:

@@ -91,10 +91,10 @@ def _sqlite_messages(file: Path):
     connection = sqlite3.connect(f'{file.resolve().as_uri()}?mode=ro&immutable=1', uri=True)
     try:
         connection.execute('PRAGMA writable_schema=ON')  # else SQLite refuses a file that is shorter than it was
-        topics = {number: (name, kind) for number, name, kind in
-                  connection.execute('SELECT id, name, type FROM topics')}
-        for topic, time_ns, data in connection.execute(
-                'SELECT topic_id, timestamp, data FROM messages ORDER BY id'):
+        topics = {
+            number: (name, kind) for number, name, kind in connection.execute('SELECT id, name, type FROM topics')
+        }
+        for topic, time_ns, data in connection.execute('SELECT topic_id, timestamp, data FROM messages ORDER BY id'):
             if topic in topics:
                 yield *topics[topic], time_ns, data
     except sqlite3.Error:

@@ -5,7 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from vlm_reuse_node.frame import Frame
+from vlm_reuse_node.scene.frame import Frame
 
 WIDTH, QUALITY = 360, 80
 GRID = 16, 12

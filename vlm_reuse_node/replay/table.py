@@ -1,10 +1,20 @@
 """The replay's table for people: one line for each arm, and the verdict."""
 
-from vlm_reuse_node.replay.figures import factor, milliseconds, NO_VALUE, paid_text, span_text
+from vlm_reuse_node.replay.figures import NO_VALUE, factor, milliseconds, paid_text, span_text
 from vlm_reuse_node.replay.verdict import sentence, verdict
 
-COLUMNS = (('arm', 12), ('answers', 9), ('median ms', 9), ('p95 ms', 8), ('speedup', 8), ('with upkeep', 11),
-           ('drift', 10), ('95 % interval', 18), ('right', 10), ('picture paid', 12))
+COLUMNS = (
+    ('arm', 12),
+    ('answers', 9),
+    ('median ms', 9),
+    ('p95 ms', 8),
+    ('speedup', 8),
+    ('with upkeep', 11),
+    ('drift', 10),
+    ('95 % interval', 18),
+    ('right', 10),
+    ('picture paid', 12),
+)
 
 
 def table_lines(results: dict) -> list[str]:

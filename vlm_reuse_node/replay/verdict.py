@@ -1,8 +1,7 @@
 """What the figures of a replay mean, in words: the first screen of the report, and what speaks against the engine."""
 
 from vlm_reuse_node.replay.arms import POLICY, REFERENCE
-from vlm_reuse_node.replay.figures import (
-    counted, factor, milliseconds, p_text, paid_text, share_text, span_text)
+from vlm_reuse_node.replay.figures import counted, factor, milliseconds, p_text, paid_text, share_text, span_text
 
 # Arms that say which pictures are in their prompt: on the same ones they answer as cold-dense does, or are not exact.
 EXACT = 'default', 'frame', 'reuse', 'newest'
@@ -18,13 +17,22 @@ def _speed(results):
     times = results['times']['arms'][POLICY]
     if not times['pairs']:
         return {'figure': 'no pair', 'label': 'No question was answered by both default and cold-dense.'}
-    span = '' if times['speedup_low'] is None else (
-        f' (95 % interval {factor(times["speedup_low"])} to {factor(times["speedup_high"])}'
-        f'{", which includes 1" if _may_be_chance(times) else ""})')
-    return {'figure': factor(times['speedup']), 'label': (
-        f'as fast as {DENOMINATOR}{span}: median answer {milliseconds(times["median_ms"])} ms against '
-        f'{milliseconds(times["cold_median_ms"])} ms, n = {times["pairs"]}; with the pictures computed between '
-        f'questions counted too {factor(times["whole_speedup"])}')}
+    span = (
+        ''
+        if times['speedup_low'] is None
+        else (
+            f' (95 % interval {factor(times["speedup_low"])} to {factor(times["speedup_high"])}'
+            f'{", which includes 1" if _may_be_chance(times) else ""})'
+        )
+    )
+    return {
+        'figure': factor(times['speedup']),
+        'label': (
+            f'as fast as {DENOMINATOR}{span}: median answer {milliseconds(times["median_ms"])} ms against '
+            f'{milliseconds(times["cold_median_ms"])} ms, n = {times["pairs"]}; with the pictures computed between '
+            f'questions counted too {factor(times["whole_speedup"])}'
+        ),
+    }
 
 
 def _drift(results):
@@ -32,8 +40,10 @@ def _drift(results):
     label = f'answers that drifted from {DENOMINATOR}: {span_text(drift["low"], drift["high"])} with 95 % confidence'
     if counts['judged_pairs']:
         changed = counts['lost'] + counts['gained']
-        label += (f'; of {counts["judged_pairs"]} with a known truth {changed} changed between right and wrong '
-                  f'({counts["lost"]} lost, {counts["gained"]} gained)')
+        label += (
+            f'; of {counts["judged_pairs"]} with a known truth {changed} changed between right and wrong '
+            f'({counts["lost"]} lost, {counts["gained"]} gained)'
+        )
     floor = results['counts'].get('cold-again')
     if floor and floor['drifted']:
         label += f'; noise floor: cold-dense asked again changed {counted(floor["drifted"], floor["pairs"])}'
@@ -45,9 +55,13 @@ def _paid(results):
     if not looks:
         return {'figure': 'none', 'label': 'No picture was looked at.'}
     levels = ', '.join(f'{name} {count}' for name, count in looks['levels'].items())
-    return {'figure': paid_text(looks['visual_tokens_refreshed'], looks['visual_tokens']), 'label': (
-        f'of the picture paid for: {looks["visual_tokens_refreshed"]:,} of {looks["visual_tokens"]:,} visual tokens in '
-        f'{looks["pictures"]:,} pictures ({levels})')}
+    return {
+        'figure': paid_text(looks['visual_tokens_refreshed'], looks['visual_tokens']),
+        'label': (
+            f'of the picture paid for: {looks["visual_tokens_refreshed"]:,} of {looks["visual_tokens"]:,} visual '
+            f'tokens in {looks["pictures"]:,} pictures ({levels})'
+        ),
+    }
 
 
 def sentence(results: dict) -> str:
@@ -55,17 +69,23 @@ def sentence(results: dict) -> str:
     times, drift = results['times']['arms'][POLICY], results['ratios'][POLICY]['drift']
     if not times['pairs']:
         return 'Too little was answered to tell whether keeping the state pays.'
-    faster = (f'A planner waits {milliseconds(times["median_ms"])} ms instead of '
-              f'{milliseconds(times["cold_median_ms"])} ms for an answer')
+    faster = (
+        f'A planner waits {milliseconds(times["median_ms"])} ms instead of '
+        f'{milliseconds(times["cold_median_ms"])} ms for an answer'
+    )
     if times['speedup'] <= 1:
         faster = 'The median answer from the kept state was no faster on this bag'
     elif _may_be_chance(times):
         faster += ', a difference that chance alone could make'
     if drift['share'] == 0:
-        return (f'{faster}, and none of {drift["n"]} answers changed; with so many questions that is up to '
-                f'{share_text(drift["high"])} that may still change.')
-    return (f'{faster}, and about {share_text(drift["share"])} of the answers (at most {share_text(drift["high"])}) '
-            'are other ones than on a fresh picture.')
+        return (
+            f'{faster}, and none of {drift["n"]} answers changed; with so many questions that is up to '
+            f'{share_text(drift["high"])} that may still change.'
+        )
+    return (
+        f'{faster}, and about {share_text(drift["share"])} of the answers (at most {share_text(drift["high"])}) '
+        'are other ones than on a fresh picture.'
+    )
 
 
 def _may_be_chance(times):
@@ -86,8 +106,10 @@ def _noise(results):
     if not ratios:
         return ['The noise floor was not measured (arm cold-again).']
     if counts['drifted']:
-        return [f'Cold-dense itself is not reproducible: {counted(counts["drifted"], counts["pairs"])} of its answers '
-                'changed when asked again; drift below that says nothing.']
+        return [
+            f'Cold-dense itself is not reproducible: {counted(counts["drifted"], counts["pairs"])} of its answers '
+            'changed when asked again; drift below that says nothing.'
+        ]
     return []
 
 
@@ -96,8 +118,10 @@ def _exactness(results):
     if not against:
         return ['Whether default equals cold-dense on its own pictures was not checked (arm cold-cached).']
     if against['drifted']:
-        return [f'Default is not exact: {counted(against["drifted"], against["pairs"])} of its answers differ from '
-                'cold-dense on the very pictures it has cached.']
+        return [
+            f'Default is not exact: {counted(against["drifted"], against["pairs"])} of its answers differ from '
+            'cold-dense on the very pictures it has cached.'
+        ]
     return []
 
 
@@ -107,13 +131,20 @@ def _slow(results):
         if not times['pairs'] or arm in (REFERENCE, 'cold-again', 'cold-cached', 'newest'):
             continue
         if times['speedup'] <= 1:
-            found.append(f'{arm}: the median answer was no faster than that of cold-dense: '
-                         f'{milliseconds(times["median_ms"])} ms against {milliseconds(times["cold_median_ms"])} ms.')
+            found.append(
+                f'{arm}: the median answer was no faster than that of cold-dense: '
+                f'{milliseconds(times["median_ms"])} ms against {milliseconds(times["cold_median_ms"])} ms.'
+            )
         if times['keep_up_ms'] and times['whole_speedup'] <= 1 < times['speedup']:
-            found.append(f'{arm}: with the pictures it computed between the questions it is more work than cold-dense '
-                         f'at this number of questions ({factor(times["whole_speedup"])}); what it gains is latency.')
-        found += [f'{arm}: the first question about a new picture is no faster ({factor(each["speedup"])}).'
-                  for each in times['sessions'] if each['questions'] == 1 and each['speedup'] <= 1.005]
+            found.append(
+                f'{arm}: with the pictures it computed between the questions it is more work than cold-dense '
+                f'at this number of questions ({factor(times["whole_speedup"])}); what it gains is latency.'
+            )
+        found += [
+            f'{arm}: the first question about a new picture is no faster ({factor(each["speedup"])}).'
+            for each in times['sessions']
+            if each['questions'] == 1 and each['speedup'] <= 1.005
+        ]
     return found
 
 
@@ -123,11 +154,14 @@ def _drifted(results):
         if arm in (REFERENCE, 'cold-again', 'cold-cached') or not counts['drifted']:
             continue
         drift, judged = results['ratios'][arm]['drift'], results['ratios'][arm]['correctness_drift']
-        text = (f'{arm}: {counted(counts["drifted"], counts["pairs"])} of its answers drifted from cold-dense '
-                f'(at most {share_text(drift["high"])})')
+        text = (
+            f'{arm}: {counted(counts["drifted"], counts["pairs"])} of its answers drifted from cold-dense '
+            f'(at most {share_text(drift["high"])})'
+        )
         if counts['lost'] + counts['gained']:
-            text += (f'; right answers lost: {counts["lost"]}, gained: {counts["gained"]} '
-                     f'({p_text(judged["mcnemar_p"])})')
+            text += (
+                f'; right answers lost: {counts["lost"]}, gained: {counts["gained"]} ({p_text(judged["mcnemar_p"])})'
+            )
         if counts['same_pictures_drifted'] and arm in EXACT:
             text += f'; {counts["same_pictures_drifted"]} of them on the very same pictures'
         found.append(f'{text}.')
@@ -141,8 +175,11 @@ def _unanswered(results):
         if missing:
             kinds = ', '.join(f'{status} {count}' for status, count in missing.items())
             found.append(f'{arm}: {counted(sum(missing.values()), counts["asked"])} questions got no answer ({kinds}).')
-        for name, what in (('parse_failure', 'named none of the choices'), ('degenerate', 'were empty or repetitive'),
-                           ('cut', 'were cut at the limit of tokens')):
+        for name, what in (
+            ('parse_failure', 'named none of the choices'),
+            ('degenerate', 'were empty or repetitive'),
+            ('cut', 'were cut at the limit of tokens'),
+        ):
             if counts[name]:
                 found.append(f'{arm}: {counted(counts[name], counts["asked"])} answers {what}.')
     return found

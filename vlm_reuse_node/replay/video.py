@@ -5,9 +5,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from vlm_reuse_node.budget import Refresh
-from vlm_reuse_node.frame import Frame
-from vlm_reuse_node.overlay import draw_overlay
+from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.scene.overlay import draw_overlay
+from vlm_reuse_node.scene.refresh import Refresh
 
 SLOWEST_HZ, FASTEST_HZ = 1.0, 60.0
 

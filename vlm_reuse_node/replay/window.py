@@ -2,7 +2,7 @@
 
 from collections import deque
 
-from vlm_reuse_node.frame import Frame
+from vlm_reuse_node.scene.frame import Frame
 
 PICTURES = 4
 KEPT = 32

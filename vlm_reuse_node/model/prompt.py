@@ -1,0 +1,102 @@
+"""Turns a question into tokens: the model's own chat template around the pictures and the question.
+
+`[system] [picture 1] ... [live picture] | snapshot | [question] [start of the answer]`: the part before the bar is the
+same for every question, so its state is kept; the part behind it is all a follow-up question pays for.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mlx_vlm.prompt_utils import apply_chat_template
+
+from vlm_reuse_node.errors import ConfigError, InvalidRequestError, ModelError
+from vlm_reuse_node.model.families.base import Family
+
+PLAIN_QUESTION = 'what is this?'
+LONGEST_CHOICE_TOKENS = 256
+
+
+class PromptTemplate:
+    """A chat with a fixed system text and number of pictures, and a question to be filled in.
+
+    prefix: tokens up to the snapshot, one token per picture (`Family.expand` makes them one per cell).
+    """
+
+    def __init__(self, processor: Any, model_config: Any, family: Family, system: str, pictures: int):
+        """Render the chat once with a plain question, to learn its prefix and its special tokens.
+
+        Raises ModelError when the chat template leaves the pictures out, ConfigError for special tokens in `system`.
+        """
+        self._processor, self._model_config, self._family = processor, model_config, family
+        self._system, self._pictures = system, pictures
+        self._tokenizer = processor.tokenizer
+        self._special = {
+            index: token.content
+            for index, token in self._tokenizer.added_tokens_decoder.items()
+            if index != self._tokenizer.unk_token_id
+        }
+        if (token := self._special_in(system)) is not None:
+            raise ConfigError(f"system_prompt holds '{token}', a special token of the model; expected plain text.")
+        ids = self._ids(PLAIN_QUESTION)
+        slots = family.slots(ids)
+        if len(slots) != pictures:
+            raise ModelError(
+                f"The model's chat template places {len(slots)} of {pictures} pictures; expected all of "
+                'them, before the question. Look at chat_template in tokenizer_config.json.'
+            )
+        self.prefix = ids[: slots[-1]]
+        self._behind, self._plain_specials = ids[slots[-1] :], self._specials(ids)
+
+    def extends(self, shorter: 'PromptTemplate') -> bool:
+        """Whether this is the prompt of that one, which has fewer pictures, with more of them before the snapshot."""
+        return self.prefix[: len(shorter.prefix)] == shorter.prefix and self._behind == shorter._behind
+
+    def question(self, text: str) -> list[int]:
+        """Return the tokens behind the snapshot, up to where the answer starts.
+
+        Raises InvalidRequestError when the text holds one of the model's special tokens: it must never become a
+        picture or a turn of the chat.
+        """
+        self._refuse_special(text, 'The question')
+        ids = self._ids(text)
+        if ids[: len(self.prefix)] != self.prefix or self._specials(ids) != self._plain_specials:
+            raise InvalidRequestError('The question is read as special tokens of the model; expected plain text.')
+        return ids[len(self.prefix) :]
+
+    def choices(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the tokens of each possible answer.
+
+        Raises InvalidRequestError for special tokens, for choices that are the same tokens to this model, and for one
+        of more than LONGEST_CHOICE_TOKENS.
+        """
+        tokens = []
+        for text in texts:
+            self._refuse_special(text, 'A choice')
+            ids = list(self._tokenizer(text.strip(), add_special_tokens=False)['input_ids'])
+            if not ids or self._specials(ids) or ids in tokens:
+                raise InvalidRequestError(
+                    f"The choice '{text}' is nothing, special or the same as another one to this "
+                    f'model; expected choices that differ in words it knows.'
+                )
+            if len(ids) > LONGEST_CHOICE_TOKENS:
+                raise InvalidRequestError(
+                    f"The choice '{text[:40]}...' has {len(ids)} tokens; expected at most {LONGEST_CHOICE_TOKENS}."
+                )
+            tokens.append(ids)
+        return tokens
+
+    def _ids(self, question):
+        chat = [{'role': 'system', 'content': self._system}] if self._system else []
+        chat.append({'role': 'user', 'content': question})
+        text = apply_chat_template(self._processor, self._model_config, chat, num_images=self._pictures)
+        return list(self._tokenizer(text)['input_ids'])
+
+    def _specials(self, ids):
+        return [token for token in ids if token in self._special]
+
+    def _special_in(self, text):
+        return next((token for token in self._special.values() if token in text), None)
+
+    def _refuse_special(self, text, what):
+        if (token := self._special_in(text)) is not None:
+            raise InvalidRequestError(f"{what} holds '{token}', a special token of the model; expected plain text.")

@@ -1,0 +1,142 @@
+"""Questions over ROS: the service `~/ask` and the action `~/ask_scene`, which give the same answer.
+
+Nothing here waits: the model's thread answers futures, and the executor goes on with everything else meanwhile.
+"""
+
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future as WorkerFuture
+from functools import partial
+from threading import Event
+
+from rclpy.action import ActionServer, CancelResponse
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from rclpy.task import Future
+from vlm_reuse_interfaces.action import AskScene as AskSceneAction
+from vlm_reuse_interfaces.srv import AskScene
+
+from vlm_reuse_node.ros.messages import answer_message, progress_message
+from vlm_reuse_node.session.answer import Answer, Status
+from vlm_reuse_node.session.progress import Progress
+
+# The middleware drops requests beyond this depth without a word (ROS's default is 10); BUSY is for the node to say.
+QUESTIONS_AT_ONCE = 1000
+
+# How long a goal's result can still be fetched after its end, seconds.
+RESULT_KEPT_S = 60
+
+# Puts a request's question to the model: (request, cancel, listener) -> the answer's future.
+Ask = Callable[[object, Event | None, Callable[[Progress], None] | None], WorkerFuture]
+
+
+class AskServer:
+    """Serves questions from its making on, in every state of the node; `ask` says when it cannot be asked."""
+
+    def __init__(self, node: Node, ask: Ask, awaited: 'Awaited', explain: Callable[[Answer], Answer]):
+        """Create the service and the action. explain: completes an answer's message."""
+        self._node, self._ask, self._awaited, self._explain = node, ask, awaited, explain
+        self._cancels: dict[bytes, Event] = {}
+        # Questions wait for the model without holding up each other or anything else.
+        group, roomy = ReentrantCallbackGroup(), QoSProfile(depth=QUESTIONS_AT_ONCE)
+        node.create_service(AskScene, '~/ask', self._on_ask, qos_profile=roomy, callback_group=group)
+        self._action = ActionServer(
+            node,
+            AskSceneAction,
+            '~/ask_scene',
+            self._on_goal,
+            callback_group=group,
+            cancel_callback=self._on_cancel,
+            goal_service_qos_profile=roomy,
+            result_service_qos_profile=roomy,
+            cancel_service_qos_profile=roomy,
+            feedback_pub_qos_profile=roomy,
+            result_timeout=RESULT_KEPT_S,
+        )
+
+    def destroy(self) -> None:
+        """End the action, which the node does not destroy itself."""
+        self._action.destroy()
+
+    async def _on_ask(self, request: AskScene.Request, response: AskScene.Response) -> AskScene.Response:
+        response.answer = answer_message(await self._answer(request, None, None))
+        return response
+
+    async def _on_goal(self, goal) -> AskSceneAction.Result:
+        """Answer one goal. Its feedback is published from the model's thread, as the text grows."""
+        cancel = self._cancels[bytes(goal.goal_id.uuid)] = Event()
+        if goal.is_cancel_requested:  # before it began
+            cancel.set()
+        feed = partial(self._feed, goal)
+        feed(Progress('queue'))
+        try:
+            answer = await self._answer(goal.request, cancel, feed)
+        finally:
+            del self._cancels[bytes(goal.goal_id.uuid)]
+        if answer.status is Status.OK:
+            goal.succeed()
+        elif answer.status is Status.CANCELLED and goal.is_cancel_requested:
+            goal.canceled()
+        else:
+            goal.abort()
+        return AskSceneAction.Result(answer=answer_message(answer))
+
+    def _on_cancel(self, goal) -> CancelResponse:
+        """Every goal can be cancelled; one that waits for the executor still sees it when it begins."""
+        if cancel := self._cancels.get(bytes(goal.goal_id.uuid)):
+            cancel.set()
+        return CancelResponse.ACCEPT
+
+    async def _answer(self, request, cancel, listener) -> Answer:
+        return self._explain(await self._awaited.answer(self._ask(request, cancel, listener)))
+
+    def _feed(self, goal, progress: Progress) -> None:
+        try:
+            goal.publish_feedback(progress_message(progress))
+        except RuntimeError:
+            if self._node.context.ok():  # else the node was told to stop meanwhile
+                raise
+
+
+def answered(answer: Answer) -> WorkerFuture:
+    """An answer that needs no model."""
+    future = WorkerFuture()
+    future.set_result(answer)
+    return future
+
+
+class Awaited:
+    """Answers of the model's thread that rclpy coroutines of a node wait for; its length is how many."""
+
+    def __init__(self, node: Node):
+        """Begin with none."""
+        self._node, self._count = node, 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    async def answer(self, asked: WorkerFuture) -> Answer:
+        """Wait for one; a question that was dropped has an answer too."""
+        self._count += 1
+        try:
+            return await _in_executor(self._node.executor, asked)
+        finally:
+            self._count -= 1
+
+
+def _in_executor(executor, asked: WorkerFuture) -> Awaitable[Answer]:
+    """Make an answer of the model's thread awaitable in an rclpy coroutine."""
+    answer = Future(executor=executor)
+
+    def finish(done: WorkerFuture) -> None:
+        if done.cancelled():
+            answer.set_result(Answer(Status.CANCELLED, 'The question was dropped.'))
+        elif error := done.exception():
+            answer.set_result(Answer(Status.MODEL_ERROR, f'The question was dropped: {error}.'))
+        else:
+            answer.set_result(done.result())
+        # The executor sleeps until something is ready, and a future's result alone does not count as that.
+        executor.wake()
+
+    asked.add_done_callback(finish)
+    return answer

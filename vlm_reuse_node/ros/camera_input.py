@@ -1,0 +1,170 @@
+"""One camera's subscription: convert, hand over, count. Nothing else happens in an image callback."""
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import replace
+from threading import Lock
+
+from rclpy.node import Node
+from sensor_msgs.msg import CompressedImage, Image
+
+from vlm_reuse_node.config import Config
+from vlm_reuse_node.errors import ConfigError, ImageError
+from vlm_reuse_node.ros.conversion import frame_from_compressed, frame_from_image
+from vlm_reuse_node.ros.diagnostics import CameraState
+from vlm_reuse_node.ros.image_subscription import ImageSubscription
+from vlm_reuse_node.scene.frame import Frame
+
+# A clock or stamps that go back by more than this start again; by less they only jitter.
+RESTARTED_NS = 1_000_000_000
+
+
+class CameraInput:
+    """Takes the pictures of `<name>/image_raw`, or `<name>/image_raw/compressed`.
+
+    Counts since it was made: received, dropped (replaced while they waited for the model), refused by cause.
+    topic: the full name after remapping.
+    """
+
+    def __init__(
+        self, node: Node, name: str, config: Config, observe: Callable[[Frame], bool], forget: Callable[[str], None]
+    ):
+        """Prepare; no picture comes before `subscribe`.
+
+        observe: takes a frame; False when it replaced one that still waited.
+        forget: called with the camera's name when its stamps start again from the past, as in a looping bag.
+        """
+        self.name = name
+        self.max_image_pixels = config.max_image_pixels
+        self.received = 0
+        self.dropped = 0
+        self.refused: Counter[str] = Counter()
+        self.last_refusal = ''
+        self.refused_in_a_row = 0
+        self.callback_ms: deque[float] = deque(maxlen=300)
+        self._last_stamp_ns = 0
+        self._arrival_age_s = 0.0
+        self._last_usable_s: float | None = None
+        self._looked_at_s: float | None = None
+        self._model_refuses = False
+        self._counting = Lock()
+        self._node, self._observe, self._forget = node, observe, forget
+        self._compressed = config.image_transport == 'compressed'
+        self._asked_topic = f'{name}/image_raw'
+        if self._compressed:  # as image_transport does: remapping the base topic moves the compressed one along
+            self._asked_topic = node.resolve_topic_name(self._asked_topic) + '/compressed'
+        self.topic = node.resolve_topic_name(self._asked_topic)
+        self._subscription: ImageSubscription | None = None
+        self._lost, self._failure = 0, ''
+
+    @property
+    def is_subscribed(self) -> bool:
+        """Whether pictures are taken."""
+        return self._subscription is not None
+
+    def subscribe(self) -> None:
+        """Take pictures from now on. Raises ConfigError for a QoS override that is none."""
+        kind = CompressedImage if self._compressed else Image
+        try:
+            self._subscription = ImageSubscription(self._node, kind, self._asked_topic, self._on_message)
+        except ConfigError as err:
+            self._failure = str(err)
+            raise
+        self._failure = ''
+
+    def unsubscribe(self) -> None:
+        """Take no more pictures; the counts stay."""
+        if self._subscription:
+            self._lost += self._subscription.lost
+            self._subscription.destroy()
+            self._subscription = None
+
+    @property
+    def refused_total(self) -> int:
+        """Pictures that could not be used, whatever the cause."""
+        return sum(self.refused.values())
+
+    def forget_time(self) -> None:
+        """Take the next stamp as it comes: the clock jumped."""
+        self._last_stamp_ns, self._arrival_age_s = 0, 0.0
+
+    def follow_publishers(self) -> None:
+        """Take over the publishers' reliability; call it now and then, for middlewares that announce no changes."""
+        if self._subscription:
+            self._subscription.follow_publishers()
+
+    def state(self) -> CameraState:
+        """What diagnostics and answers say about this camera now."""
+        silent_s = None if self._last_usable_s is None else time.monotonic() - self._last_usable_s
+        return CameraState(
+            name=self.name,
+            topic=self.topic,
+            failure=self._failure,
+            publishers=self._node.count_publishers(self.topic),
+            received=self.received,
+            lost=self._lost + (self._subscription.lost if self._subscription else 0),
+            dropped=self.dropped,
+            refused=dict(self.refused),
+            refused_in_a_row=self.refused_in_a_row,
+            last_refusal=self.last_refusal,
+            incompatible_qos=self._subscription.incompatible_qos if self._subscription else '',
+            silent_s=silent_s,
+            arrival_age_s=self._arrival_age_s,
+            callback_ms=tuple(self.callback_ms),
+        )
+
+    def on_looked_at(self) -> None:
+        """The model took a picture. Called on its thread; never waits for anything but a count."""
+        with self._counting:
+            self._looked_at_s = time.monotonic()
+            if self._model_refuses:
+                self._model_refuses = False
+                self._last_usable_s, self.refused_in_a_row = self._looked_at_s, 0
+
+    def on_refused(self, err: ImageError) -> None:
+        """The model refused a picture that was handed over: it was not usable. Like `on_looked_at`."""
+        with self._counting:
+            self._model_refuses, self._last_usable_s = True, self._looked_at_s
+        self._refuse(err)
+
+    def _on_message(self, message: Image | CompressedImage) -> None:
+        start = time.perf_counter()
+        self.received += 1
+        try:
+            self._hand_over(self._converted(message))
+        except ImageError as err:
+            self._refuse(err)
+        self.callback_ms.append(1000 * (time.perf_counter() - start))
+
+    def _converted(self, message) -> Frame:
+        convert = frame_from_compressed if self._compressed else frame_from_image
+        frame = convert(message, self.name, self.max_image_pixels)
+        now_ns = self._node.get_clock().now().nanoseconds
+        if frame.stamp_ns == 0:
+            self._node.get_logger().warning(
+                f"Camera '{self.name}' sends no stamps; its pictures count as taken when they arrive.", once=True
+            )
+            frame = replace(frame, stamp_ns=now_ns)
+        frame = replace(frame, received_ns=now_ns)
+        self._arrival_age_s = (now_ns - frame.stamp_ns) / 1e9
+        return frame
+
+    def _hand_over(self, frame: Frame) -> None:
+        if frame.stamp_ns < self._last_stamp_ns - RESTARTED_NS:
+            self._node.get_logger().info(f"The stamps of camera '{self.name}' start again; its state is rebuilt.")
+            self._forget(self.name)
+        self._last_stamp_ns = frame.stamp_ns
+        if not self._model_refuses:
+            self._last_usable_s, self.refused_in_a_row = time.monotonic(), 0
+        if not self._observe(frame):
+            self.dropped += 1
+
+    def _refuse(self, err: ImageError) -> None:
+        with self._counting:
+            self.refused[err.cause] += 1
+            self.refused_in_a_row += 1
+            self.last_refusal = str(err)
+        self._node.get_logger().warning(
+            f"A picture of camera '{self.name}' is refused ({err.cause}). {err}", throttle_duration_sec=5.0
+        )

@@ -1,0 +1,312 @@
+"""What an operator reads: one status per part, with the reason and the remedy in its message (REP-107).
+
+Pure functions of counts; the node gathers these and publishes the result.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from threading import Lock
+
+import numpy as np
+import psutil
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+
+from vlm_reuse_node.scene.refresh import Refresh
+from vlm_reuse_node.session.drift_audit import Audited
+
+OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
+FUTURE_S = 1.0
+# Below this share of the host's memory left, the system starts to swap, and answers take seconds.
+LEAST_MEMORY = 0.05
+LOST_REMEDY = (
+    'Make the publisher reliable, send smaller or compressed pictures, or give its process larger DDS '
+    'buffers (Fast DDS: config/fastdds_large_pictures.xml).'
+)
+
+
+class Stage(StrEnum):
+    """Where the node is in its life cycle."""
+
+    UNCONFIGURED = 'unconfigured'
+    CONFIGURING = 'configuring'
+    INACTIVE = 'inactive'
+    ACTIVE = 'active'
+    CLEANING_UP = 'cleaning up'
+    FINALIZED = 'finalized'
+
+
+@dataclass(frozen=True)
+class CameraState:
+    """One camera's counts since the start, and how it is now.
+
+    failure: why it cannot be subscribed to, '' when it can.
+    lost: pictures that the middleware began to receive and could not complete.
+    silent_s: since the last usable picture, steady clock; None before the first.
+    arrival_age_s: how old that picture was when it arrived, node clock; negative: from the future.
+    incompatible_qos: the policy a publisher offers and the subscription does not accept, '' for none.
+    callback_ms: how long the newest image callbacks took.
+    """
+
+    name: str
+    topic: str
+    failure: str = ''
+    publishers: int = 0
+    received: int = 0
+    lost: int = 0
+    dropped: int = 0
+    refused: Mapping[str, int] = field(default_factory=dict)
+    refused_in_a_row: int = 0
+    last_refusal: str = ''
+    incompatible_qos: str = ''
+    silent_s: float | None = None
+    arrival_age_s: float = 0.0
+    callback_ms: tuple[float, ...] = ()
+
+    @property
+    def refused_total(self) -> int:
+        """Refused, whatever the cause."""
+        return sum(self.refused.values())
+
+    @property
+    def image_age_s(self) -> float:
+        """Age of the newest usable picture now."""
+        return self.arrival_age_s + (self.silent_s or 0.0)
+
+
+class RefreshWindow:
+    """Adds up refreshes on the model's thread until diagnostics take them."""
+
+    def __init__(self):
+        """Start empty."""
+        self._lock = Lock()
+        self._refreshes: list[Refresh] = []
+        self._debts: dict[str, int] = {}
+
+    def add(self, refresh: Refresh) -> None:
+        """Count one."""
+        with self._lock:
+            self._refreshes.append(refresh)
+            self._debts[refresh.camera] = refresh.visual_tokens_deferred
+
+    def take(self, cameras: Iterable[str]) -> tuple[list[Refresh], int]:
+        """Everything since the last call, and the visual tokens of these cameras that are in debt now."""
+        with self._lock:
+            taken, self._refreshes = self._refreshes, []
+            return taken, sum(self._debts.get(camera, 0) for camera in cameras)
+
+    def forget(self, camera: str = '') -> None:
+        """A camera ('': every one) begins anew, without debt."""
+        with self._lock:
+            self._debts = {name: debt for name, debt in self._debts.items() if camera not in ('', name)}
+
+
+def camera_trouble(state: CameraState, max_age_s: float) -> tuple[bytes, str]:
+    """Why this camera cannot be answered from, with what to do about it; (OK, '') when it can."""
+    if state.failure:
+        return ERROR, f'{state.failure} Correct it and let the camera join again (parameter cameras).'
+    if state.incompatible_qos and state.silent_s is None:
+        return ERROR, (
+            f'A publisher on {state.topic} offers a {state.incompatible_qos} policy that the subscription '
+            'does not accept; change the publisher or qos_overrides.'
+        )
+    if state.received == 0 and state.lost:
+        return ERROR, f'All {state.lost} pictures on {state.topic} are lost on the way. {LOST_REMEDY}'
+    if state.received == 0 and state.publishers == 0:
+        return WARN, f'Nobody publishes {state.topic}; start the camera, or remap {state.name}/image_raw to its topic.'
+    if state.received == 0:
+        return WARN, f"No picture yet on {state.topic}; compare the QoS with 'ros2 topic info -v {state.topic}'."
+    if state.silent_s is None:
+        return ERROR, f'All {state.received} pictures are refused. The last: {state.last_refusal}'
+    if state.silent_s > max_age_s:
+        level, why = _why_silent(state)
+        return level, f'No usable picture for {state.silent_s:.1f} s on {state.topic}. {why}'
+    return _clock_trouble(state, max_age_s)
+
+
+def _why_silent(state: CameraState) -> tuple[bytes, str]:
+    if state.refused_in_a_row:
+        return ERROR, f'All {state.refused_in_a_row} since then are refused. The last: {state.last_refusal}'
+    if state.publishers:
+        return WARN, 'Its publisher is there but silent, or slow: check the camera driver, or raise max_age_s.'
+    return ERROR, 'Its publisher is gone; start the camera again.'
+
+
+def _clock_trouble(state: CameraState, max_age_s: float) -> tuple[bytes, str]:
+    if state.arrival_age_s > max_age_s:
+        return ERROR, (
+            f'Pictures are {state.arrival_age_s:.1f} s old when they arrive. Synchronise the clocks; for a '
+            'bag, play it with --clock and set use_sim_time.'
+        )
+    if state.arrival_age_s < -FUTURE_S:
+        return WARN, (
+            f'Pictures are stamped {-state.arrival_age_s:.1f} s in the future. Synchronise the clocks; with '
+            'use_sim_time, check that /clock is published.'
+        )
+    return OK, ''
+
+
+def camera_status(
+    node: str, state: CameraState, before: CameraState, seconds: float, max_age_s: float
+) -> DiagnosticStatus:
+    """How a camera is; `before` is its state `seconds` ago."""
+    received = state.received - before.received
+    refused = state.refused_total - before.refused_total
+    lost = state.lost - before.lost
+    level, message = camera_trouble(state, max_age_s)
+    if level == OK and lost > received // 10:
+        level, message = WARN, f'{lost} pictures lost on the way while {received} arrived. {LOST_REMEDY}'
+    if level == OK and refused:
+        level, message = WARN, f'{refused} of {received} pictures refused. The last: {state.last_refusal}'
+    values = {
+        'topic': state.topic,
+        'publishers': state.publishers,
+        'rate': f'{received / seconds:.1f} Hz',
+        'image age': 'no image' if state.silent_s is None else f'{state.image_age_s:.2f} s',
+        'pictures received': state.received,
+        'pictures lost': state.lost,
+        'pictures dropped': state.dropped,
+        'pictures refused': state.refused_total,
+        **{f'refused: {cause}': count for cause, count in sorted(state.refused.items())},
+        'callback median': _milliseconds(state.callback_ms, 50),
+        'callback p95': _milliseconds(state.callback_ms, 95),
+    }
+    return status(
+        f'{node}: camera {state.name}',
+        level,
+        message or f'{received / seconds:.1f} pictures/s',
+        values,
+        hardware_id=state.name,
+    )
+
+
+def _milliseconds(times: tuple[float, ...], percentile: int) -> str:
+    return f'{np.percentile(times, percentile):.2f} ms' if times else 'none yet'
+
+
+def budget_status(node: str, refreshes: list[Refresh], debt: int, seconds: float) -> DiagnosticStatus:
+    """What the pictures of the last interval cost. debt: visual tokens that are known to be out of date."""
+    total = sum(refresh.visual_tokens_total for refresh in refreshes)
+    paid = sum(refresh.visual_tokens_refreshed for refresh in refreshes)
+    levels = Counter(str(refresh.level) for refresh in refreshes)
+    share = f'{100 * paid / total:.1f} %' if total else 'no pictures'
+    values = {
+        'pictures looked at': f'{len(refreshes) / seconds:.1f} Hz',
+        'visual tokens': total,
+        'visual tokens refreshed': paid,
+        'refreshed': share,
+        'visual tokens in debt': debt,
+        'spent': f'{sum(refresh.total_ms for refresh in refreshes) / seconds:.1f} ms/s',
+        **{f'level: {level}': count for level, count in sorted(levels.items())},
+    }
+    if debt:
+        return status(
+            f'{node}: refresh budget',
+            WARN,
+            f'{debt} visual tokens are known to be out of date; allow a larger budget, or fewer pictures per second.',
+            values,
+        )
+    return status(f'{node}: refresh budget', OK, f'{share} refreshed' if total else share, values)
+
+
+def node_status(node: str, stage: Stage, waits_for: str, failure: Exception | None) -> DiagnosticStatus:
+    """Where the node is in its life cycle; failure: of the last transition that failed."""
+    if stage is Stage.ACTIVE:
+        return status(f'{node}: life cycle', OK, 'Active', {'stage': stage})
+    if failure:
+        return status(f'{node}: life cycle', ERROR, f'{failure} {waits_for}', {'stage': stage})
+    return status(f'{node}: life cycle', WARN, waits_for, {'stage': stage})
+
+
+def memory_status(node: str, stats) -> DiagnosticStatus:
+    """What the process and the model hold, and what the host has left; from a `worker.WorkerStats`."""
+    host, process = psutil.virtual_memory(), psutil.Process().memory_info()
+    values = {
+        'process': _megabytes(process.rss),
+        'model and states': _megabytes(stats.device_bytes),
+        'host, available': _megabytes(host.available),
+        'host, all': _megabytes(host.total),
+    }
+    if host.available < LEAST_MEMORY * host.total:
+        return status(
+            f'{node}: memory',
+            WARN,
+            f"Only {_megabytes(host.available)} of the host's memory are left: "
+            'lower history_frames or max_cache_mb, end other programs, or take a smaller model.',
+            values,
+        )
+    return status(f'{node}: memory', OK, f'{_megabytes(process.rss)} in use', values)
+
+
+def _megabytes(size: int) -> str:
+    return f'{size / 1e6:.1f} MB'
+
+
+def model_status(node: str, stats, queue_size: int) -> DiagnosticStatus:
+    """How the model is, from a `worker.WorkerStats`."""
+    level, message = OK, 'Ready'
+    if stats.last_error:
+        level, message = (
+            ERROR,
+            (f'{stats.last_error} The state is rebuilt with the next picture; restart the node if this stays.'),
+        )
+    elif full := [camera for camera, count in stats.waiting.items() if count >= queue_size]:
+        level, message = (
+            WARN,
+            (
+                f'{queue_size} questions wait about {", ".join(sorted(full))}, new ones get BUSY; ask '
+                'less often, or raise queue_size.'
+            ),
+        )
+    values = {
+        'model': stats.model,
+        'questions waiting': sum(stats.waiting.values()),
+        'standing questions': stats.watches,
+        **{
+            f'state of {camera}': f'{pictures} pictures, {_megabytes(held)}'
+            for camera, (pictures, held) in sorted(stats.held.items())
+        },
+        **{f'answers: {name}': count for name, count in sorted(stats.answers.items())},
+    }
+    return status(f'{node}: model', level, message, values, hardware_id=stats.model)
+
+
+def audit_status(node: str, audited: Mapping[str, Audited], max_drift: float) -> DiagnosticStatus:
+    """Whether answers differ from cold-dense ones, by camera."""
+    level, message = OK, f'{sum(each.answers for each in audited.values())} answers audited'
+    values = {'max_drift': f'{100 * max_drift:g} %'}
+    for camera, each in sorted(audited.items()):
+        low, high = (100 * bound for bound in each.bounds)
+        values |= {
+            f'{camera}: audited': each.answers,
+            f'{camera}: drifted': each.drifted,
+            f'{camera}: drift, 95 %': f'{low:.2f} to {high:.2f} %' if each.answers else 'not known',
+            f'{camera}: exact audited': each.exact_answers,
+            f'{camera}: exact drifted': each.exact_drifted,
+        }
+        if not each.is_trusted and level == OK:
+            level, message = (
+                WARN,
+                (
+                    f"Camera '{camera}': too many answers from patched states drifted; changed "
+                    'pictures are computed whole for now. Raise min_confidence, or use refresh_policy '
+                    'exact.'
+                ),
+            )
+        if each.exact_drifted:
+            level, message = (
+                ERROR,
+                (
+                    f"Camera '{camera}': {each.exact_drifted} of {each.exact_answers} answers from "
+                    f'exact states differ from cold-dense ones, which is a fault of this software; '
+                    f'report it with the model and the versions.'
+                ),
+            )
+    return status(f'{node}: drift audit', level, message, values)
+
+
+def status(name: str, level: bytes, message: str, values: Mapping, hardware_id: str = '') -> DiagnosticStatus:
+    """Build one status; every value becomes text."""
+    pairs = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
+    return DiagnosticStatus(name=name, level=level, message=message, hardware_id=hardware_id, values=pairs)

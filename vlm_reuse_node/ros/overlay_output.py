@@ -1,0 +1,39 @@
+"""One camera's overlay topic."""
+
+from threading import Lock
+
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import Image
+
+from vlm_reuse_node.ros.conversion import image_message
+from vlm_reuse_node.ros.messages import header_of
+from vlm_reuse_node.ros.parameters import making, overridable
+from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.scene.overlay import draw_overlay
+from vlm_reuse_node.scene.refresh import Refresh
+
+
+class OverlayOutput:
+    """Publishes `~/overlay/<camera>` while somebody subscribes to it."""
+
+    def __init__(self, node: Node, camera: str):
+        """Create the topic. Raises ConfigError for a QoS override that is none."""
+        self._node, self._using = node, Lock()
+        with making(f'The overlay of camera {camera}'):
+            self._publisher = node.create_publisher(
+                Image, f'~/overlay/{camera}', QoSProfile(depth=5), qos_overriding_options=overridable()
+            )
+
+    def publish(self, frame: Frame, refresh: Refresh) -> None:
+        """Draw and publish what was paid for in this frame. For any thread."""
+        with self._using:
+            if self._publisher and self._publisher.get_subscription_count():
+                header = header_of(frame.stamp_ns, frame.frame_id)
+                self._publisher.publish(image_message(draw_overlay(frame, refresh), header))
+
+    def destroy(self) -> None:
+        """Take the topic away; what comes later is not published."""
+        with self._using:
+            self._node.destroy_publisher(self._publisher)
+            self._publisher = None

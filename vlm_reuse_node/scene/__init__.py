@@ -1,0 +1,1 @@
+"""Pictures and change: NumPy and OpenCV only."""

@@ -1,0 +1,101 @@
+"""The overlay picture: what this refresh paid for is orange, what is in debt is hatched, the rest is the camera's.
+
+NumPy and OpenCV only; a live node and a replayed bag draw the same picture.
+"""
+
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.scene.refresh import Refresh
+
+BAR_HEIGHT = 24
+ORANGE, BLUE, GREY = (255, 140, 0), (0, 110, 255), (120, 120, 120)
+
+_TINT = 0.45
+_FONT, _SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.45
+
+
+def draw_overlay(frame: Frame, refresh: Refresh) -> np.ndarray:
+    """Draw a refresh over the frame it was made for.
+
+    Returns (height + BAR_HEIGHT, width, 3) uint8, RGB: the picture, and below it a bar with the shares of cells that
+    were reused, refreshed and are in debt, the level and the time. The frame itself is not changed.
+    """
+    height, width = frame.size
+    canvas = np.empty((height + BAR_HEIGHT, width, 3), np.uint8)
+    picture, bar = canvas[:height], canvas[height:]
+    picture[:] = frame.rgb
+    _tint(picture, refresh.refreshed)
+    _hatch(picture, refresh.deferred)
+    _draw_bar(bar, refresh)
+    return canvas
+
+
+def percent(count: int, total: int) -> str:
+    """A share of the cells; 0 and 100 are only written when they are exactly true."""
+    if 0 < count < total:
+        share = 100.0 * count / total
+        return '< 1 %' if share < 1 else '> 99 %' if share > 99 else f'{share:.0f} %'
+    return '100 %' if count and count == total else '0 %'
+
+
+def _tint(picture: np.ndarray, cells: np.ndarray) -> None:
+    if cells.any():
+        cv2.copyTo(cv2.LUT(picture, _orange_table()), _spread(cells, picture), picture)
+
+
+def _hatch(picture: np.ndarray, cells: np.ndarray) -> None:
+    if cells.any():
+        mask = cv2.bitwise_and(_spread(cells, picture), _stripes(*picture.shape[:2]))
+        cv2.copyTo(_blue(*picture.shape[:2]), mask, picture)
+
+
+def _spread(cells: np.ndarray, picture: np.ndarray) -> np.ndarray:
+    """(rows, columns) cells to (height, width) uint8 mask of 0 and 255; the grid covers the whole picture evenly."""
+    size = picture.shape[1], picture.shape[0]
+    return cv2.resize(cells.astype(np.uint8) * 255, size, interpolation=cv2.INTER_NEAREST)
+
+
+@lru_cache(maxsize=1)
+def _orange_table() -> np.ndarray:
+    """(1, 256, 3) uint8: every value mixed with orange."""
+    values = np.arange(256.0)[None, :, None] * (1 - _TINT) + np.array(ORANGE) * _TINT
+    return values.round().astype(np.uint8)
+
+
+@lru_cache(maxsize=4)
+def _stripes(height: int, width: int) -> np.ndarray:
+    """(height, width) uint8: 255 on diagonal lines, 3 of every 10 pixels wide."""
+    down, across = np.ogrid[:height, :width]
+    return ((down + across) % 10 < 3) * np.uint8(255)
+
+
+@lru_cache(maxsize=4)
+def _blue(height: int, width: int) -> np.ndarray:
+    return np.full((height, width, 3), BLUE, np.uint8)
+
+
+def _draw_bar(bar: np.ndarray, refresh: Refresh) -> None:
+    """Shares as a coloured line over the same shares as text."""
+    total, paid, debt = refresh.visual_tokens_total, refresh.visual_tokens_refreshed, refresh.visual_tokens_deferred
+    width = bar.shape[1]
+    bar[:] = (24, 24, 24)
+    ends = [round(width * count / total) for count in (paid, paid + debt)] if total else [0, 0]
+    bar[:4], bar[:4, : ends[0]], bar[:4, ends[0] : ends[1]] = GREY, ORANGE, BLUE
+    text = _fitting_text(width, refresh, [percent(count, total) for count in (total - paid - debt, paid, debt)])
+    cv2.putText(bar, text, (6, 18), _FONT, _SCALE, (235, 235, 235), 1, cv2.LINE_AA)
+
+
+def _fitting_text(width: int, refresh: Refresh, shares: list[str]) -> str:
+    """The longest wording that fits the picture's width."""
+    reused, refreshed, debt = shares
+    wordings = (
+        f'reused {reused}   refreshed {refreshed}   in debt {debt}   |   {refresh.level}   {refresh.total_ms:.1f} ms',
+        f'reused {reused}  debt {debt}  {refresh.level} {refresh.total_ms:.0f} ms',
+        f'{reused} {refresh.level} {refresh.total_ms:.0f} ms',
+    )
+    fitting = (text for text in wordings if cv2.getTextSize(text, _FONT, _SCALE, 1)[0][0] <= width - 12)
+    return next(fitting, wordings[-1])
