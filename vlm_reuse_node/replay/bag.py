@@ -4,9 +4,9 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import yaml
 from rosbags.rosbag2 import Reader
@@ -14,11 +14,10 @@ from rosbags.typesys import Stores, get_typestore
 
 from vlm_reuse_node.errors import ImageError, VlmReuseError
 from vlm_reuse_node.replay.salvage import Salvage, one_line
-from vlm_reuse_node.ros.conversion import frame_from_compressed, frame_from_image
 from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.scene.pixels import rgb_of_file, rgb_of_image
 
 IMAGE, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
-_CONVERT = {IMAGE: frame_from_image, COMPRESSED: frame_from_compressed}
 _TYPES = get_typestore(Stores.ROS2_KILTED)
 NOT_NEWER, BEFORE_FIRST = 'not newer than the one before', "with a stamp before the bag's first picture"
 _NO_CAMERA = re.compile(r'/(image_raw|image_color|image|compressed)$')
@@ -171,9 +170,10 @@ class Bag:
 
     def _chosen(self) -> tuple[ImageTopic, ...]:
         """The topics to replay: those that were named, or the only camera's that has any message."""
-        there = {name: ImageTopic(name, kind) for name, kind in self._source.topics.items() if kind in _CONVERT}
+        topics = self._source.topics
+        there = {name: ImageTopic(name, kind) for name, kind in topics.items() if kind in (IMAGE, COMPRESSED)}
         if not there:
-            found = ', '.join(f'{name} ({kind})' for name, kind in sorted(self._source.topics.items())) or 'none'
+            found = ', '.join(f'{name} ({kind})' for name, kind in sorted(topics.items())) or 'none'
             raise BagError(
                 f"The bag '{self.path}' has no pictures: its topics are {found}; expected one of type "
                 f'{IMAGE} or {COMPRESSED}.'
@@ -216,10 +216,10 @@ class Bag:
         except Exception as error:  # whatever a torn message leads to
             return self.refuse(topic.camera, 'message', one_line(error))
         try:
-            frame = _CONVERT[topic.type](message, topic.camera, self._selection.max_pixels)
+            frame = _frame_of(message, topic, time_ns, self._selection.max_pixels)
         except ImageError as error:
             return self.refuse(topic.camera, error.cause, str(error))
-        return frame if frame.stamp_ns else replace(frame, stamp_ns=time_ns)
+        return frame
 
     def _why_not(self, frame, newest_ns, taken_ns):
         """Why a picture is not replayed, '' when it is."""
@@ -251,6 +251,17 @@ class Bag:
                 f'The bag is damaged ({self._broken.rstrip(".")}); {sum(self.read.values())} '
                 f'pictures{of_all} were read, what the damage took is not there.',
             )
+
+
+def _frame_of(message: Any, topic: ImageTopic, time_ns: int, max_pixels: int) -> Frame:
+    """The picture of a message; without a stamp it has the time of its recording. Raises ImageError."""
+    if topic.type == COMPRESSED:
+        rgb = rgb_of_file(bytes(message.data), message.format, max_pixels)
+    else:
+        rgb = rgb_of_image(message, max_pixels)
+    header = message.header
+    stamp_ns = header.stamp.sec * 1_000_000_000 + header.stamp.nanosec
+    return Frame(rgb, stamp_ns or time_ns, header.frame_id, topic.camera)
 
 
 def _one_per_camera(topics):

@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, VlmReuseError
-from vlm_reuse_node.replay import jobs, results
+from vlm_reuse_node.replay import results
 from vlm_reuse_node.replay.arms import ARMS
 from vlm_reuse_node.replay.bag import Bag, BagError, Selection
 from vlm_reuse_node.replay.compare import compare, comparison_lines
-from vlm_reuse_node.replay.evaluate import Job
+from vlm_reuse_node.replay.job import Job, Outcome
 from vlm_reuse_node.replay.questions import read_questions
 from vlm_reuse_node.replay.report import write_report
 from vlm_reuse_node.replay.salvage import one_line
@@ -165,7 +165,9 @@ def _replay(args) -> int:
     return 0 if found['complete'] else EXIT_FAILED
 
 
-def _run(args, todo, progress: Callable, stopped: Callable) -> list[jobs.Outcome]:
+def _run(args, todo, progress: Callable, stopped: Callable) -> list[Outcome]:
+    from vlm_reuse_node.replay import jobs  # loads MLX, which --help and a wrong option need not wait for
+
     if args.ray:
         return jobs.run_on_ray(todo, args.model, args.ray, progress, stopped)
     if args.jobs > 1 and len(todo) > 1:

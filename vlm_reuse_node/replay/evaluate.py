@@ -1,19 +1,22 @@
 """Replays one bag: every arm sees the same pictures in the same order and is asked the same questions."""
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from pathlib import Path
 
-from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ImageError
 from vlm_reuse_node.model.vlm import Vlm
-from vlm_reuse_node.replay.arms import ARMS, POLICY, REFERENCE, Reply, Scene, make_runners, replay_config
-from vlm_reuse_node.replay.bag import Bag, Selection
+from vlm_reuse_node.replay.arm_answer import ArmAnswer
+from vlm_reuse_node.replay.arms import ARMS, POLICY, REFERENCE
+from vlm_reuse_node.replay.bag import Bag
+from vlm_reuse_node.replay.job import Job
 from vlm_reuse_node.replay.journal import Journal
-from vlm_reuse_node.replay.questions import Due, Schedule, read_questions
+from vlm_reuse_node.replay.questions import read_questions
 from vlm_reuse_node.replay.rows import answer_row, differs, is_pair, picture_rows, question_row
+from vlm_reuse_node.replay.runners.kept_state import Policy
+from vlm_reuse_node.replay.runners.makers import make_runners
+from vlm_reuse_node.replay.runners.runner import ArmContext, replay_config
+from vlm_reuse_node.replay.schedule import DueQuestion, Schedule
 from vlm_reuse_node.replay.stills import save_drift
 from vlm_reuse_node.replay.video import Video
 from vlm_reuse_node.replay.window import Window
@@ -24,51 +27,11 @@ from vlm_reuse_node.session.question import Question
 MOST_STILLS = 12
 
 
-@dataclass(frozen=True)
-class Job:
-    """One bag to replay, and all that decides the result. folder: where rows, pictures and video go."""
-
-    bag: Path
-    name: str
-    folder: Path
-    arms: tuple[str, ...]
-    selection: Selection = Selection()
-    questions: Path | None = None
-    config: Config = Config()
-    window_s: float = 8.0
-
-    def settings(self, vlm: Vlm) -> dict:
-        """What two runs must have in common for one to go on where the other stopped."""
-        asked = self.questions.read_text(encoding='utf-8') if self.questions else 'the general questions'
-        selection = asdict(self.selection) | {'duration_s': str(self.selection.duration_s)}
-        return json.loads(
-            json.dumps(
-                {
-                    'row': 'settings',
-                    'bag': self.name,
-                    'files': self._files(),
-                    'arms': self.arms,
-                    'selection': selection,
-                    'questions': blake2b(asked.encode(), digest_size=8).hexdigest(),
-                    'window_s': self.window_s,
-                    'config': asdict(self.config),
-                    'model': vlm.name,
-                    'model_fingerprint': vlm.fingerprint,
-                }
-            )
-        )
-
-    def _files(self) -> list[tuple[str, int, int]]:
-        """Name, bytes and time of change (nanoseconds) of the bag's files: another recording has others."""
-        files = sorted(self.bag.iterdir()) if self.bag.is_dir() else [self.bag]
-        return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-
-
 @dataclass
 class _Camera:
     """One camera's arms."""
 
-    scene: Scene
+    context: ArmContext
     schedule: Schedule
     video: Video
     runners: dict
@@ -84,9 +47,10 @@ class Replay:
         self._job, self._vlm, self._journal = job, vlm, journal
         self.bag = Bag(job.bag, job.selection)
         cameras = tuple(topic.camera for topic in self.bag.topics)
-        items, config = read_questions(job.questions, cameras), replay_config(job.config)
+        entries = read_questions(job.questions, cameras)
+        config = replay_config(job.config)
         self._template = vlm.template(config.system_prompt, 1)
-        self._cameras = {camera: self._camera(camera, config, items) for camera in cameras}
+        self._cameras = {camera: self._camera(camera, config, entries) for camera in cameras}
         self._digest = blake2b(digest_size=16)
         self._asked = 0
 
@@ -108,13 +72,13 @@ class Replay:
             for camera in self._cameras.values():
                 camera.video.close()
 
-    def _camera(self, name, config, items):
-        scene = Scene(self._vlm, config, name, Window(self._job.window_s))
+    def _camera(self, name, config, entries):
+        context = ArmContext(self._vlm, config, name, Window(self._job.window_s))
         return _Camera(
-            scene,
-            Schedule(items, name),
+            context,
+            Schedule(entries, name),
             Video(self._job.folder / f'overlay.{_plain(name)}.mp4'),
-            make_runners(scene, self._job.arms),
+            make_runners(context, self._job.arms),
         )
 
     def _take(self, frame: Frame, stopped) -> bool:
@@ -126,7 +90,7 @@ class Replay:
         if camera.last_s is None:
             self._warm_up(camera, frame)
         self._digest.update(frame.rgb.tobytes())
-        camera.scene.window.add(frame)
+        camera.context.window.add(frame)
         camera.last_s = at_s
         for name, runner in camera.runners.items():
             self._see(camera, name, runner, frame, at_s)
@@ -134,9 +98,9 @@ class Replay:
 
     def _warm_up(self, camera, frame):
         """What happens only once in a process is paid for before anything is timed."""
-        scene = replace(camera.scene, window=Window(self._job.window_s))
-        scene.window.add(frame)
-        runners = make_runners(scene, (REFERENCE,))
+        context = replace(camera.context, window=Window(self._job.window_s))
+        context.window.add(frame)
+        runners = make_runners(context, (REFERENCE,))
         try:
             for runner in runners.values():
                 runner.see(frame)
@@ -158,44 +122,45 @@ class Replay:
         if name == POLICY and refreshes:
             camera.video.add(frame, refreshes[0], at_s)
 
-    def _ask_all(self, camera, due: list[Due], stopped) -> bool:
+    def _ask_all(self, camera, due: list[DueQuestion], stopped) -> bool:
         for each in due:
             if camera.last_s is not None and not self._ask(camera, each, stopped):
                 return False
         return True
 
-    def _ask(self, camera, due: Due, stopped) -> bool:
+    def _ask(self, camera, due: DueQuestion, stopped) -> bool:
         """Ask every arm one question; False when it was stopped."""
-        item, scene = due.item, camera.scene
-        question = Question(item.text, item.choices, max_tokens=item.max_tokens)
-        now_ns = max(scene.window.newest.stamp_ns, self.bag.first_ns + round(1e9 * due.at_s))
+        entry = due.entry
+        context = camera.context
+        question = Question(entry.text, entry.choices, max_tokens=entry.max_tokens)
+        now_ns = max(context.window.newest.stamp_ns, self.bag.first_ns + round(1e9 * due.at_s))
         self._asked += 1
-        row = question_row(self._asked, due, scene.camera, camera.last_s, self._choice_tokens(item.choices))
+        row = question_row(self._asked, due, context.camera, camera.last_s, self._choice_tokens(entry.choices))
         answers: dict[str, dict] = {}
         for name, runner in camera.runners.items():
             if stopped():
                 return False
             known = self._journal.known(row, name)
             if known is None or ARMS[name].keeps_state:
-                reply = _reply(runner, question, now_ns)
-                pictures_s = [self.bag.at_s(frame) for frame in reply.frames]
-                answers[name] = answer_row(row, name, reply, pictures_s)
-                self._still(camera, answers, name, reply)
+                given = _answer(runner, question, now_ns)
+                pictures_s = [self.bag.at_s(frame) for frame in given.frames]
+                answers[name] = answer_row(row, name, given, pictures_s)
+                self._still(camera, answers, name, given)
             else:
                 answers[name] = known
         for each in (row, *answers.values()):  # all or nothing: a run that goes on asks the rest
             self._journal.write(each)
         return True
 
-    def _still(self, camera, answers, name, reply):
+    def _still(self, camera, answers, name, given):
         """Keep the two pictures of an answer that drifted: what cold-dense saw, and what the arm's state is of."""
         row, shown = answers[name], camera.stills.get(name, 0)
-        if name == REFERENCE or not ARMS[name].keeps_state or not hasattr(camera.runners[name], 'session'):
+        if name == REFERENCE or not ARMS[name].keeps_state or not isinstance(camera.runners[name], Policy):
             return
         if shown < MOST_STILLS and is_pair(row, answers[REFERENCE]) and differs(row, answers[REFERENCE]):
             camera.stills[name] = shown + 1
             stem = self._job.folder / 'pictures' / f'{row["question"]:04d}.{name}'
-            save_drift(stem, camera.scene.window.newest, reply.frames[-1], self._job.config.static_threshold)
+            save_drift(stem, camera.context.window.newest, given.frames[-1], self._job.config.static_threshold)
 
     def _choice_tokens(self, choices) -> int:
         try:
@@ -237,13 +202,13 @@ class Replay:
         }
 
 
-def _reply(runner, question, now_ns) -> Reply:
+def _answer(runner, question, now_ns) -> ArmAnswer:
     """An arm's answer; one that fails altogether says so, and the others go on."""
     try:
         return runner.ask(question, now_ns)
     except Exception as error:
         message = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
-        return Reply(Answer(Status.MODEL_ERROR, message), (), (), None, 0, 0, 0.0)
+        return ArmAnswer(Answer(Status.MODEL_ERROR, message))
 
 
 def _plain(name: str) -> str:

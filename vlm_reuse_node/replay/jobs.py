@@ -7,13 +7,14 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 from vlm_reuse_node.errors import VlmReuseError
 from vlm_reuse_node.model import vlm as vlms
-from vlm_reuse_node.replay.evaluate import Job, Replay
+from vlm_reuse_node.replay.evaluate import Replay
+from vlm_reuse_node.replay.job import Job, Outcome
 from vlm_reuse_node.replay.journal import Journal
 from vlm_reuse_node.replay.salvage import one_line
 
@@ -22,20 +23,6 @@ POLL_S = 0.5
 
 class RayError(VlmReuseError):
     """Ray is not installed, or there is no cluster."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a job.
-
-    complete: to the end of its bag. error: why there is nothing, '' otherwise. started: whether the rows in its folder
-    are of this run.
-    """
-
-    name: str
-    complete: bool
-    error: str = ''
-    started: bool = False
 
 
 def run_here(
@@ -73,7 +60,7 @@ def run_job(
     """Replay one bag; a bag that was replayed to its end stays as it is when `resume` is set."""
     journal = None
     try:
-        journal = Journal(job.folder, job.settings(vlm), resume)
+        journal = Journal(job.folder, job.settings(vlm.name, vlm.fingerprint), resume)
         if journal.is_complete:
             return Outcome(job.name, True, started=True)
         replay = Replay(job, vlm, journal)

@@ -8,35 +8,37 @@ import resource
 import sys
 from collections.abc import Iterable
 
-from vlm_reuse_node.replay.arms import Reply
-from vlm_reuse_node.replay.questions import Due, is_degenerate, kind_of, plain, truth_at
+from vlm_reuse_node.replay.answer_text import is_degenerate, plain
+from vlm_reuse_node.replay.arm_answer import ArmAnswer
+from vlm_reuse_node.replay.schedule import DueQuestion
+from vlm_reuse_node.replay.truth import truth_at
 from vlm_reuse_node.scene.refresh import Refresh
 from vlm_reuse_node.session.answer import Status
 
 _MB = 1e6 if sys.platform == 'darwin' else 1e3  # what ru_maxrss counts in, bytes or kilobytes
 
 
-def question_row(number: int, due: Due, camera: str, picture_s: float, choice_tokens: int) -> dict:
+def question_row(number: int, due: DueQuestion, camera: str, picture_s: float, choice_tokens: int) -> dict:
     """One question that is asked. choice_tokens: of all its choices together."""
-    item = due.item
+    entry = due.entry
     return {
         'row': 'question',
         'camera': camera,
         'question': number,
         'at_s': due.at_s,
         'picture_s': picture_s,
-        'text': item.text,
-        'choices': list(item.choices),
-        'kind': kind_of(item),
-        'tags': list(item.tags),
-        'truth': truth_at(item, picture_s),
+        'text': entry.text,
+        'choices': list(entry.choices),
+        'kind': entry.kind,
+        'tags': list(entry.tags),
+        'truth': truth_at(entry.truths, picture_s),
         'choice_tokens': choice_tokens,
     }
 
 
-def answer_row(question: dict, arm: str, reply: Reply, pictures_s: list[float]) -> dict:
+def answer_row(question: dict, arm: str, given: ArmAnswer, pictures_s: list[float]) -> dict:
     """One arm's answer to a question. pictures_s: when the pictures in its prompt were taken."""
-    answer, choices, is_answer = reply.answer, question['choices'], reply.answer.status == Status.OK
+    answer, choices, is_answer = given.answer, question['choices'], given.answer.status == Status.OK
     said = choices[answer.choice_index] if choices and answer.choice_index >= 0 else answer.text
     right = None if not is_answer or question['truth'] is None else plain(said) == plain(question['truth'])
     return {
@@ -59,17 +61,17 @@ def answer_row(question: dict, arm: str, reply: Reply, pictures_s: list[float]) 
         'escalated': answer.escalated,
         'pictures_s': pictures_s,
         'token_ids': list(answer.token_ids),
-        'visual_tokens_computed': reply.visual_tokens,
-        'tokens_reused': reply.tokens_reused,
-        'tokens_prefilled': reply.tokens_prefilled,
+        'visual_tokens_computed': given.visual_tokens,
+        'tokens_reused': given.tokens_reused,
+        'tokens_prefilled': given.tokens_prefilled,
         'tokens_generated': answer.tokens_generated,
-        'times': _answer_times(reply),
+        'times': _answer_times(given),
     }
 
 
-def _answer_times(reply: Reply) -> dict:
+def _answer_times(given: ArmAnswer) -> dict:
     """Milliseconds by stage; other_ms is what no stage accounts for."""
-    answer, paid = reply.answer, reply.refreshes
+    answer, paid = given.answer, given.refreshes
     # A cold answer beside a kept state has its vision in refresh_ms, and no refresh.
     vision = sum(refresh.vision_ms for refresh in paid) if paid else answer.refresh_ms
     stages = {
@@ -78,7 +80,7 @@ def _answer_times(reply: Reply) -> dict:
         'prefill_ms': sum(refresh.prefill_ms for refresh in paid) + answer.prefill_ms,
         'decode_ms': answer.decode_ms,
     }
-    return {'total_ms': reply.total_ms, **stages, 'other_ms': reply.total_ms - sum(stages.values())}
+    return {'total_ms': given.total_ms, **stages, 'other_ms': given.total_ms - sum(stages.values())}
 
 
 def picture_rows(camera: str, arm: str, picture_s: float, refreshes: Iterable[Refresh], held: tuple[int, int]):
