@@ -23,7 +23,7 @@ class DueQuestion:
 class Schedule:
     """When one camera's questions are due. Call `before` with each picture's time, then `at` with the picture."""
 
-    def __init__(self, entries: tuple[QuestionEntry, ...], camera: str):
+    def __init__(self, entries: tuple[QuestionEntry, ...], camera: str) -> None:
         """Start before the bag's first picture."""
         entries = tuple(entry for entry in entries if entry.camera in ('', camera))
         self._timed = tuple(entry for entry in entries if entry.on_change is None)
@@ -50,7 +50,7 @@ class _ChangeTrigger:
     A picture is given as its grid: (12, 16, 3) int16, mean colours.
     """
 
-    def __init__(self, entry: QuestionEntry, rule: OnChange):
+    def __init__(self, entry: QuestionEntry, rule: OnChange) -> None:
         self.entry = entry
         self._rule = rule
         self._last: np.ndarray | None = None

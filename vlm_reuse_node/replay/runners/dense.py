@@ -14,7 +14,7 @@ from vlm_reuse_node.session.question import Question
 class Dense:
     """Everything from nothing for every question, on some of the pictures."""
 
-    def __init__(self, context: ArmContext, choose: Callable[[], list[Frame]]):
+    def __init__(self, context: ArmContext, choose: Callable[[], list[Frame]]) -> None:
         """Start without a picture. choose: returns the pictures of the prompt, oldest first."""
         self._choose = choose
         self._paid: list[Refresh] = []
@@ -58,7 +58,7 @@ class Dense:
 class CachedCold:
     """From nothing on the very pictures that the default policy keeps: its answer must equal that of the policy."""
 
-    def __init__(self, policy: Policy):
+    def __init__(self, policy: Policy) -> None:
         """Answer beside `policy`, whose state stays as it is."""
         self._policy = policy
 

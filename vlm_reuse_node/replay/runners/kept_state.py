@@ -16,7 +16,7 @@ from vlm_reuse_node.session.question import Question
 class Policy:
     """The engine as the node runs it: it sees every picture, and answers from the kept state."""
 
-    def __init__(self, context: ArmContext, config: Config | None = None):
+    def __init__(self, context: ArmContext, config: Config | None = None) -> None:
         """Start without a picture. config: None takes the context's."""
         self._paid: list[Refresh] = []
         self.session = ReplaySession(
@@ -89,7 +89,7 @@ class StaleReuse(Policy):
 class OnDemand(Policy):
     """No picture is looked at before a question needs it; the question pays for the newest one's slot."""
 
-    def __init__(self, context: ArmContext):
+    def __init__(self, context: ArmContext) -> None:
         """Start without a picture."""
         super().__init__(context)
         self._window = context.window

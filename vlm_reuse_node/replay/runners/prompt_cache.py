@@ -1,5 +1,7 @@
 """The runner of mlx-vlm's own prompt cache."""
 
+from typing import Any
+
 import mlx.core as mx
 from mlx_vlm import generate
 from mlx_vlm.generate import PromptCacheState
@@ -18,7 +20,7 @@ from vlm_reuse_node.session.question import Question, checked
 class PromptCache:
     """mlx-vlm's own `generate` with one `PromptCacheState` for the whole bag, on the newest picture, in text."""
 
-    def __init__(self, context: ArmContext):
+    def __init__(self, context: ArmContext) -> None:
         """Start with an empty prompt cache."""
         self._context = context
         self._cache = PromptCacheState()
@@ -29,25 +31,23 @@ class PromptCache:
 
     def ask(self, question: Question, now_ns: int) -> ArmAnswer:
         """Answer in text; a choice is the one that the text names, and none is a parse failure."""
-        vlm, config, frame = self._context.vlm, self._context.config, self._context.window.newest
+        vlm = self._context.vlm
+        config = self._context.config
+        frame = self._context.window.newest
         question = checked(question, config)
         chat = [{'role': 'system', 'content': config.system_prompt}] if config.system_prompt else []
         chat.append({'role': 'user', 'content': question.text})
-        prompt = apply_chat_template(vlm._processor, vlm._model.config, chat, num_images=1)
+        options: dict[str, Any] = {
+            'prompt': apply_chat_template(vlm._processor, vlm._model.config, chat, num_images=1),
+            'image': [Image.fromarray(frame.rgb)],
+            'max_tokens': question.max_tokens,
+            'temperature': config.temperature,
+            'top_p': config.top_p,
+            'prompt_cache_state': self._cache,
+        }
         mx.random.seed(config.seed)
-        ms, result = timed(
-            lambda: generate(
-                vlm._model,
-                vlm._processor,
-                prompt,
-                image=[Image.fromarray(frame.rgb)],
-                max_tokens=question.max_tokens,
-                temperature=config.temperature,
-                top_p=config.top_p,
-                prompt_cache_state=self._cache,
-            )
-        )
-        ids = tuple(token for token in result.token_ids if token not in vlm.stop_ids)
+        ms, result = timed(lambda: generate(vlm._model, vlm._processor, **options))
+        ids = tuple(token for token in result.token_ids or () if token not in vlm.stop_ids)
         answer = Answer(
             Status.OK,
             text=result.text.strip(),
