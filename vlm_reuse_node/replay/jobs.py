@@ -12,7 +12,8 @@ from importlib import import_module
 from pathlib import Path
 
 from vlm_reuse_node.errors import VlmReuseError
-from vlm_reuse_node.model import vlm as vlms
+from vlm_reuse_node.model import loading
+from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.replay.evaluate import Job, Replay
 from vlm_reuse_node.replay.journal import Journal
 from vlm_reuse_node.replay.salvage import one_line
@@ -50,13 +51,13 @@ def run_here(
 
     def work():
         try:
-            vlm = vlms.load(model)
+            vlm = loading.load(model)
             outcomes.extend(run_job(job, vlm, resume, progress, stopped) for job in jobs if not stopped())
         except Exception as error:
             errors.append(error)
         finally:
             vlm = None
-            vlms.release_thread()
+            loading.release_thread()
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
@@ -68,7 +69,7 @@ def run_here(
 
 
 def run_job(
-    job: Job, vlm: vlms.Vlm, resume: bool, progress: Callable[[float], None], stopped: Callable[[], bool]
+    job: Job, vlm: Vlm, resume: bool, progress: Callable[[float], None], stopped: Callable[[], bool]
 ) -> Outcome:
     """Replay one bag; a bag that was replayed to its end stays as it is when `resume` is set."""
     journal = None
@@ -141,7 +142,7 @@ def _work(todo, told, stop, model, resume):
     """One process: jobs until there are none."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent was told, and tells
     try:
-        vlm = vlms.load(model)
+        vlm = loading.load(model)
     except VlmReuseError as error:
         while (job := todo.get()) is not None:
             told.put(Outcome(job.name, False, str(error)))
@@ -149,7 +150,7 @@ def _work(todo, told, stop, model, resume):
     while (job := todo.get()) is not None:
         told.put(Outcome(job.name, False) if stop.is_set() else run_job(job, vlm, resume, told.put, stop.is_set))
     del vlm
-    vlms.release_thread()
+    loading.release_thread()
 
 
 # --- Ray --------------------------------------------------------------------------------------------------------------
@@ -197,7 +198,7 @@ def _ray_task(job: Job, model: str) -> tuple[Outcome, dict[str, bytes]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
-            vlm = vlms.load(model)
+            vlm = loading.load(model)
         except VlmReuseError as error:
             return Outcome(job.name, False, str(error)), {}
         outcome = run_job(replace(job, folder=folder), vlm, False, lambda _: None, lambda: False)

@@ -14,7 +14,7 @@ import psutil
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from vlm_reuse_node.scene.refresh import Refresh
-from vlm_reuse_node.session.drift_audit import Audited
+from vlm_reuse_node.session.drift_audit import AuditCounts
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 FUTURE_S = 1.0
@@ -272,7 +272,7 @@ def model_status(node: str, stats, queue_size: int) -> DiagnosticStatus:
     return status(f'{node}: model', level, message, values, hardware_id=stats.model)
 
 
-def audit_status(node: str, audited: Mapping[str, Audited], max_drift: float) -> DiagnosticStatus:
+def audit_status(node: str, audited: Mapping[str, AuditCounts], max_drift: float) -> DiagnosticStatus:
     """Whether answers differ from cold-dense ones, by camera."""
     level, message = OK, f'{sum(each.answers for each in audited.values())} answers audited'
     values = {'max_drift': f'{100 * max_drift:g} %'}

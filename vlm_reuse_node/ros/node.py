@@ -21,7 +21,7 @@ from vlm_reuse_interfaces.msg import RefreshBudget
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, ImageError, InvalidRequestError, VlmReuseError
-from vlm_reuse_node.ros.ask_server import AskServer, Awaited, answered
+from vlm_reuse_node.ros.ask_server import AskServer, PendingAnswers, answered
 from vlm_reuse_node.ros.camera_input import RESTARTED_NS, CameraInput
 from vlm_reuse_node.ros.diagnostics import (
     RefreshWindow,
@@ -85,7 +85,7 @@ class SceneNode(LifecycleNode):
         self._overlays: dict[str, OverlayOutput] = {}
         self._refreshes = RefreshWindow()
         self._worker: ModelWorker | None = None
-        self._awaited = Awaited(self)
+        self._awaited = PendingAnswers(self)
         self._asks: AskServer | None = None
         self._watches: WatchServer | None = None
         self._diagnostics_publisher = self.create_publisher(DiagnosticArray, '/diagnostics', QoSProfile(depth=10))

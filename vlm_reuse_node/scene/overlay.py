@@ -8,6 +8,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
+from vlm_reuse_node.scene.cells import spread
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Refresh
 
@@ -44,19 +45,13 @@ def percent(count: int, total: int) -> str:
 
 def _tint(picture: np.ndarray, cells: np.ndarray) -> None:
     if cells.any():
-        cv2.copyTo(cv2.LUT(picture, _orange_table()), _spread(cells, picture), picture)
+        cv2.copyTo(cv2.LUT(picture, _orange_table()), spread(cells, *picture.shape[:2]), picture)
 
 
 def _hatch(picture: np.ndarray, cells: np.ndarray) -> None:
     if cells.any():
-        mask = cv2.bitwise_and(_spread(cells, picture), _stripes(*picture.shape[:2]))
+        mask = cv2.bitwise_and(spread(cells, *picture.shape[:2]), _stripes(*picture.shape[:2]))
         cv2.copyTo(_blue(*picture.shape[:2]), mask, picture)
-
-
-def _spread(cells: np.ndarray, picture: np.ndarray) -> np.ndarray:
-    """(rows, columns) cells to (height, width) uint8 mask of 0 and 255; the grid covers the whole picture evenly."""
-    size = picture.shape[1], picture.shape[0]
-    return cv2.resize(cells.astype(np.uint8) * 255, size, interpolation=cv2.INTER_NEAREST)
 
 
 @lru_cache(maxsize=1)
