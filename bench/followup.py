@@ -278,7 +278,7 @@ def memory(state: State) -> dict:
         rows = min(entry.offset, entry.max_size) if ring else entry.offset
         size = (entry.keys[:, :, :1].nbytes + entry.values[:, :, :1].nbytes) * rows
         needed, rings = needed + size, rings + ring * size
-    features = sum(each.features.nbytes for each in state.pictures)
+    features = sum(each.features.nbytes for each in state.frames)
     return {
         'held_bytes': state.held_bytes - features,
         'needed_bytes': needed,

@@ -91,7 +91,7 @@ def test_only_the_rows_of_these_tokens_change_and_a_question_behind_them_leaves_
 
 
 def prompt_ids(vlm, state):
-    return vlm.family.expand(state.template.prefix, [each.grid for each in state.pictures])
+    return vlm.family.expand(state.template.prefix, [each.grid for each in state.frames])
 
 
 def test_some_tokens_rewritten_are_what_a_forward_with_the_old_rows_around_them_computes(vlm):
@@ -143,7 +143,7 @@ def test_a_rewrite_that_was_stopped_leaves_the_history_and_no_live_picture(vlm, 
 
     with pytest.raises(Interruption):
         state.rewrite(EncodedFrame.see(vlm, picture(3)), np.arange(CELLS), check)
-    assert not state.has_live and not state.can_rewrite and len(state.pictures) == 1
+    assert not state.has_live and not state.can_rewrite and len(state.frames) == 1
     assert difference(kept(state), kept(history)) < NOISE
     state.append(EncodedFrame.see(vlm, picture(3)))
     assert difference(kept(state), kept(built(vlm, picture(1), picture(3)))) < NOISE
