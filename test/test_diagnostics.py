@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 
 pytest.importorskip('diagnostic_msgs', reason='diagnostic_msgs is missing: install ROS 2 (make setup)')
+from vlm_reuse_node.ros.camera_state import CameraState
 from vlm_reuse_node.ros.diagnostics import (
     ERROR,
     OK,
     WARN,
-    CameraState,
-    RefreshWindow,
     audit_status,
     budget_status,
     camera_status,
     camera_trouble,
     model_status,
 )
+from vlm_reuse_node.ros.refresh_window import RefreshWindow
 from vlm_reuse_node.scene.refresh import Level, Refresh
 from vlm_reuse_node.session.drift_audit import AuditCounts
 
