@@ -26,7 +26,7 @@ from vlm_reuse_node.ros.node import SceneNode
 
 PACKAGE = Path(vlm_reuse_node.__file__).parent
 # Runs every second beside everything else, and is no part of a picture's or a question's way.
-BESIDE = ('_publish_diagnostics',)
+BESIDE = ('Monitor.publish',)
 
 
 class CallPath:
@@ -80,7 +80,7 @@ def _is_ours(code: CodeType) -> bool:
 
 def _is_beside(frame: FrameType | None) -> bool:
     while frame is not None:
-        if frame.f_code.co_name in BESIDE:
+        if frame.f_code.co_qualname in BESIDE:
             return True
         frame = frame.f_back
     return False

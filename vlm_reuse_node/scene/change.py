@@ -142,6 +142,20 @@ class ChangeDetector:
             self._aside &= ~told
         return told
 
+    def settle(
+        self, refreshed: np.ndarray, deferred: np.ndarray, stale: np.ndarray, config: Config
+    ) -> tuple[np.ndarray, float]:
+        """Book what was done about the frame compared last: `refresh`, `news` and `defer`.
+
+        refreshed, deferred, stale: (rows, columns) bool; stale as `compare` gave it. Returns the cells that show
+        something new, and for how many seconds the deferred ones have been known to differ from that frame.
+        """
+        if refreshed.any():
+            self.refresh(refreshed)
+        changed = self.news(refreshed & stale, config)
+        self.defer(deferred)
+        return changed, float(self.doubt_s(self._stamp_ns)[deferred].max(initial=0))
+
     def defer(self, cells: np.ndarray) -> None:
         """Keep these cells, (rows, columns) bool, stale until they are refreshed, whatever they show until then."""
         self._deferred = cells

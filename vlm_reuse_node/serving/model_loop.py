@@ -159,7 +159,7 @@ class ModelLoop:
             return None
         if camera not in self._sessions:
             self._sessions[camera] = SceneSession(
-                self._vlm, self.config, camera, self._on_frame_refreshed, self._on_frame_refused
+                self._vlm, self.config, camera, self._on_refresh, self._on_frame_refused
             )
         self._sessions[camera].config = self.config
         return self._sessions[camera]
@@ -223,10 +223,6 @@ class ModelLoop:
         self._tally.count_answer(answer.status if is_wanted else Status.CANCELLED)
         if is_wanted:
             queued.future.set_result(answer)
-
-    def _on_frame_refreshed(self, frame: Frame, refresh: Refresh) -> None:
-        self._tally.last_error = ''
-        self._on_refresh(frame, refresh)
 
     def _on_frame_refused(self, frame: Frame, error: ImageError) -> None:
         _log.debug("A picture of camera '%s' is refused: %s", frame.camera, error)

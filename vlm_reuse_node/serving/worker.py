@@ -193,6 +193,7 @@ class ModelWorker:
             future.cancel()
 
     def _on_frame_refreshed(self, frame: Frame, refresh: Refresh) -> None:
+        self._tally.last_error = ''
         self._watches.see(frame, refresh)
         tell(self._on_refresh, frame, refresh)
 

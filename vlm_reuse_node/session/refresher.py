@@ -62,7 +62,9 @@ class Refresher:
         # 1. What changed, against the frame whose state is cached?
         started_s = time.perf_counter()
         why_full = self._why_full(frame)
-        change = self._compare(frame, config) if not why_full and self.state.has_live else None
+        change = None
+        if not why_full and self.state.has_live:
+            change = self._detector.compare(frame.rgb, frame.stamp_ns, config)
         change_ms = _ms_since(started_s)
         # 2. The cheapest level that is allowed.
         plan = self._plan(frame, why_full, change, config, may_patch, force)
@@ -146,9 +148,6 @@ class Refresher:
             return 'time went back'
         return ''
 
-    def _compare(self, frame: Frame, config: Config) -> Change:
-        return self._detector.compare(frame.rgb, frame.stamp_ns, config)
-
     def _plan(
         self, frame: Frame, why_full: str, change: Change | None, config: Config, may_patch: bool, force: bool
     ) -> RefreshPlan:
@@ -210,8 +209,6 @@ class Refresher:
         if change is None:
             self._detector = ChangeDetector(frame.rgb, frame.stamp_ns, *encoded.grid, self._vlm.family.cell_px)
             self._computed_ns = np.full(encoded.grid, frame.stamp_ns, np.int64)
-        else:
-            self._detector.refresh(plan.refreshed)
         if paid < 2 * plan.refreshed.size:  # not when a whole history was computed
             level = Level.PATCH if plan.level == Level.PATCH else Level.FRAME
             self._planner.learn(level, int(plan.refreshed.sum()), total_ms)
@@ -247,17 +244,15 @@ class Refresher:
 
     def _settle(self, frame: Frame, plan: RefreshPlan, change: Change | None, config: Config) -> np.ndarray:
         """Book what the state shows and what waits. Returns the cells that show something new, (rows, columns) bool."""
-        changed = plan.refreshed
+        changed, self.lag_s = plan.refreshed, 0.0  # where nothing could be compared
         if change is not None:
-            changed = self._detector.news(plan.refreshed & change.stale, config)
+            changed, self.lag_s = self._detector.settle(plan.refreshed, plan.deferred, change.stale, config)
         if plan.level in (Level.FRAME, Level.FULL):
             self._patches, self._whole_ns = 0, frame.stamp_ns
         elif plan.level == Level.PATCH:
             self._patches += 1
         self._computed_ns[plan.refreshed] = frame.stamp_ns
-        self._detector.defer(plan.deferred)
         self.newest, self.level, self._is_current = frame, plan.level, True
-        self.lag_s = float(self._detector.doubt_s(frame.stamp_ns)[plan.deferred].max(initial=0))
         return changed
 
     def _record(
