@@ -5,8 +5,11 @@ import pytest
 
 from vlm_reuse_node.replay.bounds import mcnemar_p, ratio_bounds, share_bounds
 from vlm_reuse_node.replay.compare import compare
+from vlm_reuse_node.replay.counts import PAIR_COUNTS, age_class, count_rows
 from vlm_reuse_node.replay.figures import counted, factor, percent, share_text
-from vlm_reuse_node.replay.metrics import PAIR_COUNTS, Rows, age_class, count, derive, time
+from vlm_reuse_node.replay.ratios import derive_ratios
+from vlm_reuse_node.replay.row_index import RowIndex
+from vlm_reuse_node.replay.times import measure_times
 
 STAGES = {'change_ms': 0.0, 'vision_ms': 0.0, 'prefill_ms': 0.0, 'decode_ms': 1.0, 'other_ms': 0.0}
 
@@ -118,15 +121,15 @@ def test_the_speedup_has_an_interval_that_is_the_same_every_time():
 
 
 def test_counts_of_two_bags_add_up():
-    apart = [count(Rows(some_rows(bag, drifted)))['default'] for bag, drifted in (('a', 2), ('b', 1))]
-    together = count(Rows(some_rows('a', 2) + some_rows('b', 1)))['default']
+    apart = [count_rows(RowIndex(some_rows(bag, drifted)))['default'] for bag, drifted in (('a', 2), ('b', 1))]
+    together = count_rows(RowIndex(some_rows('a', 2) + some_rows('b', 1)))['default']
     assert together['drifted'] == 3 and together['lost'] == 3 and together['gained'] == 0
     assert all(together[name] == sum(each[name] for each in apart) for name in (*PAIR_COUNTS, 'asked', 'right'))
     assert together['looks']['levels'] == {'full': 2, 'reuse': 2}
 
 
 def test_drift_is_of_choices_where_there_are_any_and_else_of_text():
-    rows = Rows(
+    rows = RowIndex(
         [
             question(0),
             question(1),
@@ -136,20 +139,20 @@ def test_drift_is_of_choices_where_there_are_any_and_else_of_text():
             answer(1, 'x', 'red'),
         ]
     )
-    counts = count(rows)['x']
+    counts = count_rows(rows)['x']
     assert (counts['choice_pairs'], counts['choice_drifted']) == (1, 1)
     assert (counts['text_pairs'], counts['text_drifted']) == (1, 0)
 
 
 def test_what_was_not_answered_is_in_no_pair():
-    rows = Rows([question(0), answer(0, 'cold'), answer(0, 'x', status='MODEL_ERROR')])
-    counts = count(rows)['x']
+    rows = RowIndex([question(0), answer(0, 'cold'), answer(0, 'x', status='MODEL_ERROR')])
+    counts = count_rows(rows)['x']
     assert counts['pairs'] == 0 and counts['asked'] == 1 and counts['statuses'] == {'MODEL_ERROR': 1}
-    assert derive(rows, count(rows))['x']['drift'] == {'share': None, 'low': None, 'high': None, 'n': 0}
+    assert derive_ratios(rows, count_rows(rows))['x']['drift'] == {'share': None, 'low': None, 'high': None, 'n': 0}
 
 
 def test_the_same_pictures_are_told_from_older_ones():
-    rows = Rows(
+    rows = RowIndex(
         [
             question(0),
             question(1),
@@ -159,15 +162,15 @@ def test_the_same_pictures_are_told_from_older_ones():
             answer(1, 'x', 'blue', pictures_s=(0.5,)),
         ]
     )
-    counts = count(rows)['x']
+    counts = count_rows(rows)['x']
     assert (counts['same_pictures'], counts['same_pictures_drifted'], counts['drifted']) == (1, 1, 2)
-    assert derive(rows, count(rows))['x']['largest_score_difference'] == 0.25
+    assert derive_ratios(rows, count_rows(rows))['x']['largest_score_difference'] == 0.25
     assert list(counts['by_age']) == ['the newest picture', 'up to 1 s older']
 
 
 def test_a_picture_is_counted_once_and_whatever_was_computed_is_paid():
     looks = [picture('x', 3, 'patch'), picture('x', 12, 'full'), picture('x', 0, 'reuse') | {'picture_s': 1.0}]
-    counts = count(Rows([question(0), answer(0, 'x') | {'visual_tokens_computed': 6}, *looks]))['x']['looks']
+    counts = count_rows(RowIndex([question(0), answer(0, 'x') | {'visual_tokens_computed': 6}, *looks]))['x']['looks']
     assert (counts['pictures'], counts['visual_tokens'], counts['visual_tokens_refreshed']) == (2, 24, 21)
     assert counts['levels'] == {'patch': 1, 'reuse': 1}
 
@@ -187,7 +190,7 @@ def test_ages_are_sorted_into_classes(age_s, name):
 
 
 def test_times_name_what_they_are_compared_with():
-    times = time(Rows(some_rows()))['default']
+    times = measure_times(RowIndex(some_rows()))['default']
     assert times['speedup'] == 12.5 / 2.0 and times['keep_up_ms'] == 12.0
     assert times['whole_speedup'] == 75.0 / (12.0 + 12.0)
     assert times['sessions'][0] == {'questions': 1, 'setup_ms': 6.0, 'speedup': 12.5 / 8.0}
@@ -196,10 +199,10 @@ def test_times_name_what_they_are_compared_with():
 
 
 def results_of(rows, model='m'):
-    sorted_rows = Rows(rows)
+    sorted_rows = RowIndex(rows)
     return {
         'settings': {'model': model, 'config': {'seed': 0}},
-        'counts': count(sorted_rows),
+        'counts': count_rows(sorted_rows),
         'bags': [{'bag': 'a', 'frames_digest': 'd'}],
         'questions': sorted_rows.questions,
         'answers': sorted_rows.answers,
