@@ -18,6 +18,7 @@ import argparse
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -147,7 +148,7 @@ def full(vlm, repeats: int) -> tuple[float, float]:
 def measure(vlm, repeats: int):
     """Yield one row for each share of changed cells."""
     patching, whole = window(vlm, PATCH), window(vlm, STEADY)
-    grid, first = whole._state.live.grid, whole.newest
+    grid, first = whole._refresher.state.live.grid, whole.newest
     full_ms = full(vlm, max(1, repeats // 2))
     for percent in PERCENT:
         cells = -(-percent * grid.cells // 100)
@@ -156,8 +157,9 @@ def measure(vlm, repeats: int):
             camera = Camera(first, grid, cells)
             return [camera.frame() for _ in range(count)]
 
-        for session in (patching, whole):  # the picture without the change
-            session.newest = None
+        # The picture without the change.
+        first = replace(first, stamp_ns=1 + max(patching.newest.stamp_ns, whole.newest.stamp_ns))
+        for session in (patching, whole):
             session.observe(first, force=True)
         reuse = observed(whole, partial(noisy, first), Level.REUSE, repeats)
         level = Level.PATCH if cells < grid.cells else Level.FRAME

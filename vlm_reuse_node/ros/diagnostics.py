@@ -121,7 +121,7 @@ def budget_status(node: str, refreshes: list[Refresh], deferred: int, seconds: f
         'visual tokens refreshed': paid,
         'refreshed': share,
         'visual tokens deferred': deferred,
-        'spent': f'{sum(refresh.total_ms for refresh in refreshes) / seconds:.1f} ms/s',
+        'spent': f'{sum(refresh.spent_ms for refresh in refreshes) / seconds:.1f} ms/s',
         **{f'level: {level}': count for level, count in sorted(levels.items())},
     }
     if deferred:

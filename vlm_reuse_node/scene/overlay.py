@@ -1,4 +1,4 @@
-"""The overlay picture: what this refresh paid for is orange, what is in debt is hatched, the rest is the camera's.
+"""The overlay picture: refreshed cells are orange, deferred cells are hatched, the rest is the camera's.
 
 NumPy and OpenCV only; a live node and a replayed bag draw the same picture.
 """
@@ -23,7 +23,7 @@ def draw_overlay(frame: Frame, refresh: Refresh) -> np.ndarray:
     """Draw a refresh over the frame it was made for.
 
     Returns (height + BAR_HEIGHT, width, 3) uint8, RGB: the picture, and below it a bar with the shares of cells that
-    were reused, refreshed and are in debt, the level and the time. The frame itself is not changed.
+    were reused, refreshed and deferred, the level and the time. The frame itself is not changed.
     """
     height, width = frame.size
     canvas = np.empty((height + BAR_HEIGHT, width, 3), np.uint8)
@@ -75,22 +75,23 @@ def _blue(height: int, width: int) -> np.ndarray:
 
 def _draw_bar(bar: np.ndarray, refresh: Refresh) -> None:
     """Shares as a coloured line over the same shares as text."""
-    total, paid, debt = refresh.visual_tokens_total, refresh.visual_tokens_refreshed, refresh.visual_tokens_deferred
+    total, paid, deferred = refresh.visual_tokens_total, refresh.visual_tokens_refreshed, refresh.visual_tokens_deferred
     width = bar.shape[1]
     bar[:] = (24, 24, 24)
-    ends = [round(width * count / total) for count in (paid, paid + debt)] if total else [0, 0]
+    ends = [round(width * count / total) for count in (paid, paid + deferred)] if total else [0, 0]
     bar[:4], bar[:4, : ends[0]], bar[:4, ends[0] : ends[1]] = GREY, ORANGE, BLUE
-    text = _fitting_text(width, refresh, [percent(count, total) for count in (total - paid - debt, paid, debt)])
+    text = _fitting_text(width, refresh, [percent(count, total) for count in (total - paid - deferred, paid, deferred)])
     cv2.putText(bar, text, (6, 18), _FONT, _SCALE, (235, 235, 235), 1, cv2.LINE_AA)
 
 
 def _fitting_text(width: int, refresh: Refresh, shares: list[str]) -> str:
     """The longest wording that fits the picture's width."""
-    reused, refreshed, debt = shares
+    reused, refreshed, deferred = shares
+    level = refresh.level
     wordings = (
-        f'reused {reused}   refreshed {refreshed}   in debt {debt}   |   {refresh.level}   {refresh.total_ms:.1f} ms',
-        f'reused {reused}  debt {debt}  {refresh.level} {refresh.total_ms:.0f} ms',
-        f'{reused} {refresh.level} {refresh.total_ms:.0f} ms',
+        f'reused {reused}   refreshed {refreshed}   deferred {deferred}   |   {level}   {refresh.spent_ms:.1f} ms',
+        f'reused {reused}  deferred {deferred}  {level} {refresh.spent_ms:.0f} ms',
+        f'{reused} {level} {refresh.spent_ms:.0f} ms',
     )
     fitting = (text for text in wordings if cv2.getTextSize(text, _FONT, _SCALE, 1)[0][0] <= width - 12)
     return next(fitting, wordings[-1])

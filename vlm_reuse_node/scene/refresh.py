@@ -29,7 +29,7 @@ class Refresh:
     oldest_cell_age_s: seconds from the frame that the oldest cached cell was computed from to this one.
     budget_ms: what the refresh was allowed to take; 0: no limit.
     visual_tokens_total, visual_tokens_refreshed, visual_tokens_changed, visual_tokens_deferred: the cells, counted.
-    total_ms: all stages together.
+    spent_ms: all stages together.
     """
 
     camera: str
@@ -49,10 +49,10 @@ class Refresh:
     visual_tokens_refreshed: int = field(init=False)
     visual_tokens_changed: int = field(init=False)
     visual_tokens_deferred: int = field(init=False)
-    total_ms: float = field(init=False)
+    spent_ms: float = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'visual_tokens_total', self.refreshed.size)
         for name in ('refreshed', 'changed', 'deferred'):
             object.__setattr__(self, f'visual_tokens_{name}', int(getattr(self, name).sum()))
-        object.__setattr__(self, 'total_ms', self.change_ms + self.vision_ms + self.prefill_ms)
+        object.__setattr__(self, 'spent_ms', self.change_ms + self.vision_ms + self.prefill_ms)

@@ -1,7 +1,7 @@
 """What to refresh for a picture: the cheapest level that is allowed, within a budget, the most urgent cells first.
 
-NumPy only. What does not fit is in debt, and comes the sooner the longer it waits; a cell that is in doubt for longer
-than max_cell_age_s is refreshed whatever the budget says. Without budget_ms no plan depends on a clock.
+NumPy only. What does not fit is deferred, and the longer a cell waits, the sooner it is refreshed. A cell that is in
+doubt for longer than max_cell_age_s is refreshed whatever the budget says. Without budget_ms no plan needs a clock.
 """
 
 from dataclasses import dataclass
