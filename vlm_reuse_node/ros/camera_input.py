@@ -137,7 +137,7 @@ class CameraInput:
             self._refuse(err)
         self.callback_ms.append(1000 * (time.perf_counter() - start))
 
-    def _converted(self, message) -> Frame:
+    def _converted(self, message: Image | CompressedImage) -> Frame:
         convert = frame_from_compressed if self._compressed else frame_from_image
         frame = convert(message, self.name, self.max_image_pixels)
         now_ns = self._node.get_clock().now().nanoseconds

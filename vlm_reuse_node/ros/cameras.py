@@ -96,7 +96,7 @@ class Cameras:
     def state(self, name: str) -> CameraState | None:
         """How one camera is now; None for one that is not there."""
         camera = self._inputs.get(name)
-        return camera and camera.state()
+        return camera.state() if camera else None
 
     def on_refresh(self, frame: Frame, refresh: Refresh) -> None:
         """Publish from the model's thread: rclpy publishers may be used from any, and the executor stays free."""

@@ -199,7 +199,7 @@ def model_status(node: str, stats: WorkerStats, queue_size: int) -> DiagnosticSt
 def audit_status(node: str, audited: Mapping[str, AuditCounts], max_drift: float) -> DiagnosticStatus:
     """Whether answers differ from cold-dense ones, by camera."""
     level, message = OK, f'{sum(each.answers for each in audited.values())} answers audited'
-    values = {'max_drift': f'{100 * max_drift:g} %'}
+    values: dict[str, object] = {'max_drift': f'{100 * max_drift:g} %'}
     for camera, each in sorted(audited.items()):
         low, high = (100 * bound for bound in each.bounds)
         values |= {

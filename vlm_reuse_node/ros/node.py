@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from threading import Event
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.clock import JumpThreshold, TimeJump
@@ -55,9 +55,7 @@ class SceneNode(LifecycleNode):
     answers; when the node is not active they answer INACTIVE.
     """
 
-    def __init__(
-        self, name: str = NODE_NAME, *, on_active: Callable[[], None] = lambda: None, **node_arguments: object
-    ):
+    def __init__(self, name: str = NODE_NAME, *, on_active: Callable[[], None] = lambda: None, **node_arguments: Any):
         """Declare the parameters; nothing is loaded and nothing is subscribed yet, but diagnostics are published.
 
         on_active: called whenever pictures and questions are taken from then on.

@@ -17,7 +17,7 @@ def is_panned(now: np.ndarray, then: np.ndarray) -> bool:
     (x, y), _ = cv2.phaseCorrelate(then.copy(), now.copy(), window)
     if not LEAST_SHIFT <= np.hypot(x, y) <= min(height, width) / 2:
         return False
-    moved = cv2.warpAffine(then, np.float32([[1, 0, x], [0, 1, y]]), (width, height))
+    moved = cv2.warpAffine(then, np.array([[1, 0, x], [0, 1, y]], np.float32), (width, height))
     inner = tuple(
         slice(max(0, int(np.ceil(shift))), side + min(0, int(np.floor(shift))))
         for shift, side in ((y, height), (x, width))

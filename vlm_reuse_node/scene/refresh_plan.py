@@ -42,7 +42,7 @@ class RefreshPlan:
 class Cost:
     """Milliseconds of a refresh by its cells: a fixed part and one per cell, fitted to what refreshes took."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         """Know nothing."""
         self._sums = np.zeros(5)  # of 1, cells, ms, cells^2, cells * ms; older refreshes count less
         self._most_cells = 0  # seen so far: what more of them take is not known
@@ -70,7 +70,7 @@ class Cost:
 class RefreshPlanner:
     """Plans one camera's refreshes, and learns from what they took."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         """Know no costs; the first refreshes are made to learn them."""
         self._costs, self._has_patched = {Level.PATCH: Cost(), Level.FRAME: Cost()}, False
 
@@ -100,26 +100,25 @@ class RefreshPlanner:
         if len(urgent) and (whole_is_due or cells < len(urgent)) if fits else overdue > patchable:
             return RefreshPlan(Level.FRAME).over(*change.stale.shape)
         cells = max(cells, overdue)
-        refreshed = np.zeros(total, bool)
-        refreshed[urgent[:cells]] = True
-        refreshed = refreshed.reshape(change.stale.shape)
+        refreshed = np.zeros(change.stale.shape, bool)
+        refreshed.ravel()[urgent[:cells]] = True
         return RefreshPlan(Level.PATCH if cells else Level.REUSE, refreshed, change.stale & ~refreshed)
 
-    def _most_cells(self, most, total, budget_ms):
+    def _most_cells(self, most: int, total: int, budget_ms: float) -> int:
         """Most cells whose refresh takes no longer."""
         return next((cells for cells in range(most, 0, -1) if self._patch_ms(cells, total) <= budget_ms), 0)
 
-    def _frame_ms(self):
+    def _frame_ms(self) -> float:
         cost = self._costs[Level.FRAME]
         return cost.ms(0) if cost.is_known else 0.0
 
-    def _patch_ms(self, cells, total):
+    def _patch_ms(self, cells: int, total: int) -> float:
         """Until there was one: the cells' share of the whole picture."""
         cost = self._costs[Level.PATCH]
         return cost.ms(cells) if cost.is_known else self._frame_ms() * cells / total
 
 
-def _by_urgency(change, limit_s):
+def _by_urgency(change: Change, limit_s: float) -> tuple[np.ndarray, int]:
     """Numbers of the stale cells, the most urgent first, and how many of them are overdue: those come before all."""
     stale = np.flatnonzero(change.stale)
     difference, doubt_s = (each.ravel()[stale].astype(float) for each in (change.difference, change.doubt_s))

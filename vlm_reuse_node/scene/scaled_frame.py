@@ -54,7 +54,8 @@ class ScaledFrame:
 
     def exposed(self, gain: float) -> 'ScaledFrame':
         """The same frame under another exposure."""
-        return ScaledFrame(*(cv2.convertScaleAbs(each, alpha=gain) for each in self.scales), gain * self.grey)
+        pixels, blocks = (cv2.convertScaleAbs(each, alpha=gain) for each in self.scales)
+        return ScaledFrame(pixels, blocks, gain * self.grey)
 
     def copy(self) -> 'ScaledFrame':
         """The same in arrays of its own."""

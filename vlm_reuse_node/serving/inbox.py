@@ -6,7 +6,7 @@ standing ones, then frames; each in turn between cameras, and none is passed ove
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 
 from vlm_reuse_node.scene.frame import Frame
@@ -120,7 +120,7 @@ class Inbox:
             self._changed.wait_for(lambda: self._resets or len(self) or self._frames or not self.is_open, wait_s)
             if not self.is_open:
                 return None
-            return self._resets.popleft() if self._resets else self._next_by_rank()
+            return self._resets.popleft() if self._resets else self._next_by_lane()
 
     def take_frame(self, camera: str) -> Frame | None:
         """Take a camera's waiting frame out of turn."""
@@ -130,7 +130,7 @@ class Inbox:
     def take_leaving(self, default_timeout_s: float) -> list[QueuedQuestion]:
         """Take out the questions that were cancelled or are late; all of them when closed."""
 
-        def leaves(queued):
+        def leaves(queued: QueuedQuestion) -> bool:
             return not self.is_open or queued.is_cancelled or queued.is_late(default_timeout_s)
 
         with self._changed:
@@ -142,12 +142,19 @@ class Inbox:
             self.is_open = False
             self._changed.notify()
 
-    def _next_by_rank(self):
-        lanes = self._questions, self._standing, self._frames
-        waiting = [rank for rank, lane in enumerate(lanes) if lane]
-        if not waiting:
+    def _next_by_lane(self) -> QueuedQuestion | Frame | None:
+        """From the first lane that is not empty, unless another was skipped often enough."""
+        lanes: tuple[tuple[Sized, Callable[[], QueuedQuestion | Frame]], ...] = (
+            (self._questions, self._questions.take),
+            (self._standing, self._standing.take),
+            (self._frames, self._take_oldest_frame),
+        )
+        takes = {lane: take for lane, (queue, take) in enumerate(lanes) if queue}
+        if not takes:
             return None
-        first = next((rank for rank in waiting if self._skipped[rank] >= MOST_SKIPPED), waiting[0])
-        self._skipped = Counter({rank: self._skipped[rank] + 1 for rank in waiting if rank != first})
-        lane = lanes[first]
-        return lane.pop(next(iter(lane))) if lane is self._frames else lane.take()
+        first = next((lane for lane in takes if self._skipped[lane] >= MOST_SKIPPED), min(takes))
+        self._skipped = Counter({lane: self._skipped[lane] + 1 for lane in takes if lane != first})
+        return takes[first]()
+
+    def _take_oldest_frame(self) -> Frame:
+        return self._frames.pop(next(iter(self._frames)))

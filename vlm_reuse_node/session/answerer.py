@@ -1,9 +1,10 @@
 """From a state to what the model says: read the question behind the snapshot, score its choices or decode, restore."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-import mlx.core as mx
 import numpy as np
 
 from vlm_reuse_node.config import Config
@@ -97,35 +98,60 @@ class Answerer:
             )
         return context - prompt
 
-    def _choose(self, state: State, asked: TokenizedQuestion, logits: mx.array, start: int, turn: Turn) -> Outcome:
+    def _choose(self, state: State, asked: TokenizedQuestion, logits: Any, start: int, turn: Turn) -> Outcome:
         """The most probable choice; the first answer token's position is `start`."""
         scores = self._vlm.score(state.cache, logits, start, asked.choices, turn.check)
         best = int(np.argmax(scores))
         return Outcome(asked.question.choices[best], scores[best], best, scores)
 
-    def _write(
-        self, state: State, asked: TokenizedQuestion, logits: mx.array, start: int, room: int, turn: Turn
-    ) -> Outcome:
-        """Free text of at most `room` tokens, from the logits behind the question."""
+    def _write(self, state: State, asked: TokenizedQuestion, logits: Any, start: int, room: int, turn: Turn) -> Outcome:
+        """Free text, or a document under a grammar, of at most `room` tokens; logits: behind the question."""
         confident = ConfidenceSampler(sampler(asked.temperature, asked.seed))
-        sample, text, schemas = confident, self._vlm.text, self._vlm.json_schemas
+        most = min(asked.question.max_tokens, room)
         if asked.grammar:
-            sample = schemas.sampler(asked.grammar, confident)
-            text = sample.text
+            text, ids = self._write_document(state, asked, logits, start, most, turn, confident)
+            return Outcome(text, confident.least, token_ids=ids)
+        ids = self._decode(state, logits, start, most, turn, confident, self._vlm.text)
+        message = f'The answer was cut at max_tokens {most}.' if len(ids) == most else ''
+        return Outcome(self._vlm.text(list(ids)), confident.least, token_ids=ids, message=message)
+
+    def _write_document(
+        self,
+        state: State,
+        asked: TokenizedQuestion,
+        logits: Any,
+        start: int,
+        most: int,
+        turn: Turn,
+        confident: ConfidenceSampler,
+    ) -> tuple[str, tuple[int, ...]]:
+        """Text that follows the question's json_schema, and its tokens."""
+        schemas = self._vlm.json_schemas
+        writer = schemas.sampler(asked.grammar, confident)
+        ids = self._decode(state, logits, start, most, turn, writer, writer.text)
+        if not writer.is_complete:
+            raise InvalidRequestError(
+                f'The answer did not fit into max_tokens {most}, and what was cut follows no '
+                'json_schema. Allow more tokens, or a smaller document (maxLength, maxItems).'
+            )
+        text = writer.text(list(ids))
+        schemas.check(text)
+        return text, ids
+
+    def _decode(
+        self,
+        state: State,
+        logits: Any,
+        start: int,
+        most: int,
+        turn: Turn,
+        sample: Callable[[Any], int],
+        text: Callable[[list[int]], str],
+    ) -> tuple[int, ...]:
+        """Decode at most so many tokens; who listens hears the text grow."""
 
         def on_token(ids: list[int]) -> None:
             if turn.is_heard:
                 turn.tell('decode', text(ids).rstrip(HALF_A_LETTER), len(ids))
 
-        most = min(asked.question.max_tokens, room)
-        ids = self._vlm.decode(state.cache, logits, start, most, turn.check, sample, on_token)
-        if asked.grammar and not sample.is_complete:
-            raise InvalidRequestError(
-                f'The answer did not fit into max_tokens {most}, and what was cut follows no '
-                'json_schema. Allow more tokens, or a smaller document (maxLength, maxItems).'
-            )
-        if asked.grammar:
-            schemas.check(text(ids))
-        was_cut = len(ids) == most and not asked.grammar
-        message = f'The answer was cut at max_tokens {most}.' if was_cut else ''
-        return Outcome(text(ids), confident.least, token_ids=tuple(ids), message=message)
+        return tuple(self._vlm.decode(state.cache, logits, start, most, turn.check, sample, on_token))

@@ -91,7 +91,13 @@ class Auditor:
         """
         if not self._waiting:
             return
-        sample, turn = self._waiting[0], Turn(cancelled=lambda: bool(check()))
+        sample = self._waiting[0]
+
+        def is_cancelled() -> bool:
+            check()  # raises where the step must wait
+            return False
+
+        turn = Turn(cancelled=is_cancelled)
         try:
             self._twin = self._twin or State(self._vlm, self._template_for)
             if left := sample.frames[len(self._twin.frames) :]:

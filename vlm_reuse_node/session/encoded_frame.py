@@ -31,7 +31,8 @@ class EncodedFrame:
     def see(cls, vlm: Vlm, frame: Frame, check: Check = go_on, keep: bool = False) -> 'EncodedFrame':
         """Run image processor and vision tower; keep: what `with_cells` needs. Raises ImageError as `Vlm.see` does."""
         if not keep:
-            return cls(frame, _digest(frame), *reversed(vlm.see(frame.rgb, check)))
+            features, grid = vlm.see(frame.rgb, check)
+            return cls(frame, _digest(frame), grid, features)
         vision, grid = vlm.see_all_cells(frame.rgb, check)
         return cls(frame, _digest(frame), grid, vision.features, vision)
 

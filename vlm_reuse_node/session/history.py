@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.model.prompt import PromptTemplate
-from vlm_reuse_node.model.vlm import Vlm
+from vlm_reuse_node.model.vlm import Check, Vlm
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
 from vlm_reuse_node.session.state import State
 
@@ -59,9 +59,7 @@ class History:
         self.stop()
         self._at_once = True
 
-    def refresh(
-        self, state: State, encoded: EncodedFrame, scene_changed: bool, config: Config, check: Callable[[], None]
-    ) -> int:
+    def refresh(self, state: State, encoded: EncodedFrame, scene_changed: bool, config: Config, check: Check) -> int:
         """Put a new live frame behind the history; what was live becomes a keyframe when one is due.
 
         Returns the prompt tokens that were computed: one slot, unless the history must be cut at once. `check` may
@@ -95,7 +93,7 @@ class History:
             paid += self._cut(state, state.frames[:-1], room, encoded, check)
         return paid
 
-    def step(self, state: State, check: Callable[[], None]) -> State | None:
+    def step(self, state: State, check: Check) -> State | None:
         """Compute one frame of the shorter history. Returns the new state when the live one is in it too.
 
         `check` may raise between two chunks; the step can be made again.
@@ -110,7 +108,7 @@ class History:
         self.stop()
         return newer
 
-    def _is_due(self, state, scene_changed, config):
+    def _is_due(self, state: State, scene_changed: bool, config: Config) -> bool:
         """Whether the live frame is to be kept as a keyframe."""
         if not state.has_live or self._next or not self._grows():
             return False
@@ -119,13 +117,13 @@ class History:
         age_ns = state.live.frame.stamp_ns - state.frames[-2].frame.stamp_ns
         return age_ns >= 1e9 * config.keyframe_interval_s
 
-    def _compute_live_whole(self, state, check):
-        """What is kept for long is not kept as it was patched. Returns the tokens."""
+    def _compute_live_whole(self, state: State, check: Check) -> int:
+        """Recompute the live frame exactly before it becomes a keyframe. Returns the tokens."""
         whole = EncodedFrame.see(self._vlm, state.live.frame, check, keep=True)  # through the kernels of the others
         state.drop_live()
         return state.append(whole, check)
 
-    def _grows(self):
+    def _grows(self) -> bool:
         """Whether the chat template puts each frame right behind the one before."""
         if self._can_grow is None:
             self._can_grow = self._template_for(2).extends(self._template_for(1))
@@ -137,7 +135,7 @@ class History:
                 )
         return self._can_grow
 
-    def _room(self, state, config):
+    def _room(self, state: State, config: Config) -> int:
         """Most keyframes before a live frame: by parameter, memory and context, as far as the frames held tell."""
         count, wanted = len(state.frames), config.history_frames
         if count == 0 or wanted == 0:
@@ -162,12 +160,14 @@ class History:
         return room
 
     @staticmethod
-    def _needed_mb(state, frames):
+    def _needed_mb(state: State, frames: int) -> float:
         """Memory of so many frames, as far as those that are held tell; only the live one has a vision state."""
         vision = state.live.nbytes - state.live.features.nbytes if state.has_live else 0
         return ((state.held_bytes - vision) / len(state.frames) * frames + vision) / 1e6
 
-    def _cut(self, state, frames, most, encoded, check):
+    def _cut(
+        self, state: State, frames: tuple[EncodedFrame, ...], most: int, encoded: EncodedFrame, check: Check
+    ) -> int:
         """The newest `most` of the frames as history at once, in the kept state's place. Returns the tokens."""
         self.stop()
         kept = frames[len(frames) - min(most, len(frames)) :]

@@ -239,7 +239,7 @@ class SceneSession:
 
     def _source(self, now_ns: int) -> dict[str, Any]:
         """Which camera, model and frame an answer comes from, by the names of `Answer`'s fields."""
-        source = {'camera': self._camera, 'model': self._vlm.name}
+        source: dict[str, Any] = {'camera': self._camera, 'model': self._vlm.name}
         if self.newest is not None:
             source |= {
                 'stamp_ns': self.newest.stamp_ns,

@@ -52,7 +52,9 @@ class State:
         """Forget everything."""
         self.frames: tuple[EncodedFrame, ...] = ()
         self.has_live, self.tokens, self.next_position = False, 0, 0
-        self._ids, self._positions = [], None  # of the prompt up to the snapshot, while there is a live frame
+        # Of the prompt up to the snapshot, while there is a live frame.
+        self._ids: list[int] = []
+        self._positions: np.ndarray | None = None
         self.cache = None  # before there is another
         self.cache = self._vlm.new_cache()
         self._snapshot = self._before_live = kv_cache.take(self.cache), 0

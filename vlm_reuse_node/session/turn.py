@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.progress import Progress
@@ -36,7 +37,7 @@ class Turn:
         self._asked_s = self._lap_s if asked_s is None else asked_s
         self._timeout_s = math.inf
         self._cancelled, self._listener = cancelled or (lambda: False), listener
-        self.stages = {'queue_ms': 1e3 * (self._lap_s - self._asked_s)}
+        self.stages: dict[str, Any] = {'queue_ms': 1e3 * (self._lap_s - self._asked_s)}
 
     def begin(self, timeout_s: float) -> None:
         """Allow so many seconds from the asking on; raises Interruption when they are over already."""
