@@ -96,7 +96,7 @@ class RefreshPlanner:
         patchable = int(config.max_patch_share * total) if can_patch else 0
         cells = self._most_cells(min(len(urgent), patchable, budget_cells), total, budget_ms)
         # The whole picture at once, where that fits and single cells do not do, or where more is overdue than they may.
-        fits = budget_cells >= total and self._frame_ms() <= budget_ms
+        fits = budget_cells >= total and self._frame_ms(total) <= budget_ms
         if len(urgent) and (whole_is_due or cells < len(urgent)) if fits else overdue > patchable:
             return RefreshPlan(Level.FRAME).over(*change.stale.shape)
         cells = max(cells, overdue)
@@ -108,14 +108,14 @@ class RefreshPlanner:
         """Most cells whose refresh takes no longer."""
         return next((cells for cells in range(most, 0, -1) if self._patch_ms(cells, total) <= budget_ms), 0)
 
-    def _frame_ms(self) -> float:
+    def _frame_ms(self, total: int) -> float:
         cost = self._costs[Level.FRAME]
-        return cost.ms(0) if cost.is_known else 0.0
+        return cost.ms(total) if cost.is_known else 0.0
 
     def _patch_ms(self, cells: int, total: int) -> float:
         """Until there was one: the cells' share of the whole picture."""
         cost = self._costs[Level.PATCH]
-        return cost.ms(cells) if cost.is_known else self._frame_ms() * cells / total
+        return cost.ms(cells) if cost.is_known else self._frame_ms(total) * cells / total
 
 
 def _by_urgency(change: Change, limit_s: float) -> tuple[np.ndarray, int]:
