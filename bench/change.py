@@ -29,7 +29,7 @@ from results import publish
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.demo import tabletop
-from vlm_reuse_node.demo.tabletop import Sensor, Table
+from vlm_reuse_node.demo.tabletop import Sensor, Tabletop
 from vlm_reuse_node.scene.change import ChangeDetector
 
 OUTPUT = Path(__file__).parents[1] / 'out' / 'bench' / 'change.json'
@@ -59,7 +59,7 @@ def flicker(time_s: float) -> Sensor:
 def time_compare(size: tuple[int, int], grid: tuple[int, int], situation: str, pictures: int) -> dict:
     """Times of one situation, in ms."""
     rng = np.random.default_rng(0)
-    table, things = Table(rng, *size), tabletop.random_things(rng, 4)
+    table, things = Tabletop(rng, *size), tabletop.random_things(rng, 4)
     sensor = flicker if situation == 'flicker' else still
     rgbs = []
     for number in range(8):
@@ -90,7 +90,7 @@ def watch(sensor_at, seconds: float, rate_hz: float, seed: int) -> list[dict]:
     """What is paid on every grid while a table stands still."""
     rng = np.random.default_rng(seed)
     size, grids = next(iter(GRIDS.items()))
-    picture = Table(rng, *size).picture(tabletop.random_things(rng, 4))
+    picture = Tabletop(rng, *size).picture(tabletop.random_things(rng, 4))
     detectors, rows = {}, {}
     for number in range(round(seconds * rate_hz)):
         rgb = tabletop.sense(picture, sensor_at(number / rate_hz), rng)
@@ -164,7 +164,7 @@ def count_events(sensor: Sensor, grid: tuple[int, int], kind: str, count: int, s
         scenes = draw_event(rng, kind, quarter)
         if scenes is None:
             continue
-        table = Table(rng, *size)
+        table = Tabletop(rng, *size)
         before, after = (table.picture(things) for things in scenes)
         detector = ChangeDetector(tabletop.sense(before, sensor, rng), 0, *grid, CELL_PX)
         for stamp in (1, 2):

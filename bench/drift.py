@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vlm_reuse_node.config import Config
-from vlm_reuse_node.demo import questions, story, tabletop
+from vlm_reuse_node.demo import questions, story, tabletop, words
 from vlm_reuse_node.model import loading
 from vlm_reuse_node.replay.bounds import share_bounds
 from vlm_reuse_node.scene.frame import Frame
@@ -78,7 +78,7 @@ class Arm:
         self.levels[str(refresh.level)] += 1
         self.cells.append(refresh.visual_tokens_refreshed / refresh.visual_tokens_total)
 
-    def ask(self, asked: questions.Asked, reference: Answer) -> None:
+    def ask(self, asked: questions.TabletopQuestion, reference: Answer) -> None:
         """Ask one question, and note the answer beside the reference's."""
         started = time.process_time()
         answer = answered(self.session, asked)
@@ -86,7 +86,7 @@ class Arm:
         self.answers.append((answer, reference, answer.text == asked.answer, reference.text == asked.answer))
 
 
-def answered(session: SceneSession, asked: questions.Asked) -> Answer:
+def answered(session: SceneSession, asked: questions.TabletopQuestion) -> Answer:
     """The answer. Raises RuntimeError when there is none."""
     answer = session.ask(Question(asked.text, asked.choices), now_ns=session.newest.stamp_ns)
     if answer.status != Status.OK:
@@ -97,12 +97,12 @@ def answered(session: SceneSession, asked: questions.Asked) -> Answer:
 def sequence(number: int):
     """Yield the pictures of one tabletop, each with the questions that its scene allows."""
     rng = np.random.default_rng((HELD_OUT, number))
-    table, sensor = tabletop.Table(rng), tabletop.Sensor()
+    table, sensor = tabletop.Tabletop(rng), tabletop.Sensor()
     things = tabletop.random_things(rng, int(rng.integers(1, tabletop.MOST_THINGS + 1)))
     for index in range(PICTURES):
         if index:
             things = story.after_event(rng, things, story.EVENTS[rng.integers(len(story.EVENTS))]) or things
-        asked = (questions.single_question(rng, things, kind) for kind in questions.SINGLE_KINDS)
+        asked = (questions.single_question(rng, things, kind) for kind in words.SINGLE_KINDS)
         frame = Frame(tabletop.sense(table.picture(things), sensor, rng), index * INTERVAL_NS)
         yield frame, [question for question in asked if question and question.choices]
 

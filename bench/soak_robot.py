@@ -18,7 +18,7 @@ from vlm_reuse_interfaces.msg import RefreshBudget
 from vlm_reuse_interfaces.srv import AskScene
 
 from vlm_reuse_node.demo import questions, story
-from vlm_reuse_node.demo.tabletop import Sensor, Table, random_things, sense
+from vlm_reuse_node.demo.tabletop import Sensor, Tabletop, random_things, sense
 from vlm_reuse_node.ros.conversion import image_message
 from vlm_reuse_node.ros.messages import header_of
 from vlm_reuse_node.session.answer import Status
@@ -37,7 +37,7 @@ class Scene:
     def __init__(self, seed: int):
         """Draw each steady scene of a story a few times: the noise is another one, as in a real camera's pictures."""
         rng = np.random.default_rng(seed)
-        table, spans = Table(rng), [span for span in story.tell(rng, LOOP_S) if span.is_steady]
+        table, spans = Tabletop(rng), [span for span in story.tell(rng, LOOP_S) if span.is_steady]
         self._ends_s = [span.to_s for span in spans]
         self._views = [
             [

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vlm_reuse_node.config import Config
-from vlm_reuse_node.demo.tabletop import Sensor, Table, moved, random_things, sense
+from vlm_reuse_node.demo.tabletop import Sensor, Tabletop, moved, random_things, sense
 from vlm_reuse_node.scene.change import ChangeDetector, SceneChange
 
 sys.path.append(str(Path(__file__).parents[1] / 'bench'))
@@ -265,7 +265,7 @@ def test_every_cell_that_a_small_thing_touches_is_seen(kind, grid):
 @pytest.mark.parametrize('seed', [0, 1])
 def test_a_pan_is_told_from_a_cut_and_from_things_that_move(grid, seed):
     rng = np.random.default_rng(seed)
-    table, things = Table(rng, 800, 600), random_things(rng, 4)
+    table, things = Tabletop(rng, 800, 600), random_things(rng, 4)
     wide, pushed = table.picture(things), moved(rng, things[0], things[1:])
     here, beside = wide[60:540, 80:720], wide[65:545, 96:736]
     elsewhere = table.picture((pushed, *things[1:]))[60:540, 80:720]
@@ -282,7 +282,7 @@ def test_a_pan_is_told_from_a_cut_and_from_things_that_move(grid, seed):
 def test_a_pan_is_told_by_the_pixels_that_are_cached_now():
     """The old picture was compared with another one already; all cells but one have been that one's since."""
     rng = np.random.default_rng(3)
-    wide = Table(rng, 800, 600).picture(random_things(rng, 4))
+    wide = Tabletop(rng, 800, 600).picture(random_things(rng, 4))
     here, beside = (noisy(rgb, seed) for seed, rgb in enumerate((wide[60:540, 80:720], wide[65:545, 96:736])))
     detector = ChangeDetector(np.ascontiguousarray(here[::-1, ::-1]), 0, *GRIDS[0], 28)
     assert detector.compare(here, 1, CONFIG).changed.mean() > 0.1  # enough to be looked at for a pan

@@ -52,7 +52,7 @@ def test_the_verdict_comes_first_with_its_denominators():
         '200 of 500 visual tokens',
         'as fast as cold-dense on the same picture',
         'in 4 of 4 pairs',
-        's own time, without waiting for the model and DDS, because',
+        's own time, without waiting for the model and DDS), because',
     ):
         assert figure in text, figure
 

@@ -9,7 +9,7 @@ import pytest
 from vlm_reuse_node.demo.sidecar import PlannedQuestion, SidecarError, read_sidecar
 from vlm_reuse_node.demo.stills import choose_stills, write_still
 from vlm_reuse_node.demo.summary import CameraCounts, Look, Reply, Row, Summary
-from vlm_reuse_node.demo.table import Table, closing_lines
+from vlm_reuse_node.demo.table import QuestionTable, closing_lines
 from vlm_reuse_node.replay.truth import Truth
 
 QUESTION = PlannedQuestion(1.0, 'what color is the circle', truths=(Truth(0.0, 2.0, 'red'), Truth(3.0, 5.0, 'red')))
@@ -105,7 +105,7 @@ def test_closing_lines_name_their_denominators():
 
 @pytest.mark.parametrize('width', [100, 150, 400])
 def test_every_line_of_the_table_is_as_wide_as_its_header(width):
-    table = Table([QUESTION, PlannedQuestion(2.0, 'a very long question ' * 9)], width)
+    table = QuestionTable([QUESTION, PlannedQuestion(2.0, 'a very long question ' * 9)], width)
     titles, rule = table.header().split('\n')
     lines = [table.line(row()), table.line(row(reply('assistant ' * 20))), table.line(row(reply('')))]
     assert {len(line) for line in (titles, rule, *lines)} == {len(titles)}
@@ -113,7 +113,7 @@ def test_every_line_of_the_table_is_as_wide_as_its_header(width):
 
 
 def test_a_question_without_an_answer_says_why():
-    line = Table([QUESTION]).line(Row(QUESTION, Reply('STALE', 'The newest picture is 9 s old.')))
+    line = QuestionTable([QUESTION]).line(Row(QUESTION, Reply('STALE', 'The newest picture is 9 s old.')))
     assert 'STALE' in line and line.endswith('The newest picture is 9 s old.')
 
 
@@ -154,7 +154,7 @@ def test_a_sidecar_comes_back_by_time(tmp_path):
     sidecar = read_sidecar(path)
     first = sidecar.questions[0]
     assert [question.at_s for question in sidecar.questions] == [1.0, 5.0]
-    assert first.choices == ('1', '2') and first.truth_at(2.4).answer == '1' and first.truth_at(2.5) is None
+    assert first.choices == ('1', '2') and first.truth_at(2.4) == '1' and first.truth_at(2.5) is None
 
 
 @pytest.mark.parametrize('text', ['', '[]', '{topic: x}', 'a: [', '{questions: [{at_s: soon}]}'])

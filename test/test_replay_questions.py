@@ -36,9 +36,8 @@ def test_the_questions_of_a_generated_bag_are_read_with_their_truths(tmp_path):
     planned, items = read_sidecar(path).questions, read_questions(path, ('camera',))
     assert [item.at_s[0] for item in items] == [question.at_s for question in planned]
     for item, question in zip(items, planned):
-        truth = question.truth_at(question.at_s)
         assert (item.text, item.choices, item.tags[0]) == (question.text, question.choices, question.kind)
-        assert truth_at(item.truths, question.at_s) == (truth and truth.answer)
+        assert truth_at(item.truths, question.at_s) == question.truth_at(question.at_s)
 
 
 def test_times_and_intervals_are_due_once_each_and_in_order(tmp_path):

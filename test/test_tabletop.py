@@ -7,8 +7,9 @@ import pytest
 import yaml
 from rosbags.highlevel import AnyReader
 
-from vlm_reuse_node.demo import bag, questions, story, tabletop
+from vlm_reuse_node.demo import bag, questions, story, tabletop, words
 from vlm_reuse_node.demo.model_files import build_tokenizer
+from vlm_reuse_node.demo.scene_truth import single_truth, window_truth
 from vlm_reuse_node.demo.tabletop import Thing
 
 RED_SQUARE = Thing('square', 'red', 60, 60, 60)
@@ -22,9 +23,9 @@ THREE = (RED_SQUARE, BLUE_SQUARE, GREEN_CROSS)
     [
         ('colour', ('cross',), 'green'),
         ('colour', ('square',), None),
-        ('colour', ('circle',), questions.NONE),
+        ('colour', ('circle',), words.NONE),
         ('shape', ('blue',), 'square'),
-        ('shape', ('white',), questions.NONE),
+        ('shape', ('white',), words.NONE),
         ('count all', (), '3'),
         ('count colour', ('red',), '1'),
         ('count shape', ('square',), '2'),
@@ -47,33 +48,33 @@ THREE = (RED_SQUARE, BLUE_SQUARE, GREEN_CROSS)
 )
 def test_truth_about_one_picture(topic, parts, answer):
     """Every kind of question, among them those that nobody should be asked."""
-    assert questions.truth(topic, parts, THREE) == answer
+    assert single_truth(topic, parts, THREE) == answer
 
 
 def test_list_goes_from_left_to_right():
     """Where no two things share a column."""
     things = (BLUE_SQUARE, RED_SQUARE)
-    assert questions.truth('list', (), things) == 'red square and blue square'
-    assert questions.truth('list', (), ()) == questions.NOTHING
+    assert single_truth('list', (), things) == 'red square and blue square'
+    assert single_truth('list', (), ()) == words.NOTHING
 
 
 @pytest.mark.parametrize(
     'topic, parts, last, answer',
     [
         ('appeared', (), (*THREE, Thing('circle', 'white', 100, 190, 50)), 'white circle'),
-        ('appeared', (), THREE[:2], questions.NOTHING),
+        ('appeared', (), THREE[:2], words.NOTHING),
         ('left', (), THREE[:2], 'green cross'),
         ('moved', (), (replace(RED_SQUARE, x=150), *THREE[1:]), 'red square'),
-        ('moved', (), THREE, questions.NOTHING),
+        ('moved', (), THREE, words.NOTHING),
         ('direction', ('red square',), (replace(RED_SQUARE, x=150), *THREE[1:]), 'right'),
         ('direction', ('cross',), (*THREE[:2], replace(GREEN_CROSS, y=150)), 'down'),
-        ('direction', ('cross',), THREE, questions.STAYED),
+        ('direction', ('cross',), THREE, words.STAYED),
         ('appeared', (), (replace(RED_SQUARE, colour='white'), *THREE[1:]), None),
     ],
 )
 def test_truth_about_a_window(topic, parts, last, answer):
     """What appeared, left and moved; a change of colour is no such thing."""
-    assert questions.window_truth(topic, parts, THREE, last) == answer
+    assert window_truth(topic, parts, THREE, last) == answer
 
 
 def test_every_question_and_answer_is_in_the_vocabulary():
@@ -81,7 +82,7 @@ def test_every_question_and_answer_is_in_the_vocabulary():
     tokenizer, rng = build_tokenizer(), np.random.default_rng(0)
     for _ in range(150):
         things = tabletop.random_things(rng, int(rng.integers(1, 6)))
-        for kind in questions.SINGLE_KINDS:
+        for kind in words.SINGLE_KINDS:
             asked = questions.single_question(rng, things, kind)
             if asked:
                 assert ('[UNK]' in tokenizer.encode(asked.text).tokens) == (kind == 'unknown'), asked
@@ -101,7 +102,7 @@ def test_case_punctuation_and_spelling_do_not_matter():
 def test_a_thing_is_drawn_where_and_as_it_is_said(colour):
     """Its centre shows its colour, at any resolution, and the table shows elsewhere."""
     for width, height in ((640, 480), (336, 252)):
-        table = tabletop.Table(np.random.default_rng(3), width, height)
+        table = tabletop.Tabletop(np.random.default_rng(3), width, height)
         empty, seen = table.picture(()), table.picture((replace(RED_SQUARE, colour=colour),))
         changed = np.abs(seen - empty).max(-1) > 1
         scale = width / tabletop.WIDTH

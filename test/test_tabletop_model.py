@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from vlm_reuse_node.config import Config
-from vlm_reuse_node.demo import questions
+from vlm_reuse_node.demo import questions, words
 from vlm_reuse_node.demo.model_files import MODEL_DIRECTORY, write_model_files
-from vlm_reuse_node.demo.tabletop import Sensor, Table, Thing, random_things, sense
+from vlm_reuse_node.demo.tabletop import Sensor, Tabletop, Thing, random_things, sense
 from vlm_reuse_node.model.loading import load
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.session.answer import Status
@@ -35,7 +35,7 @@ if not (MODEL_DIRECTORY / 'model.safetensors').exists():
 def picture(things=THINGS, seed=4):
     """(480, 640, 3) uint8."""
     rng = np.random.default_rng(seed)
-    return sense(Table(rng).picture(things), Sensor(), rng)
+    return sense(Tabletop(rng).picture(things), Sensor(), rng)
 
 
 @pytest.fixture(scope='module')
@@ -56,7 +56,7 @@ def session():
         ('How many circles are there?', '1'),
         ('Is there a red square?', 'yes'),
         ('is there a triangle', 'no'),
-        ('what colour is the triangle?', questions.NONE),
+        ('what colour is the triangle?', words.NONE),
     ],
 )
 def test_it_answers_in_a_persons_words(session, text, answer):
@@ -67,7 +67,7 @@ def test_it_answers_in_a_persons_words(session, text, answer):
 def test_unknown_words_are_answered_politely(session):
     """They neither crash it nor make it guess."""
     given = session.ask(Question('Where is the zebra?'), now_ns=0)
-    assert (given.status, given.text) == (Status.OK, questions.UNKNOWN)
+    assert (given.status, given.text) == (Status.OK, words.UNKNOWN)
     assert session.ask(Question('qwertz 123 !?'), now_ns=0).status is Status.OK
 
 
@@ -131,4 +131,4 @@ def test_the_directory_is_small_and_complete():
     assert json.loads((MODEL_DIRECTORY / 'config.json').read_text())['model_type'] == 'qwen2_5_vl'
     card = (MODEL_DIRECTORY / 'README.md').read_text()
     accuracy = card.split('<!-- accuracy -->')[1].split('<!-- /accuracy -->')[0]
-    assert all(kind in accuracy for kind in questions.SINGLE_KINDS)
+    assert all(kind in accuracy for kind in words.SINGLE_KINDS)

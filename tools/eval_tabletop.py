@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from vlm_reuse_node.demo import questions, story, tabletop
+from vlm_reuse_node.demo import questions, story, tabletop, words
 from vlm_reuse_node.model import vlm as models
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.session import state as states
@@ -54,7 +54,7 @@ class Row:
 
 def draw(rng: np.random.Generator, frames: int, sensor: tabletop.Sensor):
     """Pictures of one table over time, and the things in each; one or two events happen within a window."""
-    table = tabletop.Table(rng)
+    table = tabletop.Tabletop(rng)
     scenes = [tabletop.random_things(rng, int(rng.integers(1, tabletop.MOST_THINGS + 1)))]
     changes = rng.integers(1, max(frames, 2), size=2)
     for number in range(1, frames):
@@ -86,13 +86,13 @@ class Examiner:
 
 def singles(rng, things) -> list:
     """One question of every kind that the scene allows."""
-    asked = (questions.single_question(rng, things, kind) for kind in questions.SINGLE_KINDS)
+    asked = (questions.single_question(rng, things, kind) for kind in words.SINGLE_KINDS)
     return [question for question in asked if question]
 
 
 def windows(rng, first, last) -> list:
     """One question of every kind about what changed."""
-    asked = (questions.window_question(rng, first, last, kind) for kind in questions.WINDOW_KINDS)
+    asked = (questions.window_question(rng, first, last, kind) for kind in words.WINDOW_KINDS)
     return [question for question in asked if question]
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from tabletop_training.pictures import CELLS, CHANGES, COLUMNS, ROWS, STORY_FRAMES, cell_labels
 from tabletop_training.prompts import KINDS
-from vlm_reuse_node.demo import questions, tabletop
+from vlm_reuse_node.demo import tabletop, words
 
 
 class Guide(torch.nn.Module):
@@ -23,7 +23,7 @@ class Guide(torch.nn.Module):
 
     _CHANGE = {
         'what': len(CHANGES),
-        'way': len(questions.DIRECTIONS),
+        'way': len(words.DIRECTIONS),
         'colour': len(tabletop.COLOURS),
         'shape': len(tabletop.SHAPES),
     }
@@ -150,12 +150,12 @@ def seeing_loss(model, features, scenes, tokenizer):
     owner = torch.from_numpy(np.stack(labels)).to(features.device)
     total, rights = 0.0, []
     normed = F.rms_norm(features.float(), features.shape[-1:])
-    for attribute, words in (('colour', list(tabletop.COLOURS)), ('shape', list(tabletop.SHAPES))):
-        ids = [tokenizer.token_to_id(word) for word in (*words, questions.NOTHING)]
-        target = np.full(owner.shape, len(words))
+    for attribute, values in (('colour', list(tabletop.COLOURS)), ('shape', list(tabletop.SHAPES))):
+        ids = [tokenizer.token_to_id(word) for word in (*values, words.NOTHING)]
+        target = np.full(owner.shape, len(values))
         for row, (things, cells) in enumerate(zip(scenes, labels)):
             for index, thing in enumerate(things):
-                target[row, cells == index] = words.index(getattr(thing, attribute))
+                target[row, cells == index] = values.index(getattr(thing, attribute))
         target = torch.from_numpy(target).to(features.device)
         logits = normed @ model.model.language_model.embed_tokens.weight[ids].float().T
         loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction='none').view(owner.shape)

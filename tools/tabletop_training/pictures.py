@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import torch
 
-from vlm_reuse_node.demo import model_files, questions, story, tabletop
+from vlm_reuse_node.demo import model_files, scene_truth, story, tabletop, words
 
 ROWS, COLUMNS = model_files.ROWS, model_files.COLUMNS
 CELLS = ROWS * COLUMNS
@@ -17,7 +17,7 @@ CHANGES = ('empty', 'stayed', 'moved', 'appeared', 'vacated')
 
 def draw_story(rng: np.random.Generator, frames: int, shuffle: bool = False):
     """(frames, 252, 336, 3) uint8 pictures of one table over time, and the things in each."""
-    table = tabletop.Table(rng, tabletop.WIDTH, tabletop.HEIGHT)
+    table = tabletop.Tabletop(rng, tabletop.WIDTH, tabletop.HEIGHT)
     sensor = tabletop.Sensor(
         noise=rng.uniform(0.5, 5.0),
         jpeg_quality=int(rng.choice((0, 0, rng.integers(50, 96)))),
@@ -103,9 +103,9 @@ def change_labels(first, now) -> np.ndarray:
     was, here = cell_labels(first)[0], cell_labels(now)[0]
     labels[(was == -1) & (here == -1), 0] = CHANGES.index('empty')
     for index, thing in enumerate(now):
-        cells, way = here == index, thing.name in before and questions.direction(before[thing.name], thing)
+        cells, way = here == index, thing.name in before and scene_truth.direction(before[thing.name], thing)
         if way:
-            labels[cells, 0], labels[cells, 1] = CHANGES.index('moved'), questions.DIRECTIONS.index(way)
+            labels[cells, 0], labels[cells, 1] = CHANGES.index('moved'), words.DIRECTIONS.index(way)
         elif thing.name in before:
             labels[cells, 0] = CHANGES.index('stayed')
         elif (thing.x, thing.y) not in places:  # else it was painted, which nobody is asked about

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 
 from tabletop_training.pictures import CELLS, COLUMNS, ROWS
-from vlm_reuse_node.demo import questions
+from vlm_reuse_node.demo import questions, scene_truth, words
 
-KINDS = (*questions.SINGLE_KINDS, *questions.WINDOW_KINDS)
+KINDS = (*words.SINGLE_KINDS, *words.WINDOW_KINDS)
 # Left of and right of are learnt last but one, so they are asked most until then; counts and lists are learnt last.
 SHARES = {
     'colour': 1.0,
@@ -91,7 +91,7 @@ class Prompts:
         cells, start = [-1] * len(prompt), 0
         for part in parts:
             word = self.tokenizer.token_to_id(part.split()[-1])
-            thing = questions.find(part, things)
+            thing = scene_truth.find(part, things)
             if word in prompt[start:] and thing:
                 start = prompt.index(word, start) + 1
                 cells[start - 1] = self._cell(thing)
@@ -101,7 +101,7 @@ class Prompts:
         """The cells, with that of the thing that comes next wherever a list goes on."""
         starts = [ids.index(self.ask[-1])] + [index for index, token in enumerate(ids) if token == self.word_and]
         for start, name in zip(starts, listed):
-            cells[start] = self._cell(questions.find(name, things))
+            cells[start] = self._cell(scene_truth.find(name, things))
         return cells
 
     @staticmethod
@@ -117,9 +117,9 @@ class Prompts:
         """
         marks, places = [-1] * len(named), [index for index, cell in enumerate(named) if cell >= 0]
         if question.kind == 'relation' and len(places) == 2:
-            one, other = (questions.find(part, things) for part in question.parts)
+            one, other = (scene_truth.find(part, things) for part in question.parts)
             across, down = (
-                0 if abs(gap) < questions.RELATION_MARGIN else 1 if gap < 0 else 2
+                0 if abs(gap) < scene_truth.RELATION_MARGIN else 1 if gap < 0 else 2
                 for gap in (one.x - other.x, one.y - other.y)
             )
             marks[places[1]] = 9 * (question.answer == 'yes') + 3 * across + down
@@ -137,14 +137,14 @@ def ask_about(rng, scenes, wanted: int, window: bool, list_share: float, shares:
     if window:
         asked += [
             questions.window_question(rng, scenes[0], scenes[-1], kind)
-            for kind in (*questions.WINDOW_KINDS, 'appeared', 'left', 'left', 'left', 'moved')
+            for kind in (*words.WINDOW_KINDS, 'appeared', 'left', 'left', 'left', 'moved')
         ]
     asked = [question for question in asked if question]
-    weights = np.array([shares[kind] for kind in questions.SINGLE_KINDS])
+    weights = np.array([shares[kind] for kind in words.SINGLE_KINDS])
     for _ in range(3 * wanted):
         if len(asked) >= wanted:
             break
-        kind = questions.SINGLE_KINDS[rng.choice(len(weights), p=weights / weights.sum())]
+        kind = words.SINGLE_KINDS[rng.choice(len(weights), p=weights / weights.sum())]
         question = questions.single_question(rng, scenes[-1], kind)
         if question and not (question.topic in _LEARNT and rng.random() < 0.7):
             asked.append(question)

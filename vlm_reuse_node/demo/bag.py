@@ -7,6 +7,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,14 +15,16 @@ import yaml
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from vlm_reuse_node.demo import questions, story
-from vlm_reuse_node.demo.tabletop import Sensor, Table, sense
+from vlm_reuse_node.demo.questions import TabletopQuestion, single_question
+from vlm_reuse_node.demo.scene_truth import single_truth
+from vlm_reuse_node.demo.story import StorySpan, tell
+from vlm_reuse_node.demo.tabletop import Sensor, Tabletop, sense
 from vlm_reuse_node.scene.frame import Frame
 
 START_NS = 1_700_000_000_000_000_000
 JPEG_QUALITY = 85
-# After an event the camera needs a moment to deliver it; before the next one the answers must be in.
-SETTLE_S, CLOSE_S = 0.5, 0.6
+SETTLE_S = 0.5  # after an event: the camera needs a moment to deliver it
+CLOSE_S = 0.6  # before the next event: the answers must be in
 QUESTIONS_PER_SPAN = 3
 _KINDS = ('colour', 'shape', 'count', 'exists', 'where', 'relation', 'nearest', 'missing', 'list')
 _TYPES = get_typestore(Stores.ROS2_KILTED)
@@ -29,12 +32,13 @@ _TYPES = get_typestore(Stores.ROS2_KILTED)
 
 def draw_frames(
     seed: int, seconds: float, rate_hz: float, width: int, height: int, camera: str = 'camera'
-) -> tuple[list[story.Span], Iterator[Frame]]:
-    """The story of a seed, and its pictures one after the other."""
+) -> tuple[list[StorySpan], Iterator[Frame]]:
+    """Return the story of a seed, and its pictures one after the other."""
     rng = np.random.default_rng(seed)
-    table, spans = Table(rng, width, height), story.tell(rng, seconds)
+    table = Tabletop(rng, width, height)
+    spans = tell(rng, seconds)
 
-    def frames():
+    def frames() -> Iterator[Frame]:
         for number in range(round(seconds * rate_hz)):
             time_s = number / rate_hz
             span = next(span for span in spans if time_s < span.to_s)
@@ -44,21 +48,22 @@ def draw_frames(
     return spans, frames()
 
 
-def make_questions(seed: int, spans: list[story.Span]) -> list[dict]:
-    """Questions at times when nothing moves, each with its true answer in every span that allows one."""
+def make_questions(seed: int, spans: list[StorySpan]) -> list[dict]:
+    """Return questions for times when nothing moves, each with its true answer in every span that allows one."""
     rng = np.random.default_rng((seed, 1))
     steady = [span for span in spans if span.is_steady]
-    asked = []
+    entries = []
     for span in steady:
         times = np.linspace(span.from_s + SETTLE_S, span.to_s - CLOSE_S, QUESTIONS_PER_SPAN)
         kinds = iter([_KINDS[index] for index in rng.permutation(len(_KINDS))] * 5)
         for time_s in times:
             question = None
             while question is None:
-                question = questions.single_question(rng, span.things, next(kinds))
+                question = single_question(rng, span.things, next(kinds))
             # Half of the questions offer choices, so that both ways of answering are used.
-            asked.append(_entry(question, round(float(time_s), 3), steady, bool(rng.random() < 0.5)))
-    return asked
+            with_choices = bool(rng.random() < 0.5)
+            entries.append(_entry(question, round(float(time_s), 3), steady, with_choices))
+    return entries
 
 
 def write_bag(
@@ -98,23 +103,24 @@ def write_bag(
     return sidecar
 
 
-def _entry(question, time_s, steady, with_choices):
+def _entry(question: TabletopQuestion, time_s: float, steady: list[StorySpan], with_choices: bool) -> dict:
+    """The question as an entry of the questions file."""
     choices = list(question.choices) if with_choices else []
     answers = []
     for span in steady:
-        answer = questions.truth(question.topic, question.parts, span.things)
+        answer = single_truth(question.topic, question.parts, span.things)
         if answer is not None and (not choices or answer in choices):
             answers.append({'from_s': round(span.from_s, 3), 'to_s': round(span.to_s, 3), 'answer': answer})
     return {'at_s': time_s, 'question': question.text, 'choices': choices, 'kind': question.kind, 'answers': answers}
 
 
-def _header(frame):
+def _header(frame: Frame) -> Any:
     seconds, nanoseconds = divmod(frame.stamp_ns, 1_000_000_000)
     stamp = _TYPES.types['builtin_interfaces/msg/Time'](sec=seconds, nanosec=nanoseconds)
     return _TYPES.types['std_msgs/msg/Header'](stamp=stamp, frame_id=frame.frame_id)
 
 
-def _raw(frame):
+def _raw(frame: Frame) -> Any:
     height, width = frame.size
     return _TYPES.types['sensor_msgs/msg/Image'](
         header=_header(frame),
@@ -127,7 +133,7 @@ def _raw(frame):
     )
 
 
-def _compressed(frame):
+def _compressed(frame: Frame) -> Any:
     _, data = cv2.imencode('.jpg', frame.rgb[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))
     return _TYPES.types['sensor_msgs/msg/CompressedImage'](
         header=_header(frame), format='rgb8; jpeg compressed bgr8', data=data
@@ -135,7 +141,7 @@ def _compressed(frame):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('directory', type=Path, help='the bag to write, a directory that does not exist yet')
     parser.add_argument('--seed', type=int, default=0)

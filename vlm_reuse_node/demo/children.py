@@ -1,4 +1,4 @@
-"""Processes that the demo starts: each writes to a log, is ended by its pid, and none outlives the demo."""
+"""Processes that the demo starts. Each writes to a log and is ended by its pid; none outlives the demo."""
 
 import ctypes
 import signal
@@ -20,11 +20,12 @@ class ChildError(VlmReuseError):
 
 
 class Child:
-    """One process; used as a context manager it has ended when the block is left, whatever the reason."""
+    """One process. As a context manager it makes sure that the process has ended when the block is left."""
 
-    def __init__(self, name: str, command: Sequence[str], log: Path):
+    def __init__(self, name: str, command: Sequence[str], log: Path) -> None:
         """Start it in a session of its own, so that Ctrl-C reaches the demo alone and it ends in order."""
-        self.name, self.log = name, log
+        self.name = name
+        self.log = log
         with log.open('wb') as output:
             self._process = subprocess.Popen(
                 command,
@@ -38,7 +39,7 @@ class Child:
     def __enter__(self) -> 'Child':
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self.end()
 
     @property
@@ -66,11 +67,11 @@ class Child:
             raise ChildError(f"The {self.name} ended by itself, too early. The end of '{self.log}':\n{self.tail()}")
 
     def has_said(self, words: str) -> bool:
-        """Whether these words are among the last lines of its log."""
+        """Whether the last lines of its log contain these words."""
         return words in self.tail()
 
     def end(self) -> None:
-        """Ask it to end, more firmly each time, and wait until it has."""
+        """Ask the process to end, more firmly each time, and wait for it."""
         for request, patience_s in PATIENCE_S.items():
             if self.has_ended:
                 return
@@ -81,13 +82,13 @@ class Child:
                 continue
 
     def tail(self) -> str:
-        """The last lines of its log, indented."""
+        """Return the last lines of its log, indented."""
         lines = self.log.read_text(encoding='utf-8', errors='replace').splitlines()[-LOG_LINES_SHOWN:]
         return '\n'.join(f'  {line}' for line in lines) or '  (it said nothing)'
 
 
 def _end_with_parent() -> None:
-    """In the child: signals as at a login, and on Linux an end when the demo is killed and can end nobody."""
+    """In the child: restore the default signals; on Linux, end it when the demo is killed and cannot do so."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_DFL)
     if _LIBC:

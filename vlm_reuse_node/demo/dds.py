@@ -9,7 +9,7 @@ PROFILE = 'config/fastdds_large_pictures.xml'
 
 
 def use_own_domain() -> int:
-    """Set this process and its children apart from every other robot; a DDS profile of the user's own is kept.
+    """Keep this process and its children apart from every other robot. A DDS profile that is set already stays.
 
     Without the profile Fast DDS loses most raw 640 x 480 pictures that are sent best effort, as cameras do (the file
     says why); other middlewares do not read it. Returns the domain, 1 to 100. Call it before anything of ROS starts.

@@ -1,38 +1,41 @@
-"""A wish to stop, kept in mind until it is a good moment."""
+"""A signal to stop, noted until there is a good moment to act on it."""
 
 import signal
+from types import FrameType
+from typing import Any
 
 from vlm_reuse_node.errors import VlmReuseError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Interrupted(VlmReuseError):
+class InterruptionError(VlmReuseError):
     """Somebody wants the program to stop."""
 
 
 class Interruption:
-    """Ctrl-C, a polite kill and a closed terminal; as a context manager it notes them instead of raising.
+    """As a context manager: Ctrl-C, a polite kill and a closed terminal are noted, and nothing is raised.
 
-    Python loses a KeyboardInterrupt that happens to come while it clears away an object; a note is not lost.
+    Python loses a KeyboardInterrupt that arrives while it deletes an object; a note is not lost.
     """
 
-    def __init__(self):
-        """Start without a wish to stop."""
+    def __init__(self) -> None:
+        """Start without a signal."""
         self._is_wanted = False
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> 'Interruption':
         self._before = {kind: signal.signal(kind, self._note) for kind in SIGNALS}
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         for kind, handler in self._before.items():
             signal.signal(kind, handler)
 
     def check(self) -> None:
-        """Raise Interrupted when somebody wants to stop; call it wherever something is waited for."""
+        """Raise InterruptionError when somebody wants to stop; call it wherever something is waited for."""
         if self._is_wanted:
-            raise Interrupted('interrupted; everything it started has ended.')
+            raise InterruptionError('interrupted; everything it started has ended.')
 
-    def _note(self, number, frame) -> None:
+    def _note(self, number: int, frame: FrameType | None) -> None:
         self._is_wanted = True

@@ -5,22 +5,23 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 
 from vlm_reuse_node.demo.children import Child
 from vlm_reuse_node.demo.planner import Planner
-from vlm_reuse_node.demo.play import ALL_OUT, BagError, open_bag
+from vlm_reuse_node.demo.play import ALL_OUT, PlaybackError, open_bag
 from vlm_reuse_node.demo.recorder import Recorder
 from vlm_reuse_node.demo.sidecar import Sidecar, read_sidecar
-from vlm_reuse_node.demo.summary import Summary
-from vlm_reuse_node.demo.table import Table
+from vlm_reuse_node.demo.summary import Row, Summary
+from vlm_reuse_node.demo.table import QuestionTable
 
 LOAD_PATIENCE_S = 300.0
 END_PATIENCE_S = 60.0
@@ -29,7 +30,7 @@ END_PATIENCE_S = 60.0
 def record_bag(args: argparse.Namespace, check: Callable[[], None]) -> Sidecar:
     """Write a new bag in place of the last run's, and return its questions. check: may raise meanwhile.
 
-    Raises BagError when something else than such a bag is in its place.
+    Raises PlaybackError when there is something else in its place.
     """
     bag = args.out / 'bag'
     remove_own_bag(bag)
@@ -56,13 +57,13 @@ def record_bag(args: argparse.Namespace, check: Callable[[], None]) -> Sidecar:
 def remove_own_bag(bag: Path) -> None:
     """Remove a bag of an earlier run, if there is one: it has its questions beside it.
 
-    Raises BagError, and removes nothing, when it is anything else.
+    Raises PlaybackError, and removes nothing, when it is anything else.
     """
     if not bag.exists() and not bag.is_symlink():
         return
     is_bag = bag.is_dir() and not bag.is_symlink() and (bag / 'metadata.yaml').exists()
     if not is_bag or not bag.with_name('bag.questions.yaml').exists():
-        raise BagError(
+        raise PlaybackError(
             f"'{bag}' was not written by the demo (a bag with bag.questions.yaml beside it); move it, or "
             'name another folder with --out.'
         )
@@ -78,15 +79,20 @@ def run_live(args: argparse.Namespace, sidecar: Sidecar, check: Callable[[], Non
     with ExitStack() as stack:
         scene_node = stack.enter_context(Child('node', _node_command(args, sidecar), args.out / 'node.log'))
         watched = [check, scene_node.check_running]
+
+        def check_all() -> None:
+            for each in watched:
+                each()
+
         ros, executor = stack.enter_context(_ros_node())
         recorder = Recorder(ros, args.out / 'overlay.mp4', camera=sidecar.camera, first_ns=first_ns, rate_hz=args.rate)
         stack.callback(recorder.close)
-        planner = Planner(ros, executor, recorder, lambda: [look() for look in watched])
+        planner = Planner(ros, executor, recorder, check_all)
         planner.wait_for_node(LOAD_PATIENCE_S)
         player = stack.enter_context(Child('player', _player_command(args), args.out / 'player.log'))
         watched.append(player.check)
 
-        def is_over():
+        def is_over() -> bool:
             return player.has_said(ALL_OUT) or player.has_ended
 
         rows = _ask_all(planner, is_over, sidecar, first_ns)
@@ -96,9 +102,11 @@ def run_live(args: argparse.Namespace, sidecar: Sidecar, check: Callable[[], Non
         return Summary(tuple(rows), tuple(recorder.looks), recorder.camera(sent)), recorder
 
 
-def _ask_all(planner, is_over, sidecar, first_ns):
+def _ask_all(planner: Planner, is_over: Callable[[], bool], sidecar: Sidecar, first_ns: int) -> list[Row]:
     """Ask each question when it is due, and print its line."""
-    table, rows, patience_s = Table(sidecar.questions), [], sidecar.seconds + END_PATIENCE_S
+    table = QuestionTable(sidecar.questions)
+    patience_s = sidecar.seconds + END_PATIENCE_S
+    rows: list[Row] = []
     print(
         f'Playing {sidecar.seconds:g} s of {sidecar.topic}; {len(sidecar.questions)} questions.\n\n{table.header()}',
         flush=True,
@@ -119,22 +127,22 @@ def _extent(path: Path) -> tuple[int, int, int]:
         bag.close()
 
 
-def _node_command(args, sidecar):
+def _node_command(args: argparse.Namespace, sidecar: Sidecar) -> list[str]:
     values = {'use_sim_time': True, 'model': args.model, 'cameras': [sidecar.camera], 'image_transport': args.transport}
     parameters = [word for name, value in values.items() for word in ('-p', f'{name}:={json.dumps(value)}')]
     return _python('vlm_reuse_node.ros.process', '--ros-args', *parameters)
 
 
-def _player_command(args):
+def _player_command(args: argparse.Namespace) -> list[str]:
     return _python('vlm_reuse_node.demo.play', args.out / 'bag', '--wait')
 
 
-def _python(module, *arguments):
+def _python(module: str, *arguments: object) -> list[str]:
     return [sys.executable, '-m', module, *map(str, arguments)]
 
 
 @contextmanager
-def _ros_node():
+def _ros_node() -> Iterator[tuple[Node, SingleThreadedExecutor]]:
     """A ROS node of this process, on the robot's simulated clock, and its executor."""
     context = rclpy.Context()
     rclpy.init(args=[], context=context, signal_handler_options=SignalHandlerOptions.NO)

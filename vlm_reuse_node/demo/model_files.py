@@ -1,6 +1,6 @@
 """The embedded model's shape and the files beside its weights: tokenizer, chat template, picture processor.
 
-It is an ordinary Qwen2.5-VL, only small; nothing outside the demo knows of it.
+It is an ordinary Qwen2.5-VL, only small.
 """
 
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
 
-from vlm_reuse_node.demo.questions import vocabulary
+from vlm_reuse_node.demo.words import vocabulary
 
 SPECIAL = (
     '<|endoftext|>',
@@ -25,10 +25,12 @@ SPECIAL = (
 ROLES = ('system', 'user', 'assistant')
 MODEL_DIRECTORY = Path(__file__).parent / 'tabletop_model'
 # One cell (visual token) is 28 x 28 px: 9 x 12 cells for a 4:3 picture.
-CELL, ROWS, COLUMNS = 28, 9, 12
-IMAGE_MEAN, IMAGE_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+CELL = 28
+ROWS, COLUMNS = 9, 12
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
+IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
-# Spellings and plurals that mean the same word; the vocabulary holds the right-hand side only.
+# Spellings and plurals that mean the same word; only the right-hand side is in the vocabulary.
 _SAME_WORD = {
     r'colou?rs?': 'color',
     'centre': 'center',
@@ -56,7 +58,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> Tokenizer:
-    """A word tokenizer: case and punctuation do not matter, a word it does not know is [UNK]."""
+    """Return a word tokenizer: case and punctuation do not matter, a word it does not know is [UNK]."""
     words = [*SPECIAL, *ROLES, *vocabulary()]
     tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token='[UNK]'))
     spellings = [normalizers.Replace(Regex(rf'\b{word}\b'), same) for word, same in _SAME_WORD.items()]
@@ -74,7 +76,7 @@ def build_tokenizer() -> Tokenizer:
 
 
 def model_config(tokenizer: Tokenizer) -> dict:
-    """The whole config.json, in the layout mlx-vlm reads: the text fields at the root."""
+    """Return the whole config.json, in the layout that mlx-vlm reads: the text fields at the root."""
     token = tokenizer.token_to_id
     return {
         'model_type': 'qwen2_5_vl',

@@ -1,4 +1,4 @@
-"""What the demo leaves in its folder: summary.json, report.html, overlay.png (overlay.mp4 is written on the way)."""
+"""What the demo writes to its folder at the end: summary.json, report.html and overlay.png."""
 
 import json
 import os
@@ -22,7 +22,7 @@ PACKAGES = ('mlx', 'mlx-vlm', 'ros-rclpy', 'rosbags')
 
 
 def write_outputs(folder: Path, summary: Summary, recorder: Recorder, settings: Sequence[tuple[str, str]]) -> None:
-    """Write everything; settings: what was asked for, as (name, value)."""
+    """Write everything. settings: of the run, as (name, value)."""
     stills = choose_stills(summary.looks, recorder.stills)
     settings = [*settings, *environment()]
     write_still(stills, folder / 'overlay.png')
@@ -33,7 +33,7 @@ def write_outputs(folder: Path, summary: Summary, recorder: Recorder, settings: 
 
 
 def environment() -> list[tuple[str, str]]:
-    """When, on what kind of machine and with which versions; nothing that names the machine."""
+    """Return when, on what kind of machine and with which versions this runs; nothing that names the machine."""
     made = datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC')
     machine = f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores'
     versions = [
@@ -50,7 +50,7 @@ def environment() -> list[tuple[str, str]]:
 
 
 def summary_content(summary: Summary) -> dict:
-    """Everything of the summary as JSON types: figures, the counts they come from, and every row."""
+    """Return the summary as JSON types: figures, the counts they come from, and every row."""
     camera = summary.camera
     return {
         'questions': summary.questions,

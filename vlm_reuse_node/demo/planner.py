@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
+from rclpy.client import Client
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.time import Time
@@ -23,15 +25,20 @@ class PlannerError(VlmReuseError):
 
 
 class Planner:
-    """Spins one node of the demo's own; whatever it waits for, `check` may raise meanwhile."""
+    """Asks through the demo's own ROS node. While it waits for anything, `check` may raise."""
 
-    def __init__(self, node: Node, executor: SingleThreadedExecutor, recorder: Recorder, check: Callable[[], None]):
+    def __init__(
+        self, node: Node, executor: SingleThreadedExecutor, recorder: Recorder, check: Callable[[], None]
+    ) -> None:
         """Create the client. node: uses simulated time and is spun by `executor`."""
-        self._node, self._executor, self._recorder, self._check = node, executor, recorder, check
-        self._client = node.create_client(AskScene, f'/{NODE}/ask')
+        self._node = node
+        self._executor = executor
+        self._recorder = recorder
+        self._check = check
+        self._client: Client = node.create_client(AskScene, f'/{NODE}/ask')
 
     def wait_until(self, condition: Callable[[], bool], what: str, seconds: float) -> None:
-        """Spin until it is so.
+        """Spin until a condition holds. what: names it for the error.
 
         Raises PlannerError after so many seconds, and whatever `check` raises.
         """
@@ -49,27 +56,27 @@ class Planner:
         )
 
     def wait_for_time(self, due_ns: int, is_over: Callable[[], bool], seconds: float) -> None:
-        """Wait until the robot's clock shows that time, or nothing moves it any more."""
+        """Wait until the robot's clock shows that time. is_over: whether nothing moves the clock any more."""
         self.wait_until(lambda: self._node.get_clock().now().nanoseconds >= due_ns or is_over(), 'the clock', seconds)
 
     def see_the_last(self, last_s: float, seconds: float) -> None:
-        """Spin until the node's word on the last picture is here too, at most that long."""
+        """Spin until the node has reported on the last picture too, at most that long."""
         self._spin_until(lambda: any(look.picture_s >= last_s for look in self._recorder.looks[-3:]), seconds)
 
     def ask_both(self, question: PlannedQuestion) -> Row:
-        """Ask warm, and right after it cold-dense: from nothing, on the same picture if none came in between."""
+        """Ask warm, and right after it cold-dense: from nothing, on the same picture unless another came in between."""
         warm = self.ask(question)
         return Row(question, warm, self.ask(question, cold=True) if warm.is_answer else None)
 
     def ask(self, question: PlannedQuestion, *, cold: bool = False) -> Reply:
-        """Ask once and wait for the answer. cold: computed from nothing; the node's kept state stays as it is."""
+        """Ask once and wait for the answer. cold: computed from nothing beside the node's kept state."""
         request = AskScene.Request(question=question.text, choices=list(question.choices), cold=cold)
-        asked = self._client.call_async(request)
-        self.wait_until(asked.done, f"the answer to '{question.text}'", 120.0)
-        return self._reply(asked.result().answer)
+        future: Any = self._client.call_async(request)
+        self.wait_until(future.done, f"the answer to '{question.text}'", 120.0)
+        return self._reply(future.result().answer)
 
-    def _spin_until(self, condition, seconds):
-        """Spin until it is so, or for so many seconds."""
+    def _spin_until(self, condition: Callable[[], bool], seconds: float) -> None:
+        """Spin until a condition holds, or for so many seconds."""
         end_s = time.monotonic() + seconds
         while not condition() and time.monotonic() < end_s:
             self._check()

@@ -16,6 +16,7 @@ import rclpy
 from builtin_interfaces.msg import Time
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from rclpy.signals import SignalHandlerOptions
 from rosbags.rosbag2 import Reader, ReaderError
@@ -27,12 +28,12 @@ HOLD_S = 0.3
 ALL_OUT = 'all messages are out'
 
 
-class BagError(VlmReuseError):
+class PlaybackError(VlmReuseError):
     """A bag that cannot be played."""
 
 
-@dataclass
-class Played:
+@dataclass(frozen=True)
+class PlaybackResult:
     """messages: published. latest_ms: how late the latest of them was, against the bag's own times."""
 
     messages: int = 0
@@ -42,18 +43,22 @@ class Played:
 class BagPlayer:
     """Publishes every topic of an open bag, and `/clock`."""
 
-    def __init__(self, node: Node, bag: Reader, *, rate: float = 1.0, clock_hz: float = 40.0):
+    def __init__(self, node: Node, bag: Reader, *, rate: float = 1.0, clock_hz: float = 40.0) -> None:
         """Create the publishers.
 
         rate: bag seconds in a second. clock_hz: `/clock` messages in a second, besides one before each message.
-        Raises BagError for a message type that is not installed.
+        Raises PlaybackError for a message type that is not installed.
         """
-        self.played = Played()
-        self._node, self._bag, self._rate, self._tick_s = node, bag, rate, 1.0 / clock_hz
+        self.result = PlaybackResult()
+        self._bag = bag
+        self._rate = rate
+        self._tick_s = 1.0 / clock_hz
+        self._began_s = 0.0
+        self._ticked_s = 0.0
         self._clock = node.create_publisher(
             Clock, '/clock', QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
         )
-        self._publishers = {
+        self._publishers: dict[int, Publisher] = {
             connection.id: node.create_publisher(
                 message_class(connection.msgtype), connection.topic, qos_profile_sensor_data
             )
@@ -68,17 +73,18 @@ class BagPlayer:
         # The subscriber may learn a moment later than the publisher that they match.
         self._hold_clock(self._bag.start_time)
 
-    def play(self) -> Played:
-        """Publish every message at its time; returns when the last one is out."""
+    def play(self) -> PlaybackResult:
+        """Publish every message at its time; return when the last one is out."""
         self._began_s = self._ticked_s = time.monotonic()
+        stamp_ns = self._bag.start_time
         for connection, stamp_ns, data in self._bag.messages():
             self._run_clock_until(stamp_ns)
             self._publishers[connection.id].publish(bytes(data))
             late_ms = 1e3 * (time.monotonic() - self._due_s(stamp_ns))
-            self.played = Played(self.played.messages + 1, max(self.played.latest_ms, late_ms))
-        # Best effort asks for no receipt, and what nobody has fetched yet is gone with this process.
+            self.result = PlaybackResult(self.result.messages + 1, max(self.result.latest_ms, late_ms))
+        # Best effort has no receipt: what no subscriber has fetched yet is lost when this process ends.
         self._hold_clock(stamp_ns)
-        return self.played
+        return self.result
 
     def _hold_clock(self, stamp_ns: int) -> None:
         for _ in range(max(1, round(HOLD_S / self._tick_s))):
@@ -86,7 +92,7 @@ class BagPlayer:
             time.sleep(self._tick_s)
 
     def _run_clock_until(self, stamp_ns: int) -> None:
-        """Sleep until a message is due; `/clock` ticks on meanwhile, and is not behind when the message comes."""
+        """Sleep until a message is due. `/clock` ticks on meanwhile, and shows its time when the message comes."""
         due_s = self._due_s(stamp_ns)
         while (left_s := due_s - time.monotonic()) > 0:
             time.sleep(min(left_s, max(0.0, self._ticked_s + self._tick_s - time.monotonic())))
@@ -108,39 +114,39 @@ class BagPlayer:
 def message_class(name: str) -> type:
     """Find the Python class of a message type such as 'sensor_msgs/msg/Image'.
 
-    Raises BagError when its package is not installed.
+    Raises PlaybackError when its package is not installed.
     """
     package, _, kind = name.partition('/msg/')
     try:
         return getattr(import_module(f'{package}.msg'), kind)
-    except (ImportError, AttributeError) as err:
-        raise BagError(
+    except (ImportError, AttributeError) as error:
+        raise PlaybackError(
             f"The bag holds messages of type '{name}', which is not installed; install the package "
             f"'{package}', or record a bag without them."
-        ) from err
+        ) from error
 
 
 def open_bag(path: Path) -> Reader:
     """Open a bag, a directory with metadata.yaml.
 
-    Raises BagError that says what was found instead.
+    Raises PlaybackError that says what was found instead.
     """
     try:
         bag = Reader(path)
         bag.open()
-    except (ReaderError, OSError) as err:
-        raise BagError(
-            f"'{path}' cannot be read as a ROS 2 bag: {err}. Expected the directory of an mcap or sqlite3 "
+    except (ReaderError, OSError) as error:
+        raise PlaybackError(
+            f"'{path}' cannot be read as a ROS 2 bag: {error}. Expected the directory of an mcap or sqlite3 "
             'bag, with its metadata.yaml.'
-        ) from err
+        ) from error
     if bag.message_count == 0:
         bag.close()
-        raise BagError(f"The bag '{path}' is empty; there is nothing to play.")
+        raise PlaybackError(f"The bag '{path}' is empty; there is nothing to play.")
     return bag
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('bag', type=Path, help='directory of the bag')
     parser.add_argument('--rate', type=float, default=1.0, help='bag seconds in a second')
@@ -159,30 +165,31 @@ def main(argv: list[str] | None = None) -> int:
         _play(args)
     except KeyboardInterrupt:
         pass
-    except BagError as err:
-        print(f'play: {err}', file=sys.stderr)
+    except PlaybackError as error:
+        print(f'play: {error}', file=sys.stderr)
         return 2
     return 0
 
 
-def _check_positive(args) -> None:
+def _check_positive(args: argparse.Namespace) -> None:
     for name in ('rate', 'clock'):
         if not 0 < getattr(args, name) < float('inf'):
-            raise BagError(f'--{name} is {getattr(args, name)}; expected a number above 0.')
+            raise PlaybackError(f'--{name} is {getattr(args, name)}; expected a number above 0.')
 
 
-def _play(args) -> None:
+def _play(args: argparse.Namespace) -> None:
     bag = open_bag(args.bag)
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     try:
-        node, executor = rclpy.create_node('bag_player', enable_rosout=False), SingleThreadedExecutor()
+        node = rclpy.create_node('bag_player', enable_rosout=False)
+        executor = SingleThreadedExecutor()
         executor.add_node(node)
         player = BagPlayer(node, bag, rate=args.rate, clock_hz=args.clock)
         if args.wait:
             player.wait_for_subscribers(executor)
-        played = player.play()
-        # At once, and before the middleware shuts down: whoever waits for the bag need not wait for that.
-        print(f'{ALL_OUT}: {played.messages}, the latest {played.latest_ms:.0f} ms behind its time', flush=True)
+        result = player.play()
+        # Before the middleware shuts down, which takes a while: who waits for the bag need not wait for that.
+        print(f'{ALL_OUT}: {result.messages}, the latest {result.latest_ms:.0f} ms behind its time', flush=True)
     finally:
         rclpy.try_shutdown()
         bag.close()

@@ -1,4 +1,4 @@
-"""Everything the node says while the bag plays: refresh budget, overlay and diagnostics."""
+"""Records what the node publishes while the bag plays: refresh budget, overlay and diagnostics."""
 
 from functools import partial
 from pathlib import Path
@@ -9,6 +9,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image
+from std_msgs.msg import Header
 from vlm_reuse_interfaces.msg import RefreshBudget
 
 from vlm_reuse_node.demo.summary import CameraCounts, Look
@@ -22,17 +23,19 @@ class Recorder:
     """Subscribes to the node's outputs.
 
     looks: what each picture cost, in order; times count from `first_ns`.
-    overlay_topic: where the overlays of that camera come. stills: JPEG of each picture's overlay, by the picture's
-    time. diagnostics: the newest, as JSON types.
+    overlay_topic: of the camera. stills: JPEG of each picture's overlay, by the picture's time.
+    diagnostics: the newest, as JSON types.
     """
 
-    def __init__(self, node: Node, video: Path, *, camera: str, first_ns: int, rate_hz: float):
+    def __init__(self, node: Node, video: Path, *, camera: str, first_ns: int, rate_hz: float) -> None:
         """Subscribe; `video` (mp4) is written while the overlays come, at `rate_hz` pictures a second."""
         self.looks: list[Look] = []
         self.overlay_topic = f'/{NODE}/overlay/{camera}'
         self.stills: dict[float, bytes] = {}
         self.diagnostics: list[dict] = []
-        self._first_ns, self._rate_hz, self._path = first_ns, rate_hz, video
+        self._first_ns = first_ns
+        self._rate_hz = rate_hz
+        self._path = video
         self._last: RefreshBudget | None = None
         self._video: cv2.VideoWriter | None = None
         node.create_subscription(RefreshBudget, f'/{NODE}/refresh_budget', self._on_budget, QoSProfile(depth=50))
@@ -43,7 +46,7 @@ class Recorder:
         )
 
     def keep_diagnostics(self) -> None:
-        """Take no newer diagnostics: what follows is only the silence after the bag."""
+        """Take no newer diagnostics: after the bag they would only say that no picture comes."""
         self._stop_diagnostics()
 
     def close(self) -> None:
@@ -52,12 +55,12 @@ class Recorder:
             self._video.release()
 
     def camera(self, sent: int) -> CameraCounts:
-        """The node's own counts, from its newest message."""
+        """Return the node's own counts, from its newest message. sent: pictures that the player sent."""
         last = self._last or RefreshBudget()
         return CameraCounts(sent, last.frames_seen, last.frames_dropped, last.frames_refused)
 
-    def seconds(self, header) -> float:
-        """When a picture was taken, seconds from the first one."""
+    def seconds(self, header: Header) -> float:
+        """Return when a picture was taken, seconds from the first one."""
         return (stamp_ns(header) - self._first_ns) / 1e9
 
     def _on_budget(self, message: RefreshBudget) -> None:
@@ -78,9 +81,9 @@ class Recorder:
         bgr = np.frombuffer(message.data, np.uint8).reshape(message.height, message.width, 3)[..., ::-1]
         jpeg = cv2.imencode('.jpg', bgr, (cv2.IMWRITE_JPEG_QUALITY, STILL_QUALITY))[1]
         self.stills[self.seconds(message.header)] = jpeg.tobytes()
-        self._video = self._video or cv2.VideoWriter(
-            str(self._path), cv2.VideoWriter_fourcc(*'mp4v'), self._rate_hz, (message.width, message.height)
-        )
+        if self._video is None:
+            size = (message.width, message.height)
+            self._video = cv2.VideoWriter(str(self._path), cv2.VideoWriter.fourcc(*'mp4v'), self._rate_hz, size)
         self._video.write(np.ascontiguousarray(bgr))
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:

@@ -1,4 +1,4 @@
-"""One self-contained page about a run of the demo: everything is computed here, the template only places it."""
+"""One self-contained page about a run of the demo: Python computes everything, the template only places it."""
 
 from base64 import b64encode
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def render(
     stills: Sequence[Still] = (),
     diagnostics: Sequence[dict] = (),
 ) -> str:
-    """The page as HTML; every text in it is escaped."""
+    """Return the page as HTML; every text in it is escaped."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(TEMPLATE.read_text(encoding='utf-8')).render(
         verdicts=_verdicts(summary),
@@ -55,15 +55,12 @@ def render(
     )
 
 
-# --- the verdict ------------------------------------------------------------------------------------------------------
-
-
 def _verdicts(summary: Summary) -> list[dict]:
     """The three figures of the first screen, each with its unit and what it is a share of."""
     return [_speed_verdict(summary), _answer_verdict(summary), _share_verdict(summary)]
 
 
-def _speed_verdict(summary):
+def _speed_verdict(summary: Summary) -> dict:
     if summary.speedup is None:
         return {'figure': 'no pair', 'label': 'No question has both a warm and a cold time.'}
     return {
@@ -75,14 +72,14 @@ def _speed_verdict(summary):
     }
 
 
-def _answer_verdict(summary):
+def _answer_verdict(summary: Summary) -> dict:
     label = f'right, of {summary.answered} answered of {summary.questions} asked'
     if summary.judged < summary.answered:
         label += f' ({summary.judged} can be judged)'
     return {'figure': f'{summary.correct} of {summary.judged}', 'label': f'{label}; {equality(summary)}'}
 
 
-def _share_verdict(summary):
+def _share_verdict(summary: Summary) -> dict:
     levels = ', '.join(f'{name} {count}' for name, count in summary.refresh_levels.items()) or 'none'
     return {
         'figure': percent(summary.tokens_paid, summary.tokens) if summary.tokens else 'none',
@@ -96,21 +93,17 @@ def _share_verdict(summary):
 def _sentence(summary: Summary) -> str:
     """What the three figures mean, good or bad."""
     if summary.speedup is None or not summary.tokens:
-        return 'The run was too short, or went too wrong, to tell whether keeping the state pays.'
+        return 'The run was too short, or too much failed, to tell whether keeping the state pays.'
     if summary.speedup <= 1:
         return 'Keeping the state did not pay in this run: a warm answer took as long as one computed from nothing.'
-    but = '; but most of its answers are wrong, so that its speed is worth little' * (
-        2 * summary.correct < summary.judged
+    text = (
+        f'A planner waits {summary.warm_ms_median:.0f} ms for an answer instead of {summary.cold_ms_median:.0f} ms '
+        f'({TIME_MEANT}), because the model has read the picture before the question comes. Keeping up with the camera '
+        f'cost {percent(summary.tokens_paid, summary.tokens)} of what it costs to compute every picture.'
     )
-    return (
-        f'A planner waits {summary.warm_ms_median:.0f} ms instead of {summary.cold_ms_median:.0f} ms for an '
-        f'answer, counted in {TIME_MEANT}, because the model has read the picture before the question comes; '
-        f'keeping up with the camera cost {percent(summary.tokens_paid, summary.tokens)} of computing every '
-        f'picture anew{but}.'
-    )
-
-
-# --- the parts --------------------------------------------------------------------------------------------------------
+    if 2 * summary.correct < summary.judged:
+        text += ' But most of its answers are wrong, so its speed is worth little.'
+    return text
 
 
 def _row_view(row: Row) -> dict:
@@ -124,7 +117,7 @@ def _row_view(row: Row) -> dict:
         'answer': shorten(reply.text, LONGEST_ANSWER, placeholder=' …') if reply.is_answer else reply.status,
         'message': '' if reply.is_answer else reply.message,
         'truth': row.truth or NO_VALUE,
-        'cold': row.cold.text if row.is_equal is False else '',
+        'cold': row.cold.text if row.cold and row.is_equal is False else '',
         'right': right.lower(),
         'figures': list(zip(COLUMNS[1:], figures)),
     }
@@ -134,7 +127,8 @@ def _strip(summary: Summary) -> dict:
     """The share of each picture that was paid for, over time, and when questions were asked."""
     looks = summary.looks
     times = [look.picture_s for look in looks] or [0.0]
-    pace_s = min((later - sooner for sooner, later in zip(times, times[1:])), default=1.0)  # dropped ones leave gaps
+    # The shortest gap between pictures, because dropped pictures leave longer ones.
+    pace_s = min((later - sooner for sooner, later in zip(times, times[1:])), default=1.0)
     end_s = times[-1] + pace_s
     bars = [
         Bar(
@@ -164,8 +158,9 @@ def _look_title(look: Look) -> str:
 
 
 def _costs(summary: Summary) -> list[tuple[str, str]]:
-    """Where the time of the whole run went, so that nobody takes the latency for the whole bill."""
-    pairs, saved_ms = len(summary.pairs), summary.cold_ms - summary.warm_ms
+    """Where the time of the whole run went: the latency of answers is not the whole cost."""
+    pairs = len(summary.pairs)
+    saved_ms = summary.cold_ms - summary.warm_ms
     even = 'never: a warm answer is no less work than one from nothing'
     if saved_ms > 0:
         even = f'from question {ceil(pairs * summary.refresh_ms / saved_ms)} on, it is less work than from nothing'

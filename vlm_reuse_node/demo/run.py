@@ -1,23 +1,24 @@
-"""`make demo`: a camera, the node and a planner as three processes, and one page about what came of it."""
+"""`make demo`: a camera, the node and a planner as three processes, and one page about the results."""
 
 import argparse
 import sys
 from pathlib import Path
 
 from vlm_reuse_node.demo.dds import use_own_domain
-from vlm_reuse_node.demo.interruption import Interrupted, Interruption
+from vlm_reuse_node.demo.interruption import Interruption, InterruptionError
 from vlm_reuse_node.demo.live import record_bag, run_live
 from vlm_reuse_node.demo.outputs import write_outputs
 from vlm_reuse_node.demo.sidecar import Sidecar
 from vlm_reuse_node.demo.table import closing_lines
 from vlm_reuse_node.errors import VlmReuseError
 
-SHORTEST_S, FASTEST_HZ = 3.0, 1000.0
+SHORTEST_S = 3.0
+FASTEST_HZ = 1000.0
 EXIT_UNANSWERED, EXIT_FAILED, EXIT_INTERRUPTED = 1, 1, 130
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--out', type=Path, default=Path('out/demo'), help='folder for everything that is written')
     parser.add_argument('--model', default='tabletop', help="the node's model: tabletop, a directory or a hub name")
@@ -40,12 +41,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with Interruption() as interruption:
             return _demo(args, interruption)
-    except (VlmReuseError, OSError) as err:
-        print(f'demo: {err}', file=sys.stderr)
-        return EXIT_INTERRUPTED if isinstance(err, Interrupted) else EXIT_FAILED
+    except (VlmReuseError, OSError) as error:
+        print(f'demo: {error}', file=sys.stderr)
+        return EXIT_INTERRUPTED if isinstance(error, InterruptionError) else EXIT_FAILED
 
 
-def _demo(args, interruption) -> int:
+def _demo(args: argparse.Namespace, interruption: Interruption) -> int:
     # 1. What the camera will see, and what will be asked.
     args.out.mkdir(parents=True, exist_ok=True)
     print(f'Writing a bag of {args.seconds:g} s at {args.rate:g} Hz.', flush=True)
@@ -61,7 +62,7 @@ def _demo(args, interruption) -> int:
     return 0 if summary.answered == summary.questions else EXIT_UNANSWERED
 
 
-def _settings(args, sidecar: Sidecar) -> list[tuple[str, str]]:
+def _settings(args: argparse.Namespace, sidecar: Sidecar) -> list[tuple[str, str]]:
     return [
         ('model', args.model),
         ('scene', f'tabletop, seed {args.seed}'),

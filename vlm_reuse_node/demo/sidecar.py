@@ -1,4 +1,4 @@
-"""What is asked along a bag and what is true when: the questions file that `bag.py` writes beside a bag.
+"""The questions file that `bag.py` writes beside a bag: what is asked when, and what is true when.
 
 Times are seconds from the stamp of the bag's first picture.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from vlm_reuse_node.errors import VlmReuseError
-from vlm_reuse_node.replay.truth import Truth
+from vlm_reuse_node.replay.truth import Truth, truth_at
 
 
 class SidecarError(VlmReuseError):
@@ -18,7 +18,7 @@ class SidecarError(VlmReuseError):
 
 @dataclass(frozen=True)
 class PlannedQuestion:
-    """A question for one moment, with its true answers over time; where none is given, nobody should judge."""
+    """A question for one moment, with its true answers over time; where there is none, it cannot be judged."""
 
     at_s: float
     text: str
@@ -26,9 +26,9 @@ class PlannedQuestion:
     kind: str = ''
     truths: tuple[Truth, ...] = ()
 
-    def truth_at(self, picture_s: float) -> Truth | None:
-        """The truth about the picture taken at that time."""
-        return next((truth for truth in self.truths if truth.from_s <= picture_s < truth.to_s), None)
+    def truth_at(self, picture_s: float) -> str | None:
+        """Return the true answer about the picture taken at that time; None: nobody can judge."""
+        return truth_at(self.truths, picture_s)
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ def read_sidecar(path: Path) -> Sidecar:
         content = yaml.safe_load(path.read_text(encoding='utf-8'))
         questions = sorted((_question(entry) for entry in content['questions']), key=lambda question: question.at_s)
         return Sidecar(content['topic'], content['camera'], float(content['seconds']), tuple(questions))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as err:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise SidecarError(
-            f"'{path}' cannot be used as a questions file: {type(err).__name__}: {err}. Write the bag "
+            f"'{path}' cannot be used as a questions file: {type(error).__name__}: {error}. Write the bag "
             'anew; its questions file comes with it.'
-        ) from err
+        ) from error
 
 
 def _question(entry: dict) -> PlannedQuestion:

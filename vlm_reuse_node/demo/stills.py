@@ -1,8 +1,9 @@
-"""Which overlay pictures show best what the node does: before a change, at it, and after it."""
+"""Chooses the overlay pictures that show best what the node does: before a change, at it, and after it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,10 +20,10 @@ class Still:
 
 
 def choose_stills(looks: Sequence[Look], jpegs: Mapping[float, bytes]) -> tuple[Still, ...]:
-    """Up to three pictures in order: before a change, the change, after it.
+    """Return up to three pictures in order: before a change, the change, after it.
 
-    jpegs: the overlays by `Look.picture_s`. A change that was paid for in part is the better example; else one from the
-    middle of the run, and without any change the first picture.
+    jpegs: the overlays by `Look.picture_s`. A change of which only a part was computed is the better example, and of
+    several changes the middle one is taken. Without any change it is the first picture alone.
     """
     shown = [look for look in looks if look.picture_s in jpegs]
     changes = [index for index in range(1, len(shown)) if shown[index].tokens_paid and not shown[index - 1].tokens_paid]
@@ -32,13 +33,13 @@ def choose_stills(looks: Sequence[Look], jpegs: Mapping[float, bytes]) -> tuple[
         chosen = shown[:1]
     else:
         change = candidates[len(candidates) // 2]
-        quiet = (look for look in shown[change + 1 :] if not look.tokens_paid)
-        chosen = [shown[change - 1], shown[change], *[look for look in [next(quiet, None)] if look]]
+        quiet = [look for look in shown[change + 1 :] if not look.tokens_paid]
+        chosen = [shown[change - 1], shown[change], *quiet[:1]]
     return tuple(Still(look, jpegs[look.picture_s]) for look in chosen)
 
 
 def write_still(stills: Sequence[Still], path: Path) -> None:
-    """Write the change and what came after it side by side, as PNG; nothing without stills."""
-    pictures = [cv2.imdecode(np.frombuffer(still.jpeg, np.uint8), cv2.IMREAD_COLOR) for still in stills[-2:]]
+    """Write the change and the picture after it side by side, as PNG; nothing without stills."""
+    pictures: list[Any] = [cv2.imdecode(np.frombuffer(still.jpeg, np.uint8), cv2.IMREAD_COLOR) for still in stills[-2:]]
     if pictures:
         cv2.imwrite(str(path), np.hstack(pictures))

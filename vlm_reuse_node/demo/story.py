@@ -7,13 +7,13 @@ import numpy as np
 from vlm_reuse_node.demo.tabletop import COLOURS, MOST_THINGS, Thing, moved, random_thing, random_things
 
 EVENTS = ('appear', 'leave', 'move', 'recolour')
-MOVE_S = 0.8
-STEADY_S = (2.2, 3.6)
+MOVE_S = 0.8  # how long a thing moves
+STEADY_S = (2.2, 3.6)  # how long nothing happens, at least and at most
 
 
 @dataclass(frozen=True)
-class Span:
-    """A stretch of time, seconds from the start: the things at its begin and, where one is moving, at its end."""
+class StorySpan:
+    """A stretch of time, seconds from the start: the things when it begins and, where one is moving, when it ends."""
 
     from_s: float
     to_s: float
@@ -26,7 +26,7 @@ class Span:
         return not self.goal
 
     def things_at(self, time_s: float) -> tuple[Thing, ...]:
-        """The things at a time within the span."""
+        """Return the things at a time within the span."""
         if self.is_steady:
             return self.things
         share = (time_s - self.from_s) / (self.to_s - self.from_s)
@@ -36,22 +36,25 @@ class Span:
         )
 
 
-def tell(rng: np.random.Generator, seconds: float) -> list[Span]:
-    """A story of this length: steady spans, with one event between each two, without gaps."""
-    things, now, spans = random_things(rng, 3), 0.0, []
+def tell(rng: np.random.Generator, seconds: float) -> list[StorySpan]:
+    """Return a story of this length: steady spans without gaps, with one event between each two."""
+    things = random_things(rng, 3)
+    spans: list[StorySpan] = []
+    begin_s = 0.0
     while True:
-        end = now + rng.uniform(*STEADY_S)
-        if end + MOVE_S + STEADY_S[0] > seconds:
-            return [*spans, Span(now, seconds, things)]
-        spans.append(Span(now, end, things))
+        end_s = begin_s + rng.uniform(*STEADY_S)
+        if end_s + MOVE_S + STEADY_S[0] > seconds:
+            return [*spans, StorySpan(begin_s, seconds, things)]
+        spans.append(StorySpan(begin_s, end_s, things))
         event, after = _happen(rng, things)
         if event == 'move':
-            spans.append(Span(end, end + MOVE_S, things, after))
-            end += MOVE_S
-        things, now = after, end
+            spans.append(StorySpan(end_s, end_s + MOVE_S, things, after))
+            end_s += MOVE_S
+        things = after
+        begin_s = end_s
 
 
-def _happen(rng, things):
+def _happen(rng: np.random.Generator, things: tuple[Thing, ...]) -> tuple[str, tuple[Thing, ...]]:
     """One event that is possible now, and the things after it."""
     while True:
         likely = (0.3, 0.1, 0.45, 0.15) if len(things) < 4 else (0.1, 0.3, 0.45, 0.15)
@@ -62,7 +65,7 @@ def _happen(rng, things):
 
 
 def after_event(rng: np.random.Generator, things: tuple[Thing, ...], event: str) -> tuple[Thing, ...] | None:
-    """The things after one event of this kind, or None where it cannot happen now."""
+    """Return the things after one event of this kind, or None where it cannot happen now."""
     if event == 'appear':
         thing = random_thing(rng, things) if len(things) < MOST_THINGS else None
         return things + (thing,) if thing else None
@@ -74,7 +77,7 @@ def after_event(rng: np.random.Generator, things: tuple[Thing, ...], event: str)
         return others
     if event == 'move':
         pushed = moved(rng, things[which], others)
-        return pushed and (*things[:which], pushed, *things[which + 1 :])
+        return (*things[:which], pushed, *things[which + 1 :]) if pushed else None
     colour = list(COLOURS)[rng.integers(len(COLOURS))]
     painted = replace(things[which], colour=colour)
     if painted.name in {thing.name for thing in things}:

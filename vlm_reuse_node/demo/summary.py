@@ -1,6 +1,7 @@
-"""Count, then derive: what the demo's answers and pictures add up to. No ROS, no files."""
+"""The sums and ratios of the demo's answers and pictures. No ROS, no files."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
 
@@ -13,7 +14,7 @@ OK = 'OK'
 class Reply:
     """One answer as a planner got it.
 
-    picture_s: when the picture it was given from was taken, seconds from the first; None: there was none.
+    picture_s: when the picture that it is about was taken, seconds from the first one; None: there was none.
     refresh_ms: a refresh it had to wait for. prefill_ms, decode_ms: reading the question, writing the answer.
     queue_ms: waiting for the model. cached_ns: stamp of the picture whose state it was computed from.
     """
@@ -35,7 +36,7 @@ class Reply:
 
     @property
     def model_ms(self) -> float:
-        """The model's own time for it: waiting for the model (`queue_ms`) and DDS are not in it."""
+        """The model's own time for it, without waiting for the model (`queue_ms`) and without DDS."""
         return self.refresh_ms + self.prefill_ms + self.decode_ms
 
     @property
@@ -46,7 +47,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Row:
-    """One question, asked warm (as a planner asks) and right after it cold (from nothing; None: it was not asked)."""
+    """One question, asked warm (as a planner asks), and right after it cold (from nothing; None: not asked)."""
 
     question: PlannedQuestion
     warm: Reply
@@ -54,11 +55,10 @@ class Row:
 
     @property
     def truth(self) -> str | None:
-        """The true answer about the picture the warm answer was given from; None: nobody can judge."""
+        """The true answer about the picture of the warm answer; None: nobody can judge."""
         if not self.warm.is_answer or self.warm.picture_s is None:
             return None
-        truth = self.question.truth_at(self.warm.picture_s)
-        return truth and truth.answer
+        return self.question.truth_at(self.warm.picture_s)
 
     @property
     def is_right(self) -> bool | None:
@@ -68,28 +68,33 @@ class Row:
     @property
     def is_equal(self) -> bool | None:
         """Whether warm and cold are the same, text and tokens; None: they are no pair."""
-        if not self.is_pair:
+        if self.pair is None:
             return None
-        return (self.warm.text, self.warm.token_ids) == (self.cold.text, self.cold.token_ids)
+        warm, cold = self.pair
+        return (warm.text, warm.token_ids) == (cold.text, cold.token_ids)
 
     @property
-    def is_pair(self) -> bool:
-        """Whether both were answered, computed from the same cached picture."""
-        return self._are_answers and self.warm.cached_ns == self.cold.cached_ns
+    def pair(self) -> tuple[Reply, Reply] | None:
+        """Warm and cold where both are answers from the same cached picture; None: they cannot be compared."""
+        both = self._answers
+        return both if both and both[0].cached_ns == both[1].cached_ns else None
 
     @property
     def is_apart(self) -> bool:
-        """Whether both were answered, but a picture that was computed came in between."""
-        return self._are_answers and not self.is_pair
+        """Whether both were answered, but another picture was computed in between."""
+        return self._answers is not None and self.pair is None
 
     @property
-    def _are_answers(self) -> bool:
-        return self.warm.is_answer and self.cold is not None and self.cold.is_answer
+    def _answers(self) -> tuple[Reply, Reply] | None:
+        """Warm and cold where both were answered."""
+        if self.cold is None or not self.warm.is_answer or not self.cold.is_answer:
+            return None
+        return self.warm, self.cold
 
 
 @dataclass(frozen=True)
 class Look:
-    """One picture the node looked at, and what that cost.
+    """One picture that the node looked at, and what that cost.
 
     tokens, tokens_paid: visual tokens of the picture, and those of them that were computed.
     """
@@ -104,7 +109,7 @@ class Look:
 
 @dataclass(frozen=True)
 class CameraCounts:
-    """Pictures the player sent, and what the node says became of them."""
+    """Pictures that the player sent, and what the node says became of them."""
 
     sent: int
     received: int = 0
@@ -144,34 +149,36 @@ class Summary:
         return sum(row.is_right is True for row in self.rows)
 
     @property
-    def pairs(self) -> tuple[Row, ...]:
-        """Rows answered warm and cold from the same cached picture."""
-        return tuple(row for row in self.rows if row.is_pair)
+    def pairs(self) -> tuple[tuple[Reply, Reply], ...]:
+        """Warm and cold answers from the same cached picture."""
+        return tuple(row.pair for row in self.rows if row.pair)
 
     @property
     def equal(self) -> int:
-        """Of the pairs, the ones with the same text and tokens."""
-        return sum(row.is_equal is True for row in self.pairs)
+        """Pairs with the same text and tokens."""
+        return sum(row.is_equal is True for row in self.rows)
 
     @property
     def apart(self) -> int:
-        """Rows answered warm and cold whose pictures differ; they are in no comparison."""
+        """Rows answered warm and cold from different pictures; they are not compared."""
         return sum(row.is_apart for row in self.rows)
 
     @property
     def warm_ms_median(self) -> float | None:
-        """Over the pairs."""
-        return _median(row.warm.model_ms for row in self.pairs)
+        """Median time of the pairs' warm answers; None without pairs."""
+        return _median(warm.model_ms for warm, _ in self.pairs)
 
     @property
     def cold_ms_median(self) -> float | None:
-        """Over the pairs."""
-        return _median(row.cold.model_ms for row in self.pairs)
+        """Median time of the pairs' cold answers; None without pairs."""
+        return _median(cold.model_ms for _, cold in self.pairs)
 
     @property
     def speedup(self) -> float | None:
         """Median cold time over median warm time; None without pairs."""
-        return self.cold_ms_median / self.warm_ms_median if self.pairs and self.warm_ms_median else None
+        warm_ms = self.warm_ms_median
+        cold_ms = self.cold_ms_median
+        return cold_ms / warm_ms if warm_ms and cold_ms is not None else None
 
     @property
     def tokens(self) -> int:
@@ -180,7 +187,7 @@ class Summary:
 
     @property
     def tokens_paid(self) -> int:
-        """Of these, the ones that were computed."""
+        """Visual tokens that were computed."""
         return sum(look.tokens_paid for look in self.looks)
 
     @property
@@ -201,17 +208,17 @@ class Summary:
     @property
     def warm_ms(self) -> float:
         """Time spent on the warm answers of the pairs."""
-        return sum(row.warm.model_ms for row in self.pairs)
+        return sum(warm.model_ms for warm, _ in self.pairs)
 
     @property
     def cold_ms(self) -> float:
         """Time spent on the cold answers of the pairs."""
-        return sum(row.cold.model_ms for row in self.pairs)
+        return sum(cold.model_ms for _, cold in self.pairs)
 
 
-def _median(values) -> float | None:
-    values = list(values)
-    return median(values) if values else None
+def _median(values: Iterable[float]) -> float | None:
+    numbers = list(values)
+    return median(numbers) if numbers else None
 
 
 def _plain(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The demo's table for people: one line for each question as it is answered, and what they add up to."""
+"""The demo's table in the terminal: one line for each question as it is answered, and the sums under it."""
 
 import shutil
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ DENOMINATOR = 'cold-dense on the same picture'
 TIME_MEANT = "the model's own time, without waiting for the model and DDS"
 
 
-class Table:
+class QuestionTable:
     """Lays out rows for a terminal: texts share the width that numbers leave."""
 
-    def __init__(self, questions: Sequence[PlannedQuestion], width: int = 0):
-        """Measure the texts. width: characters in a line; 0 takes the terminal's."""
+    def __init__(self, questions: Sequence[PlannedQuestion], width: int = 0) -> None:
+        """Choose the widths of the columns. width: characters in a line; 0 takes the terminal's."""
         width = width or shutil.get_terminal_size((150, 24)).columns
         answers = max((len(truth.answer) for question in questions for truth in question.truths), default=6)
         sizes = {
@@ -31,16 +31,17 @@ class Table:
         sizes = {name: min(size, LONGEST[name]) for name, size in sizes.items()}
         room = width - sum(size for _, size in NUMBERS) - len(GAP) * (len(NUMBERS) + len(sizes) - 1)
         while sum(sizes.values()) > room and max(sizes.values()) > SHORTEST:
-            sizes[max(sizes, key=sizes.get)] -= 1
+            widest = max(sizes, key=lambda name: sizes[name])
+            sizes[widest] -= 1
         self._texts = tuple(sizes.items())
 
     def header(self) -> str:
-        """The column titles, and a line under them."""
+        """Return the column titles, and a line under them."""
         titles = GAP.join([name.ljust(size) for name, size in self._texts] + [n.rjust(size) for n, size in NUMBERS])
         return f'{titles}\n{"-" * len(titles)}'
 
     def line(self, row: Row) -> str:
-        """One question's line; a question without an answer says why instead."""
+        """Return one question's line; a question without an answer says why."""
         texts = (row.question.text, row.warm.text if row.warm.is_answer else row.warm.status, row.truth or NO_VALUE)
         cells = [_fit(text, size) for text, (_, size) in zip(texts, self._texts)]
         cells += [cell.rjust(size) for cell, (_, size) in zip(number_cells(row), NUMBERS)]
@@ -48,12 +49,12 @@ class Table:
 
 
 def number_cells(row: Row) -> tuple[str, ...]:
-    """A row's figures as text, in the order of NUMBERS."""
-    warm, cold = row.warm, row.cold
+    """Return a row's figures as text, in the order of NUMBERS."""
+    warm = row.warm
     right = {True: 'yes', False: 'NO', None: NO_VALUE}[row.is_right]
     if not warm.is_answer:
         return (right, *[NO_VALUE] * (len(NUMBERS) - 1))
-    cold_ms = f'{cold.model_ms:.1f}' if row.is_pair else NO_VALUE
+    cold_ms = f'{row.pair[1].model_ms:.1f}' if row.pair else NO_VALUE
     return (
         right,
         f'{warm.image_age_s:.2f}',
@@ -66,11 +67,11 @@ def number_cells(row: Row) -> tuple[str, ...]:
 
 
 def closing_lines(summary: Summary) -> list[str]:
-    """The three lines under the table."""
+    """Return the three lines under the table."""
     return [_answers(summary), _times(summary), _shares(summary)]
 
 
-def _answers(summary):
+def _answers(summary: Summary) -> str:
     line = f'{summary.answered} of {summary.questions} questions answered, {summary.correct} right'
     if summary.judged < summary.answered:
         line += f' of {summary.judged} that can be judged'
@@ -78,21 +79,21 @@ def _answers(summary):
 
 
 def equality(summary: Summary) -> str:
-    """How many warm answers are the cold ones, of how many that can be compared."""
+    """Say how many warm answers equal their cold ones, of how many that can be compared."""
     line = f'warm equals {DENOMINATOR} in {summary.equal} of {len(summary.pairs)} pairs'
     return f'{line} ({summary.apart} more had another picture in between)' if summary.apart else line
 
 
-def _times(summary):
+def _times(summary: Summary) -> str:
     if summary.speedup is None:
-        return 'No question has both a warm and a cold time; there is no speedup to tell.'
+        return 'No question has both a warm and a cold time, so there is no speedup.'
     return (
         f'Median answer: warm {summary.warm_ms_median:.1f} ms, {DENOMINATOR} {summary.cold_ms_median:.1f} ms: '
         f'{summary.speedup:.1f} times as fast ({len(summary.pairs)} pairs; {TIME_MEANT}).'
     )
 
 
-def _shares(summary):
+def _shares(summary: Summary) -> str:
     levels = ', '.join(f'{name} {count}' for name, count in summary.refresh_levels.items()) or 'none'
     return (
         f'{percent(summary.tokens_paid, summary.tokens)} of the picture paid for, over {len(summary.looks)} '

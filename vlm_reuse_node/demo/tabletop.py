@@ -4,14 +4,16 @@ Positions and sizes are in scene units: the table is `WIDTH` x `HEIGHT` units wh
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import ArrayLike
 
 WIDTH, HEIGHT = 336, 252
-SMALLEST, LARGEST = 46, 68
-GAP = 8
-EDGE = 6
+SMALLEST, LARGEST = 46, 68  # size of a thing
+GAP = 8  # between things
+EDGE = 6  # between a thing and the table's edge
 MOST_THINGS = 5
 COLOURS = {
     'red': (205, 40, 42),
@@ -55,18 +57,20 @@ class Sensor:
     brightness: float = 1.0
 
 
-class Table:
+class Tabletop:
     """The empty table under its light; the same seed gives the same table."""
 
-    def __init__(self, rng: np.random.Generator, width: int = 640, height: int = 480):
-        self.width, self.height = width, height
+    def __init__(self, rng: np.random.Generator, width: int = 640, height: int = 480) -> None:
+        """Draw the table. width, height: of its pictures, pixels."""
+        self.width = width
+        self.height = height
         tone = _TABLE_TONES[rng.integers(len(_TABLE_TONES))] * rng.uniform(0.85, 1.15)
         self._surface = (tone + self._texture(rng)).astype(np.float32)
         self._light = self._uneven_light(rng)
         self._shadow_shift = rng.uniform(-0.14, 0.14, 2) + np.sign(rng.uniform(-1, 1, 2)) * 0.04
 
     def picture(self, things: tuple[Thing, ...]) -> np.ndarray:
-        """What an ideal camera sees: (height, width, 3) float32 of 0 to 255."""
+        """Return what an ideal camera sees: (height, width, 3) float32 of 0 to 255."""
         canvas = self._surface.copy()
         for thing in things:
             self._cast_shadow(canvas, thing)
@@ -75,7 +79,7 @@ class Table:
         canvas *= self._light
         return canvas
 
-    def _texture(self, rng) -> np.ndarray:
+    def _texture(self, rng: np.random.Generator) -> np.ndarray:
         """Grain at three scales, stretched along one axis as wood or weave is."""
         texture = np.zeros((self.height, self.width, 1), np.float32)
         for cells, strength in ((6, 7.0), (24, 4.5), (90, 3.0)):
@@ -84,8 +88,8 @@ class Table:
             texture[..., 0] += strength * cv2.resize(coarse, (self.width, self.height), interpolation=cv2.INTER_LINEAR)
         return texture
 
-    def _uneven_light(self, rng) -> np.ndarray:
-        """A slope and a lamp's pool of light, around 1."""
+    def _uneven_light(self, rng: np.random.Generator) -> np.ndarray:
+        """Brightness factors around 1: a slope, and the spot of a lamp."""
         y, x = np.mgrid[-1:1:18j, -1:1:24j].astype(np.float32)
         slope = rng.uniform(-0.14, 0.14, 2)
         lamp = rng.uniform(-0.9, 0.9, 2)
@@ -93,43 +97,49 @@ class Table:
         light += rng.uniform(0.0, 0.18) * np.exp(-((x - lamp[0]) ** 2 + (y - lamp[1]) ** 2))
         return cv2.resize(light.astype(np.float32), (self.width, self.height))[..., None]
 
-    def _window(self, thing: Thing, margin: float):
-        """The picture's rows and columns around a thing, and the scale in pixels per unit."""
-        scale = self.width / WIDTH
-        reach = (thing.size * (0.75 + margin)) * scale
-        x, y = thing.x * scale, thing.y * scale
-        left, right = max(0, int(x - reach)), min(self.width, int(x + reach) + 2)
-        top, bottom = max(0, int(y - reach)), min(self.height, int(y + reach) + 2)
-        return slice(top, bottom), slice(left, right), scale
+    @property
+    def _scale(self) -> float:
+        """Pixels per scene unit."""
+        return self.width / WIDTH
 
-    def _mask(self, thing: Thing, rows: slice, columns: slice, scale: float, shift=(0.0, 0.0)) -> np.ndarray:
+    def _window(self, thing: Thing, margin: float) -> tuple[slice, slice]:
+        """The picture's rows and columns around a thing."""
+        reach = (thing.size * (0.75 + margin)) * self._scale
+        x = thing.x * self._scale
+        y = thing.y * self._scale
+        rows = slice(max(0, int(y - reach)), min(self.height, int(y + reach) + 2))
+        columns = slice(max(0, int(x - reach)), min(self.width, int(x + reach) + 2))
+        return rows, columns
+
+    def _mask(self, thing: Thing, rows: slice, columns: slice, shift: ArrayLike = (0.0, 0.0)) -> np.ndarray:
         """Coverage of each pixel by the thing, (rows, columns) float32 of 0 to 1, edges smooth."""
         mask = np.zeros((rows.stop - rows.start, columns.stop - columns.start), np.uint8)
         points = outline(thing) + np.asarray(shift) * thing.size
-        points = points * scale - (columns.start, rows.start)
+        points = points * self._scale - (columns.start, rows.start)
         cv2.fillPoly(mask, [np.round(points * 2**_SUBPIXEL_BITS).astype(np.int32)], 255, cv2.LINE_AA, _SUBPIXEL_BITS)
         return mask.astype(np.float32) / 255
 
     def _cast_shadow(self, canvas: np.ndarray, thing: Thing) -> None:
-        rows, columns, scale = self._window(thing, 0.35)
+        rows, columns = self._window(thing, 0.35)
         if rows.stop <= rows.start or columns.stop <= columns.start:
             return
-        mask = self._mask(thing, rows, columns, scale, self._shadow_shift)
-        mask = cv2.blur(mask, (2 * round(thing.size * scale * 0.08) + 1,) * 2)
+        mask = self._mask(thing, rows, columns, self._shadow_shift)
+        side = 2 * round(thing.size * self._scale * 0.08) + 1
+        mask = cv2.blur(mask, (side, side))
         canvas[rows, columns] *= 1 - 0.45 * mask[..., None]
 
     def _lay(self, canvas: np.ndarray, thing: Thing) -> None:
-        rows, columns, scale = self._window(thing, 0.0)
+        rows, columns = self._window(thing, 0.0)
         if rows.stop <= rows.start or columns.stop <= columns.start:
             return
-        mask = self._mask(thing, rows, columns, scale)[..., None]
+        mask = self._mask(thing, rows, columns)[..., None]
         grain = 0.25 * (self._surface[rows, columns] - self._surface[rows, columns].mean())
         paint = np.array(COLOURS[thing.colour], np.float32) * thing.shade + grain
         canvas[rows, columns] += mask * (paint - canvas[rows, columns])
 
 
 def outline(thing: Thing) -> np.ndarray:
-    """The thing's corners, (n, 2) in scene units; all shapes of one size look about as large."""
+    """Return the thing's corners, (n, 2) in scene units; all shapes of one size look about as large."""
     if thing.shape == 'circle':
         turn = np.linspace(0, 2 * np.pi, 40, endpoint=False)
         corners = np.stack([np.cos(turn), np.sin(turn)], 1) * 0.48
@@ -138,7 +148,8 @@ def outline(thing: Thing) -> np.ndarray:
     elif thing.shape == 'triangle':
         corners = np.array([(0, -0.56), (0.53, 0.4), (-0.53, 0.4)])
     else:
-        arm, half = 0.5, 0.17
+        arm = 0.5  # length
+        half = 0.17  # of its width
         corners = np.array(
             [
                 (-half, -arm),
@@ -161,7 +172,7 @@ def outline(thing: Thing) -> np.ndarray:
 
 
 def sense(picture: np.ndarray, sensor: Sensor, rng: np.random.Generator) -> np.ndarray:
-    """What the camera delivers: (height, width, 3) uint8, with brightness, noise and JPEG artefacts."""
+    """Return what the camera delivers: (height, width, 3) uint8, with brightness, noise and JPEG artefacts."""
     noisy = picture * sensor.brightness
     if sensor.noise:
         noisy += sensor.noise * rng.standard_normal(picture.shape, dtype=np.float32)
@@ -169,33 +180,36 @@ def sense(picture: np.ndarray, sensor: Sensor, rng: np.random.Generator) -> np.n
     if not sensor.jpeg_quality:
         return rgb
     _, data = cv2.imencode('.jpg', rgb[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, sensor.jpeg_quality))
-    return np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
+    bgr: Any = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
 
 def random_thing(rng: np.random.Generator, others: tuple[Thing, ...]) -> Thing | None:
-    """A thing that lies clear of the others and of the border, or None where no room was found."""
-    shape, colour = SHAPES[rng.integers(len(SHAPES))], list(COLOURS)[rng.integers(len(COLOURS))]
+    """Return a thing that lies clear of the others and of the edge, or None where no room was found."""
+    shape = SHAPES[rng.integers(len(SHAPES))]
+    colour = list(COLOURS)[rng.integers(len(COLOURS))]
     size = rng.uniform(SMALLEST, LARGEST)
     angle = rng.uniform(-12, 12)
     shade = rng.uniform(0.88, 1.06)
     if any(other.name == f'{colour} {shape}' for other in others):
         return None
     place = free_place(rng, size, others)
-    return place and Thing(shape, colour, *place, size, angle, shade)
+    return Thing(shape, colour, *place, size, angle, shade) if place else None
 
 
 def free_place(rng: np.random.Generator, size: float, others: tuple[Thing, ...]) -> tuple[float, float] | None:
-    """A centre for a thing of this size, clear of the others, or None where no room was found."""
+    """Return a centre for a thing of this size, clear of the others, or None where no room was found."""
     reach = size / 2 + EDGE
     for _ in range(30):
-        x, y = rng.uniform(reach, WIDTH - reach), rng.uniform(reach, HEIGHT - reach)
+        x = rng.uniform(reach, WIDTH - reach)
+        y = rng.uniform(reach, HEIGHT - reach)
         if all(np.hypot(x - other.x, y - other.y) > (size + other.size) / 2 + GAP for other in others):
             return x, y
     return None
 
 
 def random_things(rng: np.random.Generator, count: int) -> tuple[Thing, ...]:
-    """`count` things of different names, clear of each other (fewer where the table is full)."""
+    """Return `count` things of different names, clear of each other; fewer where the table is full."""
     things: tuple[Thing, ...] = ()
     for _ in range(20 * count):
         if len(things) == count:
@@ -206,7 +220,7 @@ def random_things(rng: np.random.Generator, count: int) -> tuple[Thing, ...]:
 
 
 def moved(rng: np.random.Generator, thing: Thing, others: tuple[Thing, ...]) -> Thing | None:
-    """The thing pushed clearly left, right, up or down, or None where no room was found."""
+    """Return the thing pushed clearly left, right, up or down, or None where no room was found."""
     for _ in range(12):
         distance = rng.uniform(45, 130)
         drift = rng.uniform(-0.25, 0.25) * distance
