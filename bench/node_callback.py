@@ -29,7 +29,7 @@ from vlm_reuse_interfaces.msg import Answer, RefreshBudget  # noqa: E402
 from vlm_reuse_interfaces.srv import AskScene  # noqa: E402
 
 from vlm_reuse_node.ros.conversion import image_message
-from vlm_reuse_node.ros.messages import header_of
+from vlm_reuse_node.ros.messages import duration_of, header_of
 
 NODE = 'vlm_reuse_node'
 OUTPUT = Path(__file__).parents[1] / 'out' / 'bench' / 'node_callback.json'
@@ -51,7 +51,7 @@ class Robot:
     def ask(self, question: str) -> None:
         """Ask; the answer is noted with how long it took."""
         start = time.perf_counter()
-        future = self.client.call_async(AskScene.Request(question=question, max_age_s=10.0))
+        future = self.client.call_async(AskScene.Request(question=question, max_age=duration_of(10.0)))
         future.add_done_callback(
             lambda done: self.asked.append(
                 (1000 * (time.perf_counter() - start), done.result().answer.total_ms, done.result().answer.status)
@@ -102,7 +102,7 @@ def measure(robot: Robot, seconds: float, rate_hz: float, questions_hz: float) -
     while not (robot.client.service_is_ready() and robot.camera.get_subscription_count()):
         time.sleep(0.05)
     robot.send(moving_scene(), int(rate_hz), rate_hz)  # one second to settle
-    seen_before, asking = robot.budgets[-1].frames_seen if robot.budgets else 0, threading.Event()
+    received_before, asking = robot.budgets[-1].frames_received if robot.budgets else 0, threading.Event()
 
     def ask_steadily():
         while not asking.wait(1 / questions_hz):
@@ -115,13 +115,13 @@ def measure(robot: Robot, seconds: float, rate_hz: float, questions_hz: float) -
     asking.set()
     planner.join()
     time.sleep(2.5)  # the last answers, and one more diagnostics
-    return record(robot, frames + int(rate_hz), seen_before)
+    return record(robot, frames + int(rate_hz), received_before)
 
 
-def record(robot: Robot, sent: int, seen_before: int) -> dict:
+def record(robot: Robot, sent: int, received_before: int) -> dict:
     """What was measured, units in the names."""
     statuses = [status for _, _, status in robot.asked]
-    looked_at = sum(budget.frames_seen > seen_before for budget in robot.budgets)
+    looked_at = sum(budget.frames_received > received_before for budget in robot.budgets)
     counts = {name: int(robot.diagnostics[f'pictures {name}']) for name in ('received', 'lost', 'dropped', 'refused')}
     return {
         'callback_ms_median': float(robot.diagnostics['callback median'].split()[0]),

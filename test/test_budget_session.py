@@ -101,6 +101,40 @@ def test_cells_over_budget_wait_and_are_paid_the_next_time(vlm):
     assert (paid >= first.deferred).all()
 
 
+def test_the_oldest_cells_age_grows_while_nothing_is_computed(vlm):
+    session = started(vlm, Config())
+    refreshes = [session.observe(changed(stamp_s, by=0)) for stamp_s in (0.5, 2.0, 60.0)]
+    assert {refresh.level for refresh in refreshes} == {Level.REUSE}
+    assert [refresh.oldest_cell_age_s for refresh in refreshes] == [0.5, 2.0, 60.0]
+
+
+def test_cells_over_budget_are_the_oldest_until_they_are_paid(vlm):
+    session = started(vlm, TIGHT.with_values(max_cell_age_s=2.0))
+    refreshes = [session.observe(changed(stamp_s)) for stamp_s in (0.5, 1.0, 3.0, 3.5)]
+    assert [refresh.level for refresh in refreshes] == [Level.REUSE, Level.REUSE, Level.FRAME, Level.REUSE]
+    assert [refresh.oldest_cell_age_s for refresh in refreshes] == [0.5, 1.0, 0.0, 0.5]
+
+
+def test_a_patch_makes_only_the_patched_cells_new(vlm):
+    session = started(vlm, PATCH.with_values(max_patch_share=1.0))
+    left, both = (slice(None), slice(0, 320)), (slice(None), slice(None))
+    first = session.observe(changed(1.0, area=left))
+    second = session.observe(changed(3.0, area=both))
+    assert first.level == second.level == Level.PATCH and (first.refreshed ^ second.refreshed).all()
+    assert first.oldest_cell_age_s == 1.0 - 0.0  # the right half is still that of the first picture
+    assert second.oldest_cell_age_s == 3.0 - 1.0  # now the left half is the older one
+    assert session.observe(changed(4.0, area=both)).oldest_cell_age_s == 4.0 - 1.0
+
+
+@pytest.mark.parametrize('config', [Config(), PATCH.with_values(max_patch_share=0.0)])
+def test_a_frame_makes_every_cell_new(vlm, config):
+    session = started(vlm, config)
+    assert session.observe(changed(1.0, by=0)).oldest_cell_age_s == 1.0
+    refresh = session.observe(changed(2.0))
+    assert refresh.level == Level.FRAME and refresh.oldest_cell_age_s == 0
+    assert session.observe(changed(2.5)).oldest_cell_age_s == 0.5
+
+
 def test_forced_refreshes_and_first_pictures_know_no_budget(vlm):
     session = SceneSession(vlm, TIGHT.with_values(budget_ms=0.001))
     assert session.observe(picture(1)).level == Level.FULL

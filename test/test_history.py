@@ -122,6 +122,19 @@ def test_a_full_history_is_made_shorter_while_nobody_asks(vlm):
     answers_equal(session)
 
 
+def test_a_shorter_history_makes_no_cell_new(vlm):
+    """It is computed from the frames that were seen, not from newer ones."""
+    refreshes = []
+    session = observed(vlm, 0, 1, 2, 3)
+    session._on_refresh = lambda frame, refresh: refreshes.append(refresh)
+    for stamp_s in (4.0, 4.5):
+        session.observe(picture(9, stamp_s))
+    finish(session)
+    session.observe(picture(9, 6.0))
+    assert [refresh.level for refresh in refreshes] == [Level.FRAME, Level.REUSE, Level.FULL, Level.REUSE]
+    assert [refresh.oldest_cell_age_s for refresh in refreshes] == [0.0, 0.5, 0.5, 2.0]
+
+
 def test_memory_is_bounded_and_the_log_says_so(vlm, caplog, monkeypatch):
     real = kv_cache.held_bytes
     monkeypatch.setattr(kv_cache, 'held_bytes', lambda *args: 4 * real(*args))  # as if the model were larger

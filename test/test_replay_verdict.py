@@ -213,8 +213,9 @@ def test_an_arm_that_drifted_is_told_with_its_bound(arm):
     if arm in REFERENCES:
         assert told == []
     else:
+        bound = share_text(0.11)
         assert told == [
-            f'{arm}: {counted(2, 60)} of its answers drifted from cold-dense (the true share may be up to {share_text(0.11)}).'
+            f'{arm}: {counted(2, 60)} of its answers drifted from cold-dense (the true share may be up to {bound}).'
         ]
 
 

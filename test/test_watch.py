@@ -37,7 +37,7 @@ class Model:
         self.watches = Watches(self.ask, lambda watch, old: self.told.append((watch, old)))
 
     def ask(self, watch, now_ns, future):
-        self.asked.append((watch.number, now_ns, future))
+        self.asked.append((watch.watch_id, now_ns, future))
 
     def say(self, *answers):
         for each in answers:
@@ -51,7 +51,7 @@ def model():
 
 def test_it_is_asked_at_once_and_its_first_answer_is_told(model):
     watch, future = model.watches.add(DOOR, 7)
-    assert watch.number > 0 and [(number, now_ns) for number, now_ns, _ in model.asked] == [(watch.number, 7)]
+    assert watch.watch_id > 0 and [(number, now_ns) for number, now_ns, _ in model.asked] == [(watch.watch_id, 7)]
     model.say(answer(0.9))
     assert future.result().choice_index == 0 and model.told == [(model.watches.all()[0], None)]
 
@@ -120,11 +120,11 @@ def test_without_an_answer_it_is_asked_with_the_next_picture(model, status):
 
 def test_a_removed_one_is_cancelled_and_says_no_more(model):
     watch, future = model.watches.add(DOOR, 0)
-    model.watches.remove(watch.number)
+    model.watches.remove(watch.watch_id)
     assert future.cancelled() and not model.watches.all()
     model.watches.see(FRAME, refresh((0, 0)))
     assert len(model.asked) == 1 and not model.told
-    assert model.watches.add(DOOR, 0)[0].number == watch.number + 1
+    assert model.watches.add(DOOR, 0)[0].watch_id == watch.watch_id + 1
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_what_cannot_stand_is_refused_with_the_reason(model, watch, named):
 
 def test_removing_what_is_not_there_says_what_is(model):
     watch, _ = model.watches.add(DOOR, 0)
-    with pytest.raises(InvalidRequestError, match=rf'question 0; there are \[{watch.number}\]'):
+    with pytest.raises(InvalidRequestError, match=rf'question 0; there are \[{watch.watch_id}\]'):
         model.watches.remove(0)
 
 
@@ -179,7 +179,7 @@ def test_a_change_that_comes_right_after_the_first_answer_is_not_lost():
     asked = []
 
     def ask(watch, now_ns, future):
-        asked.append(watch.number)
+        asked.append(watch.watch_id)
         if len(asked) == 1:
             future.set_result(answer(0.9))
             watches.see(FRAME, refresh((0, 0)))
@@ -189,6 +189,6 @@ def test_a_change_that_comes_right_after_the_first_answer_is_not_lost():
     assert len(asked) == 2
 
 
-def test_numbers_are_not_given_again_by_another_list(model):
+def test_ids_are_not_given_again_by_another_list(model):
     first, _ = model.watches.add(DOOR, 0)
-    assert Model().watches.add(DOOR, 0)[0].number > first.number
+    assert Model().watches.add(DOOR, 0)[0].watch_id > first.watch_id

@@ -15,6 +15,7 @@ from types import CodeType, FrameType
 
 import numpy as np
 import rclpy
+from builtin_interfaces.msg import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image
@@ -118,7 +119,7 @@ class Robot:
     def ask(self) -> AskScene.Response:
         """Ask one question with choices about the newest picture."""
         future = self._planner.call_async(
-            AskScene.Request(question='is there a red square?', choices=['yes', 'no'], max_age_s=1000.0)
+            AskScene.Request(question='is there a red square?', choices=['yes', 'no'], max_age=Duration(sec=1000))
         )
         self._until(future.done)
         return future.result()

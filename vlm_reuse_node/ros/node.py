@@ -194,7 +194,7 @@ class SceneNode(LifecycleNode):
     def _serve(self) -> None:
         if self._asks:
             return
-        self._watches = WatchServer(self, self._active_worker, self._pending)
+        self._watches = WatchServer(self, self._active_worker, self._standing, self._pending)
         self.create_service(Trigger, '~/reset', self._on_reset)
         self._asks = AskServer(self, self._ask, self._pending, self._with_reason)
 
@@ -211,6 +211,10 @@ class SceneNode(LifecycleNode):
             raise InvalidRequestError(self._inactive())
         return self._worker
 
+    def _standing(self) -> list[Watch]:
+        """The standing questions, in every state of the node."""
+        return self._worker.watches() if self._worker else []
+
     def _inactive(self) -> str:
         """What the node waits for, when it is not active."""
         if self.stage in (Stage.CONFIGURING, Stage.CLEANING_UP):
@@ -222,12 +226,12 @@ class SceneNode(LifecycleNode):
         return f"The node is {self.stage}: 'ros2 lifecycle set {name} {transition}' is what it waits for."
 
     def _ask(
-        self, request: AskScene.Request, cancel: Event | None, listener: Callable[[Progress], None] | None
+        self, request: AskScene.Request, cold: bool, cancel: Event | None, listener: Callable[[Progress], None] | None
     ) -> Future[Answer]:
         """Put a request's question to the model's thread."""
         if self.stage is not Stage.ACTIVE:
             return answered(Answer(Status.INACTIVE, self._inactive(), camera=request.camera))
-        ask = self._worker.ask_cold if request.cold else self._worker.ask
+        ask = self._worker.ask_cold if cold else self._worker.ask
         return ask(request.camera, question_of(request), self.get_clock().now().nanoseconds, cancel, listener)
 
     def _observe(self, frame: Frame) -> bool:

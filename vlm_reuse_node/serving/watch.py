@@ -53,12 +53,12 @@ class Region:
 class Watch:
     """A standing question.
 
-    number: names it, above 0, never given twice in a process. question: with choices. margin: how much more probable
+    watch_id: names it, above 0, never given twice in a process. question: with choices. margin: how much more probable
     another choice must be than the one that holds before it takes its place. answer: the one that holds, None before
     the first.
     """
 
-    number: int
+    watch_id: int
     camera: str
     question: Question
     margin: float = 0.0

@@ -26,7 +26,7 @@ class Watches:
     A question that got no answer (the model failed, there was no picture) is asked again with the next picture.
     """
 
-    _numbers = count(1)  # of the process: a number that somebody remembers names nothing else later
+    _ids = count(1)  # of the process: one that somebody remembers names nothing else later
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Watches:
     def add(self, watch: Watch, now_ns: int, size: tuple[int, int] | None = None) -> tuple[Watch, Future[Answer]]:
         """Keep a standing question and ask it for the first time.
 
-        size: (height, width) of the camera's picture, None while it is not known. The question's number is given here.
+        size: (height, width) of the camera's picture, None while it is not known. Its watch_id is given here.
         Raises InvalidRequestError for one that cannot stand, and when MOST_WATCHES stand already.
         """
         watch.check(size)
@@ -56,22 +56,22 @@ class Watches:
         with self._lock:
             if len(self._watches) >= MOST_WATCHES:
                 raise InvalidRequestError(f'{MOST_WATCHES} questions stand already; remove one first.')
-            watch = replace(watch, number=next(self._numbers), question=lasting, answer=None)
-            self._watches[watch.number] = watch
+            watch = replace(watch, watch_id=next(self._ids), question=lasting, answer=None)
+            self._watches[watch.watch_id] = watch
             future = self._waits(watch)
         self._ask(watch, now_ns, future)
         return watch, future
 
-    def remove(self, number: int) -> None:
-        """Forget a standing question. Raises InvalidRequestError for a number that names none."""
+    def remove(self, watch_id: int) -> None:
+        """Forget a standing question. Raises InvalidRequestError for a watch_id that names none."""
         with self._lock:
-            if self._watches.pop(number, None) is None:
+            if self._watches.pop(watch_id, None) is None:
                 raise InvalidRequestError(
-                    f'There is no standing question {number}; there are {sorted(self._watches) or "none"}.'
+                    f'There is no standing question {watch_id}; there are {sorted(self._watches) or "none"}.'
                 )
-            self._unanswered.discard(number)
-            self._unsure.discard(number)
-            waiting = self._waiting.pop(number, None)
+            self._unanswered.discard(watch_id)
+            self._unsure.discard(watch_id)
+            waiting = self._waiting.pop(watch_id, None)
         if waiting:
             waiting.cancel()
 
@@ -91,10 +91,10 @@ class Watches:
                 watch
                 for watch in self._watches.values()
                 if watch.camera == frame.camera
-                and watch.number not in self._waiting
+                and watch.watch_id not in self._waiting
                 and (
-                    watch.number in self._unanswered
-                    or (is_whole and watch.number in self._unsure)
+                    watch.watch_id in self._unanswered
+                    or (is_whole and watch.watch_id in self._unsure)
                     or watch.region.touches(refresh.changed, frame.size)
                 )
             ]
@@ -104,27 +104,27 @@ class Watches:
 
     def _waits(self, watch: Watch) -> Future[Answer]:
         """Begin to wait for an answer; its future exists before the model knows of it, so that none is missed."""
-        future = self._waiting[watch.number] = Future()
-        future.add_done_callback(partial(self._take, watch.number))
+        future = self._waiting[watch.watch_id] = Future()
+        future.add_done_callback(partial(self._take, watch.watch_id))
         return future
 
-    def _take(self, number: int, future: Future[Answer]) -> None:
+    def _take(self, watch_id: int, future: Future[Answer]) -> None:
         """Note an answer; tell it when it takes the place of the one that held."""
         answer = None if future.cancelled() else future.result()
         with self._lock:
-            self._waiting.pop(number, None)
-            if (watch := self._watches.get(number)) is None:
+            self._waiting.pop(watch_id, None)
+            if (watch := self._watches.get(watch_id)) is None:
                 return
-            self._unanswered.discard(number)
+            self._unanswered.discard(watch_id)
             if answer is None or answer.status is not Status.OK:
                 if answer is None or answer.status is not Status.INVALID_REQUEST:  # that stays so without a change
-                    self._unanswered.add(number)
+                    self._unanswered.add(watch_id)
                 return
             if answer.exact:
-                self._unsure.discard(number)
+                self._unsure.discard(watch_id)
             else:
-                self._unsure.add(number)
+                self._unsure.add(watch_id)
             if not watch.is_replaced_by(answer):
                 return
-            self._watches[number] = replace(watch, answer=answer)
+            self._watches[watch_id] = replace(watch, answer=answer)
         self._on_answer(replace(watch, answer=answer), watch.answer)

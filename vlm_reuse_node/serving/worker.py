@@ -119,9 +119,9 @@ class ModelWorker:
             raise InvalidRequestError(self._config.unknown_camera(watch.camera))
         return self._watches.add(watch, now_ns, self._loop.size_of(watch.camera))
 
-    def unwatch(self, number: int) -> None:
-        """Forget a standing question. Raises InvalidRequestError for a number that names none."""
-        self._watches.remove(number)
+    def unwatch(self, watch_id: int) -> None:
+        """Forget a standing question. Raises InvalidRequestError for a watch_id that names none."""
+        self._watches.remove(watch_id)
 
     def watches(self) -> list[Watch]:
         """Every standing question, the oldest first."""
