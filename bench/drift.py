@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.demo import questions, story, tabletop
-from vlm_reuse_node.model import vlm as vlms
+from vlm_reuse_node.model import loading
 from vlm_reuse_node.replay.bounds import share_bounds
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.session.answer import Answer, Status
@@ -172,7 +172,7 @@ def print_table(rows: list[dict]) -> None:
 
 def measure(model: str, sequences: int) -> dict:
     """Play all sequences, print the table, and return what is written."""
-    vlm = vlms.load(model)
+    vlm = loading.load(model)
     arms = {name: Arm(config, name == 'stale') for name, config in POLICIES.items()}
     for number in tqdm(range(sequences), unit='sequence', disable=None):
         play(vlm, arms, number)

@@ -53,7 +53,7 @@ from shapes import SHAPES
 from tiny_model import picture
 
 from vlm_reuse_node.config import Config
-from vlm_reuse_node.model import kv_cache
+from vlm_reuse_node.model import kv_cache, loading
 from vlm_reuse_node.model import vlm as vlms
 from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.scene.frame import Frame
@@ -88,7 +88,7 @@ class Scene:
     @property
     def state(self) -> State:
         """What the session keeps."""
-        return self.session._state
+        return self.session._refresher.state
 
     def ask(self, text: str, choices: tuple[str, ...] = (), cold: bool = False) -> Answer:
         """Answer warm or cold. Raises RuntimeError when there is none of the expected length."""
@@ -136,7 +136,7 @@ def see(vlm: Vlm, frames: int) -> Scene:
     session = SceneSession(vlm, Config(history_frames=frames - 1, keyframe_interval_s=0.0, timeout_s=3600.0))
     for number in range(frames):
         session.observe(picture(number, float(number), size=(SIDE_PX, SIDE_PX)))
-    assert len(session._state.pictures) == frames
+    assert len(session._refresher.state.frames) == frames
     return Scene(vlm, session, fitted(vlm, QUESTION), fitted(vlm, OTHER))
 
 
@@ -258,14 +258,14 @@ def measure_question(scene: Scene, choices: tuple[str, ...], builds: ColdBuilds,
 
 
 def cold_runs(scene: Scene) -> int:
-    return FEW_RUNS if len(scene.state.pictures) <= FEW_FRAMES else 1
+    return FEW_RUNS if len(scene.state.frames) <= FEW_FRAMES else 1
 
 
 def build_on_grid(scene: Scene, tokens: int) -> State:
     """The kept pictures' state, prefilled in chunks of at most so many tokens."""
     usual, vlms.PREFILL_CHUNK = vlms.PREFILL_CHUNK, tokens
     try:
-        return states.build(scene.vlm, scene.session._template_for, scene.state.pictures)
+        return states.build(scene.vlm, scene.session._template_for, scene.state.frames)
     finally:
         vlms.PREFILL_CHUNK = usual
 
@@ -278,7 +278,7 @@ def memory(state: State) -> dict:
         rows = min(entry.offset, entry.max_size) if ring else entry.offset
         size = (entry.keys[:, :, :1].nbytes + entry.values[:, :, :1].nbytes) * rows
         needed, rings = needed + size, rings + ring * size
-    features = sum(each.features.nbytes for each in state.pictures)
+    features = sum(each.features.nbytes for each in state.frames)
     return {
         'held_bytes': state.held_bytes - features,
         'needed_bytes': needed,
@@ -394,9 +394,9 @@ def measure(vlm: Vlm, frames: int, repeats: int) -> tuple[dict, list[dict]]:
     builds, other = ColdBuilds(scene.session), build_on_grid(scene, grids[1])
     rows = [measure_question(scene, choices, builds, other, repeats) for choices in ((), CHOICES)]
     state = {'frames': frames, **memory(scene.state), 'full_ms': median(builds.times_ms)}
-    ours, old = scene.ask(scene.question), [kept.frame for kept in scene.state.pictures]
+    ours, old = scene.ask(scene.question), [kept.frame for kept in scene.state.frames]
     frame_ms, told_apart = replace_newest(scene, FEW_RUNS)
-    new = [kept.frame for kept in scene.state.pictures]
+    new = [kept.frame for kept in scene.state.frames]
     rows[0]['peers'] = Peers(scene, old, new, told_apart).measure(ours)
     return state | {'frame_ms': frame_ms}, [{'frames': frames, **row, 'noise_grids': grids} for row in rows]
 
@@ -483,7 +483,7 @@ def main(argv: list[str] | None = None) -> int:
     print('  '.join(title.rjust(width) for title, width in COLUMNS), flush=True)
     for shape in arguments.shapes:
         with tempfile.TemporaryDirectory() as folder:
-            vlm = vlms.load(str(SHAPES[shape](Path(folder) / shape, arguments.tiny)))
+            vlm = loading.load(str(SHAPES[shape](Path(folder) / shape, arguments.tiny)))
         for frames in arguments.frames:
             state, rows = measure(vlm, frames, arguments.repeats)
             result['states'].append({'shape': shape, **state})

@@ -18,6 +18,7 @@ import argparse
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -33,18 +34,18 @@ from shapes import write_qwen2_5_vl
 from tiny_model import picture
 
 from vlm_reuse_node.config import Config
-from vlm_reuse_node.model import vlm as vlms
+from vlm_reuse_node.model import loading
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Level
 from vlm_reuse_node.session import state as states
+from vlm_reuse_node.session.encoded_frame import EncodedFrame
 from vlm_reuse_node.session.scene_session import SceneSession
-from vlm_reuse_node.session.state import Picture
 
 OUTPUT = Path(__file__).parents[1] / 'out' / 'bench' / 'refresh.json'
 SHAPES = {'qwen2_5_vl 54 cells': write_qwen2_5_vl, 'qwen2_5_vl 391 cells': partial(write_qwen2_5_vl, cells=400)}
 PERCENT = 0, 1, 2, 5, 10, 25, 50, 100
 FRAMES, SIZE = 8, (480, 640)
-WINDOW = Config(history_frames=FRAMES - 1, keyframe_interval_s=0.0, scene_change_share=1.0)
+WINDOW = Config(history_frames=FRAMES - 1, keyframe_interval_s=0.0)
 # Nothing but the share of changed cells decides: no keyframe is due, no change is a cut or a pan to be computed whole.
 STEADY = WINDOW.with_values(keyframe_interval_s=3600.0, max_cell_age_s=3600.0)
 PATCH = STEADY.with_values(refresh_policy='patch', max_patches=1000, max_patch_share=1.0)
@@ -119,7 +120,7 @@ def window(vlm, config: Config) -> SceneSession:
     for number in range(FRAMES):
         session.observe(picture(number, float(number), SIZE))
     session.config = config
-    assert len(session._state.pictures) == FRAMES
+    assert len(session._refresher.state.frames) == FRAMES
     return session
 
 
@@ -139,7 +140,7 @@ def full(vlm, repeats: int) -> tuple[float, float]:
     frames = [picture(number, float(number), SIZE) for number in range(FRAMES)]
 
     def build():
-        states.build(vlm, partial(vlm.template, ''), (Picture.see(vlm, frame) for frame in frames))
+        states.build(vlm, partial(vlm.template, ''), (EncodedFrame.see(vlm, frame) for frame in frames))
 
     return tuple(median(each) for each in zip(*[timed(build) for _ in range(repeats)]))
 
@@ -147,7 +148,7 @@ def full(vlm, repeats: int) -> tuple[float, float]:
 def measure(vlm, repeats: int):
     """Yield one row for each share of changed cells."""
     patching, whole = window(vlm, PATCH), window(vlm, STEADY)
-    grid, first = whole._state.live.grid, whole.newest
+    grid, first = whole._refresher.state.live.grid, whole.newest
     full_ms = full(vlm, max(1, repeats // 2))
     for percent in PERCENT:
         cells = -(-percent * grid.cells // 100)
@@ -156,8 +157,9 @@ def measure(vlm, repeats: int):
             camera = Camera(first, grid, cells)
             return [camera.frame() for _ in range(count)]
 
-        for session in (patching, whole):  # the picture without the change
-            session.newest = None
+        # The picture without the change.
+        first = replace(first, stamp_ns=1 + max(patching.newest.stamp_ns, whole.newest.stamp_ns))
+        for session in (patching, whole):
             session.observe(first, force=True)
         reuse = observed(whole, partial(noisy, first), Level.REUSE, repeats)
         level = Level.PATCH if cells < grid.cells else Level.FRAME
@@ -208,7 +210,7 @@ def costs(arguments) -> dict:
     print('processor milliseconds\n' + '  '.join(title.rjust(width) for title, width in COLUMNS), flush=True)
     for name, write in SHAPES.items():
         with tempfile.TemporaryDirectory() as folder:
-            vlm = vlms.load(str(write(Path(folder) / 'model', arguments.tiny)))
+            vlm = loading.load(str(write(Path(folder) / 'model', arguments.tiny)))
         result['parameters'][name] = sum(array.size for _, array in tree_flatten(vlm._model.parameters()))
         for row in measure(vlm, arguments.repeats):
             result['rows'].append({'shape': name, **row})

@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from vlm_reuse_node.session.drift_audit import UNLIKELY, Audited, DriftAudit
+from vlm_reuse_node.session.drift_audit import UNLIKELY, AuditCounts, DriftAudit
 
 MAX_DRIFT = 0.01
 
@@ -32,20 +32,20 @@ def test_a_share_of_all_is_every_answer():
 
 
 def test_nothing_is_known_without_answers():
-    assert Audited().bounds == (0.0, 1.0) and Audited().rate == 0
-    assert DriftAudit().counts == Audited() and Audited().is_trusted
+    assert AuditCounts().bounds == (0.0, 1.0) and AuditCounts().rate == 0
+    assert DriftAudit().counts == AuditCounts() and AuditCounts().is_trusted
 
 
 @given(st.integers(1, 1000), st.data())
 def test_the_bounds_hold_the_rate(answers, data):
-    counts = Audited(answers, data.draw(st.integers(0, answers)))
+    counts = AuditCounts(answers, data.draw(st.integers(0, answers)))
     low, high = counts.bounds
     assert 0 <= low <= counts.rate + 1e-9 and counts.rate - 1e-9 <= high <= 1
 
 
 def test_the_bounds_are_those_of_wilson():
-    assert Audited(93, 0).bounds == pytest.approx((0, 0.0397), abs=1e-4)
-    assert Audited(100, 10).bounds == pytest.approx((0.0552, 0.1744), abs=1e-4)
+    assert AuditCounts(93, 0).bounds == pytest.approx((0, 0.0397), abs=1e-4)
+    assert AuditCounts(100, 10).bounds == pytest.approx((0.0552, 0.1744), abs=1e-4)
 
 
 def test_a_rate_within_the_limit_keeps_the_trust_and_one_above_it_takes_it():

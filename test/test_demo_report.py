@@ -6,9 +6,10 @@ import pytest
 from html_page import HOSTILE, Page
 
 from vlm_reuse_node.demo.report import render
-from vlm_reuse_node.demo.sidecar import PlannedQuestion, Truth
+from vlm_reuse_node.demo.sidecar import PlannedQuestion
 from vlm_reuse_node.demo.stills import Still
 from vlm_reuse_node.demo.summary import CameraCounts, Look, Reply, Row, Summary
+from vlm_reuse_node.replay.truth import Truth
 
 
 def summary(text='red', warm_ms=10.0, cold_ms=50.0, paid=(100, 0, 0, 100, 0), rows=4):

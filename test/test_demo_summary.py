@@ -6,10 +6,11 @@ import cv2
 import numpy as np
 import pytest
 
-from vlm_reuse_node.demo.sidecar import PlannedQuestion, SidecarError, Truth, read_sidecar
+from vlm_reuse_node.demo.sidecar import PlannedQuestion, SidecarError, read_sidecar
 from vlm_reuse_node.demo.stills import choose_stills, write_still
 from vlm_reuse_node.demo.summary import CameraCounts, Look, Reply, Row, Summary
 from vlm_reuse_node.demo.table import Table, closing_lines
+from vlm_reuse_node.replay.truth import Truth
 
 QUESTION = PlannedQuestion(1.0, 'what color is the circle', truths=(Truth(0.0, 2.0, 'red'), Truth(3.0, 5.0, 'red')))
 CAMERA = CameraCounts(sent=10, received=9, dropped=2, refused=1)

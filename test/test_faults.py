@@ -127,7 +127,7 @@ def test_out_of_cache_budget_the_history_shrinks_and_it_goes_on(start):
         show(robot, camera, budgets, seed=seed, size=(480, 640))
         assert robot.ask(max_tokens=2).status == Answer.OK
     worker = robot.scene._worker
-    robot.until(lambda: not worker._sessions['camera'].has_work, 'the shorter history')
+    robot.until(lambda: not worker._loop._sessions['camera'].has_work, 'the shorter history')
     same_as_cold(robot)
     pictures, held = worker.stats().held['camera']
     assert 1 <= pictures <= 9 and held < 2e6

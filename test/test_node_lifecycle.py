@@ -102,10 +102,10 @@ def test_a_model_that_does_not_load_leaves_it_unconfigured_and_says_why(unconfig
 
 
 def test_while_it_loads_the_diagnostics_say_so(unconfigured, monkeypatch):
-    from vlm_reuse_node.serving import worker
+    from vlm_reuse_node.serving import model_loop
 
-    load, let = worker.load, threading.Event()
-    monkeypatch.setattr(worker, 'load', lambda name: let.wait(WAIT_S) and load(name))
+    load, let = model_loop.load, threading.Event()
+    monkeypatch.setattr(model_loop, 'load', lambda name: let.wait(WAIT_S) and load(name))
     diagnostics = unconfigured.listen(DiagnosticArray, '/diagnostics')
     configured = transition(unconfigured, CONFIGURE)
 

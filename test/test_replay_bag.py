@@ -5,7 +5,8 @@ import pytest
 from replay_bags import BEGIN_NS, COMPRESSED, IMAGE, frames, storage_file, truncate, write_bag
 from rosbags.rosbag2 import StoragePlugin
 
-from vlm_reuse_node.replay.bag import Bag, BagError, Selection
+from vlm_reuse_node.replay.bag import Bag, Selection
+from vlm_reuse_node.replay.bag_reader import BagError
 from vlm_reuse_node.replay.salvage import Salvage
 
 TOPIC = '/camera/image_raw'
@@ -134,7 +135,7 @@ def test_pictures_that_go_back_in_time_are_left_out_and_counted(tmp_path):
     path = write_bag(tmp_path / 'bag', {TOPIC: [given[0], given[2], given[2], given[3]]})
     found, bag = read(path)
     assert len(found) == 3 and bag.left_out['camera'] == {'not newer than the one before': 1}
-    assert bag.damage == ["1 pictures of 'camera' were left out: not newer than the one before."]
+    assert bag.damage == ["Pictures of 'camera' left out: 1 (not newer than the one before)."]
 
 
 def test_files_of_a_damaged_bag_are_read_in_the_order_of_their_numbers(tmp_path):

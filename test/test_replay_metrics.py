@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 
 from vlm_reuse_node.replay.bounds import mcnemar_p, ratio_bounds, share_bounds
 from vlm_reuse_node.replay.compare import compare
+from vlm_reuse_node.replay.counts import AGES, PAIR_COUNTS, age_class, count_rows
 from vlm_reuse_node.replay.figures import counted, factor, percent, share_text
-from vlm_reuse_node.replay.metrics import AGES, PAIR_COUNTS, Rows, age_class, count, derive, time
+from vlm_reuse_node.replay.ratios import derive_ratios
+from vlm_reuse_node.replay.row_index import RowIndex
+from vlm_reuse_node.replay.times import measure_times
 
 AGE_NAMES = [name for _, name in AGES]
 STAGES = {'change_ms': 0.0, 'vision_ms': 0.0, 'prefill_ms': 0.0, 'decode_ms': 1.0, 'other_ms': 0.0}
@@ -141,15 +144,15 @@ def test_less_than_three_pairs_or_a_time_of_nothing_have_no_interval():
 
 
 def test_counts_of_two_bags_add_up():
-    apart = [count(Rows(some_rows(bag, drifted)))['default'] for bag, drifted in (('a', 2), ('b', 1))]
-    together = count(Rows(some_rows('a', 2) + some_rows('b', 1)))['default']
+    apart = [count_rows(RowIndex(some_rows(bag, drifted)))['default'] for bag, drifted in (('a', 2), ('b', 1))]
+    together = count_rows(RowIndex(some_rows('a', 2) + some_rows('b', 1)))['default']
     assert together['drifted'] == 3 and together['lost'] == 3 and together['gained'] == 0
     assert all(together[name] == sum(each[name] for each in apart) for name in (*PAIR_COUNTS, 'asked', 'right'))
     assert together['looks']['levels'] == {'full': 2, 'reuse': 2}
 
 
 def test_drift_is_of_choices_where_there_are_any_and_else_of_text():
-    rows = Rows(
+    rows = RowIndex(
         [
             question(0),
             question(1),
@@ -159,20 +162,20 @@ def test_drift_is_of_choices_where_there_are_any_and_else_of_text():
             answer(1, 'x', 'red'),
         ]
     )
-    counts = count(rows)['x']
+    counts = count_rows(rows)['x']
     assert (counts['choice_pairs'], counts['choice_drifted']) == (1, 1)
     assert (counts['text_pairs'], counts['text_drifted']) == (1, 0)
 
 
 def test_what_was_not_answered_is_in_no_pair():
-    rows = Rows([question(0), answer(0, 'cold'), answer(0, 'x', status='MODEL_ERROR')])
-    counts = count(rows)['x']
+    rows = RowIndex([question(0), answer(0, 'cold'), answer(0, 'x', status='MODEL_ERROR')])
+    counts = count_rows(rows)['x']
     assert counts['pairs'] == 0 and counts['asked'] == 1 and counts['statuses'] == {'MODEL_ERROR': 1}
-    assert derive(rows, count(rows))['x']['drift'] == {'share': None, 'low': None, 'high': None, 'n': 0}
+    assert derive_ratios(rows, count_rows(rows))['x']['drift'] == {'share': None, 'low': None, 'high': None, 'n': 0}
 
 
 def test_the_same_pictures_are_told_from_older_ones():
-    rows = Rows(
+    rows = RowIndex(
         [
             question(0),
             question(1),
@@ -182,15 +185,15 @@ def test_the_same_pictures_are_told_from_older_ones():
             answer(1, 'x', 'blue', pictures_s=(0.5,)),
         ]
     )
-    counts = count(rows)['x']
+    counts = count_rows(rows)['x']
     assert (counts['same_pictures'], counts['same_pictures_drifted'], counts['drifted']) == (1, 1, 2)
-    assert derive(rows, count(rows))['x']['largest_score_difference'] == 0.25
+    assert derive_ratios(rows, count_rows(rows))['x']['largest_score_difference'] == 0.25
     assert list(counts['by_age']) == ['the newest picture', 'up to 1 s older']
 
 
 def test_a_picture_is_counted_once_and_whatever_was_computed_is_paid():
     looks = [picture('x', 3, 'patch'), picture('x', 12, 'full'), picture('x', 0, 'reuse') | {'picture_s': 1.0}]
-    counts = count(Rows([question(0), answer(0, 'x') | {'visual_tokens_computed': 6}, *looks]))['x']['looks']
+    counts = count_rows(RowIndex([question(0), answer(0, 'x') | {'visual_tokens_computed': 6}, *looks]))['x']['looks']
     assert (counts['pictures'], counts['visual_tokens'], counts['visual_tokens_refreshed']) == (2, 24, 21)
     assert counts['levels'] == {'patch': 1, 'reuse': 1}
 
@@ -210,7 +213,7 @@ def test_ages_are_sorted_into_classes(age_s, name):
 
 
 def test_times_name_what_they_are_compared_with():
-    times = time(Rows(some_rows()))['default']
+    times = measure_times(RowIndex(some_rows()))['default']
     assert times['speedup'] == 12.5 / 2.0 and times['keep_up_ms'] == 12.0
     assert times['whole_speedup'] == 75.0 / (12.0 + 12.0)
     assert times['sessions'][0] == {'questions': 1, 'setup_ms': 6.0, 'speedup': 12.5 / 8.0}
@@ -275,7 +278,7 @@ def paired(rows, arm, reference='cold'):
 @seeds
 def test_the_counts_of_an_arm_are_those_of_its_answers(seed):
     rows = random_rows(seed)
-    for arm, counts in count(Rows(rows)).items():
+    for arm, counts in count_rows(RowIndex(rows)).items():
         answers = of_arm(rows, arm)
         told = [row['visual_tokens_computed'] for row in answers]
         assert {name: counts[name] for name in (*FLAGS, *TOKENS)} == {
@@ -291,7 +294,7 @@ def test_the_counts_of_an_arm_are_those_of_its_answers(seed):
 @seeds
 def test_the_pairs_of_an_arm_are_those_that_both_answered(seed):
     rows = random_rows(seed)
-    for arm, counts in count(Rows(rows)).items():
+    for arm, counts in count_rows(RowIndex(rows)).items():
         pairs = paired(rows, arm)
         judged = [(row['right'], cold['right']) for _, row, cold in pairs if None not in (row['right'], cold['right'])]
         same = [row for _, row, cold in pairs if row['pictures_s'] == cold['pictures_s']]
@@ -306,7 +309,7 @@ def test_the_pairs_of_an_arm_are_those_that_both_answered(seed):
 
 @seeds
 def test_an_arm_does_not_drift_from_itself(seed):
-    counts = count(Rows(random_rows(seed)))['cold']
+    counts = count_rows(RowIndex(random_rows(seed)))['cold']
     assert counts['pairs'] > counts['judged_pairs'] > 0 and counts['same_pictures'] == counts['pairs']
     names = 'drifted', 'choice_drifted', 'text_drifted', 'same_pictures_drifted', 'lost', 'gained'
     assert not any(counts[name] for name in names)
@@ -315,7 +318,7 @@ def test_an_arm_does_not_drift_from_itself(seed):
 @seeds
 def test_the_groups_of_an_arms_pairs_add_up_to_all_of_them(seed):
     rows = random_rows(seed)
-    for arm, counts in count(Rows(rows)).items():
+    for arm, counts in count_rows(RowIndex(rows)).items():
         for groups in (counts['by_kind'], counts['by_age']):
             assert list(groups) == sorted(groups) and len(groups) == 3
             assert all(counts[name] == sum(each[name] for each in groups.values()) for name in PAIR_COUNTS)
@@ -325,7 +328,7 @@ def test_the_groups_of_an_arms_pairs_add_up_to_all_of_them(seed):
 
 def test_only_the_default_policy_is_compared_with_cold_dense_on_its_own_pictures():
     rows = random_rows(0)
-    counts = count(Rows(rows))
+    counts = count_rows(RowIndex(rows))
     assert [arm for arm, each in counts.items() if each['against_cached']] == ['default']
     against = counts['default']['against_cached']
     assert against['pairs'] == len(paired(rows, 'default', 'cold-cached'))
@@ -333,10 +336,10 @@ def test_only_the_default_policy_is_compared_with_cold_dense_on_its_own_pictures
         row['choice'] != cold['choice'] if max(row['choice'], cold['choice']) >= 0 else row['text'] != cold['text']
         for _, row, cold in paired(rows, 'default', 'cold-cached')
     )
-    ratios = derive(Rows(rows), counts)
+    ratios = derive_ratios(RowIndex(rows), counts)
     assert ratios['default']['against_cached']['drift']['n'] == against['pairs'] and not ratios['x']['against_cached']
     apart = [row for row in rows if row.get('arm') != 'cold-cached']
-    assert count(Rows(apart))['default']['against_cached'] is None
+    assert count_rows(RowIndex(apart))['default']['against_cached'] is None
 
 
 @seeds
@@ -344,7 +347,7 @@ def test_what_an_arm_looked_at_is_counted_once_and_paid_as_often_as_it_was(seed)
     rows = random_rows(seed)
     looks = [row for row in rows if row['row'] == 'picture']
     first = looks[::2]  # each picture was computed twice
-    counts = count(Rows(rows))
+    counts = count_rows(RowIndex(rows))
     assert [arm for arm, each in counts.items() if each['looks']] == ['default']
     paid = sum(row['visual_tokens_refreshed'] for row in looks)
     assert counts['default']['looks'] == {
@@ -359,14 +362,14 @@ def test_what_an_arm_looked_at_is_counted_once_and_paid_as_often_as_it_was(seed)
 
 def test_an_arm_that_does_not_tell_what_it_computed_has_paid_for_what_it_looked_at():
     rows = [question(0), answer(0, 'x') | {'visual_tokens_computed': None}, picture('x', 7)]
-    assert count(Rows(rows))['x']['looks']['visual_tokens_refreshed'] == 7
+    assert count_rows(RowIndex(rows))['x']['looks']['visual_tokens_refreshed'] == 7
 
 
 @seeds
 def test_ratios_are_shares_of_their_counts_with_six_decimals(seed):
-    rows = Rows(random_rows(seed))
-    counts = count(rows)
-    for arm, ratios in derive(rows, counts).items():
+    rows = RowIndex(random_rows(seed))
+    counts = count_rows(rows)
+    for arm, ratios in derive_ratios(rows, counts).items():
         each = counts[arm]
         for name, part, total in (
             ('drift', each['drifted'], each['pairs']),
@@ -386,8 +389,8 @@ def test_ratios_are_shares_of_their_counts_with_six_decimals(seed):
 @given(st.lists(st.sampled_from([0, 3, 12]), min_size=1, max_size=9))
 def test_all_of_every_picture_is_worth_as_many_pictures_and_nothing_is_worth_one(refreshed):
     looks = [picture('x', number) | {'picture_s': float(at)} for at, number in enumerate(refreshed)]
-    rows = Rows([question(0), answer(0, 'x') | {'visual_tokens_computed': 0}, *looks])
-    ratios = derive(rows, count(rows))['x']
+    rows = RowIndex([question(0), answer(0, 'x') | {'visual_tokens_computed': 0}, *looks])
+    ratios = derive_ratios(rows, count_rows(rows))['x']
     assert ratios['paid'] == pytest.approx(np.mean(refreshed) / 12, abs=1e-6)
     assert 1 <= ratios['effective_pictures'] <= len(refreshed)
     if set(refreshed) in ({0}, {12}):
@@ -409,14 +412,14 @@ def test_all_of_every_picture_is_worth_as_many_pictures_and_nothing_is_worth_one
 )
 def test_scores_are_compared_where_pictures_and_choices_are_the_same(scores, cold_scores, pictures_s, largest):
     rows = [question(0), answer(0, 'cold', scores=cold_scores), answer(0, 'x', scores=scores, pictures_s=pictures_s)]
-    assert derive(Rows(rows), count(Rows(rows)))['x']['largest_score_difference'] == largest
+    assert derive_ratios(RowIndex(rows), count_rows(RowIndex(rows)))['x']['largest_score_difference'] == largest
 
 
 def test_the_largest_of_all_score_differences_is_told_with_six_decimals():
     rows = [question(0), question(1)]
     for number, score in enumerate((1 / 3, 1 / 7)):
         rows += [answer(number, 'cold', scores=(0.0, 1.0)), answer(number, 'x', scores=(score, 1 - score))]
-    assert derive(Rows(rows), count(Rows(rows)))['x']['largest_score_difference'] == round(1 / 3, 6)
+    assert derive_ratios(RowIndex(rows), count_rows(RowIndex(rows)))['x']['largest_score_difference'] == round(1 / 3, 6)
 
 
 @pytest.mark.parametrize('limit_s, within, beyond', list(zip((0, 1, 3, 10), AGE_NAMES, AGE_NAMES[1:])))
@@ -433,7 +436,7 @@ def test_an_answer_without_pictures_is_of_the_newest():
 @seeds
 def test_times_are_those_of_the_pairs(seed):
     rows = random_rows(seed)
-    for arm, times in time(Rows(rows)).items():
+    for arm, times in measure_times(RowIndex(rows)).items():
         pairs, looks = paired(rows, arm), [row for row in rows if row['row'] == 'picture' and row['arm'] == arm]
         own, cold = (np.array([each[side]['times']['total_ms'] for each in pairs]) for side in (1, 2))
         stages = {name: [row['times'][name] for _, row, _ in pairs] for name in STAGES}
@@ -451,13 +454,13 @@ def test_times_are_those_of_the_pairs(seed):
 
 
 def test_an_arm_without_pairs_has_no_times():
-    assert time(Rows([question(0), answer(0, 'x')]))['x'] == {'pairs': 0}
+    assert measure_times(RowIndex([question(0), answer(0, 'x')]))['x'] == {'pairs': 0}
 
 
 @seeds
 def test_a_session_of_many_questions_hides_what_its_picture_cost(seed):
     rows = random_rows(seed)
-    times = time(Rows(rows))
+    times = measure_times(RowIndex(rows))
     whole = [row for row in rows if row['row'] == 'picture' and row['level'] in ('full', 'frame')]
     default, setup_ms = times['default'], np.median([sum(list(row['times'].values())[:3]) for row in whole])
     assert times['x']['sessions'] == []
@@ -482,7 +485,7 @@ def pair_of(row=(), cold=(), choice_tokens=0):
 
 def ceiling_of(*pairs):
     rows = [row | {'question': number} for number, pair in enumerate(pairs) for row in pair]
-    return time(Rows(rows))['x']['ceiling']
+    return measure_times(RowIndex(rows))['x']['ceiling']
 
 
 @pytest.mark.parametrize(
@@ -524,10 +527,10 @@ def test_a_ceiling_needs_to_know_what_was_computed_and_something_that_takes_time
 
 
 def results_of(rows, model='m'):
-    sorted_rows = Rows(rows)
+    sorted_rows = RowIndex(rows)
     return {
         'settings': {'model': model, 'config': {'seed': 0}},
-        'counts': count(sorted_rows),
+        'counts': count_rows(sorted_rows),
         'bags': [{'bag': 'a', 'frames_digest': 'd'}],
         'questions': sorted_rows.questions,
         'answers': sorted_rows.answers,

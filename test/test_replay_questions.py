@@ -8,7 +8,10 @@ from replay_bags import frames
 
 from vlm_reuse_node.demo.bag import write_bag
 from vlm_reuse_node.demo.sidecar import read_sidecar
-from vlm_reuse_node.replay.questions import QuestionsError, Schedule, is_degenerate, plain, read_questions, truth_at
+from vlm_reuse_node.replay.answer_text import is_degenerate, plain
+from vlm_reuse_node.replay.questions import QuestionsError, read_questions
+from vlm_reuse_node.replay.schedule import Schedule
+from vlm_reuse_node.replay.truth import truth_at
 
 
 def file_with(folder, *entries, **more):
@@ -23,8 +26,8 @@ def asked(items, pictures, camera='camera'):
     schedule, found, begin_ns = Schedule(items, camera), [], pictures[0].stamp_ns
     for frame in pictures:
         at_s = (frame.stamp_ns - begin_ns) / 1e9
-        found += [(due.at_s, due.item.text) for due in schedule.before(at_s)]
-        found += [(due.at_s, due.item.text) for due in schedule.at(at_s, frame)]
+        found += [(due.at_s, due.entry.text) for due in schedule.before(at_s)]
+        found += [(due.at_s, due.entry.text) for due in schedule.at(at_s, frame)]
     return found
 
 
@@ -35,7 +38,7 @@ def test_the_questions_of_a_generated_bag_are_read_with_their_truths(tmp_path):
     for item, question in zip(items, planned):
         truth = question.truth_at(question.at_s)
         assert (item.text, item.choices, item.tags[0]) == (question.text, question.choices, question.kind)
-        assert truth_at(item, question.at_s) == (truth and truth.answer)
+        assert truth_at(item.truths, question.at_s) == (truth and truth.answer)
 
 
 def test_times_and_intervals_are_due_once_each_and_in_order(tmp_path):
@@ -83,7 +86,7 @@ def test_an_expected_answer_is_true_all_the_time(tmp_path):
         ),
         (),
     )
-    assert {truth_at(item, second) for second in (0.0, 50.0)} == {'no'} and item.tags == ('x', 'y')
+    assert {truth_at(item.truths, second) for second in (0.0, 50.0)} == {'no'} and item.tags == ('x', 'y')
 
 
 def test_there_is_a_general_set_for_any_scene():

@@ -8,12 +8,16 @@ from html_page import HOSTILE, Page
 from replay_bags import frames
 from test_replay_metrics import answer, picture, question
 
-from vlm_reuse_node.replay.metrics import Rows, count, derive, time
+from vlm_reuse_node.replay.counts import count_rows
+from vlm_reuse_node.replay.negatives import negatives
 from vlm_reuse_node.replay.plots import drift
+from vlm_reuse_node.replay.ratios import derive_ratios
 from vlm_reuse_node.replay.report import render
+from vlm_reuse_node.replay.row_index import RowIndex
 from vlm_reuse_node.replay.stills import save_drift
 from vlm_reuse_node.replay.table import table_lines
-from vlm_reuse_node.replay.verdict import negatives, sentence
+from vlm_reuse_node.replay.times import measure_times
+from vlm_reuse_node.replay.verdict import sentence
 
 
 def results(drifted=1, warm_ms=2.0, text='blue', complete=True, problems=()):
@@ -48,16 +52,16 @@ def results(drifted=1, warm_ms=2.0, text='blue', complete=True, problems=()):
             }
         ],
     }
-    sorted_rows = Rows([*rows, *looks, bag])
-    counts = count(sorted_rows)
+    sorted_rows = RowIndex([*rows, *looks, bag])
+    counts = count_rows(sorted_rows)
     return {
         'format': 1,
         'complete': complete,
         'problems': list(problems),
         'counts': counts,
-        'ratios': derive(sorted_rows, counts),
+        'ratios': derive_ratios(sorted_rows, counts),
         'comparison': None,
-        'times': {'arms': time(sorted_rows)},
+        'times': {'arms': measure_times(sorted_rows)},
         'settings': {
             'model': text,
             'model_fingerprint': 'f',
@@ -141,7 +145,8 @@ def test_what_speaks_against_the_engine_is_told():
 
 
 def test_no_drift_is_told_with_its_bound():
-    assert 'none of 6 answers changed; with so many questions that is up to 46 %' in sentence(results(drifted=0))
+    told = sentence(results(drifted=0))
+    assert 'none of 6 answers changed; with only 6 questions a true drift of up to 46 % cannot be excluded' in told
 
 
 def test_a_type_with_dollars_is_no_formula():

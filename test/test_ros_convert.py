@@ -14,6 +14,7 @@ from std_msgs.msg import Header
 
 from vlm_reuse_node.errors import ImageError
 from vlm_reuse_node.ros import conversion as ros_convert
+from vlm_reuse_node.scene.pixels import EIGHT_BIT, SIXTEEN_BIT, layout_of, rgb_of_image
 
 MAX_PIXELS = 1_000_000
 HEADER = Header(stamp=Time(sec=12, nanosec=34), frame_id='lens')
@@ -155,6 +156,16 @@ def test_one_changed_depth_leaves_every_other_grey_alone():
     before = rgb_of(message_of(depth, '32FC1'))
     depth[0, 0] = 9.0
     assert np.array_equal(rgb_of(message_of(depth, '32FC1'))[1:], before[1:])
+
+
+@pytest.mark.parametrize('padding', [0, 3])
+@pytest.mark.parametrize('big_endian', [False, True])
+@pytest.mark.parametrize('encoding', [*EIGHT_BIT, *SIXTEEN_BIT, '8UC1', '8UC3', '8UC4', '16UC1', '16UC3', '16UC4'])
+def test_pixels_are_the_same_with_and_without_cv_bridge(encoding, big_endian, padding):
+    """A recording is read without cv_bridge, and gives the pictures that the node saw."""
+    layout = layout_of(encoding)
+    message = message_of(picture(channels=layout.channels, dtype=layout.dtype), encoding, padding, big_endian)
+    assert np.array_equal(rgb_of_image(message, MAX_PIXELS), rgb_of(message))
 
 
 def test_the_frame_carries_the_source_header():

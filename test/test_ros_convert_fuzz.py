@@ -13,12 +13,12 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from vlm_reuse_node.errors import ImageError
 from vlm_reuse_node.ros import conversion as ros_convert
+from vlm_reuse_node.scene import pixels
 
 ENCODINGS = st.sampled_from(
     [
-        *ros_convert._BRIDGED,
-        *ros_convert._BESIDE,
-        *ros_convert._WIDE,
+        *pixels.EIGHT_BIT,
+        *pixels.SIXTEEN_BIT,
         '8UC1',
         '8UC3',
         '8UC4',
@@ -53,6 +53,12 @@ def test_any_image_message(encoding, width, height, step, big_endian, data):
     )
     rgb = checked(ros_convert.frame_from_image, message)
     assert rgb is None or rgb.shape == (height, width, 3)
+    try:
+        without_bridge = pixels.rgb_of_image(message, 10_000)
+    except ImageError:
+        without_bridge = None
+    assert (rgb is None) == (without_bridge is None)
+    assert rgb is None or np.array_equal(rgb, without_bridge)
 
 
 @settings(deadline=None)
@@ -60,7 +66,7 @@ def test_any_image_message(encoding, width, height, step, big_endian, data):
 def test_padding_never_shows(encoding, width, height, padding, big_endian, seed):
     """The same rows with and without padding are the same picture."""
     try:
-        layout = ros_convert._layout(encoding)
+        layout = pixels.layout_of(encoding)
     except ImageError:
         return
     row_bytes = width * layout.channels * layout.dtype.itemsize

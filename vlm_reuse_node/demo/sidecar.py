@@ -9,19 +9,11 @@ from pathlib import Path
 import yaml
 
 from vlm_reuse_node.errors import VlmReuseError
+from vlm_reuse_node.replay.truth import Truth
 
 
 class SidecarError(VlmReuseError):
     """A questions file that cannot be used."""
-
-
-@dataclass(frozen=True)
-class Truth:
-    """The true answer from `from_s` on, before `to_s`."""
-
-    from_s: float
-    to_s: float
-    answer: str
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Intervals and tests for counts and paired times. The tests are SciPy's."""
+"""Confidence intervals and significance tests for counts and paired times; SciPy computes them."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,12 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
-RESAMPLES, SEED = 2000, 0
+RESAMPLES = 2000
+SEED = 0
 
 
 def share_bounds(count: int, total: int) -> tuple[float, float] | tuple[None, None]:
-    """Exact (Clopper-Pearson) two-sided 95 % interval of a share; (None, None) where nothing was counted."""
+    """Return the exact (Clopper-Pearson) two-sided 95 % interval of a share; (None, None) without a count."""
     if not total:
         return None, None
     bounds = stats.binomtest(count, total).proportion_ci(CONFIDENCE, method='exact')
@@ -18,12 +19,12 @@ def share_bounds(count: int, total: int) -> tuple[float, float] | tuple[None, No
 
 
 def mcnemar_p(one: int, other: int) -> float:
-    """Exact McNemar test: how likely a split at least as uneven is when neither side is better. 1.0 without any."""
+    """Exact McNemar test: how likely is a split at least as uneven when neither side is better? 1.0 without any."""
     return float(f'{stats.binomtest(one, one + other, 0.5).pvalue:.4g}') if one + other else 1.0
 
 
 def ratio_bounds(slow: Sequence[float], fast: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
-    """95 % interval of the ratio of two paired samples' medians: percentile bootstrap over the pairs.
+    """Return the 95 % interval of the ratio of two paired samples' medians: percentile bootstrap over the pairs.
 
     (None, None) for less than three pairs, and where something took no time.
     """
@@ -42,5 +43,5 @@ def ratio_bounds(slow: Sequence[float], fast: Sequence[float]) -> tuple[float, f
     return float(interval.low), float(interval.high)
 
 
-def _ratio_of_medians(slow, fast, axis):
+def _ratio_of_medians(slow: np.ndarray, fast: np.ndarray, axis: int) -> np.ndarray:
     return np.median(slow, axis=axis) / np.median(fast, axis=axis)

@@ -1,4 +1,4 @@
-"""What changed between two replays: settings, answers, correctness and speed, and whether more than chance would do."""
+"""What changed between two replays: settings, answers, correctness and speed, and whether chance explains it."""
 
 import numpy as np
 from scipy import stats
@@ -8,19 +8,22 @@ from vlm_reuse_node.replay.figures import counted, milliseconds, p_text, share_t
 from vlm_reuse_node.replay.rows import differs, is_pair
 
 SIGNIFICANT = 0.05
-_FEWEST = 6  # pairs, below which an interval of times says nothing
+Pairs = list[tuple[dict, dict]]  # rows of the same answer in the old and the new run
+_FEWEST = 6  # with fewer pairs an interval of times says nothing
 
 
 def compare(old: dict, new: dict) -> dict:
-    """Compare the questions that both have: the same bag, camera, moment and text, answered by the same arm."""
-    before, after = _by_question(old), _by_question(new)
+    """Compare the answers that both have: the same bag, camera, moment, text and arm."""
+    before = _by_question(old)
+    after = _by_question(new)
     arms = [arm for arm in new['counts'] if arm in old['counts']]
     pairs = {arm: [(before[key], after[key]) for key in after if key[-1] == arm and key in before] for arm in arms}
-    digests = [{bag['bag']: bag['frames_digest'] for bag in results['bags']} for results in (old, new)]
+    old_digests = _digests(old)
+    new_digests = _digests(new)
     return {
         'settings': _changed(old['settings'], new['settings']),
         'other_pictures': sorted(
-            name for name in digests[0].keys() & digests[1].keys() if digests[0][name] != digests[1][name]
+            name for name in old_digests.keys() & new_digests.keys() if old_digests[name] != new_digests[name]
         ),
         'questions_in_common': len({key[:-1] for key in before.keys() & after.keys()}),
         'arms': {arm: _answers(pairs[arm]) for arm in arms},
@@ -29,7 +32,7 @@ def compare(old: dict, new: dict) -> dict:
 
 
 def comparison_lines(comparison: dict) -> list[str]:
-    """The comparison for people."""
+    """Return the comparison for the terminal."""
     lines = [f'Compared with the earlier run, on {comparison["questions_in_common"]} questions in common:']
     lines += [f'  {each["name"]}: {each["old"]} -> {each["new"]}' for each in comparison['settings']]
     if not comparison['settings']:
@@ -39,15 +42,16 @@ def comparison_lines(comparison: dict) -> list[str]:
 
 
 def arm_sentence(comparison: dict, arm: str) -> str:
-    """What changed in one arm."""
-    answers, times = comparison['arms'][arm], comparison['times'][arm]
+    """Say what changed in one arm."""
+    answers = comparison['arms'][arm]
+    times = comparison['times'][arm]
     text = (
-        f'{counted(answers["changed"], answers["pairs"])} answers changed (at most '
-        f'{share_text(answers["high"])}); right ones lost: {answers["lost"]}, gained: {answers["gained"]} '
+        f'{counted(answers["changed"], answers["pairs"])} answers changed (the true share may be up to '
+        f'{share_text(answers["high"])}); right answers lost: {answers["lost"]}, gained: {answers["gained"]} '
         f'({p_text(answers["mcnemar_p"], SIGNIFICANT)})'
     )
     if times is None:
-        return f'{text}; too few for times'
+        return f'{text}; too few to compare times'
     return (
         f'{text}; median {milliseconds(times["old_median_ms"])} -> {milliseconds(times["new_median_ms"])} ms, '
         f'paired ratio {times["ratio"]:.2f} ({times["low"]:.2f} to {times["high"]:.2f}, '
@@ -55,7 +59,12 @@ def arm_sentence(comparison: dict, arm: str) -> str:
     )
 
 
-def _by_question(results) -> dict:
+def _digests(results: dict) -> dict[str, str]:
+    """What tells one bag's pictures from other pictures, by the bag's name."""
+    return {bag['bag']: bag['frames_digest'] for bag in results['bags']}
+
+
+def _by_question(results: dict) -> dict[tuple, dict]:
     questions = {(row['bag'], row['camera'], row['question']): row for row in results['questions']}
     keyed = {}
     for row in results['answers']:
@@ -64,11 +73,12 @@ def _by_question(results) -> dict:
     return keyed
 
 
-def _changed(old, new, prefix='') -> list[dict]:
+def _changed(old: dict, new: dict, prefix: str = '') -> list[dict]:
     """Settings that are not the same, by name; those inside of others with a dot."""
     found = []
     for name in sorted(old.keys() | new.keys()):
-        before, after = old.get(name), new.get(name)
+        before = old.get(name)
+        after = new.get(name)
         if isinstance(before, dict) and isinstance(after, dict):
             found += _changed(before, after, f'{prefix}{name}.')
         elif before != after:
@@ -76,7 +86,7 @@ def _changed(old, new, prefix='') -> list[dict]:
     return found
 
 
-def _answers(pairs) -> dict:
+def _answers(pairs: Pairs) -> dict:
     pairs = [(before, after) for before, after in pairs if is_pair(after, before)]
     changed = sum(differs(after, before) for before, after in pairs)
     lost = sum(before['right'] is True and after['right'] is False for before, after in pairs)
@@ -95,14 +105,14 @@ def _answers(pairs) -> dict:
     }
 
 
-def _times(pairs) -> dict | None:
-    """New over old time of the same question, the median over the questions with its bootstrap interval."""
-    pairs = [
+def _times(pairs: Pairs) -> dict | None:
+    """New over old time of the same question: the median over the questions with its bootstrap interval."""
+    times = [
         (before['times']['total_ms'], after['times']['total_ms']) for before, after in pairs if is_pair(after, before)
     ]
-    if len(pairs) < _FEWEST:
+    if len(times) < _FEWEST:
         return None
-    old, new = np.array(pairs).T
+    old, new = np.array(times).T
     logs = np.log(new / old)
     interval = stats.bootstrap(
         (logs,),
@@ -112,9 +122,10 @@ def _times(pairs) -> dict | None:
         method='percentile',
         rng=np.random.default_rng(SEED),
     ).confidence_interval
-    low, high = float(np.exp(interval.low)), float(np.exp(interval.high))
+    low = float(np.exp(interval.low))
+    high = float(np.exp(interval.high))
     return {
-        'pairs': len(pairs),
+        'pairs': len(times),
         'old_median_ms': float(np.median(old)),
         'new_median_ms': float(np.median(new)),
         'ratio': float(np.exp(np.median(logs))),

@@ -1,19 +1,23 @@
 """Replays one bag: every arm sees the same pictures in the same order and is asked the same questions."""
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from pathlib import Path
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ImageError
 from vlm_reuse_node.model.vlm import Vlm
-from vlm_reuse_node.replay.arms import ARMS, POLICY, REFERENCE, Reply, Scene, make_runners, replay_config
-from vlm_reuse_node.replay.bag import Bag, Selection
+from vlm_reuse_node.replay.arm_answer import ArmAnswer
+from vlm_reuse_node.replay.arms import ARMS, POLICY, REFERENCE
+from vlm_reuse_node.replay.bag import Bag
+from vlm_reuse_node.replay.job import Job
 from vlm_reuse_node.replay.journal import Journal
-from vlm_reuse_node.replay.questions import Due, Schedule, read_questions
+from vlm_reuse_node.replay.questions import QuestionEntry, read_questions
 from vlm_reuse_node.replay.rows import answer_row, differs, is_pair, picture_rows, question_row
+from vlm_reuse_node.replay.runners.kept_state import Policy
+from vlm_reuse_node.replay.runners.makers import make_runners
+from vlm_reuse_node.replay.runners.runner import ArmContext, Runner, replay_config
+from vlm_reuse_node.replay.schedule import DueQuestion, Schedule
 from vlm_reuse_node.replay.stills import save_drift
 from vlm_reuse_node.replay.video import Video
 from vlm_reuse_node.replay.window import Window
@@ -21,57 +25,17 @@ from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.session.answer import Answer, Status
 from vlm_reuse_node.session.question import Question
 
-MOST_STILLS = 12
-
-
-@dataclass(frozen=True)
-class Job:
-    """One bag to replay, and all that decides the result. folder: where rows, pictures and video go."""
-
-    bag: Path
-    name: str
-    folder: Path
-    arms: tuple[str, ...]
-    selection: Selection = Selection()
-    questions: Path | None = None
-    config: Config = Config()
-    window_s: float = 8.0
-
-    def settings(self, vlm: Vlm) -> dict:
-        """What two runs must have in common for one to go on where the other stopped."""
-        asked = self.questions.read_text(encoding='utf-8') if self.questions else 'the general questions'
-        selection = asdict(self.selection) | {'duration_s': str(self.selection.duration_s)}
-        return json.loads(
-            json.dumps(
-                {
-                    'row': 'settings',
-                    'bag': self.name,
-                    'files': self._files(),
-                    'arms': self.arms,
-                    'selection': selection,
-                    'questions': blake2b(asked.encode(), digest_size=8).hexdigest(),
-                    'window_s': self.window_s,
-                    'config': asdict(self.config),
-                    'model': vlm.name,
-                    'model_fingerprint': vlm.fingerprint,
-                }
-            )
-        )
-
-    def _files(self) -> list[tuple[str, int, int]]:
-        """Name, bytes and time of change (nanoseconds) of the bag's files: another recording has others."""
-        files = sorted(self.bag.iterdir()) if self.bag.is_dir() else [self.bag]
-        return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+MOST_STILLS = 12  # of each arm
 
 
 @dataclass
 class _Camera:
-    """One camera's arms."""
+    """One camera's arms. stills: how many were kept of each arm. last_s: time of the newest picture."""
 
-    scene: Scene
+    context: ArmContext
     schedule: Schedule
     video: Video
-    runners: dict
+    runners: dict[str, Runner]
     stills: dict[str, int] = field(default_factory=dict)
     last_s: float | None = None
 
@@ -79,21 +43,25 @@ class _Camera:
 class Replay:
     """One bag on its way through all arms. It belongs to the thread that loaded the model."""
 
-    def __init__(self, job: Job, vlm: Vlm, journal: Journal):
+    def __init__(self, job: Job, vlm: Vlm, journal: Journal) -> None:
         """Open the bag. Raises BagError or QuestionsError when there is nothing to replay or to ask."""
-        self._job, self._vlm, self._journal = job, vlm, journal
+        self._job = job
+        self._vlm = vlm
+        self._journal = journal
         self.bag = Bag(job.bag, job.selection)
-        cameras = tuple(topic.camera for topic in self.bag.topics)
-        items, config = read_questions(job.questions, cameras), replay_config(job.config)
+        names = tuple(topic.camera for topic in self.bag.topics)
+        entries = read_questions(job.questions, names)
+        config = replay_config(job.config)
         self._template = vlm.template(config.system_prompt, 1)
-        self._cameras = {camera: self._camera(camera, config, items) for camera in cameras}
+        self._cameras = {name: self._camera(name, config, entries) for name in names}
         self._digest = blake2b(digest_size=16)
         self._asked = 0
 
     def run(self, progress: Callable[[float], None], stopped: Callable[[], bool]) -> bool:
-        """Replay to the end; False when it was stopped before.
+        """Replay to the end; return False when it was stopped before.
 
         progress: called with the seconds of the bag that were replayed since its last call.
+        stopped: whether to stop after the answer that is being given.
         """
         done_s = self._job.selection.start_s
         try:
@@ -108,35 +76,35 @@ class Replay:
             for camera in self._cameras.values():
                 camera.video.close()
 
-    def _camera(self, name, config, items):
-        scene = Scene(self._vlm, config, name, Window(self._job.window_s))
+    def _camera(self, name: str, config: Config, entries: tuple[QuestionEntry, ...]) -> _Camera:
+        context = ArmContext(self._vlm, config, name, Window(self._job.window_s))
         return _Camera(
-            scene,
-            Schedule(items, name),
-            Video(self._job.folder / f'overlay.{_plain(name)}.mp4'),
-            make_runners(scene, self._job.arms),
+            context,
+            Schedule(entries, name),
+            Video(self._job.folder / f'overlay.{_file_part(name)}.mp4'),
+            make_runners(context, self._job.arms),
         )
 
-    def _take(self, frame: Frame, stopped) -> bool:
+    def _take(self, frame: Frame, stopped: Callable[[], bool]) -> bool:
         """One picture: first what was asked before it, then the picture, then what is asked because of it."""
-        camera, at_s = self._cameras[frame.camera], self.bag.at_s(frame)
-        due = camera.schedule.before(at_s)
-        if not self._ask_all(camera, due, stopped):
+        camera = self._cameras[frame.camera]
+        at_s = self.bag.at_s(frame)
+        if not self._ask_all(camera, camera.schedule.before(at_s), stopped):
             return False
         if camera.last_s is None:
             self._warm_up(camera, frame)
         self._digest.update(frame.rgb.tobytes())
-        camera.scene.window.add(frame)
+        camera.context.window.add(frame)
         camera.last_s = at_s
-        for name, runner in camera.runners.items():
-            self._see(camera, name, runner, frame, at_s)
+        for name in camera.runners:
+            self._see(camera, name, frame, at_s)
         return self._ask_all(camera, camera.schedule.at(at_s, frame), stopped)
 
-    def _warm_up(self, camera, frame):
-        """What happens only once in a process is paid for before anything is timed."""
-        scene = replace(camera.scene, window=Window(self._job.window_s))
-        scene.window.add(frame)
-        runners = make_runners(scene, (REFERENCE,))
+    def _warm_up(self, camera: _Camera, frame: Frame) -> None:
+        """Pay what happens only once in a process before anything is timed."""
+        context = replace(camera.context, window=Window(self._job.window_s))
+        context.window.add(frame)
+        runners = make_runners(context, (REFERENCE,))
         try:
             for runner in runners.values():
                 runner.see(frame)
@@ -144,71 +112,76 @@ class Replay:
         except ImageError:
             pass  # the arms will say so
 
-    def _see(self, camera, name, runner, frame, at_s):
-        """Let one arm take the picture, and note what it cost."""
+    def _see(self, camera: _Camera, name: str, frame: Frame, at_s: float) -> None:
+        """Let one arm take the picture, and record what it cost."""
+        runner = camera.runners[name]
         try:
             refreshes = runner.see(frame)
         except ImageError as error:
             if name == POLICY:
                 self.bag.refuse(frame.camera, 'model', str(error))
             return
-        if ARMS[name].observes:
+        if ARMS[name].observes and isinstance(runner, Policy):
             for row in picture_rows(frame.camera, name, at_s, refreshes, runner.session.held):
                 self._journal.write(row)
         if name == POLICY and refreshes:
             camera.video.add(frame, refreshes[0], at_s)
 
-    def _ask_all(self, camera, due: list[Due], stopped) -> bool:
-        for each in due:
-            if camera.last_s is not None and not self._ask(camera, each, stopped):
+    def _ask_all(self, camera: _Camera, due: list[DueQuestion], stopped: Callable[[], bool]) -> bool:
+        """Ask what is due, unless there is no picture yet; return False when it was stopped."""
+        if camera.last_s is None:
+            return True
+        for question in due:
+            if not self._ask(camera, question, camera.last_s, stopped):
                 return False
         return True
 
-    def _ask(self, camera, due: Due, stopped) -> bool:
-        """Ask every arm one question; False when it was stopped."""
-        item, scene = due.item, camera.scene
-        question = Question(item.text, item.choices, max_tokens=item.max_tokens)
-        now_ns = max(scene.window.newest.stamp_ns, self.bag.first_ns + round(1e9 * due.at_s))
+    def _ask(self, camera: _Camera, due: DueQuestion, picture_s: float, stopped: Callable[[], bool]) -> bool:
+        """Ask every arm one question about the picture of that time; return False when it was stopped."""
+        entry = due.entry
+        question = Question(entry.text, entry.choices, max_tokens=entry.max_tokens)
+        now_ns = max(camera.context.window.newest.stamp_ns, self.bag.first_ns + round(1e9 * due.at_s))
         self._asked += 1
-        row = question_row(self._asked, due, scene.camera, camera.last_s, self._choice_tokens(item.choices))
+        row = question_row(self._asked, due, camera.context.camera, picture_s, self._choice_tokens(entry.choices))
         answers: dict[str, dict] = {}
         for name, runner in camera.runners.items():
             if stopped():
                 return False
-            known = self._journal.known(row, name)
-            if known is None or ARMS[name].keeps_state:
-                reply = _reply(runner, question, now_ns)
-                pictures_s = [self.bag.at_s(frame) for frame in reply.frames]
-                answers[name] = answer_row(row, name, reply, pictures_s)
-                self._still(camera, answers, name, reply)
-            else:
-                answers[name] = known
-        for each in (row, *answers.values()):  # all or nothing: a run that goes on asks the rest
+            earlier = self._journal.earlier(row, name)
+            if earlier is not None and not ARMS[name].keeps_state:
+                answers[name] = earlier
+                continue
+            answer = _answer(runner, question, now_ns)
+            answers[name] = answer_row(row, name, answer, [self.bag.at_s(frame) for frame in answer.frames])
+            self._keep_stills(camera, answers, name, answer)
+        for each in (row, *answers.values()):  # all or nothing: a resumed run asks the rest
             self._journal.write(each)
         return True
 
-    def _still(self, camera, answers, name, reply):
-        """Keep the two pictures of an answer that drifted: what cold-dense saw, and what the arm's state is of."""
-        row, shown = answers[name], camera.stills.get(name, 0)
-        if name == REFERENCE or not ARMS[name].keeps_state or not hasattr(camera.runners[name], 'session'):
+    def _keep_stills(self, camera: _Camera, answers: dict[str, dict], name: str, answer: ArmAnswer) -> None:
+        """Keep both pictures of an answer that drifted: what cold-dense saw, and what the arm's state is of."""
+        is_shown = ARMS[name].keeps_state and isinstance(camera.runners[name], Policy)
+        count = camera.stills.get(name, 0)
+        if not is_shown or count == MOST_STILLS:
             return
-        if shown < MOST_STILLS and is_pair(row, answers[REFERENCE]) and differs(row, answers[REFERENCE]):
-            camera.stills[name] = shown + 1
+        row = answers[name]
+        if is_pair(row, answers[REFERENCE]) and differs(row, answers[REFERENCE]):
+            camera.stills[name] = count + 1
             stem = self._job.folder / 'pictures' / f'{row["question"]:04d}.{name}'
-            save_drift(stem, camera.scene.window.newest, reply.frames[-1], self._job.config.static_threshold)
+            save_drift(stem, camera.context.window.newest, answer.frames[-1], self._job.config.static_threshold)
 
-    def _choice_tokens(self, choices) -> int:
+    def _choice_tokens(self, choices: tuple[str, ...]) -> int:
         try:
             return sum(map(len, self._template.choices(choices)))
         except Exception:  # a question that cannot be asked is every arm's INVALID_REQUEST
             return 0
 
-    def _finish(self, stopped) -> bool:
-        """Ask what is due shortly after the last picture, and write down what the bag was."""
-        wanted = self._job.selection
+    def _finish(self, stopped: Callable[[], bool]) -> bool:
+        """Ask what is due shortly after the last picture, and record what the bag was."""
+        selection = self._job.selection
         for camera in self._cameras.values():
             if camera.last_s is not None:
-                end_s = min(camera.last_s + self._job.config.max_age_s, wanted.start_s + wanted.duration_s)
+                end_s = min(camera.last_s + self._job.config.max_age_s, selection.start_s + selection.duration_s)
                 if not self._ask_all(camera, camera.schedule.before(end_s), stopped):
                     return False
         self._journal.write(self._bag_row())
@@ -237,15 +210,15 @@ class Replay:
         }
 
 
-def _reply(runner, question, now_ns) -> Reply:
+def _answer(runner: Runner, question: Question, now_ns: int) -> ArmAnswer:
     """An arm's answer; one that fails altogether says so, and the others go on."""
     try:
         return runner.ask(question, now_ns)
     except Exception as error:
         message = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
-        return Reply(Answer(Status.MODEL_ERROR, message), (), (), None, 0, 0, 0.0)
+        return ArmAnswer(Answer(Status.MODEL_ERROR, message))
 
 
-def _plain(name: str) -> str:
+def _file_part(camera: str) -> str:
     """A camera's name as part of a file's."""
-    return name.replace('/', '-') or 'camera'
+    return camera.replace('/', '-') or 'camera'

@@ -7,7 +7,7 @@ __all__ = ['NO_VALUE', 'counted', 'factor', 'milliseconds', 'paid_text', 'percen
 
 
 def share_text(share: float | None) -> str:
-    """A share between 0 and 1 that is no count, such as the bound of an interval."""
+    """Write a share between 0 and 1 that is no count, such as the bound of an interval."""
     if share is None:
         return NO_VALUE
     if share in (0, 1):
@@ -21,36 +21,36 @@ def share_text(share: float | None) -> str:
 
 
 def paid_text(count: int, total: int) -> str:
-    """Visual tokens computed, of those of all pictures: more than all where pictures were computed again."""
+    """Write computed visual tokens as a share of all; it is above 100 % where pictures were computed again."""
     if count <= total:
         return percent(count, total)
     return f'{100 * count / total:.0f} %' if count >= 1.01 * total else '> 100 %'
 
 
 def counted(count: int, total: int) -> str:
-    """A share with the counts it comes from."""
+    """Write a share with the counts it comes from."""
     return f'{count} of {total} ({percent(count, total)})' if total else 'none to count'
 
 
 def span_text(low: float | None, high: float | None) -> str:
-    """An interval of shares."""
-    return NO_VALUE if low is None else f'{share_text(low)} to {share_text(high)}'
+    """Write an interval of shares."""
+    return NO_VALUE if low is None or high is None else f'{share_text(low)} to {share_text(high)}'
 
 
 def factor(value: float | None) -> str:
-    """How many times as fast."""
+    """Write how many times as fast something is."""
     if value is None:
         return NO_VALUE
     return f'{value:.2f} ×' if value < 3 else f'{value:.1f} ×' if value < 30 else f'{value:.0f} ×'
 
 
 def milliseconds(value: float | None) -> str:
-    """A time in milliseconds, with two to four digits."""
+    """Write a time in milliseconds, with two to four digits."""
     if value is None:
         return NO_VALUE
     return f'{value:.2f}' if value < 1 else f'{value:.1f}' if value < 100 else f'{value:,.0f}'
 
 
 def p_text(p: float, limit: float = 0.05) -> str:
-    """The p of a McNemar test, and what it means."""
+    """Write the p of a McNemar test, and whether it is significant."""
     return f'McNemar p {"< 0.001" if p < 0.001 else f"= {p:.3g}"}, {"significant" if p < limit else "not significant"}'

@@ -1,7 +1,8 @@
-"""Rows on disk as they come, one JSON object a line: what an interrupted run leaves, and goes on from."""
+"""One bag's rows on disk, written as they come, one JSON object a line; a resumed run starts from them."""
 
 import json
 from pathlib import Path
+from typing import TextIO
 
 from vlm_reuse_node.errors import VlmReuseError
 
@@ -9,56 +10,64 @@ NAME = 'rows.jsonl'
 
 
 class JournalError(VlmReuseError):
-    """Rows that are not of the run that is to go on."""
+    """Rows of another run than the one to be resumed."""
 
 
 class Journal:
-    """Writes one bag's rows. With `resume` the rows of an earlier run are at hand while they are written anew."""
+    """Writes one bag's rows. With `resume` the rows of an earlier run can be looked up while all are written anew.
 
-    def __init__(self, folder: Path, settings: dict, resume: bool):
-        """Open the folder's rows, made where missing.
+    is_complete: whether the earlier run reached the bag's end.
+    """
 
-        Raises JournalError when the rows to go on from are of a run with other settings.
+    def __init__(self, folder: Path, settings: dict, resume: bool) -> None:
+        """Open the folder's rows; the folder is made where it is missing.
+
+        Raises JournalError when the rows to resume are of a run with other settings.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        self._path, self._settings = folder / NAME, settings
-        kept = read_rows(self._path) if resume else []
-        if kept and kept[0] != settings:
-            other = sorted(key for key in settings if kept[0].get(key) != settings[key])
+        self._path = folder / NAME
+        self._settings = settings
+        earlier = read_rows(self._path) if resume else []
+        if earlier and earlier[0] != settings:
+            other = sorted(key for key in settings if earlier[0].get(key) != settings[key])
             raise JournalError(
                 f"'{self._path}' is of a run with another {', '.join(other)}; --resume goes on only "
                 'with the same. Give another --out, or leave --resume out to start anew.'
             )
-        self.is_complete = bool(kept) and kept[-1]['row'] == 'bag'
-        self._known = {_key(row, row['arm']): row for row in kept if row['row'] == 'answer'}
-        self._file = None
+        self.is_complete = bool(earlier) and earlier[-1]['row'] == 'bag'
+        self._earlier = {_key(row, row['arm']): row for row in earlier if row['row'] == 'answer'}
+        self._written = self._path
+        self._file: TextIO | None = None
 
     def start(self) -> None:
-        """Write anew, beside the kept rows until the first question that they do not have."""
-        self._new = self._path.with_suffix('.new') if self._known else self._path
-        self._file = self._new.open('w', encoding='utf-8')
+        """Begin to write: to a file beside the earlier rows until the first question that they do not have."""
+        if self._earlier:
+            self._written = self._path.with_suffix('.new')
+        self._file = self._written.open('w', encoding='utf-8')
         self.write(self._settings)
 
-    def known(self, question: dict, arm: str) -> dict | None:
-        """An earlier run's answer."""
-        return self._known.pop(_key(question, arm), None)
+    def earlier(self, question: dict, arm: str) -> dict | None:
+        """Return the earlier run's answer, once; None where there is none."""
+        return self._earlier.pop(_key(question, arm), None)
 
     def write(self, row: dict) -> None:
-        """Add a row; with a question's last answer it is on disk."""
+        """Add a row to the file; it is on disk when this returns. To be called after `start`."""
+        if self._file is None:
+            raise RuntimeError('The journal is not open; call start first.')
         self._file.write(json.dumps(row, ensure_ascii=False) + '\n')
         self._file.flush()
-        is_ahead = not self._known or row['row'] == 'bag'  # the new rows have all that the old ones had
-        if is_ahead and self._new != self._path:
-            self._new = self._new.replace(self._path)
+        has_all_earlier = not self._earlier or row['row'] == 'bag'
+        if has_all_earlier and self._written != self._path:
+            self._written = self._written.replace(self._path)
 
     def close(self) -> None:
-        """Stop writing. An earlier run's rows stay where they are more than those of this one."""
+        """Stop writing. An earlier run's rows stay as long as this run has fewer."""
         if self._file:
             self._file.close()
 
 
 def read_rows(path: Path) -> list[dict]:
-    """The rows of a file; a last line that was cut is left out. No file, no rows."""
+    """Return the rows of a file without a last line that was cut off; none where there is no file."""
     rows = []
     try:
         for line in path.read_text(encoding='utf-8').splitlines():
@@ -70,5 +79,5 @@ def read_rows(path: Path) -> list[dict]:
     return rows
 
 
-def _key(row, arm):
+def _key(row: dict, arm: str) -> tuple[str, int, str]:
     return row['camera'], row['question'], arm

@@ -1,4 +1,4 @@
-"""What is asked along a bag: read from a questions file (docs/replay.md), or a general set; and when each is due.
+"""What is asked along a bag: read from a questions file (docs/replay.md), or a general set.
 
 Times are seconds from the bag's first picture. The questions file that `make_bag` writes is one of these files.
 """
@@ -6,19 +6,15 @@ Times are seconds from the bag's first picture. The questions file that `make_ba
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import cv2
-import numpy as np
 import yaml
 
-from vlm_reuse_node.demo.sidecar import Truth
 from vlm_reuse_node.errors import VlmReuseError
 from vlm_reuse_node.replay.salvage import one_line
-from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.replay.truth import Truth
 
 GENERAL = Path(__file__).with_name('general_questions.yaml')
-GRID = 16, 12
-OUTER = ' .,;:!?"\''
 _KEYS = {
     'question',
     'choices',
@@ -45,7 +41,8 @@ class QuestionsError(VlmReuseError):
 class OnChange:
     """Ask when the picture differs from the one of the last asking.
 
-    share: of the cells of a grid of 16 x 12. threshold: largest absolute difference of a cell's mean colour, of 255.
+    share: least share of the cells of a 16 x 12 grid that differ.
+    threshold: least difference of a cell's mean colour that counts, of 255, in the colour channel that differs most.
     settle_s: the change must have stopped for so long. pause_s: least time between two askings.
     """
 
@@ -56,11 +53,12 @@ class OnChange:
 
 
 @dataclass(frozen=True)
-class Item:
+class QuestionEntry:
     """One entry of a questions file.
 
-    at_s: moments. every_s: an interval, from from_s on, before to_s; 0: none. tags: the first one is the question's
-    type in the report. truths: true answers over time. camera: '' asks each.
+    at_s: moments. every_s: an interval, from from_s on, before to_s; 0: none.
+    tags: the first one is the question's type in the report. truths: true answers over time.
+    camera: '' asks each. max_tokens: 0 takes the configured default.
     """
 
     text: str
@@ -75,11 +73,17 @@ class Item:
     camera: str = ''
     max_tokens: int = 0
 
+    @property
+    def kind(self) -> str:
+        """The type of the question in the report."""
+        return self.tags[0] if self.tags else 'with choices' if self.choices else 'free text'
+
     def times(self, begin_s: float, end_s: float) -> list[float]:
         """When it is asked from `begin_s` on, before `end_s`, as far as that does not depend on the pictures."""
         times = [time for time in self.at_s if begin_s <= time < end_s]
         if self.every_s:
-            begin_s, end_s = max(begin_s, self.from_s), min(end_s, self.to_s)
+            begin_s = max(begin_s, self.from_s)
+            end_s = min(end_s, self.to_s)
             number = math.ceil((begin_s - self.from_s) / self.every_s - 1e-9)
             while (time := round(self.from_s + number * self.every_s, 6)) < end_s:
                 times.append(time)
@@ -87,69 +91,7 @@ class Item:
         return times
 
 
-@dataclass(frozen=True)
-class Due:
-    """An item that is to be asked at a moment."""
-
-    item: Item
-    at_s: float
-
-
-class Schedule:
-    """When one camera's questions are due. Call `before` with each picture's time, then `at` with the picture."""
-
-    def __init__(self, items: tuple[Item, ...], camera: str):
-        """Start before the bag's first picture."""
-        items = tuple(item for item in items if item.camera in ('', camera))
-        self._timed = tuple(item for item in items if item.on_change is None)
-        self._changes = [_Change(item) for item in items if item.on_change]
-        self._now_s = 0.0
-
-    def before(self, time_s: float) -> list[Due]:
-        """Those due since the last call and before `time_s`, in order; they are about the picture before."""
-        due = [Due(item, at_s) for item in self._timed for at_s in item.times(self._now_s, time_s)]
-        self._now_s = time_s
-        return sorted(due, key=lambda each: each.at_s)
-
-    def at(self, time_s: float, frame: Frame) -> list[Due]:
-        """Those due because of this picture."""
-        grid = cv2.resize(frame.rgb, GRID, interpolation=cv2.INTER_AREA).astype(np.int16) if self._changes else None
-        return [Due(change.item, time_s) for change in self._changes if change.is_due(time_s, grid)]
-
-
-class _Change:
-    """Compares pictures with the one of the last asking, whatever the engine itself holds for a change."""
-
-    def __init__(self, item: Item):
-        self.item = item
-        self._asked_s, self._asked, self._last, self._moved_s = -math.inf, None, None, -math.inf
-
-    def is_due(self, time_s, grid) -> bool:
-        rule, last, self._last = self.item.on_change, self._last, grid
-        if not self.item.from_s <= time_s < self.item.to_s:
-            return False
-        if self._asked is None:  # the first picture is what changes are counted from
-            self._asked = grid
-            return False
-        if self._share(last, grid) > 0:
-            self._moved_s = time_s
-        if (
-            time_s - self._moved_s < rule.settle_s
-            or time_s - self._asked_s < rule.pause_s
-            or self._share(self._asked, grid) < rule.share
-        ):
-            return False
-        self._asked_s, self._asked = time_s, grid
-        return True
-
-    def _share(self, before, after):
-        return float((abs(before - after).max(axis=2) >= self.item.on_change.threshold).mean())
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
-def read_questions(path: Path | None, cameras: tuple[str, ...]) -> tuple[Item, ...]:
+def read_questions(path: Path | None, cameras: tuple[str, ...]) -> tuple[QuestionEntry, ...]:
     """Read a questions file; None: the general set.
 
     Raises QuestionsError that names the file, the entry and what is wrong with it.
@@ -157,68 +99,74 @@ def read_questions(path: Path | None, cameras: tuple[str, ...]) -> tuple[Item, .
     path = path or GENERAL
     try:
         content = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError, yaml.YAMLError) as err:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise QuestionsError(
-            f"The questions file '{path}' cannot be read: {one_line(err)} Expected YAML with a list named questions."
-        ) from err
-    entries = content.get('questions') if isinstance(content, dict) else None
-    if not isinstance(entries, list) or not entries:
+            f"The questions file '{path}' cannot be read: {one_line(error)} Expected YAML with a list named questions."
+        ) from error
+    given = content.get('questions') if isinstance(content, dict) else None
+    if not isinstance(given, list) or not given:
         raise QuestionsError(
             f"The questions file '{path}' has no questions; expected a list of that name with at least one entry."
         )
-    items = tuple(
-        _item(f"Question {number} in '{path}'", entry, content.get('camera', ''))
-        for number, entry in enumerate(entries, start=1)
+    entries = tuple(
+        _entry(f"Question {number} in '{path}'", entry, content.get('camera', ''))
+        for number, entry in enumerate(given, start=1)
     )
-    if unknown := sorted({item.camera for item in items} - {'', *cameras}):
+    if unknown := sorted({entry.camera for entry in entries} - {'', *cameras}):
         raise QuestionsError(
             f"The questions file '{path}' asks the camera {', '.join(unknown)}; the bag is replayed "
             f'with {", ".join(cameras)}. Name its topic with --topic, or leave camera out.'
         )
-    return items
+    return entries
 
 
-def _item(where: str, entry: dict, camera: str) -> Item:
-    if not isinstance(entry, dict) or not isinstance(entry.get('question'), str) or not entry['question'].strip():
+def _entry(where: str, given: Any, camera: str) -> QuestionEntry:
+    """One entry; `where` names it in errors. camera: of the file."""
+    if not isinstance(given, dict) or not isinstance(given.get('question'), str) or not given['question'].strip():
         raise QuestionsError(f'{where} has no text; expected an entry with question and when to ask it.')
-    if unknown := sorted(set(entry) - _KEYS, key=str):
+    if unknown := sorted(set(given) - _KEYS, key=str):
         raise QuestionsError(f'{where} has {", ".join(map(str, unknown))}; known are {", ".join(sorted(_KEYS))}.')
-    when = [key for key in ('at_s', 'every_s', 'on_change') if _is_given(entry.get(key))]
+    _check_when(where, given)
+    times = given.get('at_s')
+    times = times if isinstance(times, list) else [] if times is None else [times]
+    entry = QuestionEntry(
+        text=given['question'],
+        choices=_texts(where, given, 'choices'),
+        at_s=tuple(_number(where, 'at_s', time) for time in times),
+        every_s=_number(where, 'every_s', given.get('every_s', 0)),
+        from_s=_number(where, 'from_s', given.get('from_s', 0)),
+        to_s=_number(where, 'to_s', given.get('to_s', math.inf)),
+        on_change=_on_change(where, given.get('on_change')),
+        tags=(*_texts(where, given, 'kind'), *_texts(where, given, 'tags')),
+        truths=_truths(where, given),
+        camera=str(given.get('camera', camera) or ''),
+        max_tokens=int(_number(where, 'max_tokens', given.get('max_tokens', 0))),
+    )
+    if entry.choices and (strange := sorted({truth.answer for truth in entry.truths} - set(entry.choices))):
+        raise QuestionsError(f'{where} expects {", ".join(strange)}, which is none of its choices.')
+    return entry
+
+
+def _check_when(where: str, given: dict) -> None:
+    """Refuse an entry that does not say in exactly one way when to ask it."""
+    when = [key for key in ('at_s', 'every_s', 'on_change') if _is_given(given.get(key))]
     if len(when) != 1:
         raise QuestionsError(
             f'{where} has {" and ".join(when) or "no time to ask it"}; expected one of at_s (seconds, '
             'or a list of them), every_s (seconds) or on_change (true).'
         )
-    if when == ['every_s'] and entry['every_s'] == 0:
+    if when == ['every_s'] and given['every_s'] == 0:
         raise QuestionsError(f'{where} has every_s 0; expected more than 0 seconds.')
-    given = entry.get('at_s')
-    times = given if isinstance(given, list) else [] if given is None else [given]
-    item = Item(
-        entry['question'],
-        _texts(where, entry, 'choices'),
-        tuple(_number(where, 'at_s', time) for time in times),
-        _number(where, 'every_s', entry.get('every_s', 0)),
-        _number(where, 'from_s', entry.get('from_s', 0)),
-        _number(where, 'to_s', entry.get('to_s', math.inf)),
-        _on_change(where, entry.get('on_change')),
-        (*_texts(where, entry, 'kind'), *_texts(where, entry, 'tags')),
-        _truths(where, entry),
-        str(entry.get('camera', camera) or ''),
-        int(_number(where, 'max_tokens', entry.get('max_tokens', 0))),
-    )
-    if item.choices and (strange := sorted({truth.answer for truth in item.truths} - set(item.choices))):
-        raise QuestionsError(f'{where} expects {", ".join(strange)}, which is none of its choices.')
-    return item
 
 
-def _is_given(value) -> bool:
+def _is_given(value: Any) -> bool:
     """Whether a key has a value; 0 is one, an empty list is none."""
     return value is not None and value is not False and value != []
 
 
-def _texts(where, entry, key) -> tuple[str, ...]:
+def _texts(where: str, given: dict, key: str) -> tuple[str, ...]:
     """A list of texts, or a single one."""
-    value = entry.get(key)
+    value = given.get(key)
     values = [] if value in (None, '') else value if isinstance(value, list) else [value]
     for each in values:
         if isinstance(each, bool):
@@ -230,14 +178,15 @@ def _texts(where, entry, key) -> tuple[str, ...]:
     return tuple(str(each) for each in values)
 
 
-def _number(where, key, value) -> float:
+def _number(where: str, key: str, value: Any) -> float:
+    """A number from 0 on; only to_s may be infinite."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not value >= 0 or value == math.inf and key != 'to_s':
         raise QuestionsError(f'{where} has {key} {value!r}; expected a number from 0 on.')
     return float(value)
 
 
-def _on_change(where, value) -> OnChange | None:
+def _on_change(where: str, value: Any) -> OnChange | None:
     if value is None or value is False:
         return None
     if value is True:
@@ -247,46 +196,21 @@ def _on_change(where, value) -> OnChange | None:
     return OnChange(**{key: _number(where, key, number) for key, number in value.items()})
 
 
-def _truths(where, entry) -> tuple[Truth, ...]:
+def _truths(where: str, given: dict) -> tuple[Truth, ...]:
     """The true answers over time: `expected` all the time, or `answers` with spans."""
-    if expected := _texts(where, entry, 'expected'):
-        return (Truth(-math.inf, math.inf, expected[0]),) if len(expected) == 1 else _several(where)
-    spans = entry.get('answers') or []
+    if expected := _texts(where, given, 'expected'):
+        if len(expected) > 1:
+            raise QuestionsError(
+                f'{where} has several texts in expected; expected one, or answers with from_s, to_s and answer.'
+            )
+        return (Truth(-math.inf, math.inf, expected[0]),)
+    spans = given.get('answers') or []
     try:
-        said = [_texts(where, span, 'answer') for span in spans]
-        return tuple(Truth(float(span['from_s']), float(span['to_s']), text) for span, (text,) in zip(spans, said))
-    except (AttributeError, KeyError, TypeError, ValueError) as err:
-        raise QuestionsError(f'{where} has answers {spans!r}; expected a list of from_s, to_s and answer.') from err
+        return tuple(_truth(where, span) for span in spans)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise QuestionsError(f'{where} has answers {spans!r}; expected a list of from_s, to_s and answer.') from error
 
 
-def _several(where):
-    raise QuestionsError(
-        f'{where} has several texts in expected; expected one, or answers with from_s, to_s and answer.'
-    )
-
-
-def truth_at(item: Item, picture_s: float) -> str | None:
-    """The true answer about a picture taken then; None: nobody can judge."""
-    return next((truth.answer for truth in item.truths if truth.from_s <= picture_s < truth.to_s), None)
-
-
-def plain(text: str) -> str:
-    """A text as answers are compared with the truth: without case, outer punctuation and double spaces."""
-    return ' '.join(text.lower().split()).strip(OUTER)
-
-
-def is_degenerate(text: str) -> bool:
-    """Whether free text is empty, or says the same four words or fewer four times in a row."""
-    words = text.lower().split()
-    if not words:
-        return True
-    return any(
-        words[start : start + size] * 4 == words[start : start + 4 * size]
-        for size in range(1, 5)
-        for start in range(len(words) - 4 * size + 1)
-    )
-
-
-def kind_of(item: Item) -> str:
-    """The type of a question in the report."""
-    return item.tags[0] if item.tags else 'with choices' if item.choices else 'free text'
+def _truth(where: str, span: dict) -> Truth:
+    (answer,) = _texts(where, span, 'answer')
+    return Truth(float(span['from_s']), float(span['to_s']), answer)

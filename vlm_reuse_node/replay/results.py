@@ -1,4 +1,4 @@
-"""results.json: the rows of all bags, what they add up to, and under `times` what differs from run to run."""
+"""results.json: the rows of all bags, their sums and ratios, and under `times` what differs from run to run."""
 
 import json
 import os
@@ -7,19 +7,24 @@ from datetime import datetime, timezone
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 
 from vlm_reuse_node import __version__
 from vlm_reuse_node.errors import VlmReuseError
-from vlm_reuse_node.replay import metrics
 from vlm_reuse_node.replay.arms import ARMS, REFERENCE
+from vlm_reuse_node.replay.counts import count_rows
 from vlm_reuse_node.replay.journal import NAME, read_rows
+from vlm_reuse_node.replay.ratios import derive_ratios
+from vlm_reuse_node.replay.row_index import RowIndex
+from vlm_reuse_node.replay.times import measure_times
 
 FORMAT = 1
 SCHEMA = Path(__file__).with_name('results.schema.json')
-PACKAGES = 'mlx', 'mlx-vlm', 'numpy', 'opencv-python', 'opencv-python-headless', 'rosbags'
-_OF_A_BAG = 'bag', 'files', 'questions'
+PACKAGES = ('mlx', 'mlx-vlm', 'numpy', 'opencv-python', 'opencv-python-headless', 'rosbags')
+_OF_A_BAG = ('bag', 'files', 'questions')
+_ROWS = ('questions', 'answers', 'pictures')
 
 
 class ResultsError(VlmReuseError):
@@ -27,43 +32,43 @@ class ResultsError(VlmReuseError):
 
 
 def collect(folders: dict[str, Path], failed: dict[str, str], complete: bool) -> dict:
-    """Everything that the bags' folders hold.
+    """Collect everything that the bags' folders hold.
 
-    folders: by the bag's name. failed: bags that gave nothing, and why. complete: whether every bag was replayed to its
-    end.
+    folders: by the bag's name. failed: bags that gave nothing, and why.
+    complete: whether every bag was replayed to its end.
     Raises ResultsError when no bag has an answer.
     """
     kept = {name: read_rows(folder / NAME) for name, folder in folders.items()}
-    rows = metrics.Rows({'bag': name, **row} for name, bag_rows in kept.items() for row in bag_rows[1:])
+    rows = RowIndex({'bag': name, **row} for name, bag_rows in kept.items() for row in bag_rows[1:])
     if not rows.answers:
         why = ' '.join(failed.values()) or (
             'No question was due while there were pictures; look at the times in the '
             'questions file, --start and --duration.'
         )
         raise ResultsError(f'Nothing was answered. {why}')
-    counts = metrics.count(rows)
+    counts = count_rows(rows)
     return {
         'format': FORMAT,
         'complete': complete,
         'settings': _settings(kept),
-        'arms': {name: _about(name) for name in rows.arms},
+        'arms': {name: {'sees': ARMS[name].sees, 'compared_with': REFERENCE} for name in rows.arms},
         'problems': [
             *(f"Bag '{name}': {why}" for name, why in failed.items()),
             *(f"Bag '{bag['bag']}': {each}" for bag in rows.bags for each in bag['damage']),
         ],
         'counts': counts,
-        'ratios': metrics.derive(rows, counts),
+        'ratios': derive_ratios(rows, counts),
         'comparison': None,
         'bags': rows.bags,
         'questions': rows.questions,
         'answers': rows.answers,
         'pictures': rows.pictures,
-        'times': {'arms': metrics.time(rows)},
+        'times': {'arms': measure_times(rows)},
     }
 
 
 def environment() -> dict[str, str]:
-    """When and on what kind of machine; nothing that names the machine."""
+    """Return when and on what kind of machine this runs; nothing that names the machine."""
     return {
         'made': datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC'),
         'machine': f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores',
@@ -80,8 +85,10 @@ def read(path: Path) -> dict:
     """Read a file that `write` wrote. Raises ResultsError that says what is wrong with it."""
     try:
         results = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as err:
-        raise ResultsError(f"'{path}' cannot be read as results of a replay: {err}. Expected a results.json.") from err
+    except (OSError, ValueError) as error:
+        raise ResultsError(
+            f"'{path}' cannot be read as results of a replay: {error}. Expected a results.json."
+        ) from error
     check(results, str(path))
     return results
 
@@ -96,8 +103,8 @@ def check(results: dict, name: str) -> None:
         )
 
 
-def without_times(value):
-    """Results, or a part of them, without what differs from run to run."""
+def without_times(value: Any) -> Any:
+    """Return results, or a part of them, without what differs from run to run."""
     if isinstance(value, dict):
         return {key: without_times(each) for key, each in value.items() if key != 'times'}
     return [without_times(each) for each in value] if isinstance(value, list) else value
@@ -109,7 +116,7 @@ def _validator() -> jsonschema.Draft202012Validator:
 
 
 def _settings(kept: dict[str, list[dict]]) -> dict:
-    """What all bags have in common, and each bag's questions."""
+    """The settings that all bags have in common, and each bag's questions."""
     first = next(rows[0] for rows in kept.values() if rows)
     common = {key: value for key, value in first.items() if key not in (*_OF_A_BAG, 'row')}
     return common | {
@@ -128,11 +135,6 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _about(arm: str) -> dict:
-    return {'sees': ARMS[arm].sees, 'compared_with': REFERENCE}
-
-
 def summary(results: dict) -> dict:
-    """The verdict as JSON types, for programs: counts, ratios and times of every arm, without rows."""
-    skipped = 'questions', 'answers', 'pictures'
-    return {key: value for key, value in results.items() if key not in skipped}
+    """Return the results for programs: counts, ratios and times of every arm, without rows."""
+    return {key: value for key, value in results.items() if key not in _ROWS}

@@ -1,42 +1,46 @@
-"""What a replay writes down: one JSON object for each question, answer and computed picture.
+"""What a replay records: one JSON object for each question, each answer and each computed picture.
 
-Everything that differs from run to run is under `times`; the rest is the same for the same bag. Fields and units are
-described in results.schema.json.
+Everything that differs from run to run is under `times`; the rest is the same for the same bag. results.schema.json
+describes fields and units.
 """
 
 import resource
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from vlm_reuse_node.replay.arms import Reply
-from vlm_reuse_node.replay.questions import Due, is_degenerate, kind_of, plain, truth_at
+from vlm_reuse_node.replay.answer_text import is_degenerate, plain
+from vlm_reuse_node.replay.arm_answer import ArmAnswer
+from vlm_reuse_node.replay.schedule import DueQuestion
+from vlm_reuse_node.replay.truth import truth_at
 from vlm_reuse_node.scene.refresh import Refresh
 from vlm_reuse_node.session.answer import Status
 
-_MB = 1e6 if sys.platform == 'darwin' else 1e3  # what ru_maxrss counts in, bytes or kilobytes
+_MB = 1e6 if sys.platform == 'darwin' else 1e3  # ru_maxrss counts bytes there, else kilobytes
 
 
-def question_row(number: int, due: Due, camera: str, picture_s: float, choice_tokens: int) -> dict:
-    """One question that is asked. choice_tokens: of all its choices together."""
-    item = due.item
+def question_row(number: int, due: DueQuestion, camera: str, picture_s: float, choice_tokens: int) -> dict:
+    """Make the row of a question. choice_tokens: tokens of all its choices together."""
+    entry = due.entry
     return {
         'row': 'question',
         'camera': camera,
         'question': number,
         'at_s': due.at_s,
         'picture_s': picture_s,
-        'text': item.text,
-        'choices': list(item.choices),
-        'kind': kind_of(item),
-        'tags': list(item.tags),
-        'truth': truth_at(item, picture_s),
+        'text': entry.text,
+        'choices': list(entry.choices),
+        'kind': entry.kind,
+        'tags': list(entry.tags),
+        'truth': truth_at(entry.truths, picture_s),
         'choice_tokens': choice_tokens,
     }
 
 
-def answer_row(question: dict, arm: str, reply: Reply, pictures_s: list[float]) -> dict:
-    """One arm's answer to a question. pictures_s: when the pictures in its prompt were taken."""
-    answer, choices, is_answer = reply.answer, question['choices'], reply.answer.status == Status.OK
+def answer_row(question: dict, arm: str, arm_answer: ArmAnswer, pictures_s: list[float]) -> dict:
+    """Make the row of one arm's answer to a question. pictures_s: when the pictures in its prompt were taken."""
+    answer = arm_answer.answer
+    choices = question['choices']
+    is_answer = answer.status == Status.OK
     said = choices[answer.choice_index] if choices and answer.choice_index >= 0 else answer.text
     right = None if not is_answer or question['truth'] is None else plain(said) == plain(question['truth'])
     return {
@@ -59,17 +63,18 @@ def answer_row(question: dict, arm: str, reply: Reply, pictures_s: list[float]) 
         'escalated': answer.escalated,
         'pictures_s': pictures_s,
         'token_ids': list(answer.token_ids),
-        'visual_tokens_computed': reply.visual_tokens,
-        'tokens_reused': reply.tokens_reused,
-        'tokens_prefilled': reply.tokens_prefilled,
+        'visual_tokens_computed': arm_answer.visual_tokens,
+        'tokens_reused': arm_answer.tokens_reused,
+        'tokens_prefilled': arm_answer.tokens_prefilled,
         'tokens_generated': answer.tokens_generated,
-        'times': _answer_times(reply),
+        'times': _answer_times(arm_answer),
     }
 
 
-def _answer_times(reply: Reply) -> dict:
+def _answer_times(arm_answer: ArmAnswer) -> dict[str, float]:
     """Milliseconds by stage; other_ms is what no stage accounts for."""
-    answer, paid = reply.answer, reply.refreshes
+    answer = arm_answer.answer
+    paid = arm_answer.refreshes
     # A cold answer beside a kept state has its vision in refresh_ms, and no refresh.
     vision = sum(refresh.vision_ms for refresh in paid) if paid else answer.refresh_ms
     stages = {
@@ -78,11 +83,14 @@ def _answer_times(reply: Reply) -> dict:
         'prefill_ms': sum(refresh.prefill_ms for refresh in paid) + answer.prefill_ms,
         'decode_ms': answer.decode_ms,
     }
-    return {'total_ms': reply.total_ms, **stages, 'other_ms': reply.total_ms - sum(stages.values())}
+    total_ms = arm_answer.total_ms
+    return {'total_ms': total_ms, **stages, 'other_ms': total_ms - sum(stages.values())}
 
 
-def picture_rows(camera: str, arm: str, picture_s: float, refreshes: Iterable[Refresh], held: tuple[int, int]):
-    """What a picture cost an arm that looks at pictures. held: pictures and bytes it keeps afterwards."""
+def picture_rows(
+    camera: str, arm: str, picture_s: float, refreshes: Iterable[Refresh], held: tuple[int, int]
+) -> Iterator[dict]:
+    """Make the rows of what a picture cost an arm that looks at pictures. held: pictures and bytes it keeps then."""
     for refresh in refreshes:
         yield {
             'row': 'picture',
@@ -107,7 +115,7 @@ def picture_rows(camera: str, arm: str, picture_s: float, refreshes: Iterable[Re
 
 
 def peak_process_mb() -> float:
-    """Most memory this process had so far, megabytes."""
+    """Return the most memory this process had so far, megabytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MB
 
 
@@ -117,7 +125,7 @@ def is_pair(row: dict, reference: dict) -> bool:
 
 
 def differs(row: dict, reference: dict) -> bool:
-    """Whether an answer is another one than the reference's: another choice, or where there are none another text."""
+    """Whether an answer differs from the reference: in its choice, or in its text where there are no choices."""
     if row['choice'] >= 0 or reference['choice'] >= 0:
         return row['choice'] != reference['choice']
     return row['text'] != reference['text']

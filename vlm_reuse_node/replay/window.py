@@ -1,4 +1,4 @@
-"""The pictures of the last seconds, as baselines with several pictures take them."""
+"""The pictures of the last seconds, as baselines with several pictures choose from them."""
 
 from collections import deque
 
@@ -9,11 +9,12 @@ KEPT = 32
 
 
 class Window:
-    """Remembers one camera's last pictures: the newest few, and of the others some 32 over the window's length."""
+    """Remembers one camera's last pictures: the newest few, and of the others about 32 over the window's length."""
 
-    def __init__(self, seconds: float):
+    def __init__(self, seconds: float) -> None:
         """Start empty. seconds: the window's length."""
-        self._length_ns, self._newest = round(1e9 * seconds), deque(maxlen=PICTURES)
+        self._length_ns = round(1e9 * seconds)
+        self._newest: deque[Frame] = deque(maxlen=PICTURES)
         self._thinned: deque[Frame] = deque()
 
     @property
@@ -31,15 +32,16 @@ class Window:
             self._thinned.popleft()
 
     def last(self) -> list[Frame]:
-        """The last four pictures, oldest first."""
+        """Return the last four pictures, oldest first."""
         return list(self._newest)
 
     def spread(self) -> list[Frame]:
-        """Four pictures evenly spread over the window, oldest first, the newest one the last; fewer at the start."""
-        end_ns, step_ns = self.newest.stamp_ns, self._length_ns / (PICTURES - 1)
+        """Return four pictures evenly spread over the window, oldest first and newest last; fewer at the start."""
+        step_ns = self._length_ns / (PICTURES - 1)
         chosen = {self.newest.stamp_ns: self.newest}
         for number in range(1, PICTURES):
-            seen = [frame for frame in self._thinned if frame.stamp_ns <= end_ns - number * step_ns]
+            before_ns = self.newest.stamp_ns - number * step_ns
+            seen = [frame for frame in self._thinned if frame.stamp_ns <= before_ns]
             if seen:
                 chosen[seen[-1].stamp_ns] = seen[-1]
         return [chosen[stamp_ns] for stamp_ns in sorted(chosen)]

@@ -33,7 +33,7 @@ Ask = Callable[[object, Event | None, Callable[[Progress], None] | None], Worker
 class AskServer:
     """Serves questions from its making on, in every state of the node; `ask` says when it cannot be asked."""
 
-    def __init__(self, node: Node, ask: Ask, awaited: 'Awaited', explain: Callable[[Answer], Answer]):
+    def __init__(self, node: Node, ask: Ask, awaited: 'PendingAnswers', explain: Callable[[Answer], Answer]):
         """Create the service and the action. explain: completes an answer's message."""
         self._node, self._ask, self._awaited, self._explain = node, ask, awaited, explain
         self._cancels: dict[bytes, Event] = {}
@@ -105,7 +105,7 @@ def answered(answer: Answer) -> WorkerFuture:
     return future
 
 
-class Awaited:
+class PendingAnswers:
     """Answers of the model's thread that rclpy coroutines of a node wait for; its length is how many."""
 
     def __init__(self, node: Node):

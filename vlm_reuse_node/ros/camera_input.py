@@ -11,8 +11,8 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, ImageError
+from vlm_reuse_node.ros.camera_state import CameraState
 from vlm_reuse_node.ros.conversion import frame_from_compressed, frame_from_image
-from vlm_reuse_node.ros.diagnostics import CameraState
 from vlm_reuse_node.ros.image_subscription import ImageSubscription
 from vlm_reuse_node.scene.frame import Frame
 

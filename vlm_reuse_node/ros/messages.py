@@ -114,7 +114,7 @@ def budget_message(refresh: Refresh, seen: int, dropped: int, refused: int) -> R
         visual_tokens_deferred=refresh.visual_tokens_deferred,
         oldest_cell_age_s=float(refresh.oldest_cell_age_s),
         budget_ms=float(refresh.budget_ms),
-        spent_ms=float(refresh.total_ms),
+        spent_ms=float(refresh.spent_ms),
         change_ms=float(refresh.change_ms),
         vision_ms=float(refresh.vision_ms),
         prefill_ms=float(refresh.prefill_ms),

@@ -10,7 +10,7 @@ from vlm_reuse_interfaces.msg import WatchAnswer
 from vlm_reuse_interfaces.srv import WatchScene
 
 from vlm_reuse_node.errors import InvalidRequestError
-from vlm_reuse_node.ros.ask_server import Awaited
+from vlm_reuse_node.ros.ask_server import PendingAnswers
 from vlm_reuse_node.ros.messages import watch_answer_message, watch_message, watch_of
 from vlm_reuse_node.serving.watch import Watch
 from vlm_reuse_node.session.answer import Answer, Status
@@ -22,7 +22,7 @@ ANSWERS_KEPT = 64
 class WatchServer:
     """Adds, removes and lists standing questions; they stand until they are removed or the node is cleaned up."""
 
-    def __init__(self, node: Node, worker: Callable[[], object], awaited: Awaited):
+    def __init__(self, node: Node, worker: Callable[[], object], awaited: PendingAnswers):
         """Create the service and the topic.
 
         worker: gives the `ModelWorker` now. Raises InvalidRequestError when there is none.

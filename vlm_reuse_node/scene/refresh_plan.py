@@ -1,7 +1,7 @@
 """What to refresh for a picture: the cheapest level that is allowed, within a budget, the most urgent cells first.
 
-NumPy only. What does not fit is in debt, and comes the sooner the longer it waits; a cell that is in doubt for longer
-than max_cell_age_s is refreshed whatever the budget says. Without budget_ms no plan depends on a clock.
+NumPy only. What does not fit is deferred, and the longer a cell waits, the sooner it is refreshed. A cell that is in
+doubt for longer than max_cell_age_s is refreshed whatever the budget says. Without budget_ms no plan needs a clock.
 """
 
 from dataclasses import dataclass
@@ -21,16 +21,22 @@ MOST_SLOWER = 3
 
 @dataclass(frozen=True, eq=False)
 class RefreshPlan:
-    """What one picture gets.
+    """What one frame gets.
 
-    level: REUSE, PATCH or FRAME. refreshed: (rows, columns) bool, the cells to compute; all of them for FRAME.
-    deferred: (rows, columns) bool, stale cells that did not fit. expected_ms: what the costs so far let expect.
+    refreshed: (rows, columns) bool, the cells to compute; None: all of them, before the frame's grid is known.
+    deferred: (rows, columns) bool, stale cells that did not fit; None: none.
     """
 
     level: Level
-    refreshed: np.ndarray
-    deferred: np.ndarray
-    expected_ms: float
+    refreshed: np.ndarray | None = None
+    deferred: np.ndarray | None = None
+
+    def over(self, rows: int, columns: int) -> 'RefreshPlan':
+        """The same plan for a frame of this grid, with no None in it."""
+        if self.refreshed is not None:
+            return self
+        everything = np.ones((rows, columns), bool)
+        return RefreshPlan(self.level, everything, ~everything)
 
 
 class Cost:
@@ -92,18 +98,12 @@ class RefreshPlanner:
         # The whole picture at once, where that fits and single cells do not do, or where more is overdue than they may.
         fits = budget_cells >= total and self._frame_ms(total) <= budget_ms
         if len(urgent) and (whole_is_due or cells < len(urgent)) if fits else overdue > patchable:
-            everything = np.ones_like(change.stale)
-            return RefreshPlan(Level.FRAME, everything, ~everything, self._frame_ms(total))
+            return RefreshPlan(Level.FRAME).over(*change.stale.shape)
         cells = max(cells, overdue)
         refreshed = np.zeros(total, bool)
         refreshed[urgent[:cells]] = True
         refreshed = refreshed.reshape(change.stale.shape)
-        return RefreshPlan(
-            Level.PATCH if cells else Level.REUSE,
-            refreshed,
-            change.stale & ~refreshed,
-            self._patch_ms(cells, total) if cells else 0.0,
-        )
+        return RefreshPlan(Level.PATCH if cells else Level.REUSE, refreshed, change.stale & ~refreshed)
 
     def _most_cells(self, most, total, budget_ms):
         """Most cells whose refresh takes no longer."""

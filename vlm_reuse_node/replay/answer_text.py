@@ -1,0 +1,20 @@
+"""How the texts of answers are compared and judged."""
+
+OUTER = ' .,;:!?"\''
+
+
+def plain(text: str) -> str:
+    """Return a text as answers are compared with the truth: without case, outer punctuation and double spaces."""
+    return ' '.join(text.lower().split()).strip(OUTER)
+
+
+def is_degenerate(text: str) -> bool:
+    """Whether free text is empty, or says the same four words or fewer four times in a row."""
+    words = text.lower().split()
+    if not words:
+        return True
+    return any(
+        words[start : start + size] * 4 == words[start : start + 4 * size]
+        for size in range(1, 5)
+        for start in range(len(words) - 4 * size + 1)
+    )

@@ -1,0 +1,100 @@
+"""Everything that speaks against the engine, or against trusting the figures of a replay."""
+
+from vlm_reuse_node.replay.arms import POLICY, REFERENCE
+from vlm_reuse_node.replay.figures import counted, factor, milliseconds, p_text, share_text
+
+# Arms that know which pictures are in their prompt, and must answer as cold-dense does on the same ones.
+EXACT = ('default', 'frame', 'reuse', 'newest')
+_COLD = (REFERENCE, 'cold-again', 'cold-cached')  # they compute everything for every question
+
+
+def negatives(results: dict) -> list[str]:
+    """Return a sentence for each thing that went wrong, was slow, drifted or was not measured."""
+    found = list(results['problems'])
+    if not results['complete']:
+        found.append('The replay is not complete: some bags or parts of them are missing.')
+    found += _noise(results) + _exactness(results) + _slow(results) + _drifted(results) + _unanswered(results)
+    return found or ['None: no arm was slower than cold-dense, none drifted, nothing was refused.']
+
+
+def _noise(results: dict) -> list[str]:
+    counts = results['counts'].get('cold-again')
+    if not counts:
+        return ['The noise floor was not measured (arm cold-again).']
+    if counts['drifted']:
+        return [
+            f'Cold-dense itself is not reproducible: {counted(counts["drifted"], counts["pairs"])} of its answers '
+            'changed when asked again. A drift of this size in another arm says nothing about that arm.'
+        ]
+    return []
+
+
+def _exactness(results: dict) -> list[str]:
+    against = results['counts'][POLICY]['against_cached']
+    if not against:
+        return ['Whether default equals cold-dense on its own pictures was not checked (arm cold-cached).']
+    if against['drifted']:
+        return [
+            f'Default is not exact: {counted(against["drifted"], against["pairs"])} of its answers differ from '
+            'cold-dense on the very pictures it has cached.'
+        ]
+    return []
+
+
+def _slow(results: dict) -> list[str]:
+    found = []
+    for arm, times in results['times']['arms'].items():
+        if not times['pairs'] or arm in (*_COLD, 'newest'):
+            continue
+        if times['speedup'] <= 1:
+            found.append(
+                f'{arm}: the median answer was no faster than that of cold-dense: '
+                f'{milliseconds(times["median_ms"])} ms against {milliseconds(times["cold_median_ms"])} ms.'
+            )
+        if times['keep_up_ms'] and times['whole_speedup'] <= 1 < times['speedup']:
+            found.append(
+                f'{arm}: with the pictures that it computed between the questions, it did more work than cold-dense '
+                f'does for this number of questions ({factor(times["whole_speedup"])}). It only answers sooner.'
+            )
+        found += [
+            f'{arm}: the first question about a new picture is no faster ({factor(each["speedup"])}).'
+            for each in times['sessions']
+            if each['questions'] == 1 and each['speedup'] <= 1.005
+        ]
+    return found
+
+
+def _drifted(results: dict) -> list[str]:
+    found = []
+    for arm, counts in results['counts'].items():
+        if arm in _COLD or not counts['drifted']:
+            continue
+        ratios = results['ratios'][arm]
+        text = (
+            f'{arm}: {counted(counts["drifted"], counts["pairs"])} of its answers drifted from cold-dense '
+            f'(the true share may be up to {share_text(ratios["drift"]["high"])})'
+        )
+        if counts['lost'] + counts['gained']:
+            p = p_text(ratios['correctness_drift']['mcnemar_p'])
+            text += f'; right answers lost: {counts["lost"]}, gained: {counts["gained"]} ({p})'
+        if counts['same_pictures_drifted'] and arm in EXACT:
+            text += f'; {counts["same_pictures_drifted"]} of them on the very same pictures'
+        found.append(f'{text}.')
+    return found
+
+
+def _unanswered(results: dict) -> list[str]:
+    found = []
+    for arm, counts in results['counts'].items():
+        missing = {status: count for status, count in counts['statuses'].items() if status != 'OK'}
+        if missing:
+            kinds = ', '.join(f'{status} {count}' for status, count in missing.items())
+            found.append(f'{arm}: {counted(sum(missing.values()), counts["asked"])} questions got no answer ({kinds}).')
+        for name, what in (
+            ('parse_failure', 'named none of the choices'),
+            ('degenerate', 'were empty or repetitive'),
+            ('cut', 'were cut off at the limit of tokens'),
+        ):
+            if counts[name]:
+                found.append(f'{arm}: {counted(counts[name], counts["asked"])} answers {what}.')
+    return found

@@ -1,0 +1,150 @@
+"""The replay's command line, and the jobs that it asks for."""
+
+import argparse
+import math
+from dataclasses import fields
+from pathlib import Path
+
+import yaml
+
+from vlm_reuse_node.config import Config
+from vlm_reuse_node.errors import ConfigError, VlmReuseError
+from vlm_reuse_node.replay.arms import ARMS
+from vlm_reuse_node.replay.bag import Bag, Selection
+from vlm_reuse_node.replay.job import Job
+from vlm_reuse_node.replay.questions import read_questions
+from vlm_reuse_node.replay.salvage import one_line
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog='vlm-reuse-replay',
+        description='Replay ROS 2 bags through a vision-language model that keeps its state, '
+        'ask questions along the way, and report speed and paired drift against cold-dense.',
+    )
+    parser.add_argument('bags', nargs='+', type=Path, metavar='BAG', help='directory of a bag, or an mcap or db3 file')
+    parser.add_argument(
+        '--questions',
+        type=Path,
+        action='append',
+        default=[],
+        metavar='FILE',
+        help='YAML (docs/replay.md): one for all bags, or one for each; default: a general set',
+    )
+    parser.add_argument('--model', default=Config().model, help='tabletop, a model directory or a hub name')
+    parser.add_argument('--out', type=Path, default=Path('out/replay'), help='folder for everything that is written')
+    parser.add_argument(
+        '--topic', action='append', default=[], help='image topic, once for each camera; default: the only one'
+    )
+    parser.add_argument('--start', type=float, default=0.0, metavar='S', help='seconds from the first picture')
+    parser.add_argument('--duration', type=float, default=math.inf, metavar='S', help='seconds to replay')
+    parser.add_argument(
+        '--rate-limit', type=float, default=0.0, metavar='HZ', help='most pictures a second, roughly; 0: all'
+    )
+    parser.add_argument('--arms', default='all', help=f'all, or some of {",".join(ARMS)}; cold and default always run')
+    parser.add_argument(
+        '--window',
+        type=float,
+        default=8.0,
+        metavar='S',
+        help='seconds over which the four pictures of low-rate are spread',
+    )
+    parser.add_argument(
+        '--param',
+        action='append',
+        default=[],
+        metavar='NAME=VALUE',
+        help='a parameter of the node, such as history_frames=4 (README: parameters)',
+    )
+    parser.add_argument('--jobs', type=int, default=1, metavar='N', help='bags at a time, a process each')
+    parser.add_argument('--ray', metavar='ADDRESS', help="a Ray cluster, one task a bag ('local' starts one)")
+    parser.add_argument('--resume', action='store_true', help='go on where an interrupted run stopped')
+    parser.add_argument('--compare', type=Path, metavar='OLD.json', help='results of an earlier run to compare with')
+    parser.add_argument('--json', action='store_true', help='print the summary as JSON instead of a table')
+    return parser
+
+
+def make_jobs(args: argparse.Namespace) -> tuple[list[Job], dict[str, str], float]:
+    """Return a job for each bag that can be opened, why others cannot, and the seconds there are to replay.
+
+    Raises ConfigError for an option that cannot be used.
+    """
+    arms = _arms(args.arms)
+    config = _config(args)
+    selection = _selection(args)
+    todo: list[Job] = []
+    failed: dict[str, str] = {}
+    seconds = 0.0
+    for path, name, questions in zip(args.bags, _names(args.bags), _questions_files(args)):
+        try:
+            bag = Bag(path, selection)
+            bag.close()
+            read_questions(questions, tuple(topic.camera for topic in bag.topics))
+        except (VlmReuseError, OSError) as error:
+            failed[name] = str(error)
+            continue
+        questions = questions and questions.absolute()
+        folder = args.out / 'bags' / name
+        todo.append(Job(path.absolute(), name, folder, arms, selection, questions, config, args.window))
+        seconds += max(0.0, min(bag.seconds - args.start, args.duration))
+    return todo, failed, seconds
+
+
+def _questions_files(args: argparse.Namespace) -> list[Path | None]:
+    """A questions file for each bag; None: the general set."""
+    files = args.questions
+    if len(files) not in (0, 1, len(args.bags)):
+        raise ConfigError(
+            f'There are {len(files)} questions files for {len(args.bags)} bags; expected none, '
+            'one for all, or one for each.'
+        )
+    if len(files) == len(args.bags):
+        return files
+    return (files or [None]) * len(args.bags)
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """A name for each bag: its folder's or file's, with a number where two have the same."""
+    names: list[str] = []
+    for path in paths:
+        plain = path.stem if path.is_file() else path.resolve().name
+        name = plain
+        number = 2
+        while name in names:
+            name = f'{plain}-{number}'
+            number += 1
+        names.append(name)
+    return names
+
+
+def _arms(text: str) -> tuple[str, ...]:
+    wanted = list(ARMS) if text == 'all' else [name.strip() for name in text.split(',') if name.strip()]
+    if unknown := [name for name in wanted if name not in ARMS]:
+        raise ConfigError(f'There is no arm {", ".join(unknown)}; expected all, or some of {", ".join(ARMS)}.')
+    return tuple(name for name in ARMS if name in wanted)
+
+
+def _config(args: argparse.Namespace) -> Config:
+    values = {'model': args.model}
+    for text in args.param:
+        name, equals, value = text.partition('=')
+        if not equals:
+            raise ConfigError(f"--param is '{text}'; expected NAME=VALUE, such as history_frames=4.")
+        is_text = any(each.name == name and isinstance(each.default, str) for each in fields(Config))
+        try:
+            values[name] = value if is_text else yaml.safe_load(value)
+        except (ValueError, yaml.YAMLError) as error:
+            raise ConfigError(
+                f"--param is '{text}', whose value cannot be read: {one_line(error)} Expected a number, true or false."
+            ) from error
+    return Config().with_values(**values)
+
+
+def _selection(args: argparse.Namespace) -> Selection:
+    for name, low in (('start', 0), ('duration', 1e-9), ('rate_limit', 0), ('window', 1e-3), ('jobs', 1)):
+        value = getattr(args, name)
+        if math.isnan(value) or value < low:
+            expected = f'at least {low}' if low in (0, 1) else 'more than 0'
+            raise ConfigError(f'--{name.replace("_", "-")} is {value:g}; expected {expected}.')
+    return Selection(tuple(args.topic), args.start, args.duration, args.rate_limit, Config().max_image_pixels)

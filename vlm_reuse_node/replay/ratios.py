@@ -1,0 +1,65 @@
+"""Derive: ratios of the counts, with their bounds; None where there is nothing to divide by."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from vlm_reuse_node.replay.bounds import mcnemar_p, share_bounds
+from vlm_reuse_node.replay.row_index import AnswerPair, RowIndex
+
+
+def derive_ratios(rows: RowIndex, counts: dict[str, dict]) -> dict[str, dict]:
+    """Return the ratios of each arm. counts: of `count_rows`."""
+    return {
+        arm: {
+            **_drift(arm_counts),
+            'right': _share(arm_counts['right'], arm_counts['judged']),
+            **_work(arm_counts['looks']),
+            'against_cached': _drift(arm_counts['against_cached']) if arm_counts['against_cached'] else None,
+            'largest_score_difference': _largest_score_difference(rows.pairs(arm)),
+        }
+        for arm, arm_counts in counts.items()
+    }
+
+
+def _work(looks: dict | None) -> dict:
+    """What an arm that looks at pictures computed of them."""
+    paid = _share(looks['visual_tokens_refreshed'], looks['visual_tokens']) if looks else None
+    if looks is None or paid is None:
+        return {'paid': None, 'effective_pictures': None}
+    # Published: 1 + (N - 1)(1 - r_reuse), how many pictures' worth was computed of N.
+    return {'paid': paid, 'effective_pictures': round(1 + (looks['pictures'] - 1) * paid, 6)}
+
+
+def _drift(counts: dict) -> dict:
+    ratios = {}
+    for name, drifted, of in (
+        ('drift', 'drifted', 'pairs'),
+        ('choice_drift', 'choice_drifted', 'choice_pairs'),
+        ('text_drift', 'text_drifted', 'text_pairs'),
+        ('same_pictures_drift', 'same_pictures_drifted', 'same_pictures'),
+    ):
+        ratios[name] = _bounded_share(counts[drifted], counts[of])
+    changed = _bounded_share(counts['lost'] + counts['gained'], counts['judged_pairs'])
+    return ratios | {'correctness_drift': changed | {'mcnemar_p': mcnemar_p(counts['lost'], counts['gained'])}}
+
+
+def _bounded_share(part: int, total: int) -> dict:
+    low, high = share_bounds(part, total)
+    return {'share': _share(part, total), 'low': low, 'high': high, 'n': total}
+
+
+def _share(part: int, total: int) -> float | None:
+    return round(part / total, 6) if total else None
+
+
+def _largest_score_difference(pairs: Iterable[AnswerPair]) -> float | None:
+    """Of any choice's probability, where both arms had the same pictures; None without such a pair."""
+    differences = [
+        abs(np.subtract(answer['choice_scores'], reference['choice_scores'])).max()
+        for _, answer, reference in pairs
+        if answer['pictures_s'] == reference['pictures_s']
+        and reference['choice_scores']
+        and len(answer['choice_scores']) == len(reference['choice_scores'])
+    ]
+    return round(float(max(differences)), 6) if differences else None

@@ -1,0 +1,85 @@
+"""Runs one job for each bag on a Ray cluster. Ray is an extra that is imported only when it is asked for."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from vlm_reuse_node.errors import VlmReuseError
+from vlm_reuse_node.model import loading
+from vlm_reuse_node.replay.job import Job, Outcome
+from vlm_reuse_node.replay.jobs import POLL_S, remove_pictures, run_job
+
+
+class RayError(VlmReuseError):
+    """Ray is not installed, or there is no cluster."""
+
+
+def run_on_ray(
+    jobs: list[Job], model: str, address: str, progress: Callable[[float], None], stopped: Callable[[], bool]
+) -> list[Outcome]:
+    """Run one task for each bag on a Ray cluster; the files they write come back through Ray.
+
+    Bags, questions and a model directory must be at the same paths on every machine of it. address: 'local' starts one
+    on this machine. Raises RayError when Ray or the cluster is not there.
+    """
+    ray = _connect(address)
+    try:
+        task = ray.remote(_ray_task)
+        running = {task.remote(job, model): job for job in jobs}
+        outcomes: list[Outcome] = []
+        while running and not stopped():
+            done, _ = ray.wait(list(running), timeout=POLL_S)
+            for reference in done:
+                outcomes.append(_fetched(ray, reference, running.pop(reference)))
+                progress(0.0)
+        for reference in running:
+            ray.cancel(reference, force=True)
+        return outcomes + [Outcome(job.name, False) for job in running.values()]
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str) -> Any:
+    """The module, connected to the cluster."""
+    try:
+        ray = import_module('ray')
+    except ImportError as error:
+        raise RayError("--ray needs Ray, which is not installed: pip install 'ray[default]', or use --jobs.") from error
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level='ERROR')
+    except Exception as error:
+        raise RayError(
+            f"There is no Ray cluster at '{address}': {error}. Give the address of one, 'auto' or 'local'."
+        ) from error
+    return ray
+
+
+def _ray_task(job: Job, model: str) -> tuple[Outcome, dict[str, bytes]]:
+    """Replay in a folder of the machine it runs on. Returns the files by name."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        try:
+            vlm = loading.load(model)
+        except VlmReuseError as error:
+            return Outcome(job.name, False, str(error)), {}
+        outcome = run_job(replace(job, folder=folder), vlm, False, lambda _: None, lambda: False)
+        del vlm
+        files = [path for path in folder.rglob('*') if path.is_file()]
+        return outcome, {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def _fetched(ray: Any, reference: Any, job: Job) -> Outcome:
+    """Write a finished task's files where the job wanted them."""
+    try:
+        outcome, files = ray.get(reference)
+    except Exception as error:
+        return Outcome(job.name, False, f'Its Ray task failed: {" ".join(str(error).split())[:300]}')
+    remove_pictures(job.folder)
+    for name, data in files.items():
+        path = job.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return outcome

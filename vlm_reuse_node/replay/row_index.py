@@ -1,0 +1,62 @@
+"""The rows of all bags, found by what they are about."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from vlm_reuse_node.replay.arms import REFERENCE
+from vlm_reuse_node.replay.rows import is_pair
+
+Key = tuple[str, str, int]
+
+
+class AnswerPair(NamedTuple):
+    """Rows of one question, of an arm's answer to it, and of the answer it is compared with."""
+
+    question: dict
+    answer: dict
+    reference: dict
+
+
+class RowIndex:
+    """The rows of all bags; each names its bag.
+
+    questions, pictures, bags, answers: the rows of each kind, in their order.
+    of: answers by arm, and by bag, camera and question number.
+    """
+
+    def __init__(self, rows: Iterable[dict]) -> None:
+        """Sort the rows by kind and by arm."""
+        kinds: dict[str, list[dict]] = defaultdict(list)
+        for row in rows:
+            kinds[row['row']].append(row)
+        self.questions = kinds['question']
+        self.pictures = kinds['picture']
+        self.bags = kinds['bag']
+        self.answers = kinds['answer']
+        self.of: dict[str, dict[Key, dict]] = {}
+        for row in self.answers:
+            self.of.setdefault(row['arm'], {})[_key(row)] = row
+        self._question_of = {_key(row): row for row in self.questions}
+
+    @property
+    def arms(self) -> list[str]:
+        """Arms that answered anything, in the order of the table."""
+        return list(self.of)
+
+    def pairs(self, arm: str, reference: str = REFERENCE) -> list[AnswerPair]:
+        """Return the questions that both arms answered, with both answers."""
+        references = self.of.get(reference, {})
+        return [
+            AnswerPair(self._question_of[key], answer, references[key])
+            for key, answer in self.of.get(arm, {}).items()
+            if key in references and is_pair(answer, references[key])
+        ]
+
+    def looks(self, arm: str) -> list[dict]:
+        """Return what the pictures cost an arm that looks at them."""
+        return [row for row in self.pictures if row['arm'] == arm]
+
+
+def _key(row: dict) -> Key:
+    return row['bag'], row['camera'], row['question']

@@ -1,0 +1,42 @@
+"""Which runner answers for which arm."""
+
+from collections.abc import Callable
+
+from vlm_reuse_node.config import PATCH_POLICY
+from vlm_reuse_node.replay.arms import ARMS, POLICY, REFERENCE
+from vlm_reuse_node.replay.runners.dense import CachedCold, Dense
+from vlm_reuse_node.replay.runners.kept_state import OnDemand, Policy, StaleReuse
+from vlm_reuse_node.replay.runners.prompt_cache import PromptCache
+from vlm_reuse_node.replay.runners.runner import ArmContext, Runner
+from vlm_reuse_node.scene.frame import Frame
+
+
+def make_runners(context: ArmContext, names: tuple[str, ...]) -> dict[str, Runner]:
+    """Make a runner for each name, in the order of the table of arms; cold and default always."""
+    policy = Policy(context)
+    wanted = {REFERENCE, POLICY, *names}
+    return {name: _MAKERS[name](context, policy) for name in ARMS if name in wanted}
+
+
+def _cold(context: ArmContext, policy: Policy) -> Dense:
+    """Cold-dense sees the default policy's keyframes, and the newest picture in the live one's place."""
+
+    def choose() -> list[Frame]:
+        return [*policy.session.frames[:-1], context.window.newest]
+
+    return Dense(context, choose)
+
+
+_MAKERS: dict[str, Callable[[ArmContext, Policy], Runner]] = {
+    'cold': _cold,
+    'cold-again': _cold,
+    'default': lambda context, policy: policy,
+    'cold-cached': lambda context, policy: CachedCold(policy),
+    'frame': lambda context, policy: OnDemand(context),
+    'patch': lambda context, policy: Policy(context, context.config.with_values(refresh_policy=PATCH_POLICY)),
+    'reuse': lambda context, policy: StaleReuse(context),
+    'low-rate': lambda context, policy: Dense(context, context.window.spread),
+    'last-4': lambda context, policy: Dense(context, context.window.last),
+    'newest': lambda context, policy: Dense(context, lambda: [context.window.newest]),
+    'mlx-vlm': lambda context, policy: PromptCache(context),
+}

@@ -1,0 +1,68 @@
+"""The runner of mlx-vlm's own prompt cache."""
+
+from typing import Any
+
+import mlx.core as mx
+from mlx_vlm import generate
+from mlx_vlm.generate import PromptCacheState
+from mlx_vlm.prompt_utils import apply_chat_template
+from PIL import Image
+
+from vlm_reuse_node.replay.answer_text import plain
+from vlm_reuse_node.replay.arm_answer import ArmAnswer
+from vlm_reuse_node.replay.runners.runner import ArmContext, timed
+from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.scene.refresh import Refresh
+from vlm_reuse_node.session.answer import Answer, Status
+from vlm_reuse_node.session.question import Question
+
+
+class PromptCache:
+    """mlx-vlm's own `generate` with one `PromptCacheState` for the whole bag, on the newest picture, in text."""
+
+    def __init__(self, context: ArmContext) -> None:
+        """Start with an empty prompt cache."""
+        self._context = context
+        self._cache = PromptCacheState()
+
+    def see(self, frame: Frame) -> list[Refresh]:
+        """Do nothing before a question."""
+        return []
+
+    def ask(self, question: Question, now_ns: int) -> ArmAnswer:
+        """Answer in text; a choice is the one that the text names, and none is a parse failure."""
+        vlm = self._context.vlm
+        config = self._context.config
+        frame = self._context.window.newest
+        question = question.completed(config)
+        chat = [{'role': 'system', 'content': config.system_prompt}] if config.system_prompt else []
+        chat.append({'role': 'user', 'content': question.text})
+        options: dict[str, Any] = {
+            'prompt': apply_chat_template(vlm._processor, vlm._model.config, chat, num_images=1),
+            'image': [Image.fromarray(frame.rgb)],
+            'max_tokens': question.max_tokens,
+            'temperature': config.temperature,
+            'prompt_cache_state': self._cache,
+        }
+        mx.random.seed(config.seed)
+        ms, result = timed(lambda: generate(vlm._model, vlm._processor, **options))
+        ids = tuple(token for token in result.token_ids or () if token not in vlm.stop_ids)
+        answer = Answer(
+            Status.OK,
+            text=result.text.strip(),
+            choice_index=_choice_in(result.text, question.choices),
+            camera=self._context.camera,
+            model=vlm.name,
+            token_ids=ids,
+            tokens_generated=len(ids),
+        )
+        reused = result.cached_tokens
+        return ArmAnswer(answer, (frame,), (), None, reused, result.prompt_tokens - reused, ms)
+
+
+def _choice_in(text: str, choices: tuple[str, ...]) -> int:
+    """Which choice a text is, or begins with as the only one; -1: none."""
+    said = plain(text)
+    exact = [index for index, choice in enumerate(choices) if plain(choice) == said]
+    begun = [index for index, choice in enumerate(choices) if f'{said} '.startswith(f'{plain(choice)} ')]
+    return exact[0] if exact else begun[0] if len(begun) == 1 else -1

@@ -1,0 +1,72 @@
+"""What every arm's runner is given, and what it can do."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from vlm_reuse_node.config import Config
+from vlm_reuse_node.model.vlm import Vlm
+from vlm_reuse_node.replay.arm_answer import ArmAnswer
+from vlm_reuse_node.replay.window import Window
+from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.scene.refresh import Refresh
+from vlm_reuse_node.session.question import Question
+from vlm_reuse_node.session.scene_session import SceneSession
+
+T = TypeVar('T')
+
+
+@dataclass(frozen=True)
+class ArmContext:
+    """What the runners of one camera share. config: with the replay's own limits, see `replay_config`."""
+
+    vlm: Vlm
+    config: Config
+    camera: str
+    window: Window
+
+
+class Runner(Protocol):
+    """One arm at work on one camera. It belongs to the thread that loaded the model."""
+
+    def see(self, frame: Frame) -> list[Refresh]:
+        """Take the next picture; return what that cost, nothing for an arm that waits for questions."""
+        ...
+
+    def ask(self, question: Question, now_ns: int) -> ArmAnswer:
+        """Answer now."""
+        ...
+
+
+class ReplaySession(SceneSession):
+    """A session that shows which pictures it keeps."""
+
+    @property
+    def frames(self) -> tuple[Frame, ...]:
+        """The pictures in the prompt, oldest first."""
+        state = self._refresher.state
+        return tuple(encoded.frame for encoded in state.frames) if state else ()
+
+    @property
+    def cells(self) -> int:
+        """Visual tokens of all of them."""
+        state = self._refresher.state
+        return sum(encoded.grid.cells for encoded in state.frames) if state else 0
+
+
+def replay_config(config: Config) -> Config:
+    """Return a configuration that refuses nothing for its age or time and audits nothing: a replay measures these."""
+    return config.with_values(max_age_s=86_400.0, timeout_s=3600.0, audit_share=0.0)
+
+
+def visual_tokens_of(refreshes: Iterable[Refresh]) -> int:
+    """Visual tokens that these refreshes computed."""
+    return sum(refresh.visual_tokens_refreshed for refresh in refreshes)
+
+
+def timed(call: Callable[[], T]) -> tuple[float, T]:
+    """Call; return the milliseconds it took, and its result."""
+    started = time.perf_counter()
+    result = call()
+    return 1e3 * (time.perf_counter() - started), result

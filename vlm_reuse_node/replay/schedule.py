@@ -1,0 +1,84 @@
+"""When the questions of a questions file are due along a bag. Times are seconds from the bag's first picture."""
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from vlm_reuse_node.replay.questions import OnChange, QuestionEntry
+from vlm_reuse_node.scene.frame import Frame
+
+GRID = 16, 12
+
+
+@dataclass(frozen=True)
+class DueQuestion:
+    """An entry that is to be asked at a moment."""
+
+    entry: QuestionEntry
+    at_s: float
+
+
+class Schedule:
+    """When one camera's questions are due. Call `before` with each picture's time, then `at` with the picture."""
+
+    def __init__(self, entries: tuple[QuestionEntry, ...], camera: str) -> None:
+        """Start before the bag's first picture."""
+        entries = tuple(entry for entry in entries if entry.camera in ('', camera))
+        self._timed = tuple(entry for entry in entries if entry.on_change is None)
+        self._triggers = [_ChangeTrigger(entry, entry.on_change) for entry in entries if entry.on_change]
+        self._now_s = 0.0
+
+    def before(self, time_s: float) -> list[DueQuestion]:
+        """Return those due since the last call and before `time_s`, in order; they are about the picture before."""
+        due = [DueQuestion(entry, at_s) for entry in self._timed for at_s in entry.times(self._now_s, time_s)]
+        self._now_s = time_s
+        return sorted(due, key=lambda question: question.at_s)
+
+    def at(self, time_s: float, frame: Frame) -> list[DueQuestion]:
+        """Return those due because of this picture."""
+        if not self._triggers:
+            return []
+        grid = cv2.resize(frame.rgb, GRID, interpolation=cv2.INTER_AREA).astype(np.int16)
+        return [DueQuestion(trigger.entry, time_s) for trigger in self._triggers if trigger.is_due(time_s, grid)]
+
+
+class _ChangeTrigger:
+    """Compares each picture with the one of the last asking, apart from the engine's own change detector.
+
+    A picture is given as its grid: (12, 16, 3) int16, mean colours.
+    """
+
+    def __init__(self, entry: QuestionEntry, rule: OnChange) -> None:
+        self.entry = entry
+        self._rule = rule
+        self._last: np.ndarray | None = None
+        self._moved_s = -math.inf
+        self._asked: np.ndarray | None = None
+        self._asked_s = -math.inf
+
+    def is_due(self, time_s: float, grid: np.ndarray) -> bool:
+        """Whether to ask about this picture. To be called with every picture in turn."""
+        last = self._last
+        self._last = grid
+        if not self.entry.from_s <= time_s < self.entry.to_s:
+            return False
+        if self._asked is None or last is None:  # changes count from the first picture
+            self._asked = grid
+            return False
+        if self._share(last, grid) > 0:
+            self._moved_s = time_s
+        if (
+            time_s - self._moved_s < self._rule.settle_s
+            or time_s - self._asked_s < self._rule.pause_s
+            or self._share(self._asked, grid) < self._rule.share
+        ):
+            return False
+        self._asked = grid
+        self._asked_s = time_s
+        return True
+
+    def _share(self, before: np.ndarray, after: np.ndarray) -> float:
+        """Share of the grid's cells that differ by the threshold or more."""
+        return float((abs(before - after).max(axis=2) >= self._rule.threshold).mean())

@@ -1,0 +1,104 @@
+"""What a replay times: latency against cold-dense, stage by stage, and sessions of several questions."""
+
+from collections.abc import Sequence
+from statistics import median
+
+import numpy as np
+
+from vlm_reuse_node.replay.bounds import ratio_bounds
+from vlm_reuse_node.replay.row_index import AnswerPair, RowIndex
+
+SESSIONS = (1, 2, 5, 10, 50)  # questions on one picture
+STAGES = ('change_ms', 'vision_ms', 'prefill_ms', 'decode_ms', 'other_ms')
+_LOOK_STAGES = ('change_ms', 'vision_ms', 'prefill_ms')
+_WHOLE_LEVELS = ('frame', 'full')  # levels that compute the whole picture
+
+
+def measure_times(rows: RowIndex) -> dict[str, dict]:
+    """Return the times of each arm, milliseconds, beside those of the answers it is compared with."""
+    return {arm: _arm_times(rows, arm) for arm in rows.arms}
+
+
+def _arm_times(rows: RowIndex, arm: str) -> dict:
+    pairs = rows.pairs(arm)
+    if not pairs:
+        return {'pairs': 0}
+    own = [pair.answer['times']['total_ms'] for pair in pairs]
+    cold = [pair.reference['times']['total_ms'] for pair in pairs]
+    stages = {stage: [pair.answer['times'][stage] for pair in pairs] for stage in STAGES}
+    looks = rows.looks(arm)
+    keep_up_ms = sum(_look_ms(row) for row in looks)
+    low, high = ratio_bounds(cold, own)
+    return {
+        'pairs': len(pairs),
+        'median_ms': median(own),
+        'p95_ms': float(np.percentile(own, 95)),
+        'cold_median_ms': median(cold),
+        'speedup': median(cold) / median(own),
+        'speedup_low': low,
+        'speedup_high': high,
+        'answers_ms': sum(own),
+        'keep_up_ms': keep_up_ms,
+        'cold_answers_ms': sum(cold),
+        'whole_speedup': sum(cold) / (sum(own) + keep_up_ms),
+        'stages_median_ms': {stage: median(values) for stage, values in stages.items()},
+        'stages_ms': {stage: sum(values) for stage, values in stages.items()},
+        'ceiling': _ceiling(pairs),
+        'sessions': _sessions(looks, own_ms=median(own), cold_ms=median(cold)),
+    }
+
+
+def _look_ms(row: dict) -> float:
+    """What one picture cost an arm that looked at it."""
+    return sum(row['times'][stage] for stage in _LOOK_STAGES)
+
+
+def _ceiling(pairs: Sequence[AnswerPair]) -> dict | None:
+    """What the arm's answers would take if each stage cost what it does in cold-dense, in proportion to its tokens.
+
+    Vision goes by visual tokens, prefill by prompt tokens, decode by generated tokens. residual_ms: what the answers
+    take beyond that, all together: the price of keeping the state, or of smaller calls.
+    """
+    if any(pair.answer['visual_tokens_computed'] is None for pair in pairs):
+        return None
+    predicted_ms = sum(_predicted_ms(pair) for pair in pairs)
+    cold_ms = sum(pair.reference['times']['total_ms'] for pair in pairs)
+    own_ms = sum(pair.answer['times']['total_ms'] for pair in pairs)
+    return {
+        'predicted_ms': predicted_ms,
+        'measured_ms': own_ms,
+        'residual_ms': own_ms - predicted_ms,
+        'predicted_speedup': cold_ms / predicted_ms if predicted_ms > 0 else None,
+        'measured_speedup': cold_ms / own_ms,
+    }
+
+
+def _predicted_ms(pair: AnswerPair) -> float:
+    """One answer of the ceiling. The choices' own tokens are scored by both arms, so they are no prefill to save."""
+    question, answer, reference = pair
+    times = reference['times']
+    choices = question['choice_tokens']
+    visual_share = answer['visual_tokens_computed'] / max(1, reference['visual_tokens_computed'])
+    prefill_share = (answer['tokens_prefilled'] - choices) / (reference['tokens_prefilled'] - choices)
+    both_generated = answer['tokens_generated'] and reference['tokens_generated']
+    decode_share = answer['tokens_generated'] / reference['tokens_generated'] if both_generated else 1.0
+    return times['vision_ms'] * visual_share + times['prefill_ms'] * prefill_share + times['decode_ms'] * decode_share
+
+
+def _sessions(looks: Sequence[dict], own_ms: float, cold_ms: float) -> list[dict]:
+    """Setup-inclusive speedup of n questions on one new picture, from medians.
+
+    The setup is the refresh of a whole picture; without one there is nothing to tell.
+    """
+    setups = [_look_ms(row) for row in looks if row['level'] in _WHOLE_LEVELS]
+    if not setups:
+        return []
+    setup_ms = median(setups)
+    return [
+        {
+            'questions': number,
+            'setup_ms': setup_ms,
+            'speedup': number * cold_ms / (setup_ms + number * own_ms),
+        }
+        for number in SESSIONS
+    ]
