@@ -144,10 +144,9 @@ def test_an_interval_that_ends_below_one_is_more_than_chance(high):
 def test_no_drift_is_told_with_how_much_there_may_be_and_some_with_how_much_there_is():
     bound = share_text(0.06)
     none = sentence(results())
-    assert 'none of 60 answers changed' in none and f'up to {bound} cannot be excluded' in none
+    assert 'none of 60 answers changed; with only 60 questions' in none and f'up to {bound} cannot be excluded' in none
     some = sentence(results(ratios={'drift': {'share': 0.02}}))
-    assert f'{share_text(0.02)} of the answers differ from those on a fresh picture' in some and 'none of' not in some
-    assert f'(the true share may be up to {bound})' in some
+    assert f'{share_text(0.02)} of the answers differ' in some and f'up to {bound}' in some and 'none of' not in some
 
 
 # --- what speaks against it -------------------------------------------------------------------------------------------
@@ -192,7 +191,7 @@ def test_an_arm_that_is_not_faster_is_told_unless_it_is_one_to_compare_with(arm,
 @given(st.sampled_from([0.5, 1.0, 1.1]), st.sampled_from([1.0, 1.2]), st.sampled_from([0.0, 9.0]))
 def test_an_arm_that_is_faster_but_more_work_is_told(whole_speedup, speedup, keep_up_ms):
     times = {'whole_speedup': whole_speedup, 'speedup': speedup, 'keep_up_ms': keep_up_ms}
-    told = [each for each in negatives(results(times=times)) if 'more work than cold-dense' in each]
+    told = [each for each in negatives(results(times=times)) if 'did more work' in each]
     assert len(told) == (keep_up_ms > 0 and whole_speedup <= 1 < speedup)
     assert all(each.startswith('default: ') and factor(whole_speedup) in each for each in told)
 
@@ -213,10 +212,9 @@ def test_an_arm_that_drifted_is_told_with_its_bound(arm):
     if arm in REFERENCES:
         assert told == []
     else:
-        bound = share_text(0.11)
-        assert told == [
-            f'{arm}: {counted(2, 60)} of its answers drifted from cold-dense (the true share may be up to {bound}).'
-        ]
+        (text,) = told
+        assert text.startswith(f'{arm}: {counted(2, 60)} of its answers drifted')
+        assert text.endswith(f'up to {share_text(0.11)}).')
 
 
 @given(lost=st.integers(0, 3), gained=st.integers(0, 3), p=st.sampled_from([0.0001, 0.04, 1.0]))
@@ -240,8 +238,7 @@ def test_what_was_not_answered_is_told_by_its_reasons():
 
 
 @pytest.mark.parametrize(
-    'name, what',
-    [('parse_failure', 'none of the choices'), ('degenerate', 'empty or repetitive'), ('cut', 'cut off at')],
+    'name, what', [('parse_failure', 'none of the choices'), ('degenerate', 'empty or repetitive'), ('cut', 'cut off')]
 )
 def test_answers_that_are_no_good_are_told(name, what):
     (told,) = negatives(results(arm='patch', counts={name: 4}))
