@@ -51,7 +51,7 @@ class Refresher:
     def refresh(
         self, frame: Frame, config: Config, *, may_patch: bool, force: bool = False, check: Check = go_on
     ) -> Refresh:
-        """Bring the state up to a newer frame at the cheapest level that is allowed (docs/architecture.md, the ladder).
+        """Bring the state up to a newer frame at the cheapest level that is allowed (docs/architecture.md).
 
         may_patch: whether approximate states may be used. force: compute the state of exactly this frame, even when
         nothing seems to have changed. check: may raise Interruption between two steps of the model; the frame is kept,
