@@ -14,7 +14,7 @@ from vlm_reuse_node.model import kv_rewrite, loading
 from vlm_reuse_node.model import vlm as vlms
 from vlm_reuse_node.session import state as states
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
-from vlm_reuse_node.session.turn import Interruption
+from vlm_reuse_node.session.turn import Halt
 
 NOISE = 1e-4
 CELLS = 12
@@ -139,9 +139,9 @@ def test_a_rewrite_that_was_stopped_leaves_the_history_and_no_live_picture(vlm, 
 
     def check():
         if next(calls, None) is None:
-            raise Interruption('CANCELLED', 'enough')
+            raise Halt('CANCELLED', 'enough')
 
-    with pytest.raises(Interruption):
+    with pytest.raises(Halt):
         state.rewrite(EncodedFrame.see(vlm, picture(3)), np.arange(CELLS), check)
     assert not state.has_live and not state.can_rewrite and len(state.frames) == 1
     assert difference(kept(state), kept(history)) < NOISE
