@@ -2,8 +2,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs bench bench-refresh soak bag replay train-tabletop eval-tabletop lock clean \
-  distclean
+.PHONY: help setup demo test mutants lint docs bench bench-refresh soak bag replay train-tabletop eval-tabletop lock \
+  clean distclean
 
 SETUP := tools/setup_env.sh
 RUN := . tools/env.sh;
@@ -24,6 +24,9 @@ demo: setup ## a robot's camera, the node and a planner in three processes; resu
 
 test: setup ## all tests
 	@$(RUN) python -m pytest $(ARGS)
+
+mutants: setup ## small changes of the core that no test notices; minutes a file: make mutants ARGS='change'
+	@export OPENBLAS_NUM_THREADS=1; $(RUN) python tools/mutants.py $(ARGS)
 
 lint: setup ## formatter, linter, package.xml
 	@$(RUN) ruff format --check -q $(LINTED)

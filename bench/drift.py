@@ -29,7 +29,7 @@ from vlm_reuse_node.config import Config
 from vlm_reuse_node.demo import story, tabletop
 from vlm_reuse_node.demo.questions import TabletopQuestion, single_question
 from vlm_reuse_node.demo.words import SINGLE_KINDS
-from vlm_reuse_node.model import vlm as vlms
+from vlm_reuse_node.model import loading
 from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.replay.bounds import share_bounds
 from vlm_reuse_node.scene.frame import Frame
@@ -201,7 +201,7 @@ def print_table(rows: list[dict]) -> None:
 
 def measure(model: str, sequences: int) -> dict:
     """Play all sequences, print the table, and return what is written."""
-    vlm = vlms.load(model)
+    vlm = loading.load(model)
     runs = {name: PolicyRun(config, name == 'stale') for name, config in POLICIES.items()}
     for number in tqdm(range(sequences), unit='sequence', disable=None):
         play(vlm, runs.values(), number)

@@ -55,6 +55,7 @@ from shapes import SHAPES, parameter_count
 from timing import timed
 from tiny_model import picture
 
+from vlm_reuse_node.model import loading
 from vlm_reuse_node.model import vlm as vlms
 from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.session.answer import Answer
@@ -124,9 +125,9 @@ def measure(vlm: Vlm, frames: int, repeats: int) -> tuple[dict, list[dict]]:
     rows = [measure_question(case, choices, builds, other, repeats) for choices in ((), CHOICES)]
     state = {'frames': frames, **state_bytes(case.state), 'full_ms': median(builds.times_ms)}
     ours = case.ask(case.question)
-    old = [kept.frame for kept in case.state.pictures]
+    old = [kept.frame for kept in case.state.frames]
     frame_ms, told_apart = replace_newest(case, FEW_RUNS)
-    new = [kept.frame for kept in case.state.pictures]
+    new = [kept.frame for kept in case.state.frames]
     rows[0]['peers'] = Peers(case, old, new, told_apart).measure(ours)
     return state | {'frame_ms': frame_ms}, [{'frames': frames, **row, 'noise_grids': grids} for row in rows]
 
@@ -215,7 +216,7 @@ def main(argv: list[str] | None = None) -> int:
     print('  '.join(title.rjust(width) for title, width in COLUMNS), flush=True)
     for shape in arguments.shapes:
         with tempfile.TemporaryDirectory() as folder:
-            vlm = vlms.load(str(SHAPES[shape](Path(folder) / shape, arguments.tiny)))
+            vlm = loading.load(str(SHAPES[shape](Path(folder) / shape, arguments.tiny)))
         for frames in arguments.frames:
             state, rows = measure(vlm, frames, arguments.repeats)
             result['states'].append({'shape': shape, **state})

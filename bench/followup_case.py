@@ -41,12 +41,12 @@ class FollowupCase:
     @property
     def state(self) -> Any:
         """The state that the session keeps."""
-        return self.session._state
+        return self.session._refresher.state
 
     @property
     def cold_runs(self) -> int:
         """How often a cold answer is timed: once where it takes long."""
-        return FEW_RUNS if len(self.state.pictures) <= FEW_FRAMES else 1
+        return FEW_RUNS if len(self.state.frames) <= FEW_FRAMES else 1
 
     def ask(self, text: str, choices: tuple[str, ...] = (), cold: bool = False) -> Answer:
         """Answer warm or cold. Raises RuntimeError when there is no answer of the expected length."""
@@ -91,8 +91,8 @@ def make_case(vlm: Vlm, frames: int) -> FollowupCase:
     for number in range(frames):
         session.observe(picture(number, float(number), size=(SIDE_PX, SIDE_PX)))
     case = FollowupCase(vlm, session, _fitted(vlm, QUESTION), _fitted(vlm, OTHER))
-    if len(case.state.pictures) != frames:
-        raise RuntimeError(f'The session keeps {len(case.state.pictures)} pictures; expected {frames}.')
+    if len(case.state.frames) != frames:
+        raise RuntimeError(f'The session keeps {len(case.state.frames)} pictures; expected {frames}.')
     return case
 
 
@@ -101,7 +101,7 @@ def build_on_grid(case: FollowupCase, tokens: int) -> State:
     usual = vlms.PREFILL_CHUNK
     vlms.PREFILL_CHUNK = tokens
     try:
-        return states.build(case.vlm, case.session._template_for, case.state.pictures)
+        return states.build(case.vlm, case.session._template_for, case.state.frames)
     finally:
         vlms.PREFILL_CHUNK = usual
 
@@ -115,7 +115,7 @@ def state_bytes(state: State) -> dict[str, int]:
         size = (entry.keys[:, :, :1].nbytes + entry.values[:, :, :1].nbytes) * rows
         needed += size
         rings += size if is_ring else 0
-    features = sum(each.features.nbytes for each in state.pictures)
+    features = sum(each.features.nbytes for each in state.frames)
     return {
         'held_bytes': state.held_bytes - features,
         'needed_bytes': needed,

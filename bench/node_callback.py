@@ -32,7 +32,7 @@ from vlm_reuse_interfaces.msg import Answer, RefreshBudget  # noqa: E402
 from vlm_reuse_interfaces.srv import AskScene  # noqa: E402
 
 from vlm_reuse_node.ros.conversion import image_message
-from vlm_reuse_node.ros.messages import header_of
+from vlm_reuse_node.ros.messages import duration_of, header_of
 
 NODE = 'vlm_reuse_node'
 OUTPUT = Path(__file__).parents[1] / 'out' / 'bench' / 'node_callback.json'
@@ -60,7 +60,7 @@ class Robot:
             answer = done.result().answer
             self.answers.append((1000 * (time.perf_counter() - start), answer.total_ms, answer.status))
 
-        future = self.client.call_async(AskScene.Request(question=question, max_age_s=10.0))
+        future = self.client.call_async(AskScene.Request(question=question, max_age=duration_of(10.0)))
         future.add_done_callback(note)
 
     def send(self, messages: list[Image], count: int, rate_hz: float) -> None:
@@ -110,7 +110,7 @@ def measure(robot: Robot, seconds: float, rate_hz: float, questions_hz: float) -
     while not (robot.client.service_is_ready() and robot.camera.get_subscription_count()):
         time.sleep(0.05)
     robot.send(moving_scene(), int(rate_hz), rate_hz)  # one second to settle
-    seen_before = robot.budgets[-1].frames_seen if robot.budgets else 0
+    received_before = robot.budgets[-1].frames_received if robot.budgets else 0
     ended = threading.Event()
 
     def ask_steadily() -> None:
@@ -124,13 +124,13 @@ def measure(robot: Robot, seconds: float, rate_hz: float, questions_hz: float) -
     ended.set()
     planner.join()
     time.sleep(2.5)  # the last answers, and one more diagnostics
-    return record(robot, frames + int(rate_hz), seen_before)
+    return record(robot, frames + int(rate_hz), received_before)
 
 
-def record(robot: Robot, sent: int, seen_before: int) -> dict:
+def record(robot: Robot, sent: int, received_before: int) -> dict:
     """Return what was measured, units in the names."""
     statuses = [status for _, _, status in robot.answers]
-    looked_at = sum(budget.frames_seen > seen_before for budget in robot.budgets)
+    looked_at = sum(budget.frames_received > received_before for budget in robot.budgets)
     counts = {name: int(robot.diagnostics[f'pictures {name}']) for name in ('received', 'lost', 'dropped', 'refused')}
     return {
         'callback_ms_median': float(robot.diagnostics['callback median'].split()[0]),

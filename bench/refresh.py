@@ -18,6 +18,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -34,14 +35,14 @@ from timing import wall_and_cpu_ms
 from tiny_model import picture
 
 from vlm_reuse_node.config import Config
-from vlm_reuse_node.model import vlm as vlms
+from vlm_reuse_node.model import loading
 from vlm_reuse_node.model.families.base import Grid
 from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Level, Refresh
 from vlm_reuse_node.session import state as states
+from vlm_reuse_node.session.encoded_frame import EncodedFrame
 from vlm_reuse_node.session.scene_session import SceneSession
-from vlm_reuse_node.session.state import Picture
 
 OUTPUT = Path(__file__).parents[1] / 'out' / 'bench' / 'refresh.json'
 SHAPES: dict[str, Callable[[Path, bool], Path]] = {
@@ -51,7 +52,7 @@ SHAPES: dict[str, Callable[[Path, bool], Path]] = {
 PERCENT = (0, 1, 2, 5, 10, 25, 50, 100)
 FRAMES = 8
 SIZE = (480, 640)
-WINDOW = Config(history_frames=FRAMES - 1, keyframe_interval_s=0.0, scene_change_share=1.0)
+WINDOW = Config(history_frames=FRAMES - 1, keyframe_interval_s=0.0)
 # Only the share of changed cells decides the level: no keyframe becomes due, and no change counts as a cut or a pan.
 STEADY = WINDOW.with_values(keyframe_interval_s=3600.0, max_cell_age_s=3600.0)
 PATCH = STEADY.with_values(refresh_policy='patch', max_patches=1000, max_patch_share=1.0)
@@ -121,9 +122,9 @@ def window(vlm: Vlm, config: Config) -> SceneSession:
     for number in range(FRAMES):
         session.observe(picture(number, float(number), SIZE))
     session.config = config
-    state: Any = session._state
-    if len(state.pictures) != FRAMES:
-        raise RuntimeError(f'The session keeps {len(state.pictures)} pictures; expected {FRAMES}.')
+    state: Any = session._refresher.state
+    if len(state.frames) != FRAMES:
+        raise RuntimeError(f'The session keeps {len(state.frames)} pictures; expected {FRAMES}.')
     return session
 
 
@@ -148,7 +149,7 @@ def full_ms(vlm: Vlm, repeats: int) -> tuple[float, float]:
     frames = [picture(number, float(number), SIZE) for number in range(FRAMES)]
 
     def build() -> None:
-        states.build(vlm, partial(vlm.template, ''), (Picture.see(vlm, frame) for frame in frames))
+        states.build(vlm, partial(vlm.template, ''), (EncodedFrame.see(vlm, frame) for frame in frames))
 
     return _medians([wall_and_cpu_ms(build) for _ in range(repeats)])
 
@@ -157,14 +158,16 @@ def measure(vlm: Vlm, repeats: int) -> Iterator[dict]:
     """Yield one row for each share of changed cells."""
     patching = window(vlm, PATCH)
     whole = window(vlm, STEADY)
-    state: Any = whole._state
+    state: Any = whole._refresher.state
     grid = state.live.grid
     first: Any = whole.newest
     full = full_ms(vlm, max(1, repeats // 2))
     for percent in PERCENT:
         cells = -(-percent * grid.cells // 100)
-        for session in (patching, whole):  # the picture without the change
-            session.newest = None
+        # The picture without the change, newer than what both sessions have seen.
+        newest_ns = max(session.newest.stamp_ns for session in (patching, whole) if session.newest)
+        first = replace(first, stamp_ns=1 + newest_ns)
+        for session in (patching, whole):
             session.observe(first, force=True)
         reuse = observe_ms(whole, noisy(first, repeats + 1), Level.REUSE)
         level = Level.PATCH if cells < grid.cells else Level.FRAME
@@ -231,7 +234,7 @@ def costs(arguments: argparse.Namespace) -> dict:
     print('processor milliseconds\n' + '  '.join(title.rjust(width) for title, width in COLUMNS), flush=True)
     for name, write in SHAPES.items():
         with tempfile.TemporaryDirectory() as folder:
-            vlm = vlms.load(str(write(Path(folder) / 'model', arguments.tiny)))
+            vlm = loading.load(str(write(Path(folder) / 'model', arguments.tiny)))
         result['parameters'][name] = parameter_count(vlm)
         for row in measure(vlm, arguments.repeats):
             result['rows'].append({'shape': name, **row})

@@ -23,7 +23,7 @@ from vlm_reuse_node.demo import story
 from vlm_reuse_node.demo.questions import single_question
 from vlm_reuse_node.demo.tabletop import Sensor, Tabletop, random_things, sense
 from vlm_reuse_node.ros.conversion import image_message
-from vlm_reuse_node.ros.messages import header_of
+from vlm_reuse_node.ros.messages import header_of, level_of
 from vlm_reuse_node.session.answer import Status
 
 NODE = 'vlm_reuse_node'
@@ -190,7 +190,7 @@ class NodeMonitor:
         self._start_s = time.monotonic()
 
     def _on_budget(self, message: RefreshBudget) -> None:
-        self.levels[message.level] += 1
+        self.levels[str(level_of(message))] += 1
         self._look()  # not only with the diagnostics, which may keep step with the pictures
 
     def _look(self) -> None:

@@ -17,7 +17,7 @@ def model_dir(tmp_path_factory):
 @pytest.fixture(scope='session')
 def vlm(model_dir):
     """The tiny model, for tests that stay on pytest's thread."""
-    from vlm_reuse_node.model.vlm import load
+    from vlm_reuse_node.model.loading import load
 
     return load(str(model_dir))
 

@@ -16,6 +16,7 @@ os.environ['ROS_DOMAIN_ID'] = str(1 + next(_DOMAINS) % 100)
 
 import rclpy
 from ament_index_python.packages import get_package_prefix
+from builtin_interfaces.msg import Duration
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
@@ -25,6 +26,7 @@ from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
+from vlm_reuse_interfaces.msg import RefreshBudget
 from vlm_reuse_interfaces.srv import AskScene
 
 from vlm_reuse_node.ros.conversion import image_message
@@ -32,7 +34,9 @@ from vlm_reuse_node.ros.messages import header_of
 from vlm_reuse_node.ros.node import SceneNode
 
 PATIENCE_S = 30.0
+MINUTE = Duration(sec=60)
 BUDGET = 'vlm_reuse_node/refresh_budget'
+REUSE, FRAME, FULL = RefreshBudget.LEVEL_REUSE, RefreshBudget.LEVEL_FRAME, RefreshBudget.LEVEL_FULL
 
 
 class Robot:
@@ -84,11 +88,17 @@ class Robot:
 
     def ask(self, question='what is the colour ?', **request):
         """Ask, wait, and return the answer message."""
-        request = AskScene.Request(question=question, **request)
-        return self.wait(self.call(AskScene, 'vlm_reuse_node/ask', request), 'the answer').answer
+        return self._answer('ask', AskScene.Request(question=question, **request))
+
+    def ask_cold(self, question='what is the colour ?', **request):
+        """Ask for an answer computed from nothing, wait, and return it."""
+        return self._answer('ask_cold', AskScene.Request(question=question, **request))
 
     def reset(self):
         return self.wait(self.call(Trigger, 'vlm_reuse_node/reset', Trigger.Request()), 'the reset')
+
+    def _answer(self, service, request):
+        return self.wait(self.call(AskScene, f'vlm_reuse_node/{service}', request), 'the answer').answer
 
     def diagnostics(self):
         """A function that gives the newest statuses of this robot's scene node by part, {} before the first."""

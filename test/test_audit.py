@@ -3,10 +3,11 @@
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from scipy.stats import binom
 
-from vlm_reuse_node.session.drift_audit import Audited, DriftAudit
+from vlm_reuse_node.session.drift_audit import UNLIKELY, AuditCounts, DriftAudit
 
 MAX_DRIFT = 0.01
 
@@ -22,24 +23,29 @@ def audited(results, exact=False, audit=None):
 def test_the_chosen_share_is_the_wanted_one(share, answers):
     audit = DriftAudit()
     chosen = sum(audit.chooses(share, MAX_DRIFT) for _ in range(answers))
-    assert abs(chosen - share * answers) <= 1.001
+    assert -1e-9 <= share * answers - chosen <= 1 + 1e-9  # never more, and less than one is owed
+
+
+def test_a_share_of_all_is_every_answer():
+    audit = DriftAudit()
+    assert all(audit.chooses(1.0, MAX_DRIFT) for _ in range(20))
 
 
 def test_nothing_is_known_without_answers():
-    assert Audited().bounds == (0.0, 1.0)
-    assert DriftAudit().counts.is_trusted
+    assert AuditCounts().bounds == (0.0, 1.0) and AuditCounts().rate == 0
+    assert DriftAudit().counts == AuditCounts() and AuditCounts().is_trusted
 
 
 @given(st.integers(1, 1000), st.data())
 def test_the_bounds_hold_the_rate(answers, data):
-    counts = Audited(answers, data.draw(st.integers(0, answers)))
+    counts = AuditCounts(answers, data.draw(st.integers(0, answers)))
     low, high = counts.bounds
     assert 0 <= low <= counts.rate + 1e-9 and counts.rate - 1e-9 <= high <= 1
 
 
 def test_the_bounds_are_those_of_wilson():
-    assert Audited(93, 0).bounds == pytest.approx((0, 0.0397), abs=1e-4)
-    assert Audited(100, 10).bounds == pytest.approx((0.0552, 0.1744), abs=1e-4)
+    assert AuditCounts(93, 0).bounds == pytest.approx((0, 0.0397), abs=1e-4)
+    assert AuditCounts(100, 10).bounds == pytest.approx((0.0552, 0.1744), abs=1e-4)
 
 
 def test_a_rate_within_the_limit_keeps_the_trust_and_one_above_it_takes_it():
@@ -47,6 +53,20 @@ def test_a_rate_within_the_limit_keeps_the_trust_and_one_above_it_takes_it():
     shaken = audited([False] * 20 + [True] * 3)
     assert not shaken.counts.is_trusted
     assert shaken.counts.fallbacks == 1
+
+
+@given(st.lists(st.booleans(), max_size=60), st.floats(0.001, 0.6))
+def test_the_trust_goes_with_the_first_answer_that_chance_does_not_explain(results, max_drift):
+    """Chance is a binomial's tail, here SciPy's; what comes after that answer is not counted."""
+    audit, count, drifted = DriftAudit(), 0, 0
+    for result in results:
+        if audit.counts.is_trusted:
+            count, drifted = count + 1, drifted + result
+        audit.add(result, False, max_drift)
+        by_chance = binom.sf(drifted - 1, count, max_drift)
+        assume(abs(by_chance - UNLIKELY) > 1e-9)
+        assert audit.counts.is_trusted == (by_chance > UNLIKELY)
+        assert (audit.counts.answers, audit.counts.drifted) == (count, drifted)
 
 
 def test_exact_answers_say_nothing_about_approximate_ones():

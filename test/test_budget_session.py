@@ -11,7 +11,7 @@ from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.auditor import MOST_WAITING
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
-from vlm_reuse_node.session.turn import Stopped
+from vlm_reuse_node.session.turn import Halt
 
 QUESTION = Question('what color is the square ?', max_tokens=4, max_age_s=1000.0)
 CHOICE = Question('what color is the square ?', ('red', 'green', 'blue'), max_age_s=1000.0)
@@ -29,7 +29,7 @@ def changed(stamp_s, by=0x80, area=(slice(0, 100), slice(0, 100))):
 
 def audit(session):
     """All steps of one audit."""
-    for _ in range(len(session._state.pictures) + 1):
+    for _ in range(len(session._refresher.state.frames) + 1):
         session.audit()
 
 
@@ -68,7 +68,7 @@ def test_debt_is_kept_until_it_is_paid_whatever_the_cells_show(vlm):
     session = started(vlm, TIGHT.with_values(max_cell_age_s=2.0))
     refreshes = [session.observe(changed(0.5 * step, by=0x80 * (step % 2))) for step in range(1, 7)]
     assert all(refresh.visual_tokens_deferred for refresh in refreshes[:4])
-    assert refreshes[4].level == Level.FRAME and session._debt_s == 0.5
+    assert refreshes[4].level == Level.FRAME and session._refresher.lag_s == 0.5
 
 
 def test_a_halo_in_debt_is_paid_after_what_it_surrounds(vlm):
@@ -97,8 +97,42 @@ def test_cells_over_budget_wait_and_are_paid_the_next_time(vlm):
         paid |= refresh.refreshed
         if not refresh.visual_tokens_deferred:
             break
-    assert not refresh.visual_tokens_deferred and session._debt_s == 0
+    assert not refresh.visual_tokens_deferred and session._refresher.lag_s == 0
     assert (paid >= first.deferred).all()
+
+
+def test_the_oldest_cells_age_grows_while_nothing_is_computed(vlm):
+    session = started(vlm, Config())
+    refreshes = [session.observe(changed(stamp_s, by=0)) for stamp_s in (0.5, 2.0, 60.0)]
+    assert {refresh.level for refresh in refreshes} == {Level.REUSE}
+    assert [refresh.oldest_cell_age_s for refresh in refreshes] == [0.5, 2.0, 60.0]
+
+
+def test_cells_over_budget_are_the_oldest_until_they_are_paid(vlm):
+    session = started(vlm, TIGHT.with_values(max_cell_age_s=2.0))
+    refreshes = [session.observe(changed(stamp_s)) for stamp_s in (0.5, 1.0, 3.0, 3.5)]
+    assert [refresh.level for refresh in refreshes] == [Level.REUSE, Level.REUSE, Level.FRAME, Level.REUSE]
+    assert [refresh.oldest_cell_age_s for refresh in refreshes] == [0.5, 1.0, 0.0, 0.5]
+
+
+def test_a_patch_makes_only_the_patched_cells_new(vlm):
+    session = started(vlm, PATCH.with_values(max_patch_share=1.0))
+    left, both = (slice(None), slice(0, 320)), (slice(None), slice(None))
+    first = session.observe(changed(1.0, area=left))
+    second = session.observe(changed(3.0, area=both))
+    assert first.level == second.level == Level.PATCH and (first.refreshed ^ second.refreshed).all()
+    assert first.oldest_cell_age_s == 1.0 - 0.0  # the right half is still that of the first picture
+    assert second.oldest_cell_age_s == 3.0 - 1.0  # now the left half is the older one
+    assert session.observe(changed(4.0, area=both)).oldest_cell_age_s == 4.0 - 1.0
+
+
+@pytest.mark.parametrize('config', [Config(), PATCH.with_values(max_patch_share=0.0)])
+def test_a_frame_makes_every_cell_new(vlm, config):
+    session = started(vlm, config)
+    assert session.observe(changed(1.0, by=0)).oldest_cell_age_s == 1.0
+    refresh = session.observe(changed(2.0))
+    assert refresh.level == Level.FRAME and refresh.oldest_cell_age_s == 0
+    assert session.observe(changed(2.5)).oldest_cell_age_s == 0.5
 
 
 def test_forced_refreshes_and_first_pictures_know_no_budget(vlm):
@@ -115,8 +149,8 @@ def test_exact_answers_audited_never_drift(vlm, question):
         session.ask(question, now_ns=0)
     while session.has_audit:
         session.audit()
-    assert (session.audited.exact_answers, session.audited.exact_drifted) == (3, 0)
-    assert session.audited.answers == 0
+    assert (session.audit_counts.exact_answers, session.audit_counts.exact_drifted) == (3, 0)
+    assert session.audit_counts.answers == 0
 
 
 def test_an_answer_is_audited_on_its_own_pictures_whatever_came_since(vlm):
@@ -124,7 +158,7 @@ def test_an_answer_is_audited_on_its_own_pictures_whatever_came_since(vlm):
     before = session.ask(QUESTION, now_ns=0)
     session.observe(changed(0.5))
     audit(session)
-    assert not session.has_audit and session.audited.exact_drifted == 0
+    assert not session.has_audit and session.audit_counts.exact_drifted == 0
     assert session.ask(QUESTION, now_ns=0).cached_stamp_ns != before.cached_stamp_ns
 
 
@@ -133,12 +167,12 @@ def test_an_audit_can_be_broken_off_and_made_again(vlm):
     session.ask(QUESTION, now_ns=0)
 
     def stop():
-        raise Stopped(Status.BUSY, 'A question waits.')
+        raise Halt(Status.BUSY, 'A question waits.')
 
     session.audit(stop)
-    assert session.has_audit and session.audited.exact_answers == 0
+    assert session.has_audit and session.audit_counts.exact_answers == 0
     audit(session)
-    assert session.audited.exact_answers == 1
+    assert session.audit_counts.exact_answers == 1
 
 
 def test_no_more_than_a_few_answers_wait_and_a_reset_forgets_them(vlm):
@@ -147,7 +181,7 @@ def test_no_more_than_a_few_answers_wait_and_a_reset_forgets_them(vlm):
         session.ask(QUESTION, now_ns=0)
     for _ in range(MOST_WAITING):
         audit(session)
-    assert not session.has_audit and session.audited.exact_answers == MOST_WAITING
+    assert not session.has_audit and session.audit_counts.exact_answers == MOST_WAITING
     session.ask(QUESTION, now_ns=0)
     session.reset()
     assert not session.has_audit
@@ -162,17 +196,17 @@ def test_nothing_is_audited_unless_wanted(vlm):
 def test_patches_that_drift_are_given_up_and_tried_again_after_a_while(vlm, monkeypatch):
     config = PATCH.with_values(max_drift=0.5)
     session = started(vlm, config)
-    monkeypatch.setattr('vlm_reuse_node.session.auditor.differ', lambda outcome, again: True)
+    monkeypatch.setattr('vlm_reuse_node.session.outcome.Outcome.differs_from', lambda again, outcome: True)
     for step in range(1, 20):
         assert session.observe(changed(0.1 * step, by=0x80 * (step % 2))).level == Level.PATCH
         session.ask(QUESTION, now_ns=0)
         audit(session)
-        if not session.audited.is_trusted:
+        if not session.audit_counts.is_trusted:
             break
-    assert not session.audited.is_trusted and session.audited.drifted == session.audited.answers > 1
+    assert not session.audit_counts.is_trusted and session.audit_counts.drifted == session.audit_counts.answers > 1
     assert session.observe(changed(5, by=0x40)).level == Level.FRAME
     monkeypatch.undo()
-    while not session.audited.is_trusted:
+    while not session.audit_counts.is_trusted:
         session.ask(QUESTION, now_ns=0)
         audit(session)
     assert session.observe(changed(6, by=0x20)).level == Level.PATCH
@@ -185,7 +219,7 @@ def test_an_audit_samples_as_the_answer_did_whatever_was_set_since(vlm):
     session.config = session.config.with_values(seed=7)
     while session.has_audit:
         session.audit()
-    assert (session.audited.exact_answers, session.audited.exact_drifted) == (3, 0)
+    assert (session.audit_counts.exact_answers, session.audit_counts.exact_drifted) == (3, 0)
 
 
 def test_what_was_patched_is_computed_whole_once_patches_are_not_wanted_or_it_is_too_old(vlm):
@@ -218,17 +252,17 @@ def test_a_refresh_that_was_stopped_never_leaves_a_state_of_other_pictures(vlm, 
 
     def check():
         if next(steps, None) is None:
-            raise Stopped(Status.CANCELLED, 'enough')
+            raise Halt(Status.CANCELLED, 'enough')
 
     try:
         session.observe(changed(2.5, area=large), check=check)
-    except Stopped:
+    except Halt:
         pass
     session.observe(changed(3.0, area=large))
     warm, cold = session.ask(QUESTION, now_ns=0), session.ask_cold(QUESTION, now_ns=0)
     assert not warm.exact or warm.token_ids == cold.token_ids
-    cached = session._state.live.frame.rgb.astype(int)
-    if session._state.exact:
+    cached = session._refresher.state.live.frame.rgb.astype(int)
+    if session._refresher.state.exact:
         assert np.abs(cached - changed(3.0, area=large).rgb).max() < session.config.change_threshold
 
 
@@ -236,10 +270,10 @@ def test_a_plan_without_a_time_budget_never_depends_on_the_clock(vlm, monkeypatc
     def levels(slow):
         session = started(vlm, PATCH)
         monkeypatch.setattr(
-            session._planner,
+            session._refresher._planner,
             'learn',
-            lambda level, cells, ms: type(session._planner).learn(
-                session._planner, level, cells, slow * ms * np.random.default_rng(cells).uniform(0.1, 100)
+            lambda level, cells, ms: type(session._refresher._planner).learn(
+                session._refresher._planner, level, cells, slow * ms * np.random.default_rng(cells).uniform(0.1, 100)
             ),
         )
         areas = [(slice(0, side), slice(0, side)) for side in (40, 300, 100, 480, 60)]

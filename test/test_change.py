@@ -11,7 +11,7 @@ import pytest
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.demo.tabletop import Sensor, Tabletop, moved, random_things, sense
-from vlm_reuse_node.scene.change import ChangeDetector, Scene
+from vlm_reuse_node.scene.change import ChangeDetector, SceneChange
 
 sys.path.append(str(Path(__file__).parents[1] / 'bench'))
 
@@ -101,7 +101,7 @@ def test_noise_and_exposure_are_not_told():
 def test_the_same_picture_has_no_difference():
     change = detector_of(BASE).compare(BASE.copy(), SECOND_NS, CONFIG)
     assert not change.difference.any() and not change.stale.any() and not change.doubt_s.any()
-    assert change.scene == Scene.SAME
+    assert change.scene == SceneChange.SAME
 
 
 @pytest.mark.parametrize('row, column', [(0, 0), (5, 7), (2, 3)])
@@ -170,7 +170,7 @@ def test_thresholds_may_change_between_pictures():
     detector, rgb = detector_of(BASE), brightened(BASE, 2, 3, 20)
     assert not detector.compare(rgb, 1, CONFIG).stale.any()
     assert detector.compare(rgb, 2, CONFIG.with_values(change_threshold=15)).stale.any()
-    assert not detector.compare(rgb, 3, CONFIG.with_values(static_threshold=25)).stale.any()
+    assert not detector.compare(rgb, 3, CONFIG.with_values(change_threshold=100)).stale.any()
 
 
 @pytest.mark.parametrize('noise', [0, 3])
@@ -201,7 +201,7 @@ def test_a_lasting_change_of_exposure_is_paid_for_at_the_age_limit(factor):
 
 def test_a_large_change_of_exposure_is_a_change():
     change = detector_of(BASE).compare(np.clip(BASE * 1.4, 0, 255).astype(np.uint8), 1, CONFIG)
-    assert change.scene == Scene.CUT and change.stale.all()
+    assert change.scene == SceneChange.CUT and change.stale.all()
 
 
 def test_what_changes_while_the_exposure_does_is_seen_and_nothing_else():
@@ -269,9 +269,14 @@ def test_a_pan_is_told_from_a_cut_and_from_things_that_move(grid, seed):
     wide, pushed = table.picture(things), moved(rng, things[0], things[1:])
     here, beside = wide[60:540, 80:720], wide[65:545, 96:736]
     elsewhere = table.picture((pushed, *things[1:]))[60:540, 80:720]
-    for rgb, scene in ((beside, Scene.PAN), (255 - here, Scene.CUT), (elsewhere, Scene.SAME), (here, Scene.SAME)):
+    for rgb, scene in (
+        (beside, SceneChange.PAN),
+        (255 - here, SceneChange.CUT),
+        (elsewhere, SceneChange.SAME),
+        (here, SceneChange.SAME),
+    ):
         change = ChangeDetector(noisy(here, 1), 0, *grid, 28).compare(noisy(rgb, 2), 1, CONFIG)
-        assert change.scene == scene and change.stale.all() == (scene != Scene.SAME)
+        assert change.scene == scene and change.stale.all() == (scene != SceneChange.SAME)
 
 
 def test_a_pan_is_told_by_the_pixels_that_are_cached_now():
@@ -284,7 +289,7 @@ def test_a_pan_is_told_by_the_pixels_that_are_cached_now():
     cells = np.ones(GRIDS[0], bool)
     cells[0, 0] = False
     detector.refresh(cells)
-    assert detector.compare(beside, 2, CONFIG).scene == Scene.PAN
+    assert detector.compare(beside, 2, CONFIG).scene == SceneChange.PAN
 
 
 @pytest.fixture

@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 
 pytest.importorskip('diagnostic_msgs', reason='diagnostic_msgs is missing: install ROS 2 (make setup)')
+from vlm_reuse_node.ros.camera_state import CameraState
 from vlm_reuse_node.ros.diagnostics import (
     ERROR,
     OK,
     WARN,
-    CameraState,
-    RefreshWindow,
     audit_status,
     budget_status,
     camera_status,
     camera_trouble,
     model_status,
 )
+from vlm_reuse_node.ros.refresh_window import RefreshWindow
 from vlm_reuse_node.scene.refresh import Level, Refresh
-from vlm_reuse_node.session.drift_audit import Audited
+from vlm_reuse_node.session.drift_audit import AuditCounts
 
 FINE = dict(name='front', topic='/front/image_raw', publishers=1, received=30, silent_s=0.03, arrival_age_s=0.01)
 
@@ -147,10 +147,10 @@ def test_the_model_reports_its_queue_answers_and_errors(changes, level, words):
 
 
 def test_the_audit_tells_an_operator_what_drifted_and_what_follows():
-    quiet = audit_status('vlm', {'front': Audited(), 'rear': Audited(answers=93)}, 0.01)
+    quiet = audit_status('vlm', {'front': AuditCounts(), 'rear': AuditCounts(answers=93)}, 0.01)
     assert quiet.level == OK and quiet.message == '93 answers audited'
     assert values(quiet)['front: drift, 95 %'] == 'not known' and values(quiet)['rear: drift, 95 %'] == '0.00 to 3.97 %'
-    fallen = audit_status('vlm', {'front': Audited(answers=20, drifted=3, is_trusted=False)}, 0.01)
+    fallen = audit_status('vlm', {'front': AuditCounts(answers=20, drifted=3, is_trusted=False)}, 0.01)
     assert fallen.level == WARN and 'computed whole' in fallen.message
-    broken = audit_status('vlm', {'front': Audited(exact_answers=5, exact_drifted=1, is_trusted=False)}, 0.01)
+    broken = audit_status('vlm', {'front': AuditCounts(exact_answers=5, exact_drifted=1, is_trusted=False)}, 0.01)
     assert broken.level == ERROR and '1 of 5' in broken.message

@@ -13,7 +13,19 @@ pytest.importorskip('vlm_reuse_interfaces', reason='vlm_reuse_interfaces is not 
 from brake import WAIT_S
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from ros_harness import BUDGET, NodeProcess, Robot, graph, picture_message, set_parameter, show
+from ros_harness import (
+    BUDGET,
+    FRAME,
+    FULL,
+    MINUTE,
+    REUSE,
+    NodeProcess,
+    Robot,
+    graph,
+    picture_message,
+    set_parameter,
+    show,
+)
 from vlm_reuse_interfaces.msg import Answer, RefreshBudget
 from vlm_reuse_interfaces.srv import AskScene
 
@@ -22,7 +34,7 @@ RELIABLE = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
 
 def same_as_cold(robot):
     """A warm answer of now, after checking that it is the cold one."""
-    warm, cold = robot.ask(max_tokens=5, max_age_s=60.0), robot.ask(max_tokens=5, max_age_s=60.0, cold=True)
+    warm, cold = robot.ask(max_tokens=5, max_age=MINUTE), robot.ask_cold(max_tokens=5, max_age=MINUTE)
     assert warm.status == cold.status == Answer.OK and warm.token_ids == cold.token_ids, (warm.message, cold.message)
     return warm
 
@@ -47,7 +59,7 @@ def test_the_resolution_changes(robot):
     for size in ((48, 64), (96, 64), (48, 64)):
         show(robot, camera, budgets, size=size)
         same_as_cold(robot)
-    assert [budget.level for budget in budgets] == ['full'] * 3 and 'size changed' in budgets[1].reason
+    assert [budget.level for budget in budgets] == [FULL] * 3 and 'size changed' in budgets[1].reason
 
 
 @pytest.mark.parametrize(
@@ -64,7 +76,7 @@ def test_a_publisher_restarts_with_other_qos(robot, first, then):
 
         def looked_at(seed=seed, camera=camera):  # until the subscription has followed
             camera.publish(picture_message(seed, robot.now_ns()))
-            return len(budgets) > seed and budgets[-1].level == 'full' if seed == 0 else budgets[-1].level == 'frame'
+            return len(budgets) > seed and budgets[-1].level == (FULL if seed == 0 else FRAME)
 
         robot.until(looked_at, f'a picture of a {reliability.name} camera')
         same_as_cold(robot)
@@ -82,7 +94,7 @@ def test_corrupted_pictures_come_in_between(start, namespace):
             setattr(message, name, value)
         camera.publish(message)
     show(robot, camera, budgets, seed=1)
-    assert budgets[-1].level == 'reuse' and budgets[-1].frames_refused == 4
+    assert budgets[-1].level == REUSE and budgets[-1].frames_refused == 4
     assert same_as_cold(robot).token_ids == before.token_ids
 
 
@@ -127,7 +139,7 @@ def test_out_of_cache_budget_the_history_shrinks_and_it_goes_on(start):
         show(robot, camera, budgets, seed=seed, size=(480, 640))
         assert robot.ask(max_tokens=2).status == Answer.OK
     worker = robot.scene._worker
-    robot.until(lambda: not worker._sessions['camera'].has_work, 'the shorter history')
+    robot.until(lambda: not worker._loop._sessions['camera'].has_work, 'the shorter history')
     same_as_cold(robot)
     pictures, held = worker.stats().held['camera']
     assert 1 <= pictures <= 9 and held < 2e6
@@ -136,12 +148,13 @@ def test_out_of_cache_budget_the_history_shrinks_and_it_goes_on(start):
 CLIENT = textwrap.dedent("""
     import rclpy
     from rclpy.action import ActionClient
+    from builtin_interfaces.msg import Duration
     from vlm_reuse_interfaces.action import AskScene
     rclpy.init()
     node = rclpy.create_node('doomed', namespace='{namespace}')
     client = ActionClient(node, AskScene, 'vlm_reuse_node/ask_scene')
     client.wait_for_server()
-    sent = client.send_goal_async(AskScene.Goal(question='what is it ?', max_tokens=200, max_age_s=60.0),
+    sent = client.send_goal_async(AskScene.Goal(question='what is it ?', max_tokens=200, max_age=Duration(sec=60)),
                                   lambda message: None)
     rclpy.spin_until_future_complete(node, sent)
     print('sent', flush=True)

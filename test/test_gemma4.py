@@ -17,7 +17,7 @@ from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ImageError, ModelError
 from vlm_reuse_node.model import kv_cache
 from vlm_reuse_node.model.families.base import Grid
-from vlm_reuse_node.model.vlm import load
+from vlm_reuse_node.model.loading import load
 from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
@@ -419,7 +419,7 @@ def test_a_prefix_of_any_length_around_the_window_restores(vlm, length):
 
 @pytest.fixture
 def session(vlm):
-    session = SceneSession(vlm, Config(max_question_chars=100_000, system_prompt=' '.join(WORDS)))
+    session = SceneSession(vlm, Config(system_prompt=' '.join(WORDS)))
     session.observe(picture(1))
     return session
 

@@ -15,7 +15,7 @@ from tiny_model import picture, write_tiny_model
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ImageError, ModelError
-from vlm_reuse_node.model import kv_cache
+from vlm_reuse_node.model import kv_cache, loading
 from vlm_reuse_node.model import vlm as vlms
 from vlm_reuse_node.model.families import generic
 from vlm_reuse_node.model.families.base import family_for
@@ -40,7 +40,7 @@ def model_dir(request, tmp_path_factory):
 @pytest.fixture(scope='module')
 def vlm(model_dir):
     """The model as we load it."""
-    return vlms.load(str(model_dir))
+    return loading.load(str(model_dir))
 
 
 @pytest.fixture(scope='module')
@@ -145,7 +145,7 @@ def test_logits_and_tokens_behind_a_used_snapshot_equal_cold_ones(vlm, count):
 
 
 def test_a_session_answers_warm_as_cold(vlm):
-    session = SceneSession(vlm, Config(max_question_chars=100_000))
+    session = SceneSession(vlm, Config())
     for step, seed in enumerate((1, 2, 1)):
         refresh = session.observe(picture(seed, stamp_s=step))
         assert refresh.visual_tokens_refreshed == refresh.visual_tokens_total == len(vlm.see(picture(seed).rgb)[0])

@@ -12,10 +12,10 @@ from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Level
 from vlm_reuse_node.session import state as states
 from vlm_reuse_node.session.answer import Status
+from vlm_reuse_node.session.encoded_frame import EncodedFrame
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
-from vlm_reuse_node.session.state import Picture
-from vlm_reuse_node.session.turn import Stopped
+from vlm_reuse_node.session.turn import Halt, Turn
 
 QUESTION = Question('what color is the square ?', max_tokens=6)
 SLOT = 14  # 12 cells, begin and end
@@ -30,14 +30,14 @@ def observed(vlm, *stamps, **config):
 
 
 def stamps(session):
-    return [kept.frame.stamp_ns / SECOND_NS for kept in session._state.pictures]
+    return [kept.frame.stamp_ns / SECOND_NS for kept in session._refresher.state.frames]
 
 
 def answers_equal(session):
     now_ns = session.newest.stamp_ns
     warm, cold = session.ask(QUESTION, now_ns=now_ns), session.ask_cold(QUESTION, now_ns=now_ns)
     assert warm.status == cold.status == Status.OK
-    assert warm.token_ids == cold.token_ids and warm.tokens_reused == session._state.tokens
+    assert warm.token_ids == cold.token_ids and warm.tokens_reused == session._refresher.state.tokens
     return warm
 
 
@@ -72,7 +72,7 @@ def test_a_picture_becomes_a_keyframe_when_it_is_old_enough_and_changed(vlm):
 
 
 def test_a_change_of_scene_keeps_the_picture_before_it_at_once(vlm):
-    assert stamps(observed(vlm, 0, 0.1, 0.2, keyframe_interval_s=60, scene_change_share=0.5)) == [0, 0.1, 0.2]
+    assert stamps(observed(vlm, 0, 0.1, 0.2, keyframe_interval_s=60)) == [0, 0.1, 0.2]
 
 
 def test_a_picture_that_did_not_change_costs_nothing_and_is_no_keyframe(vlm):
@@ -84,23 +84,25 @@ def test_a_picture_that_did_not_change_costs_nothing_and_is_no_keyframe(vlm):
 @pytest.mark.parametrize('count', [1, 2, 3, 4])
 def test_warm_equals_cold_at_every_length(vlm, count):
     session = observed(vlm, *range(count))
-    assert len(session._state.pictures) == count
+    assert len(session._refresher.state.frames) == count
     answers_equal(session)
 
 
 def test_a_changed_picture_pays_for_its_own_slot_alone(vlm):
     session = observed(vlm, 0, 1, 2)
-    tokens = session._state.tokens
+    tokens = session._refresher.state.tokens
     asked = session.ask(Question(QUESTION.text, force_refresh=True), now_ns=0, newest=lambda: picture(7, 2.1))
-    assert session._state.tokens in (tokens, tokens + SLOT)
-    assert asked.tokens_reused == session._state.tokens - SLOT and asked.level == Level.FRAME
+    assert session._refresher.state.tokens in (tokens, tokens + SLOT)
+    assert asked.tokens_reused == session._refresher.state.tokens - SLOT and asked.level == Level.FRAME
     answers_equal(session)
 
 
 def test_a_grown_state_is_bit_for_bit_one_computed_from_nothing(vlm):
     session = observed(vlm, 0, 1, 1.2, 2, 2.3)
-    cold = states.build(vlm, session._template_for, [Picture.see(vlm, kept.frame) for kept in session._state.pictures])
-    assert dump(session._state) == dump(cold)
+    cold = states.build(
+        vlm, session._template_for, [EncodedFrame.see(vlm, kept.frame) for kept in session._refresher.state.frames]
+    )
+    assert dump(session._refresher.state) == dump(cold)
 
 
 def test_a_full_history_is_made_shorter_while_nobody_asks(vlm):
@@ -120,6 +122,19 @@ def test_a_full_history_is_made_shorter_while_nobody_asks(vlm):
     answers_equal(session)
 
 
+def test_a_shorter_history_makes_no_cell_new(vlm):
+    """It is computed from the frames that were seen, not from newer ones."""
+    refreshes = []
+    session = observed(vlm, 0, 1, 2, 3)
+    session._on_refresh = lambda frame, refresh: refreshes.append(refresh)
+    for stamp_s in (4.0, 4.5):
+        session.observe(picture(9, stamp_s))
+    finish(session)
+    session.observe(picture(9, 6.0))
+    assert [refresh.level for refresh in refreshes] == [Level.FRAME, Level.REUSE, Level.FULL, Level.REUSE]
+    assert [refresh.oldest_cell_age_s for refresh in refreshes] == [0.0, 0.5, 0.5, 2.0]
+
+
 def test_memory_is_bounded_and_the_log_says_so(vlm, caplog, monkeypatch):
     real = kv_cache.held_bytes
     monkeypatch.setattr(kv_cache, 'held_bytes', lambda *args: 4 * real(*args))  # as if the model were larger
@@ -128,8 +143,8 @@ def test_memory_is_bounded_and_the_log_says_so(vlm, caplog, monkeypatch):
     for step in range(1, 45):
         session.observe(picture(step % 7, float(step)))
         finish(session)
-        assert session._state.held_bytes <= 1e6
-        lengths.append(len(session._state.pictures))
+        assert session._refresher.state.held_bytes <= 1e6
+        lengths.append(len(session._refresher.state.frames))
     assert 'max_cache_mb 1' in caplog.text and 10 < max(lengths) < 44
     answers_equal(session)
 
@@ -137,15 +152,17 @@ def test_memory_is_bounded_and_the_log_says_so(vlm, caplog, monkeypatch):
 def test_the_models_context_bounds_the_history(vlm, monkeypatch):
     monkeypatch.setattr(vlm, 'context', 100)
     session = observed(vlm, *range(9), history_frames=50)
-    assert session._state.tokens <= 75
+    assert session._refresher.state.tokens <= 75
     answers_equal(session)
 
 
-@pytest.mark.parametrize('config', [{}, {'keyframe_interval_s': 60.0, 'scene_change_share': 1.0}])
+@pytest.mark.parametrize('is_due', [True, False])
 @pytest.mark.parametrize('at', [1, 2])
-def test_a_refresh_that_was_given_up_is_made_up_for(vlm, config, at):
-    session = observed(vlm, 0, 1, 2, **config)
-    with pytest.raises(Stopped):
+def test_a_refresh_that_was_given_up_is_made_up_for(vlm, monkeypatch, is_due, at):
+    if not is_due:
+        monkeypatch.setattr('vlm_reuse_node.scene.change.CUT_SHARE', 2.0)  # a cut would make a keyframe at once
+    session = observed(vlm, 0, 1, 2, **({} if is_due else {'keyframe_interval_s': 60.0}))
+    with pytest.raises(Halt):
         session.observe(picture(8, 3.0), check=stopping_at(at))
     answer = session.ask(Question(QUESTION.text, max_tokens=6), now_ns=3 * SECOND_NS)
     assert answer.status == Status.OK and answer.cached_stamp_ns == answer.stamp_ns == 3 * SECOND_NS
@@ -159,7 +176,7 @@ def stopping_at(count):
     def check():
         looks.append(1)
         if len(looks) == count:
-            raise Stopped(Status.CANCELLED, 'enough')
+            raise Halt(Status.CANCELLED, 'enough')
 
     return check
 
@@ -167,7 +184,7 @@ def stopping_at(count):
 @pytest.mark.parametrize('frame', [picture(8, 0.5), picture(8, 3.0, size=(640, 480))])
 def test_a_jump_that_was_given_up_is_not_forgotten(vlm, frame):
     session = observed(vlm, 1, 2)
-    with pytest.raises(Stopped):
+    with pytest.raises(Halt):
         session.observe(frame, check=stopping_at(1))
     session.observe(picture(9, 3.5, size=frame.size[::-1]))
     assert stamps(session) == [3.5]
@@ -180,20 +197,20 @@ def test_a_cut_that_was_given_up_never_serves_an_old_picture(vlm, monkeypatch, a
     session.config = Config(history_frames=2, keyframe_interval_s=1.0)
     try:
         session.observe(picture(8, 4.0), check=stopping_at(at))
-    except Stopped:
+    except Halt:
         pass
     session.observe(picture(3, 4.1))  # what was live before
-    assert np.array_equal(session._state.live.frame.rgb, picture(3).rgb)
+    assert np.array_equal(session._refresher.state.live.frame.rgb, picture(3).rgb)
     answers_equal(session)
 
 
 def test_a_rollover_waits_for_a_live_picture(vlm):
     session = observed(vlm, 0, 1, 2, 3, 4)
-    while session._history._waiting:
+    while session._refresher._history._waiting:
         session.work()
-    with pytest.raises(Stopped):
+    with pytest.raises(Halt):
         session.observe(picture(8, 4.1), check=stopping_at(2))  # in the middle of the slot
-    assert not session._state.has_live and not session.has_work
+    assert not session._refresher.state.has_live and not session.has_work
     session.work()
     answer = session.ask(QUESTION, now_ns=int(4.1 * SECOND_NS))
     assert answer.cached_stamp_ns == int(4.1 * SECOND_NS)
@@ -230,7 +247,7 @@ def test_a_lower_limit_holds_from_the_next_change_on(vlm, frames):
 def test_a_failing_rollover_leaves_the_kept_state(vlm, monkeypatch, caplog):
     session = observed(vlm, 0, 1, 2, 3, 4)
     assert session.has_work
-    monkeypatch.setattr(session._history._next, 'append', lambda *_: 1 / 0)
+    monkeypatch.setattr(session._refresher._history._next, 'append', lambda *_: 1 / 0)
     session.work()
     assert not session.has_work and 'could not be computed' in caplog.text
     answers_equal(session)
@@ -243,7 +260,7 @@ def test_a_failing_rollover_leaves_the_kept_state(vlm, monkeypatch, caplog):
 def test_another_size_and_time_going_back_forget_the_history(vlm, frame):
     session = observed(vlm, 0, 1, 2, 3, 4)
     assert session.observe(frame).level == Level.FULL
-    assert len(session._state.pictures) == 1 and not session.has_work
+    assert len(session._refresher.state.frames) == 1 and not session.has_work
     answers_equal(session)
 
 
@@ -274,10 +291,10 @@ def test_any_sequence_leaves_warm_equal_to_cold(vlm, seed):
                 Question(QUESTION.text, force_refresh=True),
                 now_ns=int(now_s * SECOND_NS),
                 newest=lambda: picture(int(rng.integers(5)), now_s),
-                cancelled=lambda: looks.append(1) or len(looks) > limit,
+                turn=Turn(cancelled=lambda: looks.append(1) or len(looks) > limit),
             )
-        if session._has_state():
+        if session._refresher.is_current:
             answers_equal(session)
     finish(session)
-    if session._has_state():
+    if session._refresher.is_current:
         answers_equal(session)

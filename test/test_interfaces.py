@@ -39,8 +39,10 @@ def test_every_field_is_in_its_table():
         'msg/RefreshBudget.msg': [msg.RefreshBudget],
         'msg/Watch.msg': [msg.Watch],
         'msg/WatchAnswer.msg': [msg.WatchAnswer],
+        'srv/AddWatch.srv': [srv.AddWatch.Request, srv.AddWatch.Response],
         'srv/AskScene.srv': [srv.AskScene.Request, srv.AskScene.Response],
-        'srv/WatchScene.srv': [srv.WatchScene.Request, srv.WatchScene.Response],
+        'srv/ListWatches.srv': [srv.ListWatches.Request, srv.ListWatches.Response],
+        'srv/RemoveWatch.srv': [srv.RemoveWatch.Request, srv.RemoveWatch.Response],
         'action/AskScene.action': [Action.Goal, Action.Result, Action.Feedback],
     }
     for name, block in docs.BLOCK.findall(PAGE):

@@ -11,7 +11,7 @@ from tiny_model import picture, write_tiny_model
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import InvalidRequestError
 from vlm_reuse_node.model.json_schema import JsonSchemas
-from vlm_reuse_node.model.vlm import load
+from vlm_reuse_node.model.loading import load
 from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
@@ -102,7 +102,7 @@ def test_warm_equals_cold_and_the_next_free_answer_is_as_before(session):
         ({'$ref': '#'}, 'followed'),
         ({'$ref': 'http://localhost/schema.json'}, 'followed'),
         ({'type': 'array', 'uniqueItems': True}, 'uniqueItems'),
-        ('{' * 200_000, 'max_schema_chars'),
+        ('{' * 200_000, 'expected at most'),
         ({'type': 'number', 'exclusiveMinimum': 0, 'exclusiveMaximum': 0.5}, 'exclusiveMinimum'),
         # These end the process in llguidance 1.9.1, should they ever get there.
         ({'const': -9223372036854775807}, '9223372036854775807'),
@@ -110,8 +110,8 @@ def test_warm_equals_cold_and_the_next_free_answer_is_as_before(session):
         ({'properties': {'a': {'minimum': -9223372036854775807, 'maximum': -9223372036854775806}}}, '2 to the 53rd'),
     ],
 )
-def test_a_schema_that_cannot_be_held_to_is_refused_with_the_reason(session, schema, named):
-    session.config = Config(max_schema_chars=100_000)
+def test_a_schema_that_cannot_be_held_to_is_refused_with_the_reason(session, schema, named, monkeypatch):
+    monkeypatch.setattr('vlm_reuse_node.session.question.LONGEST_SCHEMA_CHARS', 100_000)
     answer = ask(session, schema)
     assert answer.status == Status.INVALID_REQUEST and named in answer.message and not answer.text
 

@@ -6,21 +6,23 @@ import time
 import cv2
 import numpy as np
 import pytest
-from builtin_interfaces.msg import Time
+from builtin_interfaces.msg import Duration, Time
 
 rclpy = pytest.importorskip('rclpy', reason='rclpy is missing: install ROS 2 (make setup)')
 pytest.importorskip('vlm_reuse_interfaces', reason='vlm_reuse_interfaces is not built: make setup')
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from ros_harness import BUDGET, Robot, picture_message, scene_node, set_parameter, show
+from ros_harness import BUDGET, FULL, MINUTE, REUSE, Robot, picture_message, scene_node, set_parameter, show
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
 from vlm_reuse_interfaces.msg import Answer, RefreshBudget
 from vlm_reuse_interfaces.srv import AskScene
 
 from vlm_reuse_node.errors import ConfigError, ModelError
+from vlm_reuse_node.ros.messages import seconds_of
 from vlm_reuse_node.scene.overlay import BAR_HEIGHT
+from vlm_reuse_node.session.question import LONGEST_QUESTION_CHARS
 
 
 def test_a_question_is_answered_from_the_newest_picture(robot):
@@ -29,8 +31,8 @@ def test_a_question_is_answered_from_the_newest_picture(robot):
     stamp = show(robot, camera, budgets, seed=2)
     answer = robot.ask(max_tokens=4)
     assert answer.status == Answer.OK and answer.text and answer.tokens_generated == 4
-    assert (answer.image_header.stamp, answer.image_header.frame_id, answer.camera) == (stamp, 'lens', 'camera')
-    assert 0 < answer.image_age_s < 2 and answer.model == 'tiny'
+    assert (answer.header.stamp, answer.header.frame_id, answer.camera) == (stamp, 'lens', 'camera')
+    assert 0 < seconds_of(answer.image_age) < 2 and answer.model == 'tiny'
     assert answer.tokens_reused > answer.tokens_prefilled > 0
 
 
@@ -40,22 +42,22 @@ def test_the_refresh_budget_carries_the_source_header_and_adds_up(robot):
         stamp = show(robot, camera, budgets, seed=seed)
     first, same, changed = budgets
     assert (changed.header.stamp, changed.header.frame_id, changed.camera) == (stamp, 'lens', 'camera')
-    assert (first.level, same.level) == ('full', 'reuse') and changed.level != 'reuse'
+    assert (first.level, same.level) == (FULL, REUSE) and changed.level != REUSE
     assert first.visual_tokens_refreshed == first.visual_tokens_total > 0 == same.visual_tokens_refreshed
-    assert (changed.frames_seen, changed.frames_dropped, changed.frames_refused) == (3, 0, 0)
+    assert (changed.frames_received, changed.frames_dropped, changed.frames_refused) == (3, 0, 0)
     assert changed.spent_ms == pytest.approx(changed.change_ms + changed.vision_ms + changed.prefill_ms, rel=1e-5)
 
 
 def test_a_cold_answer_is_the_warm_one_from_nothing_and_leaves_the_state(robot):
     budgets, camera = robot.listen(RefreshBudget, BUDGET), robot.camera()
     show(robot, camera, budgets)
-    warm, cold, again = robot.ask(), robot.ask(cold=True), robot.ask()
+    warm, cold, again = robot.ask(), robot.ask_cold(), robot.ask()
     assert cold.status == Answer.OK and cold.cached_stamp == warm.cached_stamp == again.cached_stamp
     assert cold.text == warm.text == again.text and cold.token_ids == warm.token_ids == again.token_ids
-    assert (cold.tokens_reused, cold.level) == (0, 'full') and cold.refresh_ms > 0
+    assert (cold.tokens_reused, cold.level) == (0, FULL) and cold.refresh_ms > 0
     assert again.tokens_reused == warm.tokens_reused > 0
     show(robot, camera, budgets)
-    assert [budget.level for budget in budgets] == ['full', 'reuse']
+    assert [budget.level for budget in budgets] == [FULL, REUSE]
 
 
 def test_choices_are_answered_by_one_of_them_with_its_probability(robot):
@@ -73,9 +75,9 @@ def test_before_the_first_picture_the_answer_says_what_is_missing(robot):
 
 def test_a_camera_that_stopped_gives_stale_with_its_age(robot):
     show(robot, robot.camera(), robot.listen(RefreshBudget, BUDGET), stamp_ns=robot.now_ns() - 5_000_000_000)
-    answer = robot.ask(max_age_s=1.0)
-    assert answer.status == Answer.STALE and 5 <= answer.image_age_s < 10
-    assert robot.ask(max_age_s=60.0).status == Answer.OK
+    answer = robot.ask(max_age=Duration(sec=1))
+    assert answer.status == Answer.STALE and 5 <= seconds_of(answer.image_age) < 10
+    assert robot.ask(max_age=MINUTE).status == Answer.OK
 
 
 @pytest.mark.parametrize(
@@ -83,12 +85,12 @@ def test_a_camera_that_stopped_gives_stale_with_its_age(robot):
     [
         ({'question': ''}, 'empty'),
         ({'question': '  \n'}, 'empty'),
-        ({'question': 'x' * 2001}, '2000'),
+        ({'question': 'x' * (LONGEST_QUESTION_CHARS + 1)}, str(LONGEST_QUESTION_CHARS)),
         ({'question': 'what is <|image_pad|> ?'}, 'image_pad'),
         ({'camera': 'rear'}, 'rear'),
         ({'json_schema': '{'}, 'json_schema'),
-        ({'max_age_s': -1.0}, 'max_age_s'),
-        ({'timeout_s': float('nan')}, 'timeout_s'),
+        ({'max_age': Duration(sec=-1)}, 'max_age'),
+        ({'timeout': Duration(sec=-1, nanosec=900_000_000)}, 'timeout'),
         ({'choices': ['yes', 'yes']}, 'different'),
         ({'choices': ['']}, 'choice'),
     ],
@@ -144,7 +146,7 @@ def test_bad_pictures_are_counted_by_cause_and_the_node_stays_up(start, namespac
     answer = robot.ask()
     assert answer.status == Answer.NO_IMAGE and 'refused' in answer.message
     show(robot, camera, budgets)
-    assert robot.ask().status == Answer.OK and budgets[-1].frames_refused == 5 and budgets[-1].frames_seen == 6
+    assert robot.ask().status == Answer.OK and budgets[-1].frames_refused == 5 and budgets[-1].frames_received == 6
 
 
 def test_a_picture_that_only_the_model_refuses_is_refused_of_its_camera(robot):
@@ -171,7 +173,7 @@ def test_the_subscription_follows_a_camera_that_changes_its_qos_and_misses_no_pi
         )
         show(robot, camera, budgets)
         robot.node.destroy_publisher(camera)
-    assert [budget.frames_seen for budget in budgets] == [1, 2, 3]
+    assert [budget.frames_received for budget in budgets] == [1, 2, 3]
 
 
 def test_qos_overrides_are_honoured(start, namespace):
@@ -197,7 +199,7 @@ def test_compressed_pictures_are_read(start):
 def test_pictures_without_stamps_count_as_taken_when_they_arrive(robot):
     show(robot, robot.camera(), robot.listen(RefreshBudget, BUDGET), stamp_ns=0)
     answer = robot.ask()
-    assert answer.status == Answer.OK and answer.image_age_s < 2
+    assert answer.status == Answer.OK and seconds_of(answer.image_age) < 2
 
 
 def test_the_overlay_is_published_while_somebody_looks(robot):
@@ -230,18 +232,18 @@ def test_reset_forgets_the_picture(robot):
     assert robot.reset().success
     assert robot.ask().status == Answer.NO_IMAGE
     show(robot, camera, budgets)
-    assert robot.ask().status == Answer.OK and budgets[-1].level == 'full'
+    assert robot.ask().status == Answer.OK and budgets[-1].level == FULL
 
 
 def test_each_camera_has_its_own_picture(start):
     robot = start(cameras=['front', 'rear'])
     budgets = robot.listen(RefreshBudget, BUDGET)
     show(robot, robot.camera('front/image_raw'), budgets, frame_id='front_lens')
-    assert robot.ask().image_header.frame_id == 'front_lens'
+    assert robot.ask().header.frame_id == 'front_lens'
     assert robot.ask(camera='rear').status == Answer.NO_IMAGE
     show(robot, robot.camera('rear/image_raw'), budgets, frame_id='rear_lens')
-    assert robot.ask(camera='rear').image_header.frame_id == 'rear_lens'
-    assert robot.ask(camera='front').image_header.frame_id == 'front_lens'
+    assert robot.ask(camera='rear').header.frame_id == 'rear_lens'
+    assert robot.ask(camera='front').header.frame_id == 'front_lens'
 
 
 def test_pictures_are_taken_while_many_questions_wait(start, namespace):
@@ -257,7 +259,7 @@ def test_pictures_are_taken_while_many_questions_wait(start, namespace):
     robot.until(lambda: all(future.done() for future in asked), 'every answer')
     assert {future.result().answer.status for future in asked} == {Answer.OK}
     show(robot, camera, budgets)
-    robot.until(lambda: budgets[-1].frames_seen == 12, 'the last picture')
+    robot.until(lambda: budgets[-1].frames_received == 12, 'the last picture')
 
 
 def test_more_questions_than_may_wait_are_answered_busy(start):
@@ -290,7 +292,6 @@ def test_diagnostics_come_once_a_second_with_reason_and_values(robot):
         ('max_tokens', 0, '4096'),
         ('max_age_s', -1.0, '86400'),
         ('image_transport', 'compressed', 'lifecycle set'),
-        ('static_threshold', 200, 'change_threshold'),
         ('no_such', 1, 'undeclared'),
     ],
 )
@@ -303,8 +304,8 @@ def test_a_live_parameter_changes_the_next_answer(robot):
     show(robot, robot.camera(), robot.listen(RefreshBudget, BUDGET))
     assert set_parameter(robot, 'max_tokens', 2).successful
     assert robot.ask().tokens_generated == 2
-    assert set_parameter(robot, 'max_question_chars', 3).successful
-    assert robot.ask().status == Answer.INVALID_REQUEST
+    assert set_parameter(robot, 'max_tokens', 3).successful
+    assert robot.ask().tokens_generated == 3
 
 
 @pytest.mark.parametrize(
@@ -375,12 +376,15 @@ def test_simulated_time_that_jumps_back_forgets_the_pictures(start):
     budgets, camera = robot.listen(RefreshBudget, BUDGET), robot.camera()
     show(robot, camera, budgets, stamp_ns=100_000_000_000)
     clock.publish(Clock(clock=Time(sec=101)))
-    answer = robot.until(lambda: next((a for a in [robot.ask(max_age_s=5.0)] if a.image_age_s > 0), None), 'the clock')
-    assert answer.status == Answer.OK and answer.image_age_s == pytest.approx(1.0)
+    answer = robot.until(
+        lambda: next((a for a in [robot.ask(max_age=Duration(sec=5))] if seconds_of(a.image_age) > 0), None),
+        'the clock',
+    )
+    assert answer.status == Answer.OK and seconds_of(answer.image_age) == pytest.approx(1.0)
     clock.publish(Clock(clock=Time(sec=10)))
-    robot.until(lambda: robot.ask(max_age_s=500.0).status == Answer.NO_IMAGE, 'the reset')
+    robot.until(lambda: robot.ask(max_age=Duration(sec=500)).status == Answer.NO_IMAGE, 'the reset')
     show(robot, camera, budgets, stamp_ns=10_000_000_000)
-    assert budgets[-1].level == 'full' and robot.ask(max_age_s=5.0).status == Answer.OK
+    assert budgets[-1].level == FULL and robot.ask(max_age=Duration(sec=5)).status == Answer.OK
 
 
 def test_a_looping_bag_without_simulated_time_starts_anew(robot):
@@ -388,7 +392,7 @@ def test_a_looping_bag_without_simulated_time_starts_anew(robot):
     now = robot.now_ns()
     show(robot, camera, budgets, seed=1, stamp_ns=now)
     show(robot, camera, budgets, seed=1, stamp_ns=now - 30_000_000_000)
-    assert [budget.level for budget in budgets] == ['full', 'full']
+    assert [budget.level for budget in budgets] == [FULL, FULL]
 
 
 def test_an_answer_wakes_the_executor(ros):
@@ -399,14 +403,14 @@ def test_an_answer_wakes_the_executor(ros):
 
     from rclpy.executors import SingleThreadedExecutor
 
-    from vlm_reuse_node.ros.ask_server import Awaited
+    from vlm_reuse_node.ros.ask_server import PendingAnswers
     from vlm_reuse_node.session.answer import Answer as Record
     from vlm_reuse_node.session.answer import Status
 
     executor, asked = SingleThreadedExecutor(context=ros), Future()
 
     async def wait():
-        await Awaited(SimpleNamespace(executor=executor)).answer(asked)
+        await PendingAnswers(SimpleNamespace(executor=executor)).answer(asked)
         return time.perf_counter()
 
     task = executor.create_task(wait)

@@ -6,8 +6,9 @@ pytest.importorskip('rclpy', reason='rclpy is missing: install ROS 2 (make setup
 pytest.importorskip('vlm_reuse_interfaces', reason='vlm_reuse_interfaces is not built: make setup')
 from action_msgs.msg import GoalStatus
 from brake import WAIT_S
+from builtin_interfaces.msg import Duration
 from rclpy.action import ActionClient
-from ros_harness import BUDGET, Robot, show
+from ros_harness import BUDGET, MINUTE, Robot, show
 from vlm_reuse_interfaces.action import AskScene
 from vlm_reuse_interfaces.msg import Answer, RefreshBudget
 
@@ -58,7 +59,7 @@ def test_choices_and_errors_come_as_by_service(planner):
     assert status == GoalStatus.STATUS_SUCCEEDED and answer.text == ['red', 'green'][answer.choice_index]
     status, answer = planner.result(planner.send(question=''))
     assert status == GoalStatus.STATUS_ABORTED and answer.status == Answer.INVALID_REQUEST and 'empty' in answer.message
-    status, answer = planner.result(planner.send(max_age_s=-1.0))
+    status, answer = planner.result(planner.send(max_age=Duration(sec=-1)))
     assert status == GoalStatus.STATUS_ABORTED and answer.status == Answer.INVALID_REQUEST
 
 
@@ -104,7 +105,7 @@ def test_a_full_queue_is_busy_at_once(start, brake):
 def test_a_deadline_drops_the_answer_and_the_state_stays_exact(planner, brake):
     before = planner.robot.ask(max_tokens=6)
     brake.hold()
-    handle = planner.send(max_tokens=400, timeout_s=0.2)
+    handle = planner.send(max_tokens=400, timeout=Duration(nanosec=200_000_000))
     assert brake.held.wait(WAIT_S)
     brake.go_on.wait(0.3)  # the model takes longer than the deadline
     brake.go_on.set()
@@ -132,4 +133,4 @@ def test_a_planner_that_goes_away_in_the_middle_does_no_harm(planner, brake, nam
     assert brake.held.wait(WAIT_S)
     context.try_shutdown()
     brake.go_on.set()
-    assert planner.robot.ask(max_tokens=4, max_age_s=60.0).status == Answer.OK
+    assert planner.robot.ask(max_tokens=4, max_age=MINUTE).status == Answer.OK

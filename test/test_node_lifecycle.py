@@ -10,7 +10,7 @@ from brake import WAIT_S
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import GetState
-from ros_harness import BUDGET, set_parameter, show, transition
+from ros_harness import BUDGET, FULL, MINUTE, REUSE, set_parameter, show, transition
 from tiny_model import write_tiny_model
 from vlm_reuse_interfaces.msg import Answer, RefreshBudget
 from vlm_reuse_interfaces.srv import AskScene
@@ -55,9 +55,9 @@ def test_configure_loads_activate_subscribes_deactivate_keeps_and_cleanup_frees(
 
     assert change(robot, ACTIVATE) == [True]
     robot.until(camera.get_subscription_count, 'the subscription')
-    assert robot.ask(max_tokens=4, max_age_s=60.0).token_ids == before.token_ids  # from the state that was kept
+    assert robot.ask(max_tokens=4, max_age=MINUTE).token_ids == before.token_ids  # from the state that was kept
     show(robot, camera, budgets, seed=1)
-    assert [budget.level for budget in budgets] == ['full', 'reuse'] and budgets[-1].frames_seen == 2
+    assert [budget.level for budget in budgets] == [FULL, REUSE] and budgets[-1].frames_received == 2
 
     assert change(robot, DEACTIVATE, CLEANUP) == [True, True]
     assert state(robot) == State.PRIMARY_STATE_UNCONFIGURED and robot.scene._worker is None
@@ -102,10 +102,10 @@ def test_a_model_that_does_not_load_leaves_it_unconfigured_and_says_why(unconfig
 
 
 def test_while_it_loads_the_diagnostics_say_so(unconfigured, monkeypatch):
-    from vlm_reuse_node.serving import worker
+    from vlm_reuse_node.serving import model_loop
 
-    load, let = worker.load, threading.Event()
-    monkeypatch.setattr(worker, 'load', lambda name: let.wait(WAIT_S) and load(name))
+    load, let = model_loop.load, threading.Event()
+    monkeypatch.setattr(model_loop, 'load', lambda name: let.wait(WAIT_S) and load(name))
     diagnostics = unconfigured.listen(DiagnosticArray, '/diagnostics')
     configured = transition(unconfigured, CONFIGURE)
 
@@ -200,16 +200,16 @@ def test_a_camera_joins_and_leaves_while_the_other_goes_on(start):
     assert set_parameter(robot, 'cameras', ['front', 'rear']).successful
     rear = robot.camera('rear/image_raw')
     show(robot, rear, budgets, seed=2, frame_id='rear_lens')
-    assert robot.ask(camera='rear').image_header.frame_id == 'rear_lens'
+    assert robot.ask(camera='rear').header.frame_id == 'rear_lens'
     show(robot, front, budgets, seed=1, frame_id='front_lens')
-    assert budgets[-1].level == 'reuse'  # the front camera's state was not touched
+    assert budgets[-1].level == REUSE  # the front camera's state was not touched
     robot.until(lambda: 'camera rear' in diagnostics(), 'its diagnostics')
 
     assert set_parameter(robot, 'cameras', ['rear']).successful
     robot.until(lambda: front.get_subscription_count() == 0, 'the end of the subscription')
-    gone = robot.ask(camera='front', max_age_s=60.0)
+    gone = robot.ask(camera='front', max_age=MINUTE)
     assert gone.status == Answer.INVALID_REQUEST and 'rear' in gone.message
-    assert robot.ask(max_age_s=60.0).image_header.frame_id == 'rear_lens'
+    assert robot.ask(max_age=MINUTE).header.frame_id == 'rear_lens'
     robot.until(lambda: 'camera front' not in diagnostics(), 'no more diagnostics of it')
     robot.until(lambda: not robot.node.count_publishers('vlm_reuse_node/overlay/front'), 'the end of its overlay')
     robot.until(lambda: set(robot.scene._worker.stats().held) == {'rear'}, 'its state to be given up')

@@ -9,7 +9,7 @@ pytest.importorskip('vlm_reuse_interfaces', reason='vlm_reuse_interfaces is not 
 from lifecycle_msgs.srv import GetState
 from rclpy.action import ActionClient
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from ros_harness import NodeProcess, Robot, graph, picture_message
+from ros_harness import MINUTE, NodeProcess, Robot, graph, picture_message
 from vlm_reuse_interfaces.action import AskScene as AskSceneAction
 from vlm_reuse_interfaces.msg import Answer, RefreshBudget
 from vlm_reuse_interfaces.srv import AskScene
@@ -54,7 +54,7 @@ def test_told_to_end_it_answers_the_open_questions_and_ends_cleanly(start, robot
     show(robot)
     action = ActionClient(robot.node, AskSceneAction, 'vlm_reuse_node/ask_scene')
     robot.until(action.server_is_ready, 'the action')
-    assert robot.ask(max_age_s=60.0).status == Answer.OK  # the two know each other: nothing is lost on the way
+    assert robot.ask(max_age=MINUTE).status == Answer.OK  # the two know each other: nothing is lost on the way
     asked = [
         robot.call(AskScene, 'vlm_reuse_node/ask', AskScene.Request(question='what is it ?', max_tokens=64))
         for _ in range(300)
@@ -170,4 +170,4 @@ def test_a_planner_that_dies_with_open_questions_does_no_harm(start, robot):
         planner = Robot(context, '')
         for _ in range(5):
             planner.call(AskScene, 'vlm_reuse_node/ask', AskScene.Request(question='what is it ?', max_tokens=64))
-    assert robot.ask(max_age_s=60.0).status == Answer.OK
+    assert robot.ask(max_age=MINUTE).status == Answer.OK

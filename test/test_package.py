@@ -13,7 +13,7 @@ import pytest
 from ament_index_python.packages import get_package_prefix, get_package_share_directory, get_packages_with_prefixes
 from vlm_reuse_interfaces.action import AskScene as AskSceneAction
 from vlm_reuse_interfaces.msg import Answer as AnswerMessage
-from vlm_reuse_interfaces.msg import RefreshBudget
+from vlm_reuse_interfaces.msg import RefreshBudget, WatchAnswer
 from vlm_reuse_interfaces.srv import AskScene
 
 import vlm_reuse_node
@@ -124,13 +124,46 @@ def test_wheel_lock_is_complete_and_names_no_place():
 
 def test_status_constants_follow_the_order_of_status():
     expected = {status.name: number for number, status in enumerate(Status)}
-    assert constants(AnswerMessage()) == expected
+    found = {name: number for name, number in constants(AnswerMessage()).items() if not name.startswith('LEVEL_')}
+    assert found == expected
+
+
+@pytest.mark.parametrize('message', [AnswerMessage, RefreshBudget])
+def test_level_constants_follow_the_order_of_level(message):
+    """The cheapest first, so that a planner can compare them; 0 is none."""
+    expected = {'LEVEL_NONE': 0} | {f'LEVEL_{level.name}': number for number, level in enumerate(Level, start=1)}
+    found = {name: number for name, number in constants(message()).items() if name.startswith('LEVEL_')}
+    assert found == expected
+
+
+@pytest.mark.parametrize('message', [AnswerMessage, RefreshBudget, WatchAnswer])
+def test_the_header_is_the_first_field(message):
+    """Where message filters and tf look for it."""
+    assert next(iter(message.get_fields_and_field_types().items())) == ('header', 'std_msgs/Header')
+
+
+# Seconds of the engine that are a Duration in a message.
+DURATIONS = {
+    'image_age_s': 'image_age',
+    'oldest_cell_age_s': 'oldest_cell_age',
+    'max_age_s': 'max_age',
+    'timeout_s': 'timeout',
+}
+
+
+@pytest.mark.parametrize('message', [AnswerMessage, RefreshBudget, AskScene.Request, AskSceneAction.Goal])
+def test_measured_costs_are_milliseconds_and_other_durations_are_durations(message):
+    for name, kind in message.get_fields_and_field_types().items():
+        assert not name.endswith('_s')
+        assert kind == 'float' or not name.endswith('_ms')
+        assert (kind == 'builtin_interfaces/Duration') == (name in DURATIONS.values())
 
 
 def test_answer_message_has_every_field_of_the_record():
-    # stamp_ns and frame_id are in image_header.
+    # stamp_ns and frame_id are in header.
     elsewhere = {'stamp_ns', 'frame_id', 'cached_stamp_ns'}
-    expected = {item.name for item in fields(Answer)} - elsewhere | {'image_header', 'cached_stamp', 'total_ms'}
+    expected = {DURATIONS.get(item.name, item.name) for item in fields(Answer)} - elsewhere
+    expected |= {'header', 'cached_stamp', 'total_ms'}
     assert set(AnswerMessage.get_fields_and_field_types()) == expected
 
 
@@ -139,19 +172,19 @@ def test_answer_message_starts_with_no_choice():
 
 
 def test_refresh_budget_has_every_count_and_time_of_the_record():
-    names = {item.name for item in fields(Refresh)} - {'stamp_ns', 'frame_id', 'refreshed', 'changed', 'deferred'}
+    names = {DURATIONS.get(item.name, item.name) for item in fields(Refresh)}
+    names -= {'stamp_ns', 'frame_id', 'refreshed', 'changed', 'deferred'}
     counts = {f'visual_tokens_{part}' for part in ('total', 'refreshed', 'changed', 'deferred')}
     assert names | counts | {'header'} <= set(RefreshBudget.get_fields_and_field_types())
 
 
 @pytest.mark.parametrize('request_type', [AskScene.Request, AskSceneAction.Goal])
 def test_request_has_every_field_of_question(request_type):
-    renamed = {'text': 'question'}
+    renamed = {'text': 'question'} | DURATIONS
     expected = {renamed.get(item.name, item.name) for item in fields(Question)}
-    assert expected | {'camera'} <= set(request_type.get_fields_and_field_types())
+    assert expected | {'camera'} == set(request_type.get_fields_and_field_types())
 
 
-@pytest.mark.parametrize('message', ['msg/Answer.msg', 'msg/RefreshBudget.msg'])
-def test_messages_name_every_level(message):
-    comment = re.search(r'^string level .*', (ROOT / 'vlm_reuse_interfaces' / message).read_text(), re.M).group()
-    assert comment.endswith(', '.join(Level))
+def test_service_and_action_take_the_same_request():
+    service, action = (request.get_fields_and_field_types() for request in (AskScene.Request, AskSceneAction.Goal))
+    assert service == action

@@ -10,11 +10,11 @@ from tiny_gemma4 import write_tiny_gemma4
 from tiny_model import picture, write_tiny_model
 from tiny_qwen3 import write_tiny_qwen3
 
-from vlm_reuse_node.model import kv_rewrite
+from vlm_reuse_node.model import kv_rewrite, loading
 from vlm_reuse_node.model import vlm as vlms
 from vlm_reuse_node.session import state as states
-from vlm_reuse_node.session.state import Picture
-from vlm_reuse_node.session.turn import Stopped
+from vlm_reuse_node.session.encoded_frame import EncodedFrame
+from vlm_reuse_node.session.turn import Halt
 
 NOISE = 1e-4
 CELLS = 12
@@ -33,12 +33,12 @@ WRITERS = {
 @pytest.fixture(scope='module', params=WRITERS)
 def vlm(request, tmp_path_factory):
     """A tiny model of each kind whose tokens can be rewritten."""
-    return vlms.load(str(WRITERS[request.param](tmp_path_factory.mktemp('models') / 'tiny')))
+    return loading.load(str(WRITERS[request.param](tmp_path_factory.mktemp('models') / 'tiny')))
 
 
 def built(vlm, *frames):
     """A state of these pictures, whose last one can be refreshed cell by cell."""
-    seen = [Picture.see(vlm, frame, keep=frame is frames[-1]) for frame in frames]
+    seen = [EncodedFrame.see(vlm, frame, keep=frame is frames[-1]) for frame in frames]
     return states.build(vlm, partial(vlm.template, ''), seen)
 
 
@@ -61,7 +61,7 @@ def logits(vlm, state):
 
 def test_all_tokens_rewritten_are_the_slot_prefilled_again(vlm):
     state, fresh = built(vlm, picture(1), picture(2)), built(vlm, picture(1), picture(3))
-    newer = Picture.see(vlm, picture(3))
+    newer = EncodedFrame.see(vlm, picture(3))
     assert state.rewrite(newer, np.arange(CELLS)) == CELLS + 1  # and the end of the picture
     assert state.live.features is newer.features and state.exact
     assert difference(kept(state), kept(fresh)) < NOISE
@@ -91,7 +91,7 @@ def test_only_the_rows_of_these_tokens_change_and_a_question_behind_them_leaves_
 
 
 def prompt_ids(vlm, state):
-    return vlm.family.expand(state.template.prefix, [each.grid for each in state.pictures])
+    return vlm.family.expand(state.template.prefix, [each.grid for each in state.frames])
 
 
 def test_some_tokens_rewritten_are_what_a_forward_with_the_old_rows_around_them_computes(vlm):
@@ -120,15 +120,15 @@ def test_some_tokens_rewritten_are_what_a_forward_with_the_old_rows_around_them_
 
 def test_a_slot_of_which_some_tokens_are_old_is_not_exact_whatever_its_features_are(vlm):
     state = built(vlm, picture(1))
-    state.rewrite(Picture.see(vlm, picture(2), keep=True), np.arange(1, CELLS))
+    state.rewrite(EncodedFrame.see(vlm, picture(2), keep=True), np.arange(1, CELLS))
     assert not state.exact
 
 
 def test_chunks_see_those_before_them(vlm, monkeypatch):
     state, chunked = built(vlm, picture(1)), built(vlm, picture(1))
-    state.rewrite(Picture.see(vlm, picture(2)), np.arange(CELLS))
+    state.rewrite(EncodedFrame.see(vlm, picture(2)), np.arange(CELLS))
     monkeypatch.setattr(vlms, 'PREFILL_CHUNK', 5)
-    chunked.rewrite(Picture.see(vlm, picture(2)), np.arange(CELLS))
+    chunked.rewrite(EncodedFrame.see(vlm, picture(2)), np.arange(CELLS))
     assert difference(kept(chunked), kept(state)) < NOISE
 
 
@@ -139,13 +139,13 @@ def test_a_rewrite_that_was_stopped_leaves_the_history_and_no_live_picture(vlm, 
 
     def check():
         if next(calls, None) is None:
-            raise Stopped('CANCELLED', 'enough')
+            raise Halt('CANCELLED', 'enough')
 
-    with pytest.raises(Stopped):
-        state.rewrite(Picture.see(vlm, picture(3)), np.arange(CELLS), check)
-    assert not state.has_live and not state.can_rewrite and len(state.pictures) == 1
+    with pytest.raises(Halt):
+        state.rewrite(EncodedFrame.see(vlm, picture(3)), np.arange(CELLS), check)
+    assert not state.has_live and not state.can_rewrite and len(state.frames) == 1
     assert difference(kept(state), kept(history)) < NOISE
-    state.append(Picture.see(vlm, picture(3)))
+    state.append(EncodedFrame.see(vlm, picture(3)))
     assert difference(kept(state), kept(built(vlm, picture(1), picture(3)))) < NOISE
 
 
@@ -155,7 +155,7 @@ def test_fifty_rewrites_do_not_grow_what_is_held(vlm):
     for seed in range(50):
         state.rewrite(state.live.with_cells(vlm, picture(seed), cells), cells)
     assert state.held_bytes == held
-    state.rewrite(Picture.see(vlm, picture(60), keep=True), np.arange(CELLS))
+    state.rewrite(EncodedFrame.see(vlm, picture(60), keep=True), np.arange(CELLS))
     assert difference(kept(state), kept(built(vlm, picture(60)))) < NOISE
 
 
@@ -176,5 +176,5 @@ def test_a_cache_whose_rows_are_not_where_their_numbers_say_cannot_be_rewritten(
 
 
 def test_a_ring_that_has_wrapped_is_not_rewritten(tmp_path):
-    vlm = vlms.load(str(write_tiny_gemma4(tmp_path / 'gemma4', window=28)))
+    vlm = loading.load(str(write_tiny_gemma4(tmp_path / 'gemma4', window=28)))
     assert built(vlm, picture(1)).can_rewrite and not built(vlm, picture(1), picture(2)).can_rewrite

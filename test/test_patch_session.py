@@ -8,13 +8,13 @@ from tiny_model import SECOND_NS, picture
 from tiny_qwen3 import write_tiny_qwen3
 
 from vlm_reuse_node.config import Config
-from vlm_reuse_node.model import vlm as vlms
+from vlm_reuse_node.model import loading
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Level
 from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
-from vlm_reuse_node.session.turn import Stopped, Turn
+from vlm_reuse_node.session.turn import Halt, Turn
 
 QUESTION = Question('what color is the square ?', max_tokens=4, max_age_s=1000.0)
 CHOICE = Question('what color is the square ?', ('red', 'green', 'blue'), max_age_s=1000.0)
@@ -50,7 +50,7 @@ def test_nothing_is_patched_unless_asked_for(vlm):
     session = SceneSession(vlm, Config())
     session.observe(picture(1))
     assert levels(session, flicker(3)) == [Level.FRAME] * 3
-    assert session._state.live.vision is None
+    assert session._refresher.state.live.vision is None
 
 
 def test_a_small_change_pays_for_its_cells_alone(vlm):
@@ -68,7 +68,7 @@ def test_a_patched_state_answers_and_never_calls_it_exact(vlm, question):
     session = patched(vlm)
     answer = session.ask(question, now_ns=0)
     assert answer.status == Status.OK and answer.level == Level.PATCH and not answer.exact and not answer.escalated
-    assert answer.cached_stamp_ns == SECOND_NS // 10 and answer.tokens_reused == session._state.tokens
+    assert answer.cached_stamp_ns == SECOND_NS // 10 and answer.tokens_reused == session._refresher.state.tokens
     session.observe(changed(picture(1), 0.2))
     again = session.ask(question, now_ns=0)
     assert again.level == Level.REUSE and not again.exact and again.text == answer.text
@@ -105,7 +105,7 @@ def test_the_threshold_is_compared_with_the_probability_of_the_answer(vlm):
 
 def test_the_confidence_of_a_text_is_that_of_its_least_likely_token(vlm):
     session = patched(vlm)
-    answer, state = session.ask(QUESTION, now_ns=0), session._state
+    answer, state = session.ask(QUESTION, now_ns=0), session._refresher.state
     ids = state.template.question(QUESTION.text) + list(answer.token_ids)
     logits = np.array(
         vlm.run(
@@ -151,8 +151,8 @@ def test_keyframes_are_kept_as_without_patches(vlm):
     assert session.observe(changed(picture(1), 0.5, by=0x40)).level == Level.PATCH
     assert session.observe(changed(picture(1), 1.6, by=0x20)).level == Level.PATCH  # the live one is of 0.5 s
     assert session.observe(changed(picture(1), 1.7)).level == Level.FRAME
-    assert [each.frame.stamp_ns for each in session._state.pictures] == [0, int(1.6e9), int(1.7e9)]
-    assert [each.vision is None for each in session._state.pictures] == [True, True, False]
+    assert [each.frame.stamp_ns for each in session._refresher.state.frames] == [0, int(1.6e9), int(1.7e9)]
+    assert [each.vision is None for each in session._refresher.state.frames] == [True, True, False]
     warm, cold = session.ask(QUESTION, now_ns=0), session.ask_cold(QUESTION, now_ns=0)
     assert warm.exact and warm.token_ids == cold.token_ids  # what was patched is computed whole before it is kept
 
@@ -162,9 +162,9 @@ def test_an_escalation_keeps_the_picture_once(vlm):
     session = SceneSession(vlm, config)
     for frame in (picture(1), changed(picture(1), 0.1), changed(picture(1), 0.9, by=0x40)):
         level = session.observe(frame).level
-    assert level == Level.PATCH and len(session._state.pictures) == 2
+    assert level == Level.PATCH and len(session._refresher.state.frames) == 2
     assert session.ask(QUESTION, now_ns=0).escalated
-    assert [each.frame.stamp_ns for each in session._state.pictures] == [0, int(0.9e9)]
+    assert [each.frame.stamp_ns for each in session._refresher.state.frames] == [0, int(0.9e9)]
 
 
 def test_a_patch_that_was_stopped_is_made_up_for(vlm):
@@ -172,9 +172,9 @@ def test_a_patch_that_was_stopped_is_made_up_for(vlm):
     session.observe(picture(1))
 
     def stop():
-        raise Stopped(Status.CANCELLED, 'enough')
+        raise Halt(Status.CANCELLED, 'enough')
 
-    with pytest.raises(Stopped):
+    with pytest.raises(Halt):
         session.observe(flicker(1)[0], check=stop)
     answer = session.ask(QUESTION, now_ns=0)
     assert answer.stamp_ns == SECOND_NS // 10 == answer.cached_stamp_ns
@@ -183,11 +183,11 @@ def test_a_patch_that_was_stopped_is_made_up_for(vlm):
 
 def test_a_whole_picture_is_bit_for_bit_what_cold_computes_from_it():
     """On a model whose vision tower run on all cells differs from the family's own pass in the last bits."""
-    session = SceneSession(vlms.load('tabletop'), PATCH.with_values(history_frames=3, keyframe_interval_s=0.5))
+    session = SceneSession(loading.load('tabletop'), PATCH.with_values(history_frames=3, keyframe_interval_s=0.5))
     for frame in (picture(1), changed(picture(1), 0.1), changed(picture(1), 0.9, by=0x40), picture(2, 1.6)):
         session.observe(frame)
-    kept, twin = session._state, session._cold_twin(session._state, Turn())
-    assert len(kept.pictures) == 3 and kept.exact
+    kept, twin = session._refresher.state, session._cold_twin(Turn())
+    assert len(kept.frames) == 3 and kept.exact
     for one, other in zip(kept.cache, twin.cache):
         assert mx.array_equal(one.keys[..., : kept.tokens, :], other.keys[..., : kept.tokens, :])
         assert mx.array_equal(one.values[..., : kept.tokens, :], other.values[..., : kept.tokens, :])
@@ -195,18 +195,18 @@ def test_a_whole_picture_is_bit_for_bit_what_cold_computes_from_it():
 
 def test_what_cannot_be_patched_any_more_is_not_kept(tmp_path):
     session = SceneSession(
-        vlms.load(str(write_tiny_gemma4(tmp_path / 'gemma4', window=28))),
+        loading.load(str(write_tiny_gemma4(tmp_path / 'gemma4', window=28))),
         PATCH.with_values(history_frames=3, keyframe_interval_s=0.0),
     )
     session.observe(picture(1))
-    assert session._state.live.vision is not None
+    assert session._refresher.state.live.vision is not None
     session.observe(picture(2, 0.1))
-    assert len(session._state.pictures) == 2 and session._state.live.vision is None
+    assert len(session._refresher.state.frames) == 2 and session._refresher.state.live.vision is None
 
 
 @pytest.mark.parametrize('window, level', [(64, Level.PATCH), (16, Level.FRAME)])
 def test_a_sliding_window_is_patched_until_it_wraps(tmp_path, window, level):
-    session = SceneSession(vlms.load(str(write_tiny_gemma4(tmp_path / 'gemma4', window=window))), PATCH)
+    session = SceneSession(loading.load(str(write_tiny_gemma4(tmp_path / 'gemma4', window=window))), PATCH)
     session.observe(picture(1))
     first = levels(session, flicker(1))
     for count in (1, 40):  # behind it the question may wrap it
@@ -216,6 +216,6 @@ def test_a_sliding_window_is_patched_until_it_wraps(tmp_path, window, level):
 
 
 def test_a_recurrent_model_is_refreshed_whole(tmp_path):
-    session = SceneSession(vlms.load(str(write_tiny_qwen3(tmp_path / 'qwen3_5', 'qwen3_5'))), PATCH)
+    session = SceneSession(loading.load(str(write_tiny_qwen3(tmp_path / 'qwen3_5', 'qwen3_5'))), PATCH)
     session.observe(picture(1))
     assert levels(session, flicker(2)) == [Level.FRAME] * 2 and session.ask(QUESTION, now_ns=0).exact

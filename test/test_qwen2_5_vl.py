@@ -12,11 +12,11 @@ from tiny_model import picture, write_tiny_model
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.model.families.base import FAMILIES, Grid, family_for
-from vlm_reuse_node.model.vlm import load
+from vlm_reuse_node.model.loading import load
 from vlm_reuse_node.session import state as states
+from vlm_reuse_node.session.encoded_frame import EncodedFrame
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
-from vlm_reuse_node.session.state import Picture
 
 TEXT = 'how many objects are there , and what is the color of the square on the left ?'
 
@@ -55,7 +55,7 @@ def test_tokens_and_positions_equal_those_of_the_full_prompt(vlm, upstream, size
     pictures = [picture(index, size=size) for index, size in enumerate(sizes)]
     _, ids, _, patches = inputs(upstream, TEXT, pictures, system)
     template = vlm.template(system, len(pictures))
-    state = states.build(vlm, partial(vlm.template, system), [Picture.see(vlm, frame) for frame in pictures])
+    state = states.build(vlm, partial(vlm.template, system), [EncodedFrame.see(vlm, frame) for frame in pictures])
     prefix = vlm.family.expand(template.prefix, state.identity.grids)
     question = template.question(TEXT)
     assert prefix + question == ids[0].tolist() and state.tokens == len(prefix)

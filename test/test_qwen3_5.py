@@ -9,7 +9,8 @@ from tiny_qwen3 import CONTEXT, prompt, run, write_tiny_qwen3
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.model import kv_cache
-from vlm_reuse_node.model.vlm import PREFILL_CHUNK, load
+from vlm_reuse_node.model.loading import load
+from vlm_reuse_node.model.vlm import PREFILL_CHUNK
 from vlm_reuse_node.scene.refresh import Level
 from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.question import Question

@@ -11,7 +11,7 @@ from tiny_qwen3 import HIDDEN, LEVELS, chat, full_logits, prompt, run, write_tin
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ImageError
 from vlm_reuse_node.model.families.base import Grid
-from vlm_reuse_node.model.vlm import load
+from vlm_reuse_node.model.loading import load
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm_reuse_node.config import Config
-from vlm_reuse_node.scene.change import Change, Scene
+from vlm_reuse_node.scene.change import Change, SceneChange
 from vlm_reuse_node.scene.refresh import Level
 from vlm_reuse_node.scene.refresh_plan import Cost, RefreshPlanner
 
@@ -22,7 +22,15 @@ def change(stale=0, doubt_s=0.0, difference=40):
     def spread(value, dtype):
         return np.where(which, np.resize(value, CELLS).reshape(GRID), 0).astype(dtype)
 
-    return Change(spread(difference, np.uint8), which, which, spread(doubt_s, float), Scene.SAME)
+    return Change(spread(difference, np.uint8), which, which, spread(doubt_s, float), SceneChange.SAME)
+
+
+def expected_ms(learnt, plan):
+    """What the costs so far let expect of a plan."""
+    cells = int(plan.refreshed.sum())
+    if plan.level is Level.FRAME:
+        return learnt._frame_ms(CELLS)
+    return learnt._patch_ms(cells, plan.refreshed.size) if cells else 0.0
 
 
 def planner(fixed=2.0, per_cell=1.0, frame=30.0):
@@ -42,7 +50,7 @@ def plan_of(stale, budget_ms=0.0, budget_tokens=0, can_patch=True, doubt_s=0.0, 
 def test_a_picture_without_stale_cells_costs_nothing():
     plan = plan_of(0)
     assert plan.level is Level.REUSE
-    assert not plan.refreshed.any() and not plan.deferred.any() and plan.expected_ms == 0
+    assert not plan.refreshed.any() and not plan.deferred.any()
 
 
 def test_few_cells_are_patched_and_many_get_the_whole_picture_where_that_is_cheaper():
@@ -56,6 +64,52 @@ def test_without_single_cells_a_picture_that_does_not_fit_waits_as_a_whole():
     assert plan.level is Level.REUSE
     assert plan.deferred.sum() == 5
     assert plan_of(5, budget_ms=20, can_patch=False, doubt_s=LIMIT_S + 1).level is Level.FRAME
+
+
+def test_what_takes_exactly_the_budget_fits():
+    whole = RefreshPlanner()
+    whole.learn(Level.FRAME, CELLS, 30.0)
+    assert plan_of(40, budget_ms=30.0, can_patch=False, learnt=whole).level is Level.FRAME
+    # Where no patch was seen yet, a cell is taken for its share of the picture.
+    assert plan_of(3, budget_ms=2 * 30.0 / CELLS, learnt=whole).refreshed.sum() == 2
+
+
+@pytest.mark.parametrize('budget_tokens', [1, 2, 3, 4])
+def test_as_many_cells_are_computed_as_the_budget_holds(budget_tokens):
+    assert plan_of(4, budget_tokens=budget_tokens).refreshed.sum() == budget_tokens
+
+
+def test_what_a_whole_picture_takes_is_not_known_before_the_first_so_that_it_fits_every_budget():
+    assert plan_of(40, budget_ms=0.5, can_patch=False, learnt=RefreshPlanner()).level is Level.FRAME
+
+
+def test_a_whole_picture_is_expected_to_take_what_those_of_its_size_took():
+    learnt = RefreshPlanner()
+    for cells, ms in ((4 * CELLS, 100.0), (CELLS, 30.0)):  # the camera's pictures became smaller
+        learnt.learn(Level.FRAME, cells, ms)
+    assert plan_of(40, budget_ms=30.1, can_patch=False, learnt=learnt).level is Level.FRAME
+    assert plan_of(40, budget_ms=29.9, can_patch=False, learnt=learnt).level is Level.REUSE
+
+
+def first_paid(doubt_s, difference):
+    """Which cell is refreshed where only one is."""
+    plan = plan_of(len(doubt_s), budget_tokens=1, doubt_s=doubt_s, difference=difference)
+    return np.flatnonzero(plan.refreshed).item()
+
+
+@given(st.permutations(range(1, 6)))
+def test_of_cells_that_show_no_difference_the_one_that_waits_longest_is_paid_first(waits_s):
+    assert first_paid(waits_s, [0] * 5) == np.argmax(waits_s)
+
+
+@given(st.permutations([1, 2, 40, 200, 255]))
+def test_of_cells_that_have_just_changed_the_one_that_differs_most_is_paid_first(differences):
+    assert first_paid([0.0] * 5, differences) == np.argmax(differences)
+
+
+@given(st.floats(0.01, 0.5), st.integers(10, 120))
+def test_a_cell_that_waits_ten_times_as_long_comes_before_one_that_differs_twice_as_much(wait_s, difference):
+    assert first_paid([wait_s, 10 * wait_s], [2 * difference, difference]) == 1
 
 
 def test_what_differs_most_and_waited_longest_is_paid_first():
@@ -89,15 +143,16 @@ def test_a_plan_is_within_budget_but_for_overdue_cells_and_none_of_those_waits(
     fixed, per_cell, frame, stale, budget_ms, budget_tokens, can_patch, doubt_s
 ):
     shown = change(stale, doubt_s)
-    plan = plan_of(stale, budget_ms, budget_tokens, can_patch, doubt_s, planner(fixed, per_cell, frame))
+    learnt = planner(fixed, per_cell, frame)
+    plan = plan_of(stale, budget_ms, budget_tokens, can_patch, doubt_s, learnt)
     overdue = shown.stale & (shown.doubt_s > LIMIT_S)
     assert not (plan.deferred & overdue).any()
     assert not (plan.deferred & plan.refreshed).any()
     assert ((plan.deferred | plan.refreshed) >= shown.stale).all()
     if not overdue.any():
-        assert plan.expected_ms <= budget_ms
+        assert expected_ms(learnt, plan) <= budget_ms
         assert plan.refreshed.sum() <= (budget_tokens or CELLS)
-    elif plan.level is Level.PATCH and plan.expected_ms > budget_ms + 1e-6:
+    elif plan.level is Level.PATCH and expected_ms(learnt, plan) > budget_ms + 1e-6:
         assert (plan.refreshed == overdue).all()  # no more than what must be
 
 
@@ -110,7 +165,7 @@ def test_every_debt_is_paid_before_its_age_limit_whatever_goes_on_changing(budge
     stale = np.ones(GRID, bool)
     for _ in range(100):
         difference = np.where(stale, rng.integers(32, 256, GRID), 0).astype(np.uint8)
-        plan = learnt.plan(Change(difference, stale, stale, waiting_s * stale, Scene.SAME), config, True)
+        plan = learnt.plan(Change(difference, stale, stale, waiting_s * stale, SceneChange.SAME), config, True)
         assert waiting_s[plan.deferred].max(initial=0) <= config.max_cell_age_s
         stale = plan.deferred.copy()
         waiting_s = np.where(stale, waiting_s + step_s, 0)
@@ -134,6 +189,31 @@ def test_more_cells_never_cost_less(refreshes):
         cost.learn(cells, ms)
     expected = [cost.ms(cells) for cells in range(0, 200, 20)]
     assert all(0 <= fewer <= more + 1e-9 for fewer, more in zip(expected, expected[1:]))
+
+
+@given(st.integers(1, 400), st.floats(0.1, 1000))
+def test_the_first_refresh_is_taken_as_it_is(cells, ms):
+    cost = Cost()
+    with np.errstate(all='raise'):
+        cost.learn(cells, ms)
+        assert cost.ms(cells) == pytest.approx(ms)
+
+
+@given(cells=st.integers(1, 400), held_up=st.floats(20, 1e4))
+def test_a_refresh_that_was_held_up_counts_the_same_however_long_it_was(cells, held_up):
+    costs = Cost(), Cost()
+    for cost, times in zip(costs, (20, held_up)):
+        cost.learn(cells, 5.0)
+        cost.learn(cells, times * 5.0)
+    assert costs[0].ms(cells) == pytest.approx(costs[1].ms(cells))
+
+
+@pytest.mark.parametrize('more', [0, 1])
+def test_refreshes_of_hardly_different_size_do_not_tell_what_a_cell_takes(more):
+    cost, rng = Cost(), np.random.default_rng(0)
+    for number in range(100):
+        cost.learn(4000 + number % 2 * more, rng.uniform(20, 40))
+    assert cost.ms(1) == cost.ms(4000)
 
 
 @pytest.mark.parametrize('slower', [3, 30])

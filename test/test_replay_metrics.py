@@ -1,16 +1,21 @@
 """Counts add up, bounds are the exact ones, and no share is written as nothing or all unless it is."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vlm_reuse_node.replay.bounds import mcnemar_p, ratio_bounds, share_bounds
 from vlm_reuse_node.replay.compare import compare
-from vlm_reuse_node.replay.counts import PAIR_COUNTS, age_class, count_rows
+from vlm_reuse_node.replay.counts import AGES, PAIR_COUNTS, age_class, count_rows
 from vlm_reuse_node.replay.figures import counted, factor, percent, share_text
 from vlm_reuse_node.replay.ratios import derive_ratios
 from vlm_reuse_node.replay.row_index import RowIndex
 from vlm_reuse_node.replay.times import measure_times
 
+AGE_NAMES = [name for _, name in AGES]
 STAGES = {'change_ms': 0.0, 'vision_ms': 0.0, 'prefill_ms': 0.0, 'decode_ms': 1.0, 'other_ms': 0.0}
 
 
@@ -112,12 +117,30 @@ def test_mcnemar_looks_at_what_changed_only():
     assert mcnemar_p(6, 0) == pytest.approx(2 / 2**6, abs=1e-6) == mcnemar_p(0, 6)
 
 
+@given(total=st.integers(1, 500), data=st.data())
+def test_a_share_is_within_its_bounds_which_have_six_decimals(total, data):
+    count = data.draw(st.integers(0, total))
+    low, high = share_bounds(count, total)
+    assert low <= count / total <= high
+    assert (low, high) == (round(low, 6), round(high, 6))
+
+
 def test_the_speedup_has_an_interval_that_is_the_same_every_time():
-    times = np.random.default_rng(1).uniform(1, 2, 40)
-    low, high = ratio_bounds(10 * times, times)
-    assert low < 10 < high or low == pytest.approx(10) == high
-    assert ratio_bounds(10 * times, times) == (low, high)
-    assert ratio_bounds([1.0], [1.0]) == (None, None)
+    times = np.random.default_rng(1).uniform(0.1, 2, (2, 40))
+    low, high = ratio_bounds(10 * times[0], times[1])
+    assert low < 10 * np.median(times[0]) / np.median(times[1]) < high
+    assert ratio_bounds(10 * times[0], times[1]) == (low, high)
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=3, max_size=20))
+@settings(max_examples=10)
+def test_pairs_that_all_have_one_ratio_leave_no_doubt_about_it(times):
+    assert ratio_bounds([10 * each for each in times], times) == pytest.approx((10.0, 10.0))
+
+
+def test_less_than_three_pairs_or_a_time_of_nothing_have_no_interval():
+    assert ratio_bounds([1.0, 2.0], [1.0, 2.0]) == (None, None)
+    assert ratio_bounds([5.0] * 5, [0.0, 1.0, 1.0, 1.0, 1.0]) == (None, None)
 
 
 def test_counts_of_two_bags_add_up():
@@ -196,6 +219,311 @@ def test_times_name_what_they_are_compared_with():
     assert times['sessions'][0] == {'questions': 1, 'setup_ms': 6.0, 'speedup': 12.5 / 8.0}
     # As many tokens as cold-dense computed: the prediction is cold-dense, the residual what is missing to it.
     assert times['ceiling']['predicted_ms'] == 75.0 and times['ceiling']['residual_ms'] == -63.0
+
+
+def random_rows(seed, bags=('a', 'b'), questions=12):
+    """Rows of two bags and four arms, of which everything that is counted differs from row to row."""
+    rng, rows = np.random.default_rng(seed), []
+
+    def number(most):
+        return int(rng.integers(0, most))
+
+    def one_of(*values):
+        return values[number(len(values))]
+
+    for bag in bags:
+        for asked in range(questions):
+            rows.append(
+                question(asked, bag, picture_s=5.0) | {'kind': one_of('k', 'l', 'm'), 'choice_tokens': number(4)}
+            )
+            for arm in ('cold', 'cold-cached', 'default', 'x'):
+                row = answer(
+                    asked, arm, one_of('red', 'blue'), one_of(-1, -1, 0, 1), bag, one_of('OK', 'OK', 'OK', 'BUSY')
+                )
+                rows.append(
+                    row
+                    | {name: one_of(True, False) for name in FLAGS}
+                    | {name: 10 + number(90) for name in TOKENS}
+                    | {
+                        'right': one_of(True, False, None) if row['status'] == 'OK' else None,
+                        'pictures_s': [one_of(5.0, 5.0, 4.5, 3.0)],
+                        'visual_tokens_computed': None if arm == 'x' and seed % 2 else number(30),
+                        'times': {'total_ms': 1.0 + number(50), **{name: float(number(20)) for name in STAGES}},
+                    }
+                )
+        for shown in range(8):
+            look = picture('default', number(12), one_of('full', 'reuse', 'patch'), bag)
+            look |= {'picture_s': float(shown // 2), 'visual_tokens_deferred': number(5), 'held_bytes': number(1000)}
+            rows.append(look | {'visual_tokens': 12 + number(5), 'times': {name: float(number(9)) for name in STAGES}})
+    return rows
+
+
+FLAGS = 'escalated', 'parse_failure', 'degenerate', 'cut'
+TOKENS = 'tokens_reused', 'tokens_prefilled', 'tokens_generated'
+seeds = pytest.mark.parametrize('seed', range(4))
+
+
+def of_arm(rows, arm):
+    return [row for row in rows if row['row'] == 'answer' and row['arm'] == arm]
+
+
+def paired(rows, arm, reference='cold'):
+    """Question, answer and the reference's, of those that both answered."""
+    keyed = {(row['bag'], row['question']): row for row in of_arm(rows, reference)}
+    asked = {(row['bag'], row['question']): row for row in rows if row['row'] == 'question'}
+    three = [(asked[key], row, keyed[key]) for row in of_arm(rows, arm) for key in [(row['bag'], row['question'])]]
+    return [each for each in three if each[1]['status'] == each[2]['status'] == 'OK']
+
+
+@seeds
+def test_the_counts_of_an_arm_are_those_of_its_answers(seed):
+    rows = random_rows(seed)
+    for arm, counts in count_rows(RowIndex(rows)).items():
+        answers = of_arm(rows, arm)
+        told = [row['visual_tokens_computed'] for row in answers]
+        assert {name: counts[name] for name in (*FLAGS, *TOKENS)} == {
+            name: sum(row[name] for row in answers) for name in (*FLAGS, *TOKENS)
+        }
+        assert counts['asked'] == len(answers) == sum(counts['statuses'].values())
+        assert counts['right'] == [row['right'] for row in answers].count(True)
+        assert counts['judged'] == counts['right'] + [row['right'] for row in answers].count(False)
+        assert counts['visual_tokens_computed'] == (None if None in told else sum(told))
+        assert list(counts['statuses']) == ['BUSY', 'OK']
+
+
+@seeds
+def test_the_pairs_of_an_arm_are_those_that_both_answered(seed):
+    rows = random_rows(seed)
+    for arm, counts in count_rows(RowIndex(rows)).items():
+        pairs = paired(rows, arm)
+        judged = [(row['right'], cold['right']) for _, row, cold in pairs if None not in (row['right'], cold['right'])]
+        same = [row for _, row, cold in pairs if row['pictures_s'] == cold['pictures_s']]
+        assert counts['pairs'] == len(pairs) == counts['choice_pairs'] + counts['text_pairs']
+        assert counts['choice_pairs'] == sum(cold['choice'] >= 0 for *_, cold in pairs)
+        assert counts['drifted'] == counts['choice_drifted'] + counts['text_drifted']
+        assert counts['judged_pairs'] == len(judged)
+        assert (counts['lost'], counts['gained']) == (judged.count((False, True)), judged.count((True, False)))
+        assert counts['same_pictures'] == sum(row['visual_tokens_computed'] is not None for row in same)
+        assert counts['same_pictures_drifted'] <= min(counts['same_pictures'], counts['drifted'])
+
+
+@seeds
+def test_an_arm_does_not_drift_from_itself(seed):
+    counts = count_rows(RowIndex(random_rows(seed)))['cold']
+    assert counts['pairs'] > counts['judged_pairs'] > 0 and counts['same_pictures'] == counts['pairs']
+    names = 'drifted', 'choice_drifted', 'text_drifted', 'same_pictures_drifted', 'lost', 'gained'
+    assert not any(counts[name] for name in names)
+
+
+@seeds
+def test_the_groups_of_an_arms_pairs_add_up_to_all_of_them(seed):
+    rows = random_rows(seed)
+    for arm, counts in count_rows(RowIndex(rows)).items():
+        for groups in (counts['by_kind'], counts['by_age']):
+            assert list(groups) == sorted(groups) and len(groups) == 3
+            assert all(counts[name] == sum(each[name] for each in groups.values()) for name in PAIR_COUNTS)
+        kinds = [asked['kind'] for asked, *_ in paired(rows, arm)]
+        assert {kind: each['pairs'] for kind, each in counts['by_kind'].items()} == dict(Counter(kinds))
+
+
+def test_only_the_default_policy_is_compared_with_cold_dense_on_its_own_pictures():
+    rows = random_rows(0)
+    counts = count_rows(RowIndex(rows))
+    assert [arm for arm, each in counts.items() if each['against_cached']] == ['default']
+    against = counts['default']['against_cached']
+    assert against['pairs'] == len(paired(rows, 'default', 'cold-cached'))
+    assert against['drifted'] == sum(
+        row['choice'] != cold['choice'] if max(row['choice'], cold['choice']) >= 0 else row['text'] != cold['text']
+        for _, row, cold in paired(rows, 'default', 'cold-cached')
+    )
+    ratios = derive_ratios(RowIndex(rows), counts)
+    assert ratios['default']['against_cached']['drift']['n'] == against['pairs'] and not ratios['x']['against_cached']
+    apart = [row for row in rows if row.get('arm') != 'cold-cached']
+    assert count_rows(RowIndex(apart))['default']['against_cached'] is None
+
+
+@seeds
+def test_what_an_arm_looked_at_is_counted_once_and_paid_as_often_as_it_was(seed):
+    rows = random_rows(seed)
+    looks = [row for row in rows if row['row'] == 'picture']
+    first = looks[::2]  # each picture was computed twice
+    counts = count_rows(RowIndex(rows))
+    assert [arm for arm, each in counts.items() if each['looks']] == ['default']
+    paid = sum(row['visual_tokens_refreshed'] for row in looks)
+    assert counts['default']['looks'] == {
+        'pictures': len(first),
+        'levels': dict(sorted(Counter(row['level'] for row in first).items())),
+        'visual_tokens': sum(row['visual_tokens'] for row in first),
+        'visual_tokens_refreshed': paid + counts['default']['visual_tokens_computed'],
+        'visual_tokens_deferred': sum(row['visual_tokens_deferred'] for row in first),
+        'held_bytes_most': max(row['held_bytes'] for row in looks),
+    }
+
+
+def test_an_arm_that_does_not_tell_what_it_computed_has_paid_for_what_it_looked_at():
+    rows = [question(0), answer(0, 'x') | {'visual_tokens_computed': None}, picture('x', 7)]
+    assert count_rows(RowIndex(rows))['x']['looks']['visual_tokens_refreshed'] == 7
+
+
+@seeds
+def test_ratios_are_shares_of_their_counts_with_six_decimals(seed):
+    rows = RowIndex(random_rows(seed))
+    counts = count_rows(rows)
+    for arm, ratios in derive_ratios(rows, counts).items():
+        each = counts[arm]
+        for name, part, total in (
+            ('drift', each['drifted'], each['pairs']),
+            ('choice_drift', each['choice_drifted'], each['choice_pairs']),
+            ('text_drift', each['text_drifted'], each['text_pairs']),
+            ('same_pictures_drift', each['same_pictures_drifted'], each['same_pictures']),
+            ('correctness_drift', each['lost'] + each['gained'], each['judged_pairs']),
+        ):
+            low, high = share_bounds(part, total)
+            expected = {'share': round(part / total, 6) if total else None, 'low': low, 'high': high, 'n': total}
+            assert {key: ratios[name][key] for key in expected} == expected
+        assert ratios['correctness_drift']['mcnemar_p'] == mcnemar_p(each['lost'], each['gained'])
+        assert ratios['right'] == round(each['right'] / each['judged'], 6)
+        assert (ratios['paid'] is None) == (arm != 'default') == (ratios['effective_pictures'] is None)
+
+
+@given(st.lists(st.sampled_from([0, 3, 12]), min_size=1, max_size=9))
+def test_all_of_every_picture_is_worth_as_many_pictures_and_nothing_is_worth_one(refreshed):
+    looks = [picture('x', number) | {'picture_s': float(at)} for at, number in enumerate(refreshed)]
+    rows = RowIndex([question(0), answer(0, 'x') | {'visual_tokens_computed': 0}, *looks])
+    ratios = derive_ratios(rows, count_rows(rows))['x']
+    assert ratios['paid'] == pytest.approx(np.mean(refreshed) / 12, abs=1e-6)
+    assert 1 <= ratios['effective_pictures'] <= len(refreshed)
+    if set(refreshed) in ({0}, {12}):
+        assert ratios['effective_pictures'] == (len(refreshed) if refreshed[0] else 1)
+    assert {ratios[name] for name in ('paid', 'effective_pictures')} == {
+        round(ratios[name], 6) for name in ('paid', 'effective_pictures')
+    }
+
+
+@pytest.mark.parametrize(
+    'scores, cold_scores, pictures_s, largest',
+    [
+        ((0.2, 0.8), (0.5, 0.5), (1.0,), 0.3),
+        ((0.9, 0.1), (0.2, 0.8), (1.0,), 0.7),
+        ((0.2, 0.8), (0.5, 0.5), (0.5,), None),  # of another picture
+        ((0.2, 0.8), (0.5, 0.3, 0.2), (1.0,), None),  # of other choices
+        ((), (), (1.0,), None),
+    ],
+)
+def test_scores_are_compared_where_pictures_and_choices_are_the_same(scores, cold_scores, pictures_s, largest):
+    rows = [question(0), answer(0, 'cold', scores=cold_scores), answer(0, 'x', scores=scores, pictures_s=pictures_s)]
+    assert derive_ratios(RowIndex(rows), count_rows(RowIndex(rows)))['x']['largest_score_difference'] == largest
+
+
+def test_the_largest_of_all_score_differences_is_told_with_six_decimals():
+    rows = [question(0), question(1)]
+    for number, score in enumerate((1 / 3, 1 / 7)):
+        rows += [answer(number, 'cold', scores=(0.0, 1.0)), answer(number, 'x', scores=(score, 1 - score))]
+    assert derive_ratios(RowIndex(rows), count_rows(RowIndex(rows)))['x']['largest_score_difference'] == round(1 / 3, 6)
+
+
+@pytest.mark.parametrize('limit_s, within, beyond', list(zip((0, 1, 3, 10), AGE_NAMES, AGE_NAMES[1:])))
+def test_an_age_at_a_classs_end_is_within_it(limit_s, within, beyond):
+    ages_s = limit_s, limit_s + 0.001
+    found = [age_class(question(0, picture_s=99.0), answer(0, 'x', pictures_s=(99.0 - age_s,))) for age_s in ages_s]
+    assert found == [within, beyond]
+
+
+def test_an_answer_without_pictures_is_of_the_newest():
+    assert age_class(question(0, picture_s=99.0), answer(0, 'x', pictures_s=())) == AGE_NAMES[0]
+
+
+@seeds
+def test_times_are_those_of_the_pairs(seed):
+    rows = random_rows(seed)
+    for arm, times in measure_times(RowIndex(rows)).items():
+        pairs, looks = paired(rows, arm), [row for row in rows if row['row'] == 'picture' and row['arm'] == arm]
+        own, cold = (np.array([each[side]['times']['total_ms'] for each in pairs]) for side in (1, 2))
+        stages = {name: [row['times'][name] for _, row, _ in pairs] for name in STAGES}
+        keep_up_ms = sum(row['times'][name] for row in looks for name in ('change_ms', 'vision_ms', 'prefill_ms'))
+        assert times['pairs'] == len(pairs)
+        assert (times['median_ms'], times['cold_median_ms']) == (np.median(own), np.median(cold))
+        assert times['p95_ms'] == np.percentile(own, 95)
+        assert (times['answers_ms'], times['cold_answers_ms']) == (own.sum(), cold.sum())
+        assert times['keep_up_ms'] == keep_up_ms
+        assert times['speedup'] == np.median(cold) / np.median(own)
+        assert (times['speedup_low'], times['speedup_high']) == ratio_bounds(list(cold), list(own))
+        assert times['whole_speedup'] == pytest.approx(cold.sum() / (own.sum() + keep_up_ms))
+        assert times['stages_median_ms'] == {name: np.median(values) for name, values in stages.items()}
+        assert times['stages_ms'] == {name: sum(values) for name, values in stages.items()}
+
+
+def test_an_arm_without_pairs_has_no_times():
+    assert measure_times(RowIndex([question(0), answer(0, 'x')]))['x'] == {'pairs': 0}
+
+
+@seeds
+def test_a_session_of_many_questions_hides_what_its_picture_cost(seed):
+    rows = random_rows(seed)
+    times = measure_times(RowIndex(rows))
+    whole = [row for row in rows if row['row'] == 'picture' and row['level'] in ('full', 'frame')]
+    default, setup_ms = times['default'], np.median([sum(list(row['times'].values())[:3]) for row in whole])
+    assert times['x']['sessions'] == []
+    for each in default['sessions']:
+        assert each['setup_ms'] == setup_ms
+        # n questions take n medians and the set-up; cold-dense takes n of its own medians.
+        spent_ms = setup_ms + each['questions'] * default['median_ms']
+        assert each['speedup'] * spent_ms == pytest.approx(each['questions'] * default['cold_median_ms'])
+    asked, speedups = zip(*((each['questions'], each['speedup']) for each in default['sessions']))
+    assert asked[0] == 1 and list(asked) == sorted(set(asked)) and list(speedups) == sorted(speedups)
+
+
+def pair_of(row=(), cold=(), choice_tokens=0):
+    """A question, a cold answer of 65 ms and another arm's of 40 ms that computed as much."""
+    rows = [question(0) | {'choice_tokens': choice_tokens}]
+    for arm, total_ms, changes in (('cold', 65.0, dict(cold)), ('x', 40.0, dict(row))):
+        times = {'total_ms': total_ms, **STAGES, 'vision_ms': 10.0, 'prefill_ms': 20.0, 'decode_ms': 30.0}
+        tokens = {'visual_tokens_computed': 12, 'tokens_prefilled': 50, 'tokens_generated': 8, 'times': times}
+        rows.append(answer(0, arm) | tokens | changes)
+    return rows
+
+
+def ceiling_of(*pairs):
+    rows = [row | {'question': number} for number, pair in enumerate(pairs) for row in pair]
+    return measure_times(RowIndex(rows))['x']['ceiling']
+
+
+@pytest.mark.parametrize(
+    'row, choice_tokens, stages_ms',
+    [
+        ({}, 0, (10, 20, 30)),
+        ({'visual_tokens_computed': 3}, 0, (10 / 4, 20, 30)),
+        ({'visual_tokens_computed': 0, 'tokens_prefilled': 10}, 0, (0, 20 / 5, 30)),
+        ({'tokens_prefilled': 30}, 10, (10, 20 / 2, 30)),  # those of the choices are scored, not prefilled
+        ({'tokens_generated': 4}, 0, (10, 20, 30 / 2)),
+        ({'tokens_generated': 0}, 0, (10, 20, 30)),
+    ],
+)
+def test_the_ceiling_is_what_each_stage_costs_cold_dense_in_proportion_to_its_own_tokens(row, choice_tokens, stages_ms):
+    ceiling = ceiling_of(pair_of(row, choice_tokens=choice_tokens))
+    assert ceiling['predicted_ms'] == pytest.approx(sum(stages_ms))
+    assert ceiling['residual_ms'] == pytest.approx(40 - sum(stages_ms))
+    assert ceiling['measured_ms'] == 40 and ceiling['measured_speedup'] == 65 / 40
+    assert ceiling['predicted_speedup'] == pytest.approx(65 / sum(stages_ms))
+
+
+def test_the_ceiling_of_several_answers_is_that_of_each_together():
+    few, all_of_them = pair_of({'visual_tokens_computed': 3}), pair_of()
+    alone = [ceiling_of(pair) for pair in (few, all_of_them)]
+    together = ceiling_of(few, all_of_them)
+    for name in ('predicted_ms', 'measured_ms', 'residual_ms'):
+        assert together[name] == pytest.approx(sum(each[name] for each in alone))
+    assert together['predicted_speedup'] == pytest.approx(2 * 65 / together['predicted_ms'])
+    assert together['measured_speedup'] == 65 / 40
+
+
+def test_a_ceiling_needs_to_know_what_was_computed_and_something_that_takes_time():
+    assert ceiling_of(pair_of({'visual_tokens_computed': None}), pair_of()) is None
+    # Nothing was seen and nothing generated by cold-dense either.
+    nothing = {'visual_tokens_computed': 0, 'tokens_generated': 0}
+    assert ceiling_of(pair_of(nothing, nothing))['predicted_ms'] == 20 + 30
+    idle = {'times': {'total_ms': 65.0, **STAGES, 'decode_ms': 0.0}}
+    assert ceiling_of(pair_of(cold=idle))['predicted_speedup'] is None
 
 
 def results_of(rows, model='m'):

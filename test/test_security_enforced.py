@@ -24,12 +24,12 @@ from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.srv import SetParameters
 from rclpy.action import ActionClient
 from rclpy.executors import SingleThreadedExecutor
-from ros_harness import PATIENCE_S, NodeProcess, picture_message
+from ros_harness import MINUTE, PATIENCE_S, NodeProcess, picture_message
 from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 from vlm_reuse_interfaces.action import AskScene as AskSceneAction
 from vlm_reuse_interfaces.msg import Answer
-from vlm_reuse_interfaces.srv import AskScene, WatchScene
+from vlm_reuse_interfaces.srv import AddWatch, AskScene
 
 POLICY = Path(__file__).parents[1] / 'config' / 'sros2_policy.xml'
 CAMERA_POLICY = """<policy version="0.2.0"><enclaves><enclave path="/camera"><profiles><profile ns="/" node="camera">
@@ -37,7 +37,7 @@ CAMERA_POLICY = """<policy version="0.2.0"><enclaves><enclave path="/camera"><pr
   <services reply="ALLOW"><service>~/get_type_description</service></services>
 </profile></profiles></enclave></enclaves></policy>"""
 BARE = {'start_parameter_services': False, 'enable_rosout': False}
-QUESTION = {'question': 'what is it ?', 'max_age_s': 60.0}
+QUESTION = {'question': 'what is it ?', 'max_age': MINUTE}
 ASKING = {
     'service': lambda node: (node.create_client(AskScene, 'vlm_reuse_node/ask'), AskScene.Request(**QUESTION)),
     'action': lambda node: (
@@ -45,14 +45,15 @@ ASKING = {
         AskSceneAction.Goal(**QUESTION),
     ),
     'watch': lambda node: (
-        node.create_client(WatchScene, 'vlm_reuse_node/watch'),
-        WatchScene.Request(question='is it red ?', choices=['yes', 'no']),
+        node.create_client(AddWatch, 'vlm_reuse_node/add_watch'),
+        AddWatch.Request(question='is it red ?', choices=['yes', 'no']),
     ),
 }
 NOT_GRANTED = {
     'send pictures': lambda node: node.create_publisher(Image, 'camera/image_raw', 1),
     'see pictures': lambda node: node.create_subscription(Image, 'camera/image_raw', print, 1),
     'see overlays': lambda node: node.create_subscription(Image, 'vlm_reuse_node/overlay/camera', print, 1),
+    'measure': lambda node: node.create_client(AskScene, 'vlm_reuse_node/ask_cold'),
     'reset': lambda node: node.create_client(Trigger, 'vlm_reuse_node/reset'),
     'change the state': lambda node: node.create_client(ChangeState, 'vlm_reuse_node/change_state'),
     'set parameters': lambda node: node.create_client(SetParameters, 'vlm_reuse_node/set_parameters'),

@@ -17,7 +17,7 @@ from rclpy.action import (
 from ros_harness import Robot, graph, scene_node
 from vlm_reuse_interfaces.action import AskScene as AskSceneAction
 from vlm_reuse_interfaces.msg import WatchAnswer
-from vlm_reuse_interfaces.srv import AskScene, WatchScene
+from vlm_reuse_interfaces.srv import AddWatch, AskScene, ListWatches, RemoveWatch
 
 POLICY = Path(__file__).parents[1] / 'config' / 'sros2_policy.xml'
 NODE, PLANNER = '/vlm_reuse_node', '/planner'
@@ -119,7 +119,9 @@ def test_the_node_is_granted_what_it_has_and_nothing_more(robot, model_dir, para
 def test_a_planner_is_granted_what_it_asks_with_and_nothing_more(robot):
     planner = rclpy.create_node(PLANNER.strip('/'), context=robot.context)
     planner.create_client(AskScene, f'{NODE}/ask')
-    planner.create_client(WatchScene, f'{NODE}/watch')
+    planner.create_client(AddWatch, f'{NODE}/add_watch')
+    planner.create_client(RemoveWatch, f'{NODE}/remove_watch')
+    planner.create_client(ListWatches, f'{NODE}/list_watches')
     planner.create_subscription(WatchAnswer, f'{NODE}/watch_answers', print, 10)
     ActionClient(planner, AskSceneAction, f'{NODE}/ask_scene')
     assert_exactly(used_at_rest(robot, PLANNER), set(granted(PLANNER)))
@@ -129,7 +131,9 @@ def test_a_planner_may_ask_the_node_and_do_nothing_else_to_it():
     reached = {(right, name) for right, name in granted(PLANNER) if name.startswith(NODE)}
     assert reached == {
         ('request', f'{NODE}/ask'),
-        ('request', f'{NODE}/watch'),
+        ('request', f'{NODE}/add_watch'),
+        ('request', f'{NODE}/remove_watch'),
+        ('request', f'{NODE}/list_watches'),
         ('call', f'{NODE}/ask_scene'),
         ('subscribe', f'{NODE}/watch_answers'),
     }

@@ -12,7 +12,7 @@ from tiny_qwen3 import write_tiny_qwen3
 
 from vlm_reuse_node.model.families.picture_parts import CellPixels, resized_part
 from vlm_reuse_node.model.families.sparse_vision import padded, patches
-from vlm_reuse_node.model.vlm import load
+from vlm_reuse_node.model.loading import load
 
 NOISE = 2e-4
 

@@ -19,7 +19,7 @@ from vlm_reuse_node.serving.worker import ModelWorker
 from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
-from vlm_reuse_node.session.turn import Stopped
+from vlm_reuse_node.session.turn import Halt, Turn
 
 QUESTIONS = st.sampled_from(
     [
@@ -88,9 +88,9 @@ def make_session_machine(vlm):
             try:
                 self.session.observe(
                     Frame(rgb, stamp_ns=int(self.now_s * 1e9)),
-                    check=Counted(calls, Stopped(Status.CANCELLED, 'enough')),
+                    check=Counted(calls, Halt(Status.CANCELLED, 'enough')),
                 )
-            except Stopped:
+            except Halt:
                 pass
 
         @rule(seed=SEEDS, calls=st.integers(1, 6))
@@ -98,9 +98,11 @@ def make_session_machine(vlm):
             self.now_s += 1.0
             try:
                 self.session.observe(
-                    picture(seed, self.now_s), force=True, check=Counted(calls, Stopped(Status.CANCELLED, 'enough'))
+                    picture(seed, self.now_s),
+                    force=True,
+                    check=Counted(calls, Halt(Status.CANCELLED, 'enough')),
                 )
-            except Stopped:
+            except Halt:
                 pass
 
         @rule(seed=SEEDS)
@@ -121,7 +123,7 @@ def make_session_machine(vlm):
                 left.calls -= 1
                 return left.calls <= 0
 
-            self.session.ask(question, now_ns=int(self.now_s * 1e9), cancelled=cancelled)
+            self.session.ask(question, now_ns=int(self.now_s * 1e9), turn=Turn(cancelled=cancelled))
 
         @rule(question=QUESTIONS, calls=st.integers(1, 5))
         def fail(self, question, calls):
@@ -141,7 +143,7 @@ def make_session_machine(vlm):
         @rule(calls=st.integers(1, 9))
         def idle(self, calls):
             """Until a question comes."""
-            check = Counted(calls, Stopped(Status.BUSY, 'a question'))
+            check = Counted(calls, Halt(Status.BUSY, 'a question'))
             self.session.work(check)
             self.session.audit(check)
 
@@ -170,7 +172,7 @@ def make_session_machine(vlm):
             exact = self.compared(replace(FINAL, force_refresh=True))
             while self.session.has_audit:
                 self.session.audit()
-            assert exact.exact and self.session.audited.exact_drifted == 0
+            assert exact.exact and self.session.audit_counts.exact_drifted == 0
             if self.session.held[0] == 1:  # then nothing but the newest picture counts
                 fresh = SceneSession(vlm, replace(self.session.config, refresh_policy='exact'))
                 fresh.observe(self.session.newest)

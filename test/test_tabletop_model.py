@@ -14,7 +14,7 @@ from vlm_reuse_node.config import Config
 from vlm_reuse_node.demo import questions, words
 from vlm_reuse_node.demo.model_files import MODEL_DIRECTORY, write_model_files
 from vlm_reuse_node.demo.tabletop import Sensor, Tabletop, Thing, random_things, sense
-from vlm_reuse_node.model.vlm import load
+from vlm_reuse_node.model.loading import load
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.question import Question

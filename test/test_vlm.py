@@ -14,7 +14,7 @@ from tiny_model import picture, write_tiny_model
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, InvalidRequestError, ModelError
-from vlm_reuse_node.model import vlm as vlms
+from vlm_reuse_node.model import loading
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
 
@@ -45,7 +45,7 @@ def no_hub(monkeypatch):
 )
 def test_a_path_that_does_not_exist_is_one_sentence_and_no_network(name, no_hub):
     with pytest.raises(ModelError, match='There is no model directory') as error:
-        vlms.load(name)
+        loading.load(name)
     assert f"'{name}'" in str(error.value) and "expected 'tabletop'" in str(error.value)
 
 
@@ -59,19 +59,19 @@ def changed(model_dir, folder, **values):
 
 def test_the_context_is_what_the_config_says(model_dir, vlm, tmp_path):
     folder = changed(model_dir, tmp_path / 'short', max_position_embeddings=77)
-    assert (vlm.context, vlms.load(str(folder)).context) == (4096, 77)
+    assert (vlm.context, loading.load(str(folder)).context) == (4096, 77)
 
 
 def test_a_text_only_model_is_refused(model_dir, tmp_path):
     folder = changed(model_dir, tmp_path / 'text', model_type='qwen2', vision_config=None)
     with pytest.raises(ModelError, match=r'\(qwen2\) is a text-only model; expected a vision-language model'):
-        vlms.load(str(folder))
+        loading.load(str(folder))
 
 
 def test_another_family_is_refused_with_the_supported_ones(model_dir, tmp_path):
     folder = changed(model_dir, tmp_path / 'other', model_type='unheard_of')
     with pytest.raises(ModelError, match="type is 'unheard_of', and mlx-vlm knows no .*supported are .*qwen2_5_vl"):
-        vlms.load(str(folder))
+        loading.load(str(folder))
 
 
 @pytest.mark.parametrize('text', ['', '{', '[]', '{"vision_config": {}}'])
@@ -79,7 +79,7 @@ def test_a_broken_config_is_refused(model_dir, tmp_path, text):
     folder = changed(model_dir, tmp_path / 'broken')
     (folder / 'config.json').write_text(text)
     with pytest.raises(ModelError, match='is not a model directory'):
-        vlms.load(str(folder))
+        loading.load(str(folder))
 
 
 def test_missing_or_cut_weights_are_refused(model_dir, tmp_path):
@@ -87,26 +87,26 @@ def test_missing_or_cut_weights_are_refused(model_dir, tmp_path):
     weights = folder / 'model.safetensors'
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ModelError, match='cannot be loaded by mlx-vlm'):
-        vlms.load(str(folder))
+        loading.load(str(folder))
     weights.unlink()
     with pytest.raises(ModelError, match='has no .*safetensors'):
-        vlms.load(str(folder))
+        loading.load(str(folder))
 
 
 def test_a_file_is_no_model_directory(model_dir, no_hub):
     with pytest.raises(ModelError, match='no model directory'):
-        vlms.load(str(model_dir / 'config.json'))
+        loading.load(str(model_dir / 'config.json'))
 
 
 def test_a_hub_name_takes_the_cached_copy(model_dir, monkeypatch):
     monkeypatch.setattr('huggingface_hub.snapshot_download', lambda name, local_files_only: str(model_dir))
-    assert vlms.load('org/tiny').name == 'org/tiny'  # not the hub cache's folder, which is named by a commit
-    assert vlms.load(str(model_dir)).name == model_dir.name
+    assert loading.load('org/tiny').name == 'org/tiny'  # not the hub cache's folder, which is named by a commit
+    assert loading.load(str(model_dir)).name == model_dir.name
 
 
 def test_a_hub_name_that_is_not_cached_is_logged_and_refused_offline(caplog):
     with pytest.raises(ModelError, match="'org/not-there' is neither a directory"):
-        vlms.load('org/not-there')
+        loading.load('org/not-there')
     assert 'asking the hub' in caplog.text
 
 
@@ -115,17 +115,17 @@ def test_half_precision_is_computed_in_float32_on_the_cpu(model_dir, tmp_path):
     weights = {name: value.astype(mx.float16) for name, value in mx.load(str(folder / 'model.safetensors')).items()}
     mx.eval(weights)  # before the file they come from is written again
     mx.save_safetensors(str(folder / 'model.safetensors'), weights)
-    kinds = {value.dtype for _, value in tree_flatten(vlms.load(str(folder))._model.parameters())}
+    kinds = {value.dtype for _, value in tree_flatten(loading.load(str(folder))._model.parameters())}
     assert kinds == ({mx.float32} if mx.default_device() == mx.Device(mx.cpu) else {mx.float16})
 
 
 def test_another_template_processor_or_weight_is_another_model(model_dir, tmp_path):
-    prints = {vlms.load(str(model_dir)).fingerprint}
-    assert vlms.load(str(model_dir)).fingerprint in prints
+    prints = {loading.load(str(model_dir)).fingerprint}
+    assert loading.load(str(model_dir)).fingerprint in prints
     for name in ('tokenizer_config.json', 'preprocessor_config.json'):
         folder = changed(model_dir, tmp_path / name)
         (folder / name).write_text((folder / name).read_text().replace('0.5', '0.4').replace('helpful', 'kind'))
-        prints.add(vlms.load(str(folder)).fingerprint)
+        prints.add(loading.load(str(folder)).fingerprint)
     assert len(prints) == 3
 
 
@@ -135,9 +135,9 @@ def test_large_files_are_told_apart_without_being_read(tmp_path, monkeypatch):
     (tmp_path / 'small.json').write_text('{}')
     with (tmp_path / 'consolidated.pth').open('wb') as large:
         large.truncate(11_000_000)
-    before = vlms._fingerprint(tmp_path)
+    before = loading._fingerprint(tmp_path)
     os.utime(tmp_path / 'consolidated.pth', ns=(1, 1))
-    assert vlms._fingerprint(tmp_path) != before and set(read) == {'small.json'}
+    assert loading._fingerprint(tmp_path) != before and set(read) == {'small.json'}
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_loading_needs_no_torch_and_no_network(model_dir):
         'import sys, socket; sys.modules["torch"] = None\n'
         'def refuse(*a, **k): raise OSError("network")\n'
         'socket.socket.connect = refuse; socket.getaddrinfo = refuse\n'
-        'from vlm_reuse_node.vlm import load; print(load(sys.argv[1]).name)'
+        'from vlm_reuse_node.model.loading import load; print(load(sys.argv[1]).name)'
     )
     done = subprocess.run([sys.executable, '-c', code, str(model_dir)], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip().endswith(model_dir.name), done.stderr
@@ -183,7 +183,7 @@ def test_a_quantised_model_answers_warm_as_cold(model_dir, tmp_path):
         weights |= {name: packed, name.replace('weight', 'scales'): scales, name.replace('weight', 'biases'): biases}
     mx.eval(weights)
     mx.save_safetensors(str(folder / 'model.safetensors'), weights)
-    session = SceneSession(vlms.load(str(folder)), Config())
+    session = SceneSession(loading.load(str(folder)), Config())
     session.observe(picture(1))
     for text in ('what is it ?', 'how many objects are there ?'):
         question = Question(text, max_tokens=12)
@@ -205,7 +205,7 @@ def test_python_files_that_come_with_a_model_are_never_run(tmp_path, own_model):
         (folder / name).write_text(json.dumps(content))
     if own_model:
         with pytest.raises(ModelError, match='model_file'):
-            vlms.load(str(folder))
+            loading.load(str(folder))
     else:
-        assert vlms.load(str(folder)).name == 'tiny'
+        assert loading.load(str(folder)).name == 'tiny'
     assert not ran.exists()

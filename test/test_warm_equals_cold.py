@@ -10,7 +10,7 @@ import pytest
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.demo.bag import draw_frames, make_questions
-from vlm_reuse_node.model.vlm import EMBEDDED, load
+from vlm_reuse_node.model.loading import EMBEDDED, load
 from vlm_reuse_node.scene.refresh import Level
 from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.question import Question

@@ -8,7 +8,8 @@ import pytest
 from vlm_reuse_node.errors import InvalidRequestError
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Level, Refresh
-from vlm_reuse_node.serving.watch import Region, Watch, Watches
+from vlm_reuse_node.serving.watch import Region, Watch
+from vlm_reuse_node.serving.watches import Watches
 from vlm_reuse_node.session.answer import Answer, Status
 from vlm_reuse_node.session.question import Question
 
@@ -36,7 +37,7 @@ class Model:
         self.watches = Watches(self.ask, lambda watch, old: self.told.append((watch, old)))
 
     def ask(self, watch, now_ns, future):
-        self.asked.append((watch.number, now_ns, future))
+        self.asked.append((watch.watch_id, now_ns, future))
 
     def say(self, *answers):
         for each in answers:
@@ -49,15 +50,15 @@ def model():
 
 
 def test_it_is_asked_at_once_and_its_first_answer_is_told(model):
-    watch, future = model.watches.add(DOOR, 7, limit=9)
-    assert watch.number > 0 and [(number, now_ns) for number, now_ns, _ in model.asked] == [(watch.number, 7)]
+    watch, future = model.watches.add(DOOR, 7)
+    assert watch.watch_id > 0 and [(number, now_ns) for number, now_ns, _ in model.asked] == [(watch.watch_id, 7)]
     model.say(answer(0.9))
     assert future.result().choice_index == 0 and model.told == [(model.watches.all()[0], None)]
 
 
 def test_ten_on_a_static_scene_cost_nothing(model):
     for _ in range(10):
-        model.watches.add(DOOR, 0, limit=10)
+        model.watches.add(DOOR, 0)
         model.say(answer(0.9))
     for _ in range(50):
         model.watches.see(FRAME, refresh())
@@ -65,7 +66,7 @@ def test_ten_on_a_static_scene_cost_nothing(model):
 
 
 def test_a_change_asks_again_and_only_another_answer_is_told(model):
-    model.watches.add(DOOR, 0, limit=9)
+    model.watches.add(DOOR, 0)
     model.say(answer(0.9))
     for yes in (0.8, 0.2, 0.1):
         model.watches.see(FRAME, refresh((1, 1)))
@@ -75,7 +76,7 @@ def test_a_change_asks_again_and_only_another_answer_is_told(model):
 
 
 def test_it_waits_at_the_model_only_once(model):
-    model.watches.add(DOOR, 0, limit=9)
+    model.watches.add(DOOR, 0)
     for _ in range(3):
         model.watches.see(FRAME, refresh((0, 0)))
     assert len(model.asked) == 1
@@ -83,7 +84,7 @@ def test_it_waits_at_the_model_only_once(model):
 
 @pytest.mark.parametrize('scores, told', [((0.9, 0.45, 0.29), 2), ((0.9, 0.45, 0.31), 1), ((0.9, 0.45, 0.1, 0.55), 2)])
 def test_hysteresis_needs_the_margin(model, scores, told):
-    model.watches.add(Watch(0, 'front', DOOR.question, margin=0.4), 0, limit=9)
+    model.watches.add(Watch(0, 'front', DOOR.question, margin=0.4), 0)
     model.say(answer(scores[0]))
     for yes in scores[1:]:
         model.watches.see(FRAME, refresh((0, 0)))
@@ -93,14 +94,14 @@ def test_hysteresis_needs_the_margin(model, scores, told):
 
 @pytest.mark.parametrize('cell, asked', [((1, 2), 2), ((2, 3), 2), ((0, 2), 1), ((1, 1), 1), ((3, 5), 1)])
 def test_only_cells_of_the_region_count(model, cell, asked):
-    model.watches.add(Watch(0, 'front', DOOR.question, region=Region(25, 15, 10, 12)), 0, limit=9)
+    model.watches.add(Watch(0, 'front', DOOR.question, region=Region(25, 15, 10, 12)), 0)
     model.say(answer(0.9))
     model.watches.see(FRAME, refresh(cell))
     assert len(model.asked) == asked
 
 
 def test_another_cameras_picture_changes_nothing(model):
-    model.watches.add(DOOR, 0, limit=9)
+    model.watches.add(DOOR, 0)
     model.say(answer(0.9))
     model.watches.see(Frame(FRAME.rgb, camera='rear'), refresh((0, 0)))
     assert len(model.asked) == 1
@@ -108,7 +109,7 @@ def test_another_cameras_picture_changes_nothing(model):
 
 @pytest.mark.parametrize('status', [Status.NO_IMAGE, Status.MODEL_ERROR, Status.CANCELLED])
 def test_without_an_answer_it_is_asked_with_the_next_picture(model, status):
-    model.watches.add(DOOR, 0, limit=9)
+    model.watches.add(DOOR, 0)
     model.say(Answer(status))
     assert not model.told
     model.watches.see(FRAME, refresh())
@@ -118,41 +119,40 @@ def test_without_an_answer_it_is_asked_with_the_next_picture(model, status):
 
 
 def test_a_removed_one_is_cancelled_and_says_no_more(model):
-    watch, future = model.watches.add(DOOR, 0, limit=9)
-    model.watches.remove(watch.number)
+    watch, future = model.watches.add(DOOR, 0)
+    model.watches.remove(watch.watch_id)
     assert future.cancelled() and not model.watches.all()
     model.watches.see(FRAME, refresh((0, 0)))
     assert len(model.asked) == 1 and not model.told
-    assert model.watches.add(DOOR, 0, limit=9)[0].number == watch.number + 1
+    assert model.watches.add(DOOR, 0)[0].watch_id == watch.watch_id + 1
 
 
 @pytest.mark.parametrize(
-    'watch, limit, named',
+    'watch, named',
     [
-        (Watch(0, 'front', Question('what ?')), 9, '2 choices'),
-        (Watch(0, 'front', Question('a ?', ('b',))), 9, 'got 1'),
-        (Watch(0, 'front', DOOR.question, margin=1.5), 9, '1.5'),
-        (Watch(0, 'front', DOOR.question, margin=-1.0), 9, 'margin'),
-        (Watch(0, 'front', DOOR.question, margin=float('nan')), 9, 'nan'),
-        (DOOR, 0, 'max_watches'),
-        (Watch(0, 'front', DOOR.question, region=Region(0, 0, 60, 0)), 9, '60 x 0 px'),
-        (Watch(0, 'front', DOOR.question, region=Region(5, 5, 0, 9)), 9, '0 x 9 px'),
+        (Watch(0, 'front', Question('what ?')), '2 choices'),
+        (Watch(0, 'front', Question('a ?', ('b',))), 'got 1'),
+        (Watch(0, 'front', DOOR.question, margin=1.5), '1.5'),
+        (Watch(0, 'front', DOOR.question, margin=-1.0), 'margin'),
+        (Watch(0, 'front', DOOR.question, margin=float('nan')), 'nan'),
+        (Watch(0, 'front', DOOR.question, region=Region(0, 0, 60, 0)), '60 x 0 px'),
+        (Watch(0, 'front', DOOR.question, region=Region(5, 5, 0, 9)), '0 x 9 px'),
     ],
 )
-def test_what_cannot_stand_is_refused_with_the_reason(model, watch, limit, named):
+def test_what_cannot_stand_is_refused_with_the_reason(model, watch, named):
     with pytest.raises(InvalidRequestError, match=named):
-        model.watches.add(watch, 0, limit)
+        model.watches.add(watch, 0)
     assert not model.watches.all() and not model.asked
 
 
 def test_removing_what_is_not_there_says_what_is(model):
-    watch, _ = model.watches.add(DOOR, 0, limit=9)
-    with pytest.raises(InvalidRequestError, match=rf'question 0; there are \[{watch.number}\]'):
+    watch, _ = model.watches.add(DOOR, 0)
+    with pytest.raises(InvalidRequestError, match=rf'question 0; there are \[{watch.watch_id}\]'):
         model.watches.remove(0)
 
 
 def test_one_that_cannot_be_asked_is_not_asked_with_every_picture(model):
-    model.watches.add(DOOR, 0, limit=9)
+    model.watches.add(DOOR, 0)
     model.say(Answer(Status.INVALID_REQUEST))
     for _ in range(3):
         model.watches.see(FRAME, refresh())
@@ -162,7 +162,7 @@ def test_one_that_cannot_be_asked_is_not_asked_with_every_picture(model):
 
 
 def test_an_answer_from_a_patched_state_is_given_again_once_from_a_whole_one(model):
-    model.watches.add(DOOR, 0, limit=9)
+    model.watches.add(DOOR, 0)
     model.say(answer(0.9, exact=False))
     model.watches.see(FRAME, replace(refresh(), level=Level.PATCH))
     model.watches.see(FRAME, replace(refresh(), level=Level.REUSE))
@@ -179,16 +179,16 @@ def test_a_change_that_comes_right_after_the_first_answer_is_not_lost():
     asked = []
 
     def ask(watch, now_ns, future):
-        asked.append(watch.number)
+        asked.append(watch.watch_id)
         if len(asked) == 1:
             future.set_result(answer(0.9))
             watches.see(FRAME, refresh((0, 0)))
 
-    watches = Watches(ask)
-    watches.add(DOOR, 0, limit=9)
+    watches = Watches(ask, lambda watch, before: None)
+    watches.add(DOOR, 0)
     assert len(asked) == 2
 
 
-def test_numbers_are_not_given_again_by_another_list(model):
-    first, _ = model.watches.add(DOOR, 0, limit=9)
-    assert Model().watches.add(DOOR, 0, limit=9)[0].number > first.number
+def test_ids_are_not_given_again_by_another_list(model):
+    first, _ = model.watches.add(DOOR, 0)
+    assert Model().watches.add(DOOR, 0)[0].watch_id > first.watch_id

@@ -16,7 +16,8 @@ from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, ImageError, ModelError
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Level
-from vlm_reuse_node.serving.worker import QUIET_S, ModelWorker
+from vlm_reuse_node.serving.model_loop import QUIET_S
+from vlm_reuse_node.serving.worker import ModelWorker
 from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.drift_audit import DriftAudit
 from vlm_reuse_node.session.question import Question
@@ -128,7 +129,7 @@ def test_the_first_question_takes_the_waiting_frame(make_worker):
 
 def test_cancelling_by_event_stops_at_the_next_token(worker, brake):
     event = threading.Event()
-    held = hold_a_question(worker, brake, cancelled=event)
+    held = hold_a_question(worker, brake, cancel=event)
     event.set()
     brake.go_on.set()
     assert held.result(WAIT_S).status == Status.CANCELLED
@@ -278,7 +279,7 @@ def test_an_answer_is_audited_once_nobody_asks_and_pictures_go_on(make_worker, m
     assert answer(worker).status == Status.OK
     assert counted.wait(WAIT_S) and time.perf_counter() - asked_s > QUIET_S
     show(worker, picture(2, stamp_s=1))
-    audited = worker.stats().audited['camera']
+    audited = worker.stats().audits['camera']
     assert (audited.exact_answers, audited.exact_drifted) == (1, 0)
 
 
@@ -340,7 +341,7 @@ def test_a_model_that_loads_but_cannot_run_is_found_at_the_start(model_dir, brak
 
 def test_the_process_ends_well_after_the_worker_has_stopped(model_dir):
     code = (
-        'import sys; from vlm_reuse_node.config import Config; from vlm_reuse_node.worker import ModelWorker\n'
+        'import sys; from vlm_reuse_node.config import Config; from vlm_reuse_node.serving.worker import ModelWorker\n'
         'worker = ModelWorker(Config(model=sys.argv[1])); worker.start(); worker.stop()'
     )
     for _ in range(3):  # MLX aborts now and then when a thread that used it ends without giving back its streams
@@ -348,16 +349,16 @@ def test_the_process_ends_well_after_the_worker_has_stopped(model_dir):
 
 
 def test_a_fault_of_the_program_costs_the_states_and_no_answer(worker, monkeypatch):
-    from vlm_reuse_node.serving import worker as workers
+    from vlm_reuse_node.serving import model_loop
 
     before = worker.ask('', QUESTION, 0).result(WAIT_S)
-    monkeypatch.setattr(workers.SceneSession, 'ask', lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(model_loop.SceneSession, 'ask', lambda *args, **kwargs: 1 / 0)
     failed = worker.ask('', QUESTION, 0).result(WAIT_S)
     assert failed.status is Status.MODEL_ERROR and 'division' in failed.message
     monkeypatch.undo()
     assert worker.ask('', QUESTION, 0).result(WAIT_S).token_ids == before.token_ids
 
-    monkeypatch.setattr(workers.SceneSession, 'reset', lambda *args: 1 / 0)
+    monkeypatch.setattr(model_loop.SceneSession, 'reset', lambda *args: 1 / 0)
     worker.reset()
     assert worker.ask('', QUESTION, 0).result(WAIT_S).status is Status.NO_IMAGE  # it was behind the reset
     assert 'fault of this program' in worker.stats().last_error
@@ -377,14 +378,14 @@ def test_one_questions_wrong_timeout_is_nobody_elses_trouble(worker, brake):
 
 
 def test_a_camera_that_leaves_with_work_left_is_no_fault(make_worker, monkeypatch):
-    from vlm_reuse_node.serving import worker as workers
+    from vlm_reuse_node.serving import model_loop
 
     worker = make_worker(cameras=('a', 'b'))
     show(worker, picture(1, camera='a'), picture(1, camera='b'))
-    monkeypatch.setattr(workers.SceneSession, 'has_work', property(lambda session: session._camera == 'a'))
-    monkeypatch.setattr(workers.SceneSession, 'work', lambda *args: None)
+    monkeypatch.setattr(model_loop.SceneSession, 'has_work', property(lambda session: session._camera == 'a'))
+    monkeypatch.setattr(model_loop.SceneSession, 'work', lambda *args: None)
     assert worker.ask('b', QUESTION, 0).result(WAIT_S).status is Status.OK  # from then on there is work
-    session, left = worker._session, threading.Event()
+    session, left = worker._loop._session, threading.Event()
 
     def looked_up(camera):
         found = session(camera)
@@ -392,7 +393,7 @@ def test_a_camera_that_leaves_with_work_left_is_no_fault(make_worker, monkeypatc
             left.set()
         return found
 
-    monkeypatch.setattr(worker, '_session', looked_up)
+    monkeypatch.setattr(worker._loop, '_session', looked_up)
     worker.configure(worker._config.with_values(cameras=('b',)))
     assert left.wait(WAIT_S)
     assert worker.ask('b', QUESTION, 0).result(WAIT_S).status is Status.OK

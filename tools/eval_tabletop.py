@@ -22,7 +22,7 @@ from vlm_reuse_node.demo import questions, story, tabletop, words
 from vlm_reuse_node.model import vlm as models
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.session import state as states
-from vlm_reuse_node.session.state import Picture
+from vlm_reuse_node.session.encoded_frame import EncodedFrame
 
 HELD_OUT = 990_000_007
 PLAIN = tabletop.Sensor()
@@ -74,7 +74,7 @@ class Examiner:
 
     def examine(self, group: str, frames: list[Frame], asked: list) -> None:
         """Ask all questions about these pictures, each from the same restored state."""
-        state = states.build(self.vlm, self.template_for, [Picture.see(self.vlm, frame) for frame in frames])
+        state = states.build(self.vlm, self.template_for, [EncodedFrame.see(self.vlm, frame) for frame in frames])
         for question in asked:
             tokens = state.template.question(question.text)
             start, family = state.next_position, self.vlm.family

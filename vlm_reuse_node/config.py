@@ -3,7 +3,7 @@
 ROS parameters take their names, defaults, ranges and descriptions from here; YAML files hold overrides only.
 """
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any
 
 from vlm_reuse_node.errors import ConfigError
@@ -12,7 +12,15 @@ from vlm_reuse_node.errors import ConfigError
 EXACT_POLICY, PATCH_POLICY = 'exact', 'patch'
 
 
-def _parameter(default, description: str, *, low=None, high=None, choices=(), live=False):
+def _parameter(
+    default: Any,
+    description: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+    live: bool = False,
+) -> Any:
     """Declare one parameter; `live` ones may change at any time, the others only while no model is loaded."""
     metadata = {'description': description, 'low': low, 'high': high, 'choices': choices, 'live': live}
     return field(default=default, metadata=metadata)
@@ -41,16 +49,12 @@ class Config:
     temperature: float = _parameter(
         0.0, 'of the sampling of free text; 0 takes the likeliest token', low=0.0, high=5.0, live=True
     )
-    top_p: float = _parameter(
-        1.0, 'sample among the likeliest tokens that have this probability together', low=0.01, high=1.0, live=True
-    )
     seed: int = _parameter(
-        0, 'of the sampling: the same question on the same state gets the same answer', low=0, high=2**31 - 1, live=True
-    )
-    max_question_chars: int = _parameter(2000, 'longest question accepted, characters', low=1, high=100_000, live=True)
-    max_choices: int = _parameter(32, 'most choices accepted with a question', low=1, high=256, live=True)
-    max_schema_chars: int = _parameter(
-        10_000, 'longest json_schema accepted, characters', low=2, high=1_000_000, live=True
+        0,
+        'of the sampling: the same question on the same state gets the same answer',
+        low=0,
+        high=2**31 - 1,
+        live=True,
     )
     max_image_pixels: int = _parameter(
         33_177_600, 'largest picture accepted, pixels', low=1, high=268_435_456, live=True
@@ -68,18 +72,10 @@ class Config:
     queue_size: int = _parameter(
         16, 'questions about one camera that may wait; one more gives BUSY', low=1, high=10_000, live=True
     )
-    max_watches: int = _parameter(64, 'most standing questions', low=0, high=10_000, live=True)
     change_threshold: int = _parameter(
         32,
         'a cell whose largest absolute difference is at or above this is changed, of 255; raised by camera noise',
         low=1,
-        high=255,
-        live=True,
-    )
-    static_threshold: int = _parameter(
-        8,
-        'a cell whose largest absolute difference is below this is static, of 255; raised by camera noise',
-        low=0,
         high=255,
         live=True,
     )
@@ -161,13 +157,6 @@ class Config:
         high=3600.0,
         live=True,
     )
-    scene_change_share: float = _parameter(
-        0.6,
-        'share of changed cells from which on the scene was cut: the picture before becomes a keyframe at once',
-        low=0.01,
-        high=1.0,
-        live=True,
-    )
     max_cache_mb: int = _parameter(
         4096,
         'most memory for the state of one camera, megabytes; above it the history shrinks',
@@ -175,18 +164,24 @@ class Config:
         high=1_000_000,
         live=True,
     )
-    overlay: bool = _parameter(True, 'publish the overlay picture while somebody subscribes to it', live=True)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for parameter in fields(self):
             object.__setattr__(self, parameter.name, _checked(parameter, getattr(self, parameter.name)))
         if not self.cameras or len(set(self.cameras)) != len(self.cameras):
             raise ConfigError(f'cameras is {list(self.cameras)}; expected one or more different names.')
-        if self.static_threshold > self.change_threshold:
-            raise ConfigError(
-                f'static_threshold is {self.static_threshold}, above change_threshold '
-                f'{self.change_threshold}; expected it at or below.'
-            )
+
+    @property
+    def static_threshold(self) -> float:
+        """A cell whose largest absolute difference is below this is static, of 255: a quarter of change_threshold.
+
+        The published pair is 8 and 32 (arXiv 2605.03351, section 1 of its planner).
+        """
+        return self.change_threshold / 4
+
+    def unknown_camera(self, camera: str) -> str:
+        """The sentence about a camera that is not configured."""
+        return f"There is no camera '{camera}'; known are {', '.join(self.cameras)}."
 
     def with_values(self, **values: Any) -> 'Config':
         """A checked copy with some values changed.
@@ -200,7 +195,7 @@ class Config:
         return replace(self, **values)
 
 
-def _checked(parameter, value):
+def _checked(parameter: Field, value: Any) -> Any:
     """The value in the parameter's type, or ConfigError with what was expected."""
     name, wanted = parameter.name, type(parameter.default)
     if wanted is tuple and isinstance(value, (list, tuple)) and all(isinstance(item, str) and item for item in value):

@@ -15,6 +15,7 @@ from vlm_reuse_node.demo.recorder import NODE, Recorder
 from vlm_reuse_node.demo.sidecar import PlannedQuestion
 from vlm_reuse_node.demo.summary import Reply, Row
 from vlm_reuse_node.errors import VlmReuseError
+from vlm_reuse_node.ros.messages import level_of, seconds_of
 from vlm_reuse_node.session.answer import Status
 
 _STATUSES = [str(status) for status in Status]
@@ -30,12 +31,13 @@ class Planner:
     def __init__(
         self, node: Node, executor: SingleThreadedExecutor, recorder: Recorder, check: Callable[[], None]
     ) -> None:
-        """Create the client. node: uses simulated time and is spun by `executor`."""
+        """Create the clients. node: uses simulated time and is spun by `executor`."""
         self._node = node
         self._executor = executor
         self._recorder = recorder
         self._check = check
         self._client: Client = node.create_client(AskScene, f'/{NODE}/ask')
+        self._cold_client: Client = node.create_client(AskScene, f'/{NODE}/ask_cold')
 
     def wait_until(self, condition: Callable[[], bool], what: str, seconds: float) -> None:
         """Spin until a condition holds. what: names it for the error.
@@ -50,7 +52,11 @@ class Planner:
         """Wait until the node serves and publishes: it loads its model before it does either."""
         topics = (f'/{NODE}/refresh_budget', self._recorder.overlay_topic, '/diagnostics')
         self.wait_until(
-            lambda: self._client.service_is_ready() and all(map(self._node.count_publishers, topics)),
+            lambda: (
+                self._client.service_is_ready()
+                and self._cold_client.service_is_ready()
+                and all(map(self._node.count_publishers, topics))
+            ),
             'the node to serve',
             seconds,
         )
@@ -69,9 +75,9 @@ class Planner:
         return Row(question, warm, self.ask(question, cold=True) if warm.is_answer else None)
 
     def ask(self, question: PlannedQuestion, *, cold: bool = False) -> Reply:
-        """Ask once and wait for the answer. cold: computed from nothing beside the node's kept state."""
-        request = AskScene.Request(question=question.text, choices=list(question.choices), cold=cold)
-        future: Any = self._client.call_async(request)
+        """Ask once and wait for the answer. cold: computed from nothing; the node's kept state stays as it is."""
+        client = self._cold_client if cold else self._client
+        future: Any = client.call_async(AskScene.Request(question=question.text, choices=list(question.choices)))
         self.wait_until(future.done, f"the answer to '{question.text}'", 120.0)
         return self._reply(future.result().answer)
 
@@ -83,14 +89,14 @@ class Planner:
             self._executor.spin_once(timeout_sec=0.1)
 
     def _reply(self, answer: Answer) -> Reply:
-        has_picture = answer.image_header.stamp.sec or answer.image_header.stamp.nanosec
+        has_picture = answer.header.stamp.sec or answer.header.stamp.nanosec
         return Reply(
             status=_STATUSES[answer.status],
             message=answer.message,
             text=answer.text,
-            picture_s=self._recorder.seconds(answer.image_header) if has_picture else None,
-            image_age_s=answer.image_age_s,
-            level=answer.level,
+            picture_s=self._recorder.seconds(answer.header) if has_picture else None,
+            image_age_s=seconds_of(answer.image_age),
+            level=str(level_of(answer)),
             tokens_reused=answer.tokens_reused,
             tokens_prefilled=answer.tokens_prefilled,
             refresh_ms=answer.refresh_ms,

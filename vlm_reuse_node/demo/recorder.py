@@ -14,6 +14,7 @@ from vlm_reuse_interfaces.msg import RefreshBudget
 
 from vlm_reuse_node.demo.summary import CameraCounts, Look
 from vlm_reuse_node.ros.conversion import stamp_ns
+from vlm_reuse_node.ros.messages import level_of
 
 NODE = 'vlm_reuse_node'
 STILL_QUALITY = 92
@@ -57,7 +58,7 @@ class Recorder:
     def camera(self, sent: int) -> CameraCounts:
         """Return the node's own counts, from its newest message. sent: pictures that the player sent."""
         last = self._last or RefreshBudget()
-        return CameraCounts(sent, last.frames_seen, last.frames_dropped, last.frames_refused)
+        return CameraCounts(sent, last.frames_received, last.frames_dropped, last.frames_refused)
 
     def seconds(self, header: Header) -> float:
         """Return when a picture was taken, seconds from the first one."""
@@ -68,7 +69,7 @@ class Recorder:
         self.looks.append(
             Look(
                 self.seconds(message.header),
-                message.level,
+                str(level_of(message)),
                 message.reason,
                 message.visual_tokens_total,
                 message.visual_tokens_refreshed,

@@ -1,32 +1,27 @@
 """A vision-language model loaded through mlx-vlm: run it on a cache, decode, score choices by logits."""
 
-import gc
-import json
-import logging
-import re
 from collections.abc import Callable
-from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx_vlm
 import numpy as np
 
-from vlm_reuse_node.errors import ModelError
 from vlm_reuse_node.model import kv_cache
-from vlm_reuse_node.model.families.base import Family, Grid, VisionState, family_for
+from vlm_reuse_node.model.families.base import Family, Grid, VisionState
 from vlm_reuse_node.model.json_schema import JsonSchemas
 from vlm_reuse_node.model.prompt import PromptTemplate
+from vlm_reuse_node.model.sampling import likeliest
 
-EMBEDDED = {'tabletop': Path(__file__).parents[1] / 'demo' / 'tabletop_model'}
-HUB_NAME = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*')
 # Tokens in one forward call. The same grid everywhere: K/V rows depend slightly on the shapes of the calls.
 PREFILL_CHUNK = 512
-# Files of a model above this size are told apart by name, size and time, not by content.
-LARGE_FILE_BYTES = 10_000_000
 
-_log = logging.getLogger(__name__)
+
+# Called between two steps of the model; whatever it raises ends the work there.
+Check = Callable[[], None]
+
+
+def go_on() -> None:
+    """Nothing to check."""
 
 
 class Vlm:
@@ -54,7 +49,7 @@ class Vlm:
         """An empty cache. Raises ModelError for a kind that cannot be restored."""
         return kv_cache.new_cache(self._model.language_model)
 
-    def see(self, rgb: np.ndarray, check: Callable[[], None] = lambda: None) -> tuple[mx.array, Grid]:
+    def see(self, rgb: np.ndarray, check: Check = go_on) -> tuple[mx.array, Grid]:
         """Run the image processor and the vision tower on a (height, width, 3) uint8 picture.
 
         Returns the features of its cells: mx (cells, width), evaluated; and its grid. `check` may raise between the
@@ -66,7 +61,7 @@ class Vlm:
         mx.eval(features)
         return features, grid
 
-    def see_all_cells(self, rgb: np.ndarray, check: Callable[[], None] = lambda: None) -> tuple[VisionState, Grid]:
+    def see_all_cells(self, rgb: np.ndarray, check: Check = go_on) -> tuple[VisionState, Grid]:
         """`see`, with what `see_cells` needs: what to keep, evaluated, and the grid."""
         pixels, grid = self.family.prepare(rgb)
         check()
@@ -80,7 +75,7 @@ class Vlm:
         grid: Grid,
         cells: np.ndarray,
         kept: VisionState,
-        check: Callable[[], None] = lambda: None,
+        check: Check = go_on,
     ) -> VisionState:
         """`see` for some cells of a picture, in the surroundings kept of an older one of the same size.
 
@@ -100,7 +95,7 @@ class Vlm:
         *,
         embeddings: mx.array | None = None,
         keep: int = 1,
-        check: Callable[[], None] = lambda: None,
+        check: Check = go_on,
     ) -> mx.array:
         """Add tokens to the cache, chunk by chunk; `check` may raise between two chunks.
 
@@ -115,6 +110,10 @@ class Vlm:
             mx.eval(logits)  # every layer's keys and values with it
         return logits
 
+    def read(self, cache: list, ids: list[int], start: int, check: Check = go_on) -> mx.array:
+        """Add text tokens to the cache, the first at position `start`; see `run`."""
+        return self.run(cache, ids, self.family.text_positions(start, len(ids)), check=check)
+
     def rewrite(
         self,
         cache: list,
@@ -123,7 +122,7 @@ class Vlm:
         positions: np.ndarray,
         rows: np.ndarray,
         picture: np.ndarray,
-        check: Callable[[], None] = lambda: None,
+        check: Check = go_on,
     ) -> None:
         """Compute tokens of one picture that the cache holds anew, see `Family.rewrite`.
 
@@ -140,17 +139,17 @@ class Vlm:
         logits: mx.array,
         start: int,
         max_tokens: int,
-        check: Callable[[], None] = lambda: None,
+        check: Check = go_on,
         sample: Callable[[mx.array], int] | None = None,
         on_token: Callable[[list[int]], None] = lambda ids: None,
     ) -> list[int]:
         """Decode from the prompt's last logits, the first token at position `start`.
 
-        sample: picks a token from logits, mx (vocabulary,), see `sampler`; greedily when None. on_token: called after
-        each token with all of them. Returns the tokens without the one that ends the answer; `check` may raise before
-        each.
+        sample: picks a token from logits, mx (vocabulary,), see `sampling.sampler`; greedily when None. on_token:
+        called after each token with all of them. Returns the tokens without the one that ends the answer; `check` may
+        raise before each.
         """
-        sample = sample or _likeliest
+        sample = sample or likeliest
         ids: list[int] = []
         while True:
             check()
@@ -169,7 +168,7 @@ class Vlm:
         logits: mx.array,
         start: int,
         choices: list[list[int]],
-        check: Callable[[], None] = lambda: None,
+        check: Check = go_on,
     ) -> tuple[float, ...]:
         """Probability of each choice, among the choices, as the whole answer to the prompt in the cache.
 
@@ -215,155 +214,3 @@ class Vlm:
     def text(self, ids: list[int]) -> str:
         """The words of an answer's tokens."""
         return self._processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
-
-
-def sampler(temperature: float, top_p: float, seed: int) -> Callable[[mx.array], int]:
-    """Pick tokens by chance from logits, mx (vocabulary,): the same ones for the same seed and the same logits.
-
-    temperature: 0 picks the likeliest. top_p: only among the likeliest tokens that have this probability together.
-    """
-    if temperature == 0:
-        return _likeliest
-    key = mx.random.key(seed)
-
-    def sample(logits):
-        nonlocal key
-        key, draw = mx.random.split(key)
-        logits = logits / temperature
-        order = mx.argsort(-logits)
-        probabilities = mx.softmax(logits[order])
-        # A token counts while those before it fall short of top_p, so there is always one.
-        kept = mx.cumsum(probabilities) - probabilities < top_p
-        return order[mx.random.categorical(mx.where(kept, logits[order], -mx.inf), key=draw)].item()
-
-    return sample
-
-
-class Noted:
-    """A sampler that notes how likely its picks were.
-
-    least: probability of the least likely token picked so far, the one that ended the answer included.
-    """
-
-    def __init__(self, sample: Callable[[mx.array], int]):
-        """Pick with `sample`."""
-        self._sample, self.least = sample, 1.0
-
-    def __call__(self, logits: mx.array) -> int:
-        """Pick from logits, mx (vocabulary,)."""
-        token = self._sample(logits)
-        self.least = min(self.least, mx.exp(logits[token] - mx.logsumexp(logits)).item())
-        return token
-
-
-def _likeliest(logits):
-    return mx.argmax(logits).item()
-
-
-def load(name: str) -> Vlm:
-    """Load 'tabletop' (the embedded model), a model directory, or a hub name such as 'org/name'.
-
-    On MLX's CPU backend half-precision weights are computed in float32, which is an order of magnitude faster there;
-    elsewhere the weights keep their type. Python files that come with a model are never run. Raises ModelError with one
-    sentence that says what to do.
-    """
-    folder = _folder(name)
-    family = family_for(_model_type(folder))
-    try:
-        model, processor = mlx_vlm.load(str(folder), trust_remote_code=False)
-    except Exception as error:
-        raise ModelError(
-            f"The model in '{folder}' cannot be loaded by mlx-vlm: {_one_line(error)}. Expected the files "
-            f'of one complete model; copy or convert it again (python -m mlx_vlm.convert).'
-        ) from error
-    if mx.default_device() == mx.Device(mx.cpu):
-        model.set_dtype(mx.float32)
-    given_folder = name not in EMBEDDED and Path(name).expanduser().is_dir()
-    return Vlm(folder.name if given_folder else name, model, processor, family(model, processor), _fingerprint(folder))
-
-
-def release_thread() -> None:
-    """Give back what a model that is no longer used held; the last thing that a thread does which used or imported MLX.
-
-    Models refer to themselves, so that only the garbage collector ends them. Without `clear_streams` MLX 0.32 may abort
-    the process at its end (ml-explore/mlx issue 4327).
-    """
-    gc.collect()
-    mx.clear_cache()
-    mx.clear_streams()
-
-
-def device_bytes() -> int:
-    """What MLX holds now: arrays, and buffers it keeps for reuse. For any thread."""
-    return mx.get_active_memory() + mx.get_cache_memory()
-
-
-def _folder(name):
-    """The local directory of a model, from the hub only for a name like 'org/name'."""
-    path = EMBEDDED.get(name, Path(name).expanduser())
-    if name.strip() and path.is_dir():
-        return path.resolve()
-    if HUB_NAME.fullmatch(name) and not path.exists():
-        return _from_hub(name)
-    raise ModelError(
-        f"There is no model directory '{EMBEDDED.get(name, name)}'; expected 'tabletop', a directory with "
-        f'config.json and *.safetensors, or a hub name such as '
-        f"'mlx-community/Qwen2.5-VL-7B-Instruct-4bit'."
-    )
-
-
-def _from_hub(name):
-    from huggingface_hub import snapshot_download
-    from mlx_vlm.utils import get_model_path
-
-    try:
-        return Path(snapshot_download(name, local_files_only=True))
-    except Exception:
-        _log.warning("'%s' is no directory and not in the hub's cache of this host; asking the hub for it.", name)
-    try:
-        return get_model_path(name)
-    except Exception as error:
-        raise ModelError(
-            f"The model '{name}' is neither a directory, nor in this host's hub cache, nor could the hub "
-            f'give it: {_one_line(error)}. Download it first, or give a model directory.'
-        ) from error
-
-
-def _model_type(folder):
-    """The model_type in config.json, when the directory holds a vision-language model."""
-    try:
-        config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
-        model_type = config['model_type']
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"'{folder}' is not a model directory: its config.json cannot be read ({_one_line(error)}). "
-            f"Expected a directory in mlx-vlm's format."
-        ) from error
-    if 'model_file' in config:
-        raise ModelError(
-            f"The model in '{folder}' brings Python code of its own (model_file in config.json), which "
-            'mlx-vlm would run; expected a model_type that mlx-vlm knows, and no such entry.'
-        )
-    if 'vision_config' not in config:
-        raise ModelError(
-            f"The model in '{folder}' ({model_type}) is a text-only model; expected a vision-language "
-            f'model, such as Qwen2.5-VL.'
-        )
-    if not any(folder.glob('*.safetensors')):
-        raise ModelError(f"'{folder}' has no *.safetensors files; expected the model's weights. Copy the whole model.")
-    return model_type
-
-
-def _fingerprint(folder):
-    """Digest of every small file of the model, and of the weights' and large files' names, sizes and times."""
-    digest = blake2b(digest_size=16)
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        status = path.stat()
-        large = path.suffix == '.safetensors' or status.st_size > LARGE_FILE_BYTES
-        digest.update(f'{path.name} {status.st_size} {status.st_mtime_ns if large else 0}'.encode())
-        digest.update(b'' if large else path.read_bytes())
-    return digest.hexdigest()
-
-
-def _one_line(error):
-    return ' '.join(f'{type(error).__name__}: {error}'.split())[:300]

@@ -1,6 +1,5 @@
 """Confidence intervals and significance tests for counts and paired times; SciPy computes them."""
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,23 +24,24 @@ def mcnemar_p(one: int, other: int) -> float:
 
 
 def ratio_bounds(slow: Sequence[float], fast: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
-    """Return the 95 % interval of the ratio of two paired samples' medians: percentile bootstrap over the pairs."""
+    """Return the 95 % interval of the ratio of two paired samples' medians: percentile bootstrap over the pairs.
+
+    (None, None) for less than three pairs, and where something took no time.
+    """
     if len(slow) < 3 or min(fast) <= 0:
         return None, None
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # a sample without any spread has an interval of no width
-        interval = stats.bootstrap(
-            (np.asarray(slow), np.asarray(fast)),
-            _ratio_of_medians,
-            paired=True,
-            vectorized=True,
-            method='percentile',
-            n_resamples=RESAMPLES,
-            confidence_level=CONFIDENCE,
-            rng=np.random.default_rng(SEED),
-        ).confidence_interval
+    interval = stats.bootstrap(
+        (np.asarray(slow), np.asarray(fast)),
+        _ratio_of_medians,
+        paired=True,
+        vectorized=True,
+        method='percentile',
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
+        rng=np.random.default_rng(SEED),
+    ).confidence_interval
     return float(interval.low), float(interval.high)
 
 
-def _ratio_of_medians(slow: np.ndarray, fast: np.ndarray, axis: int = -1) -> np.ndarray:
+def _ratio_of_medians(slow: np.ndarray, fast: np.ndarray, axis: int) -> np.ndarray:
     return np.median(slow, axis=axis) / np.median(fast, axis=axis)

@@ -11,7 +11,8 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 
 from vlm_reuse_node.errors import VlmReuseError
-from vlm_reuse_node.model import vlm as vlms
+from vlm_reuse_node.model import loading
+from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.replay.evaluate import Replay
 from vlm_reuse_node.replay.job import Job, Outcome
 from vlm_reuse_node.replay.journal import Journal
@@ -31,15 +32,15 @@ def run_here(
     errors: list[Exception] = []
 
     def work() -> None:
-        vlm: vlms.Vlm | None = None
+        vlm: Vlm | None = None
         try:
-            vlm = vlms.load(model)
+            vlm = loading.load(model)
             outcomes.extend(run_job(job, vlm, resume, progress, stopped) for job in jobs if not stopped())
         except Exception as error:
             errors.append(error)
         finally:
             vlm = None
-            vlms.release_thread()
+            loading.release_thread()
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
@@ -51,7 +52,7 @@ def run_here(
 
 
 def run_job(
-    job: Job, vlm: vlms.Vlm, resume: bool, progress: Callable[[float], None], stopped: Callable[[], bool]
+    job: Job, vlm: Vlm, resume: bool, progress: Callable[[float], None], stopped: Callable[[], bool]
 ) -> Outcome:
     """Replay one bag; with `resume` a bag that was replayed to its end stays as it is."""
     journal = None
@@ -124,7 +125,7 @@ def _work(todo: 'Queue[Job | None]', reports: 'Queue[Outcome | float]', stop: Ev
     """One process: jobs until there are none. reports: outcomes, and the seconds that were replayed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and sets stop
     try:
-        vlm = vlms.load(model)
+        vlm = loading.load(model)
     except VlmReuseError as error:
         while (job := todo.get()) is not None:
             reports.put(Outcome(job.name, False, str(error)))
@@ -135,4 +136,4 @@ def _work(todo: 'Queue[Job | None]', reports: 'Queue[Outcome | float]', stop: Ev
         else:
             reports.put(run_job(job, vlm, resume, reports.put, stop.is_set))
     del vlm
-    vlms.release_thread()
+    loading.release_thread()

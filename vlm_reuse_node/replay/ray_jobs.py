@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_reuse_node.errors import VlmReuseError
-from vlm_reuse_node.model import vlm as vlms
+from vlm_reuse_node.model import loading
 from vlm_reuse_node.replay.job import Job, Outcome
 from vlm_reuse_node.replay.jobs import POLL_S, remove_pictures, run_job
 
@@ -62,7 +62,7 @@ def _ray_task(job: Job, model: str) -> tuple[Outcome, dict[str, bytes]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
-            vlm = vlms.load(model)
+            vlm = loading.load(model)
         except VlmReuseError as error:
             return Outcome(job.name, False, str(error)), {}
         outcome = run_job(replace(job, folder=folder), vlm, False, lambda _: None, lambda: False)

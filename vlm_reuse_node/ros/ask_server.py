@@ -1,4 +1,4 @@
-"""Questions over ROS: the service `~/ask` and the action `~/ask_scene`, which give the same answer.
+"""Questions over ROS: the services `~/ask` and `~/ask_cold` and the action `~/ask_scene`.
 
 Nothing here waits: the model's thread answers futures, and the executor goes on with everything else meanwhile.
 """
@@ -9,7 +9,9 @@ from functools import partial
 from threading import Event
 
 from rclpy.action import ActionServer, CancelResponse
+from rclpy.action.server import ServerGoalHandle
 from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.executors import Executor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from rclpy.task import Future
@@ -26,20 +28,25 @@ QUESTIONS_AT_ONCE = 1000
 # How long a goal's result can still be fetched after its end, seconds.
 RESULT_KEPT_S = 60
 
-# Puts a request's question to the model: (request, cancel, listener) -> the answer's future.
-Ask = Callable[[object, Event | None, Callable[[Progress], None] | None], WorkerFuture]
+Request = AskScene.Request | AskSceneAction.Goal
+Listener = Callable[[Progress], None]
+
+# Puts a request's question to the model: (request, cold, cancel, listener) -> the answer's future.
+# cold: computed from nothing, which leaves the kept state as it is.
+Ask = Callable[[Request, bool, Event | None, Listener | None], WorkerFuture[Answer]]
 
 
 class AskServer:
     """Serves questions from its making on, in every state of the node; `ask` says when it cannot be asked."""
 
-    def __init__(self, node: Node, ask: Ask, awaited: 'Awaited', explain: Callable[[Answer], Answer]):
-        """Create the service and the action. explain: completes an answer's message."""
-        self._node, self._ask, self._awaited, self._explain = node, ask, awaited, explain
+    def __init__(self, node: Node, ask: Ask, pending: 'PendingAnswers', explain: Callable[[Answer], Answer]):
+        """Create the services and the action. explain: completes an answer's message."""
+        self._node, self._ask, self._pending, self._explain = node, ask, pending, explain
         self._cancels: dict[bytes, Event] = {}
         # Questions wait for the model without holding up each other or anything else.
         group, roomy = ReentrantCallbackGroup(), QoSProfile(depth=QUESTIONS_AT_ONCE)
         node.create_service(AskScene, '~/ask', self._on_ask, qos_profile=roomy, callback_group=group)
+        node.create_service(AskScene, '~/ask_cold', self._on_ask_cold, qos_profile=roomy, callback_group=group)
         self._action = ActionServer(
             node,
             AskSceneAction,
@@ -59,10 +66,14 @@ class AskServer:
         self._action.destroy()
 
     async def _on_ask(self, request: AskScene.Request, response: AskScene.Response) -> AskScene.Response:
-        response.answer = answer_message(await self._answer(request, None, None))
+        response.answer = answer_message(await self._answer(request, False))
         return response
 
-    async def _on_goal(self, goal) -> AskSceneAction.Result:
+    async def _on_ask_cold(self, request: AskScene.Request, response: AskScene.Response) -> AskScene.Response:
+        response.answer = answer_message(await self._answer(request, True))
+        return response
+
+    async def _on_goal(self, goal: ServerGoalHandle) -> AskSceneAction.Result:
         """Answer one goal. Its feedback is published from the model's thread, as the text grows."""
         cancel = self._cancels[bytes(goal.goal_id.uuid)] = Event()
         if goal.is_cancel_requested:  # before it began
@@ -70,7 +81,7 @@ class AskServer:
         feed = partial(self._feed, goal)
         feed(Progress('queue'))
         try:
-            answer = await self._answer(goal.request, cancel, feed)
+            answer = await self._answer(goal.request, False, cancel, feed)
         finally:
             del self._cancels[bytes(goal.goal_id.uuid)]
         if answer.status is Status.OK:
@@ -81,16 +92,18 @@ class AskServer:
             goal.abort()
         return AskSceneAction.Result(answer=answer_message(answer))
 
-    def _on_cancel(self, goal) -> CancelResponse:
+    def _on_cancel(self, goal: ServerGoalHandle) -> CancelResponse:
         """Every goal can be cancelled; one that waits for the executor still sees it when it begins."""
         if cancel := self._cancels.get(bytes(goal.goal_id.uuid)):
             cancel.set()
         return CancelResponse.ACCEPT
 
-    async def _answer(self, request, cancel, listener) -> Answer:
-        return self._explain(await self._awaited.answer(self._ask(request, cancel, listener)))
+    async def _answer(
+        self, request: Request, cold: bool, cancel: Event | None = None, listener: Listener | None = None
+    ) -> Answer:
+        return self._explain(await self._pending.answer(self._ask(request, cold, cancel, listener)))
 
-    def _feed(self, goal, progress: Progress) -> None:
+    def _feed(self, goal: ServerGoalHandle, progress: Progress) -> None:
         try:
             goal.publish_feedback(progress_message(progress))
         except RuntimeError:
@@ -98,14 +111,14 @@ class AskServer:
                 raise
 
 
-def answered(answer: Answer) -> WorkerFuture:
+def answered(answer: Answer) -> WorkerFuture[Answer]:
     """An answer that needs no model."""
     future = WorkerFuture()
     future.set_result(answer)
     return future
 
 
-class Awaited:
+class PendingAnswers:
     """Answers of the model's thread that rclpy coroutines of a node wait for; its length is how many."""
 
     def __init__(self, node: Node):
@@ -115,7 +128,7 @@ class Awaited:
     def __len__(self) -> int:
         return self._count
 
-    async def answer(self, asked: WorkerFuture) -> Answer:
+    async def answer(self, asked: WorkerFuture[Answer]) -> Answer:
         """Wait for one; a question that was dropped has an answer too."""
         self._count += 1
         try:
@@ -124,11 +137,11 @@ class Awaited:
             self._count -= 1
 
 
-def _in_executor(executor, asked: WorkerFuture) -> Awaitable[Answer]:
+def _in_executor(executor: Executor, asked: WorkerFuture[Answer]) -> Awaitable[Answer]:
     """Make an answer of the model's thread awaitable in an rclpy coroutine."""
     answer = Future(executor=executor)
 
-    def finish(done: WorkerFuture) -> None:
+    def finish(done: WorkerFuture[Answer]) -> None:
         if done.cancelled():
             answer.set_result(Answer(Status.CANCELLED, 'The question was dropped.'))
         elif error := done.exception():

@@ -11,8 +11,8 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, ImageError
+from vlm_reuse_node.ros.camera_state import CameraState
 from vlm_reuse_node.ros.conversion import frame_from_compressed, frame_from_image
-from vlm_reuse_node.ros.diagnostics import CameraState
 from vlm_reuse_node.ros.image_subscription import ImageSubscription
 from vlm_reuse_node.scene.frame import Frame
 
@@ -137,7 +137,7 @@ class CameraInput:
             self._refuse(err)
         self.callback_ms.append(1000 * (time.perf_counter() - start))
 
-    def _converted(self, message) -> Frame:
+    def _converted(self, message: Image | CompressedImage) -> Frame:
         convert = frame_from_compressed if self._compressed else frame_from_image
         frame = convert(message, self.name, self.max_image_pixels)
         now_ns = self._node.get_clock().now().nanoseconds

@@ -4,17 +4,17 @@ Pure functions of counts; the node gathers these and publishes the result.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
-from threading import Lock
+from collections.abc import Mapping
 
 import numpy as np
 import psutil
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
+from vlm_reuse_node.ros.camera_state import CameraState
+from vlm_reuse_node.ros.stage import Stage
 from vlm_reuse_node.scene.refresh import Refresh
-from vlm_reuse_node.session.drift_audit import Audited
+from vlm_reuse_node.serving.worker_stats import WorkerStats
+from vlm_reuse_node.session.drift_audit import AuditCounts
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 FUTURE_S = 1.0
@@ -24,82 +24,6 @@ LOST_REMEDY = (
     'Make the publisher reliable, send smaller or compressed pictures, or give its process larger DDS '
     'buffers (Fast DDS: config/fastdds_large_pictures.xml).'
 )
-
-
-class Stage(StrEnum):
-    """Where the node is in its life cycle."""
-
-    UNCONFIGURED = 'unconfigured'
-    CONFIGURING = 'configuring'
-    INACTIVE = 'inactive'
-    ACTIVE = 'active'
-    CLEANING_UP = 'cleaning up'
-    FINALIZED = 'finalized'
-
-
-@dataclass(frozen=True)
-class CameraState:
-    """One camera's counts since the start, and how it is now.
-
-    failure: why it cannot be subscribed to, '' when it can.
-    lost: pictures that the middleware began to receive and could not complete.
-    silent_s: since the last usable picture, steady clock; None before the first.
-    arrival_age_s: how old that picture was when it arrived, node clock; negative: from the future.
-    incompatible_qos: the policy a publisher offers and the subscription does not accept, '' for none.
-    callback_ms: how long the newest image callbacks took.
-    """
-
-    name: str
-    topic: str
-    failure: str = ''
-    publishers: int = 0
-    received: int = 0
-    lost: int = 0
-    dropped: int = 0
-    refused: Mapping[str, int] = field(default_factory=dict)
-    refused_in_a_row: int = 0
-    last_refusal: str = ''
-    incompatible_qos: str = ''
-    silent_s: float | None = None
-    arrival_age_s: float = 0.0
-    callback_ms: tuple[float, ...] = ()
-
-    @property
-    def refused_total(self) -> int:
-        """Refused, whatever the cause."""
-        return sum(self.refused.values())
-
-    @property
-    def image_age_s(self) -> float:
-        """Age of the newest usable picture now."""
-        return self.arrival_age_s + (self.silent_s or 0.0)
-
-
-class RefreshWindow:
-    """Adds up refreshes on the model's thread until diagnostics take them."""
-
-    def __init__(self):
-        """Start empty."""
-        self._lock = Lock()
-        self._refreshes: list[Refresh] = []
-        self._debts: dict[str, int] = {}
-
-    def add(self, refresh: Refresh) -> None:
-        """Count one."""
-        with self._lock:
-            self._refreshes.append(refresh)
-            self._debts[refresh.camera] = refresh.visual_tokens_deferred
-
-    def take(self, cameras: Iterable[str]) -> tuple[list[Refresh], int]:
-        """Everything since the last call, and the visual tokens of these cameras that are in debt now."""
-        with self._lock:
-            taken, self._refreshes = self._refreshes, []
-            return taken, sum(self._debts.get(camera, 0) for camera in cameras)
-
-    def forget(self, camera: str = '') -> None:
-        """A camera ('': every one) begins anew, without debt."""
-        with self._lock:
-            self._debts = {name: debt for name, debt in self._debts.items() if camera not in ('', name)}
 
 
 def camera_trouble(state: CameraState, max_age_s: float) -> tuple[bytes, str]:
@@ -185,8 +109,8 @@ def _milliseconds(times: tuple[float, ...], percentile: int) -> str:
     return f'{np.percentile(times, percentile):.2f} ms' if times else 'none yet'
 
 
-def budget_status(node: str, refreshes: list[Refresh], debt: int, seconds: float) -> DiagnosticStatus:
-    """What the pictures of the last interval cost. debt: visual tokens that are known to be out of date."""
+def budget_status(node: str, refreshes: list[Refresh], deferred: int, seconds: float) -> DiagnosticStatus:
+    """What the pictures of the last interval cost. deferred: visual tokens that are known to be out of date."""
     total = sum(refresh.visual_tokens_total for refresh in refreshes)
     paid = sum(refresh.visual_tokens_refreshed for refresh in refreshes)
     levels = Counter(str(refresh.level) for refresh in refreshes)
@@ -196,15 +120,15 @@ def budget_status(node: str, refreshes: list[Refresh], debt: int, seconds: float
         'visual tokens': total,
         'visual tokens refreshed': paid,
         'refreshed': share,
-        'visual tokens in debt': debt,
-        'spent': f'{sum(refresh.total_ms for refresh in refreshes) / seconds:.1f} ms/s',
+        'visual tokens deferred': deferred,
+        'spent': f'{sum(refresh.spent_ms for refresh in refreshes) / seconds:.1f} ms/s',
         **{f'level: {level}': count for level, count in sorted(levels.items())},
     }
-    if debt:
+    if deferred:
         return status(
             f'{node}: refresh budget',
             WARN,
-            f'{debt} visual tokens are known to be out of date; allow a larger budget, or fewer pictures per second.',
+            f'{deferred} visual tokens are known to be out of date; allow a larger budget or fewer pictures a second.',
             values,
         )
     return status(f'{node}: refresh budget', OK, f'{share} refreshed' if total else share, values)
@@ -219,8 +143,8 @@ def node_status(node: str, stage: Stage, waits_for: str, failure: Exception | No
     return status(f'{node}: life cycle', WARN, waits_for, {'stage': stage})
 
 
-def memory_status(node: str, stats) -> DiagnosticStatus:
-    """What the process and the model hold, and what the host has left; from a `worker.WorkerStats`."""
+def memory_status(node: str, stats: WorkerStats) -> DiagnosticStatus:
+    """What the process and the model hold, and what the host has left."""
     host, process = psutil.virtual_memory(), psutil.Process().memory_info()
     values = {
         'process': _megabytes(process.rss),
@@ -243,8 +167,8 @@ def _megabytes(size: int) -> str:
     return f'{size / 1e6:.1f} MB'
 
 
-def model_status(node: str, stats, queue_size: int) -> DiagnosticStatus:
-    """How the model is, from a `worker.WorkerStats`."""
+def model_status(node: str, stats: WorkerStats, queue_size: int) -> DiagnosticStatus:
+    """How the model is."""
     level, message = OK, 'Ready'
     if stats.last_error:
         level, message = (
@@ -272,10 +196,10 @@ def model_status(node: str, stats, queue_size: int) -> DiagnosticStatus:
     return status(f'{node}: model', level, message, values, hardware_id=stats.model)
 
 
-def audit_status(node: str, audited: Mapping[str, Audited], max_drift: float) -> DiagnosticStatus:
+def audit_status(node: str, audited: Mapping[str, AuditCounts], max_drift: float) -> DiagnosticStatus:
     """Whether answers differ from cold-dense ones, by camera."""
     level, message = OK, f'{sum(each.answers for each in audited.values())} answers audited'
-    values = {'max_drift': f'{100 * max_drift:g} %'}
+    values: dict[str, object] = {'max_drift': f'{100 * max_drift:g} %'}
     for camera, each in sorted(audited.items()):
         low, high = (100 * bound for bound in each.bounds)
         values |= {

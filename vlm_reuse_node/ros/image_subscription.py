@@ -6,6 +6,7 @@ So it starts reliable and loses nothing of a reliable camera; a best effort one 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
@@ -19,6 +20,7 @@ from rclpy.qos import (
     qos_policy_name_from_kind,
 )
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.subscription import Subscription
 
 from vlm_reuse_node.ros.parameters import making
 
@@ -34,7 +36,7 @@ class ImageSubscription:
     incompatible_qos: the policy that a publisher offers and this subscription does not accept, '' for none.
     """
 
-    def __init__(self, node: Node, kind: type, topic: str, on_message: Callable):
+    def __init__(self, node: Node, kind: type, topic: str, on_message: Callable[[Any], None]):
         """Subscribe. topic: not remapped yet; ROS does that. Raises ConfigError for a QoS override that is none."""
         self.lost = 0
         self.incompatible_qos = ''
@@ -51,12 +53,13 @@ class ImageSubscription:
         with making(f'The subscription of {self.topic}'):
             self._subscription = self._subscribe(qos_overriding_options=overrides)
 
-    def follow_publishers(self, *_) -> None:
+    def follow_publishers(self, *_: object) -> None:
         """Subscribe again when the publishers' reliability has become another one."""
         offered = self._offered()
         if not self._follows or offered == self._qos.reliability:
             return
-        old, self._qos.reliability, self.incompatible_qos = self._subscription, offered, ''
+        old = self._subscription
+        self._qos.reliability, self.incompatible_qos = offered, ''
         self._subscription = self._subscribe()
         self._node.destroy_subscription(old)
         self._node.get_logger().debug(f'{self.topic}: subscribed {offered.name}, as its publishers offer.')
@@ -65,19 +68,17 @@ class ImageSubscription:
         """Unsubscribe."""
         self._node.destroy_subscription(self._subscription)
 
-    def _subscribe(self, **options):
-        events = {
-            'incompatible_qos': self._on_incompatible_qos,
-            'matched': self.follow_publishers,
-            'message_lost': self._on_lost,
-        }
+    def _subscribe(self, **options: Any) -> Subscription:
+        events = SubscriptionEventCallbacks(
+            incompatible_qos=self._on_incompatible_qos, matched=self.follow_publishers, message_lost=self._on_lost
+        )
         try:
             return self._node.create_subscription(
                 self._kind,
                 self._asked_topic,
                 self._on_message,
                 self._qos,
-                event_callbacks=SubscriptionEventCallbacks(**events),
+                event_callbacks=events,
                 **options,
             )
         except UnsupportedEventTypeError:  # the node asks for follow_publishers now and then
@@ -95,15 +96,16 @@ class ImageSubscription:
         publishers = self._node.get_publishers_info_by_topic(self._asked_topic)  # which remaps it, unlike its text says
         return BEST_EFFORT if any(info.qos_profile.reliability == BEST_EFFORT for info in publishers) else RELIABLE
 
-    def _on_incompatible_qos(self, event) -> None:
+    def _on_incompatible_qos(self, event: Any) -> None:
         policy = qos_policy_name_from_kind(event.last_policy_kind)
         if self._follows and policy == 'RELIABILITY':
-            return self.follow_publishers()
+            self.follow_publishers()
+            return
         self.incompatible_qos = policy
         self._node.get_logger().warning(
             f'A publisher on {self.topic} offers a {policy} policy that this subscription does not accept: no picture '
             f'will come from it. Change the publisher, or the qos_overrides of {self.topic}.'
         )
 
-    def _on_lost(self, event) -> None:
+    def _on_lost(self, event: Any) -> None:
         self.lost += event.total_count_change

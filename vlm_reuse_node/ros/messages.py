@@ -1,20 +1,29 @@
-"""The engine's records to this package's messages and back; field for field, no arithmetic."""
+"""The engine's records to this package's messages and back, field for field.
 
-from builtin_interfaces.msg import Time
+Seconds of the engine are `Duration` where a planner sets or compares them; measured costs stay milliseconds.
+"""
+
+from builtin_interfaces.msg import Duration, Time
 from sensor_msgs.msg import RegionOfInterest
 from std_msgs.msg import Header
 from vlm_reuse_interfaces.action import AskScene as AskSceneAction
 from vlm_reuse_interfaces.msg import Answer as AnswerMessage
 from vlm_reuse_interfaces.msg import RefreshBudget, WatchAnswer
 from vlm_reuse_interfaces.msg import Watch as WatchMessage
+from vlm_reuse_interfaces.srv import AddWatch, AskScene
 
-from vlm_reuse_node.scene.refresh import Refresh
+from vlm_reuse_node.scene.refresh import Level, Refresh
 from vlm_reuse_node.serving.watch import Region, Watch
 from vlm_reuse_node.session.answer import Answer, Status
 from vlm_reuse_node.session.progress import Progress
 from vlm_reuse_node.session.question import Question
 
 _STATUS_NUMBERS = {status: number for number, status in enumerate(Status)}
+_LEVEL_NUMBERS = {level: getattr(AnswerMessage, f'LEVEL_{level.name}') for level in Level}
+_LEVELS = {number: level for level, number in _LEVEL_NUMBERS.items()}
+
+_SECOND_NS = 1_000_000_000
+_SHORTEST_NS, _LONGEST_NS = -(2**31) * _SECOND_NS, 2**31 * _SECOND_NS - 1  # of a Duration
 
 
 def header_of(stamp_ns: int, frame_id: str) -> Header:
@@ -22,15 +31,32 @@ def header_of(stamp_ns: int, frame_id: str) -> Header:
     return Header(stamp=_time(stamp_ns), frame_id=frame_id)
 
 
-def question_of(request) -> Question:
+def duration_of(seconds: float) -> Duration:
+    """Write seconds as a duration. What does not fit becomes the longest or shortest one; nan becomes the longest."""
+    nanoseconds = max(_SHORTEST_NS, min(_LONGEST_NS, seconds * _SECOND_NS))
+    whole, rest = divmod(round(nanoseconds), _SECOND_NS)
+    return Duration(sec=whole, nanosec=rest)
+
+
+def seconds_of(duration: Duration) -> float:
+    """Read a duration as seconds."""
+    return (duration.sec * _SECOND_NS + duration.nanosec) / _SECOND_NS
+
+
+def level_of(message: AnswerMessage | RefreshBudget) -> Level | str:
+    """Read a message's level; '' for LEVEL_NONE."""
+    return _LEVELS.get(message.level, '')
+
+
+def question_of(request: AskScene.Request | AskSceneAction.Goal) -> Question:
     """Read an `AskScene` request (service or action goal); the engine checks it."""
     return Question(
         text=request.question,
         choices=tuple(request.choices),
         json_schema=request.json_schema,
         max_tokens=request.max_tokens,
-        max_age_s=request.max_age_s,
-        timeout_s=request.timeout_s,
+        max_age_s=seconds_of(request.max_age),
+        timeout_s=seconds_of(request.timeout),
         force_refresh=request.force_refresh,
     )
 
@@ -38,6 +64,7 @@ def question_of(request) -> Question:
 def answer_message(answer: Answer) -> AnswerMessage:
     """Write an answer as `msg/Answer`."""
     return AnswerMessage(
+        header=header_of(answer.stamp_ns, answer.frame_id),
         status=_STATUS_NUMBERS[answer.status],
         message=answer.message,
         text=answer.text,
@@ -45,11 +72,10 @@ def answer_message(answer: Answer) -> AnswerMessage:
         choice_scores=[float(score) for score in answer.choice_scores],
         confidence=float(answer.confidence),
         camera=answer.camera,
-        image_header=header_of(answer.stamp_ns, answer.frame_id),
         cached_stamp=_time(answer.cached_stamp_ns),
-        image_age_s=float(answer.image_age_s),
+        image_age=duration_of(answer.image_age_s),
         model=answer.model,
-        level=str(answer.level),
+        level=_LEVEL_NUMBERS.get(answer.level, AnswerMessage.LEVEL_NONE),
         exact=answer.exact,
         escalated=answer.escalated,
         tokens_reused=answer.tokens_reused,
@@ -69,8 +95,8 @@ def progress_message(progress: Progress) -> AskSceneAction.Feedback:
     return AskSceneAction.Feedback(stage=progress.stage, text=progress.text, tokens_generated=progress.tokens_generated)
 
 
-def watch_of(request) -> Watch:
-    """Read a `WatchScene` request that adds a standing question; the engine checks it."""
+def watch_of(request: AddWatch.Request) -> Watch:
+    """Read the standing question of an `AddWatch` request; the engine checks it."""
     region = request.region
     return Watch(
         0,
@@ -85,7 +111,7 @@ def watch_message(watch: Watch) -> WatchMessage:
     """Write a standing question as `msg/Watch`."""
     region = watch.region
     return WatchMessage(
-        watch_id=watch.number,
+        watch_id=watch.watch_id,
         camera=watch.camera,
         question=watch.question.text,
         choices=list(watch.question.choices),
@@ -97,33 +123,35 @@ def watch_message(watch: Watch) -> WatchMessage:
 
 def watch_answer_message(watch: Watch, before: Answer | None) -> WatchAnswer:
     """Write a new answer of a standing question, and the one that held before, as `msg/WatchAnswer`."""
-    old = before or Answer(Status.NO_IMAGE)
-    return WatchAnswer(watch=watch_message(watch), old_choice_index=old.choice_index, old_text=old.text)
+    message, old = watch_message(watch), before or Answer(Status.NO_IMAGE)
+    return WatchAnswer(
+        header=message.answer.header, watch=message, old_choice_index=old.choice_index, old_text=old.text
+    )
 
 
-def budget_message(refresh: Refresh, seen: int, dropped: int, refused: int) -> RefreshBudget:
+def budget_message(refresh: Refresh, received: int, dropped: int, refused: int) -> RefreshBudget:
     """Write a refresh as `msg/RefreshBudget`, with its camera's counts since the start."""
     return RefreshBudget(
         header=header_of(refresh.stamp_ns, refresh.frame_id),
         camera=refresh.camera,
-        level=str(refresh.level),
+        level=_LEVEL_NUMBERS[refresh.level],
         reason=refresh.reason,
         visual_tokens_total=refresh.visual_tokens_total,
         visual_tokens_refreshed=refresh.visual_tokens_refreshed,
         visual_tokens_changed=refresh.visual_tokens_changed,
         visual_tokens_deferred=refresh.visual_tokens_deferred,
-        oldest_cell_age_s=float(refresh.oldest_cell_age_s),
+        oldest_cell_age=duration_of(refresh.oldest_cell_age_s),
         budget_ms=float(refresh.budget_ms),
-        spent_ms=float(refresh.total_ms),
+        spent_ms=float(refresh.spent_ms),
         change_ms=float(refresh.change_ms),
         vision_ms=float(refresh.vision_ms),
         prefill_ms=float(refresh.prefill_ms),
-        frames_seen=seen,
+        frames_received=received,
         frames_dropped=dropped,
         frames_refused=refused,
     )
 
 
 def _time(stamp_ns: int) -> Time:
-    seconds, nanoseconds = divmod(stamp_ns, 1_000_000_000)
+    seconds, nanoseconds = divmod(stamp_ns, _SECOND_NS)
     return Time(sec=seconds, nanosec=nanoseconds)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import Field, fields
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy.exceptions import NameValidationException, ParameterException
@@ -99,7 +99,7 @@ def watch_parameters(
     node.add_post_set_parameters_callback(take)
 
 
-def descriptor_of(field) -> ParameterDescriptor:
+def descriptor_of(field: Field) -> ParameterDescriptor:
     """Describe one field of `Config`: text, range, choices, and when it may change."""
     low, high, choices, live = (field.metadata[key] for key in ('low', 'high', 'choices', 'live'))
     descriptor = ParameterDescriptor(description=field.metadata['description'])

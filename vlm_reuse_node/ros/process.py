@@ -20,9 +20,9 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 
 from vlm_reuse_node.errors import ConfigError, ModelError
-from vlm_reuse_node.ros.diagnostics import Stage
 from vlm_reuse_node.ros.node import NODE_NAME, SceneNode
 from vlm_reuse_node.ros.parameters import making
+from vlm_reuse_node.ros.stage import Stage
 
 READY = f'{NODE_NAME}: ready'
 EXIT_MODEL, EXIT_CONFIG, EXIT_FAULT = 1, 2, 3
@@ -88,10 +88,9 @@ class _Running(Thread):
             traceback.print_exc()
             self.exit_code = EXIT_FAULT
         finally:
-            if vlm := sys.modules.get(
-                'vlm_reuse_node.model.vlm'
-            ):  # the first model's loading imported it on this thread
-                vlm.release_thread()
+            # The first model's loading imported MLX on this thread.
+            if loading := sys.modules.get('vlm_reuse_node.model.loading'):
+                loading.release_thread()
             self._news.put(END)
 
     def end(self) -> bool:

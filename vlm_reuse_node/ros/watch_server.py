@@ -1,35 +1,52 @@
-"""Standing questions over ROS: the service `~/watch` and the topic `~/watch_answers`."""
+"""Standing questions over ROS: services that add, remove and list them, and the topic `~/watch_answers`."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.node import Node
+from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from vlm_reuse_interfaces.msg import WatchAnswer
-from vlm_reuse_interfaces.srv import WatchScene
+from vlm_reuse_interfaces.srv import AddWatch, ListWatches, RemoveWatch
 
 from vlm_reuse_node.errors import InvalidRequestError
-from vlm_reuse_node.ros.ask_server import Awaited
+from vlm_reuse_node.ros.ask_server import PendingAnswers
 from vlm_reuse_node.ros.messages import watch_answer_message, watch_message, watch_of
 from vlm_reuse_node.serving.watch import Watch
 from vlm_reuse_node.session.answer import Answer, Status
 
-# Who subscribes late still hears the newest answers, so many; what stands now is for LIST to say.
+if TYPE_CHECKING:
+    from vlm_reuse_node.serving.worker import ModelWorker
+
+# Who subscribes late still hears the newest answers, so many; `~/list_watches` says what stands now.
 ANSWERS_KEPT = 64
 
 
 class WatchServer:
     """Adds, removes and lists standing questions; they stand until they are removed or the node is cleaned up."""
 
-    def __init__(self, node: Node, worker: Callable[[], object], awaited: Awaited):
-        """Create the service and the topic.
+    def __init__(
+        self,
+        node: Node,
+        worker: Callable[[], ModelWorker],
+        standing: Callable[[], list[Watch]],
+        pending: PendingAnswers,
+    ):
+        """Create the services and the topic.
 
-        worker: gives the `ModelWorker` now. Raises InvalidRequestError when there is none.
+        worker: gives the model's thread. Raises InvalidRequestError when none takes questions now.
+        standing: gives the standing questions, the oldest first, in every state of the node.
         """
-        self._node, self._worker, self._awaited = node, worker, awaited
+        self._node, self._worker, self._standing, self._pending = node, worker, standing, pending
         self._publisher = self._kept_publisher()
-        node.create_service(WatchScene, '~/watch', self._on_watch, callback_group=ReentrantCallbackGroup())
+        group = ReentrantCallbackGroup()
+        node.create_service(AddWatch, '~/add_watch', self._on_add, callback_group=group)
+        node.create_service(RemoveWatch, '~/remove_watch', self._on_remove, callback_group=group)
+        node.create_service(ListWatches, '~/list_watches', self._on_list, callback_group=group)
 
     def publish(self, watch: Watch, before: Answer | None) -> None:
         """Tell a new answer. For any thread."""
@@ -40,31 +57,36 @@ class WatchServer:
         self._node.destroy_publisher(self._publisher)
         self._publisher = self._kept_publisher()
 
-    def _kept_publisher(self):
+    def _kept_publisher(self) -> Publisher:
         kept = QoSProfile(depth=ANSWERS_KEPT, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         return self._node.create_publisher(WatchAnswer, '~/watch_answers', kept)
 
-    async def _on_watch(self, request: WatchScene.Request, response: WatchScene.Response) -> WatchScene.Response:
+    async def _on_add(self, request: AddWatch.Request, response: AddWatch.Response) -> AddWatch.Response:
         try:
-            worker = self._worker()
-            if request.command == WatchScene.Request.ADD:
-                response.watch_id = await self._add(worker, request)
-            elif request.command == WatchScene.Request.REMOVE:
-                worker.unwatch(request.watch_id)
-            elif request.command != WatchScene.Request.LIST:
-                raise InvalidRequestError(f'command is {request.command}; expected ADD, REMOVE or LIST.')
-            response.watches = [watch_message(watch) for watch in worker.watches()]
+            response.watch_id = await self._add(self._worker(), watch_of(request))
             response.success = True
-        except InvalidRequestError as err:
-            response.message = str(err)
+        except InvalidRequestError as error:
+            response.message = str(error)
         return response
 
-    async def _add(self, worker, request) -> int:
+    def _on_remove(self, request: RemoveWatch.Request, response: RemoveWatch.Response) -> RemoveWatch.Response:
+        try:
+            self._worker().unwatch(request.watch_id)
+            response.success = True
+        except InvalidRequestError as error:
+            response.message = str(error)
+        return response
+
+    def _on_list(self, request: ListWatches.Request, response: ListWatches.Response) -> ListWatches.Response:
+        response.watches = [watch_message(watch) for watch in self._standing()]
+        return response
+
+    async def _add(self, worker: ModelWorker, watch: Watch) -> int:
         """Wait for the first answer: only the model can tell whether the question can be asked at all."""
-        watch, asked = worker.watch(watch_of(request), self._node.get_clock().now().nanoseconds)
-        answer = await self._awaited.answer(asked)
+        watch, asked = worker.watch(watch, self._node.get_clock().now().nanoseconds)
+        answer = await self._pending.answer(asked)
         if answer.status in (Status.INVALID_REQUEST, Status.CANCELLED):
             with suppress(InvalidRequestError):  # somebody removed it already
-                worker.unwatch(watch.number)
+                worker.unwatch(watch.watch_id)
             raise InvalidRequestError(answer.message)
-        return watch.number
+        return watch.watch_id

@@ -1,4 +1,4 @@
-"""The overlay picture: what this refresh paid for is orange, what is in debt is hatched, the rest is the camera's.
+"""The overlay picture: refreshed cells are orange, deferred cells are hatched, the rest is the camera's.
 
 NumPy and OpenCV only; a live node and a replayed bag draw the same picture.
 """
@@ -8,6 +8,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
+from vlm_reuse_node.scene.cells import spread
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Refresh
 
@@ -22,7 +23,7 @@ def draw_overlay(frame: Frame, refresh: Refresh) -> np.ndarray:
     """Draw a refresh over the frame it was made for.
 
     Returns (height + BAR_HEIGHT, width, 3) uint8, RGB: the picture, and below it a bar with the shares of cells that
-    were reused, refreshed and are in debt, the level and the time. The frame itself is not changed.
+    were reused, refreshed and deferred, the level and the time. The frame itself is not changed.
     """
     height, width = frame.size
     canvas = np.empty((height + BAR_HEIGHT, width, 3), np.uint8)
@@ -44,19 +45,13 @@ def percent(count: int, total: int) -> str:
 
 def _tint(picture: np.ndarray, cells: np.ndarray) -> None:
     if cells.any():
-        cv2.copyTo(cv2.LUT(picture, _orange_table()), _spread(cells, picture), picture)
+        cv2.copyTo(cv2.LUT(picture, _orange_table()), spread(cells, *picture.shape[:2]), picture)
 
 
 def _hatch(picture: np.ndarray, cells: np.ndarray) -> None:
     if cells.any():
-        mask = cv2.bitwise_and(_spread(cells, picture), _stripes(*picture.shape[:2]))
+        mask = cv2.bitwise_and(spread(cells, *picture.shape[:2]), _stripes(*picture.shape[:2]))
         cv2.copyTo(_blue(*picture.shape[:2]), mask, picture)
-
-
-def _spread(cells: np.ndarray, picture: np.ndarray) -> np.ndarray:
-    """(rows, columns) cells to (height, width) uint8 mask of 0 and 255; the grid covers the whole picture evenly."""
-    size = picture.shape[1], picture.shape[0]
-    return cv2.resize(cells.astype(np.uint8) * 255, size, interpolation=cv2.INTER_NEAREST)
 
 
 @lru_cache(maxsize=1)
@@ -80,22 +75,23 @@ def _blue(height: int, width: int) -> np.ndarray:
 
 def _draw_bar(bar: np.ndarray, refresh: Refresh) -> None:
     """Shares as a coloured line over the same shares as text."""
-    total, paid, debt = refresh.visual_tokens_total, refresh.visual_tokens_refreshed, refresh.visual_tokens_deferred
+    total, paid, deferred = refresh.visual_tokens_total, refresh.visual_tokens_refreshed, refresh.visual_tokens_deferred
     width = bar.shape[1]
     bar[:] = (24, 24, 24)
-    ends = [round(width * count / total) for count in (paid, paid + debt)] if total else [0, 0]
+    ends = [round(width * count / total) for count in (paid, paid + deferred)] if total else [0, 0]
     bar[:4], bar[:4, : ends[0]], bar[:4, ends[0] : ends[1]] = GREY, ORANGE, BLUE
-    text = _fitting_text(width, refresh, [percent(count, total) for count in (total - paid - debt, paid, debt)])
+    text = _fitting_text(width, refresh, [percent(count, total) for count in (total - paid - deferred, paid, deferred)])
     cv2.putText(bar, text, (6, 18), _FONT, _SCALE, (235, 235, 235), 1, cv2.LINE_AA)
 
 
 def _fitting_text(width: int, refresh: Refresh, shares: list[str]) -> str:
     """The longest wording that fits the picture's width."""
-    reused, refreshed, debt = shares
+    reused, refreshed, deferred = shares
+    level = refresh.level
     wordings = (
-        f'reused {reused}   refreshed {refreshed}   in debt {debt}   |   {refresh.level}   {refresh.total_ms:.1f} ms',
-        f'reused {reused}  debt {debt}  {refresh.level} {refresh.total_ms:.0f} ms',
-        f'{reused} {refresh.level} {refresh.total_ms:.0f} ms',
+        f'reused {reused}   refreshed {refreshed}   deferred {deferred}   |   {level}   {refresh.spent_ms:.1f} ms',
+        f'reused {reused}  deferred {deferred}  {level} {refresh.spent_ms:.0f} ms',
+        f'{reused} {level} {refresh.spent_ms:.0f} ms',
     )
     fitting = (text for text in wordings if cv2.getTextSize(text, _FONT, _SCALE, 1)[0][0] <= width - 12)
     return next(fitting, wordings[-1])

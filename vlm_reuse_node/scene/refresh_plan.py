@@ -1,7 +1,7 @@
 """What to refresh for a picture: the cheapest level that is allowed, within a budget, the most urgent cells first.
 
-NumPy only. What does not fit is in debt, and comes the sooner the longer it waits; a cell that is in doubt for longer
-than max_cell_age_s is refreshed whatever the budget says. Without budget_ms no plan depends on a clock.
+NumPy only. What does not fit is deferred, and the longer a cell waits, the sooner it is refreshed. A cell that is in
+doubt for longer than max_cell_age_s is refreshed whatever the budget says. Without budget_ms no plan needs a clock.
 """
 
 from dataclasses import dataclass
@@ -21,22 +21,28 @@ MOST_SLOWER = 3
 
 @dataclass(frozen=True, eq=False)
 class RefreshPlan:
-    """What one picture gets.
+    """What one frame gets.
 
-    level: REUSE, PATCH or FRAME. refreshed: (rows, columns) bool, the cells to compute; all of them for FRAME.
-    deferred: (rows, columns) bool, stale cells that did not fit. expected_ms: what the costs so far let expect.
+    refreshed: (rows, columns) bool, the cells to compute; None: all of them, before the frame's grid is known.
+    deferred: (rows, columns) bool, stale cells that did not fit; None: none.
     """
 
     level: Level
-    refreshed: np.ndarray
-    deferred: np.ndarray
-    expected_ms: float
+    refreshed: np.ndarray | None = None
+    deferred: np.ndarray | None = None
+
+    def over(self, rows: int, columns: int) -> 'RefreshPlan':
+        """The same plan for a frame of this grid, with no None in it."""
+        if self.refreshed is not None:
+            return self
+        everything = np.ones((rows, columns), bool)
+        return RefreshPlan(self.level, everything, ~everything)
 
 
 class Cost:
     """Milliseconds of a refresh by its cells: a fixed part and one per cell, fitted to what refreshes took."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         """Know nothing."""
         self._sums = np.zeros(5)  # of 1, cells, ms, cells^2, cells * ms; older refreshes count less
         self._most_cells = 0  # seen so far: what more of them take is not known
@@ -64,7 +70,7 @@ class Cost:
 class RefreshPlanner:
     """Plans one camera's refreshes, and learns from what they took."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         """Know no costs; the first refreshes are made to learn them."""
         self._costs, self._has_patched = {Level.PATCH: Cost(), Level.FRAME: Cost()}, False
 
@@ -90,36 +96,29 @@ class RefreshPlanner:
         patchable = int(config.max_patch_share * total) if can_patch else 0
         cells = self._most_cells(min(len(urgent), patchable, budget_cells), total, budget_ms)
         # The whole picture at once, where that fits and single cells do not do, or where more is overdue than they may.
-        fits = budget_cells >= total and self._frame_ms() <= budget_ms
+        fits = budget_cells >= total and self._frame_ms(total) <= budget_ms
         if len(urgent) and (whole_is_due or cells < len(urgent)) if fits else overdue > patchable:
-            everything = np.ones_like(change.stale)
-            return RefreshPlan(Level.FRAME, everything, ~everything, self._frame_ms())
+            return RefreshPlan(Level.FRAME).over(*change.stale.shape)
         cells = max(cells, overdue)
-        refreshed = np.zeros(total, bool)
-        refreshed[urgent[:cells]] = True
-        refreshed = refreshed.reshape(change.stale.shape)
-        return RefreshPlan(
-            Level.PATCH if cells else Level.REUSE,
-            refreshed,
-            change.stale & ~refreshed,
-            self._patch_ms(cells, total) if cells else 0.0,
-        )
+        refreshed = np.zeros(change.stale.shape, bool)
+        refreshed.ravel()[urgent[:cells]] = True
+        return RefreshPlan(Level.PATCH if cells else Level.REUSE, refreshed, change.stale & ~refreshed)
 
-    def _most_cells(self, most, total, budget_ms):
+    def _most_cells(self, most: int, total: int, budget_ms: float) -> int:
         """Most cells whose refresh takes no longer."""
         return next((cells for cells in range(most, 0, -1) if self._patch_ms(cells, total) <= budget_ms), 0)
 
-    def _frame_ms(self):
+    def _frame_ms(self, total: int) -> float:
         cost = self._costs[Level.FRAME]
-        return cost.ms(0) if cost.is_known else 0.0
+        return cost.ms(total) if cost.is_known else 0.0
 
-    def _patch_ms(self, cells, total):
+    def _patch_ms(self, cells: int, total: int) -> float:
         """Until there was one: the cells' share of the whole picture."""
         cost = self._costs[Level.PATCH]
-        return cost.ms(cells) if cost.is_known else self._frame_ms() * cells / total
+        return cost.ms(cells) if cost.is_known else self._frame_ms(total) * cells / total
 
 
-def _by_urgency(change, limit_s):
+def _by_urgency(change: Change, limit_s: float) -> tuple[np.ndarray, int]:
     """Numbers of the stale cells, the most urgent first, and how many of them are overdue: those come before all."""
     stale = np.flatnonzero(change.stale)
     difference, doubt_s = (each.ravel()[stale].astype(float) for each in (change.difference, change.doubt_s))

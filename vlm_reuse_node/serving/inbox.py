@@ -5,49 +5,15 @@ standing ones, then frames; each in turn between cameras, and none is passed ove
 """
 
 import threading
-import time
 from collections import Counter, deque
-from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from numbers import Real
+from collections.abc import Callable, Sized
+from dataclasses import dataclass
 
 from vlm_reuse_node.scene.frame import Frame
-from vlm_reuse_node.session.answer import Answer
-from vlm_reuse_node.session.progress import Progress
-from vlm_reuse_node.session.question import Question
+from vlm_reuse_node.serving.queued_question import QueuedQuestion
 
-# Whoever was passed over so often goes first, whatever his rank.
-MOST_PASSED_OVER = 8
-
-
-@dataclass(frozen=True, eq=False)
-class Ask:
-    """A question that waits. Its future stays pending until the answer, so that it can be cancelled at any time.
-
-    now_ns: the node clock at the asking. cold: answer from nothing. event: set to cancel. listener: told of progress,
-    on the model's thread. asked_s: the steady clock. is_standing: no planner waits for it.
-    """
-
-    camera: str
-    question: Question
-    now_ns: int
-    cold: bool = False
-    event: threading.Event | None = None
-    listener: Callable[[Progress], None] | None = None
-    future: Future[Answer] = field(default_factory=Future)
-    asked_s: float = field(default_factory=time.perf_counter)
-    is_standing: bool = False
-
-    @property
-    def is_cancelled(self) -> bool:
-        """Whether nobody wants the answer any more."""
-        return self.future.cancelled() or (self.event is not None and self.event.is_set())
-
-    def is_late(self, default_timeout_s: float) -> bool:
-        """Whether its time has passed; an invalid timeout is left to the session."""
-        timeout_s = self.question.timeout_s or default_timeout_s
-        return isinstance(timeout_s, Real) and 0 < timeout_s <= time.perf_counter() - self.asked_s
+# A lane that was skipped this often is served next.
+MOST_SKIPPED = 8
 
 
 @dataclass(frozen=True)
@@ -57,11 +23,11 @@ class Reset:
     camera: str
 
 
-class _Turns:
+class _CameraQueues:
     """Questions of several cameras: each camera's in order, the cameras in turn."""
 
-    def __init__(self):
-        self._queues: dict[str, deque[Ask]] = {}  # the camera whose turn is next comes first
+    def __init__(self) -> None:
+        self._queues: dict[str, deque[QueuedQuestion]] = {}  # the camera whose turn is next comes first
 
     def __len__(self) -> int:
         return sum(map(len, self._queues.values()))
@@ -69,24 +35,24 @@ class _Turns:
     def counts(self) -> dict[str, int]:
         return {camera: len(queue) for camera, queue in self._queues.items()}
 
-    def put(self, ask: Ask) -> None:
-        self._queues.setdefault(ask.camera, deque()).append(ask)
+    def put(self, queued: QueuedQuestion) -> None:
+        self._queues.setdefault(queued.camera, deque()).append(queued)
 
-    def take(self) -> Ask:
+    def take(self) -> QueuedQuestion:
         camera = next(iter(self._queues))
         queue = self._queues.pop(camera)
-        ask = queue.popleft()
+        queued = queue.popleft()
         if queue:
             self._queues[camera] = queue
-        return ask
+        return queued
 
-    def take_where(self, leaves: Callable[[Ask], bool]) -> list[Ask]:
-        leaving = [ask for queue in self._queues.values() for ask in queue if leaves(ask)]
+    def take_where(self, leaves: Callable[[QueuedQuestion], bool]) -> list[QueuedQuestion]:
+        leaving = [queued for queue in self._queues.values() for queued in queue if leaves(queued)]
         gone = set(map(id, leaving))
         self._queues = {
             camera: deque(kept)
             for camera, queue in self._queues.items()
-            if (kept := [ask for ask in queue if id(ask) not in gone])
+            if (kept := [queued for queued in queue if id(queued) not in gone])
         }
         return leaving
 
@@ -94,23 +60,23 @@ class _Turns:
 class Inbox:
     """Filled by any thread, emptied by the model's."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         """Start open and empty."""
         self._changed = threading.Condition()
         self._resets: deque[Reset] = deque()
-        self._asks, self._standing = _Turns(), _Turns()
+        self._questions, self._standing = _CameraQueues(), _CameraQueues()
         self._frames: dict[str, Frame] = {}  # the camera that has waited longest comes first
-        self._passed_over: Counter[int] = Counter()  # by rank: asks, standing, frames
+        self._skipped: Counter[int] = Counter()  # times, by lane: questions, standing ones, frames
         self.is_open = True
 
     def __len__(self) -> int:
         """Questions that wait."""
-        return len(self._asks) + len(self._standing)
+        return len(self._questions) + len(self._standing)
 
     def waiting(self) -> dict[str, int]:
         """Planners' questions that wait, by camera."""
         with self._changed:
-            return self._asks.counts()
+            return self._questions.counts()
 
     def put_frame(self, frame: Frame) -> bool:
         """Leave the newest frame of a camera. Returns False when it replaced one that waited."""
@@ -120,21 +86,21 @@ class Inbox:
             self._changed.notify()
         return not replaced
 
-    def put_ask(self, ask: Ask, limit: int) -> bool:
+    def put_question(self, queued: QueuedQuestion, limit: int) -> bool:
         """Leave a planner's question. Returns False when closed or `limit` about its camera wait already."""
         with self._changed:
-            if not self.is_open or self._asks.counts().get(ask.camera, 0) >= limit:
+            if not self.is_open or self._questions.counts().get(queued.camera, 0) >= limit:
                 return False
-            self._asks.put(ask)
+            self._questions.put(queued)
             self._changed.notify()
         return True
 
-    def put_standing(self, ask: Ask) -> bool:
+    def put_standing(self, queued: QueuedQuestion) -> bool:
         """Leave a standing question, however many wait. Returns False when closed."""
         with self._changed:
             if not self.is_open:
                 return False
-            self._standing.put(ask)
+            self._standing.put(queued)
             self._changed.notify()
         return True
 
@@ -145,7 +111,7 @@ class Inbox:
             self._resets.append(Reset(camera))
             self._changed.notify()
 
-    def next(self, wait_s: float | None = None) -> Reset | Ask | Frame | None:
+    def next(self, wait_s: float | None = None) -> Reset | QueuedQuestion | Frame | None:
         """Wait for the next thing to do. None when closed.
 
         wait_s: gives None after so many seconds with nothing to do; None waits for ever.
@@ -154,21 +120,21 @@ class Inbox:
             self._changed.wait_for(lambda: self._resets or len(self) or self._frames or not self.is_open, wait_s)
             if not self.is_open:
                 return None
-            return self._resets.popleft() if self._resets else self._next_by_rank()
+            return self._resets.popleft() if self._resets else self._next_by_lane()
 
     def take_frame(self, camera: str) -> Frame | None:
         """Take a camera's waiting frame out of turn."""
         with self._changed:
             return self._frames.pop(camera, None)
 
-    def take_leaving(self, default_timeout_s: float) -> list[Ask]:
+    def take_leaving(self, default_timeout_s: float) -> list[QueuedQuestion]:
         """Take out the questions that were cancelled or are late; all of them when closed."""
 
-        def leaves(ask):
-            return not self.is_open or ask.is_cancelled or ask.is_late(default_timeout_s)
+        def leaves(queued: QueuedQuestion) -> bool:
+            return not self.is_open or queued.is_cancelled or queued.is_late(default_timeout_s)
 
         with self._changed:
-            return [*self._asks.take_where(leaves), *self._standing.take_where(leaves)]
+            return [*self._questions.take_where(leaves), *self._standing.take_where(leaves)]
 
     def close(self) -> None:
         """Let `next` return None and take no more questions."""
@@ -176,12 +142,19 @@ class Inbox:
             self.is_open = False
             self._changed.notify()
 
-    def _next_by_rank(self):
-        lanes = self._asks, self._standing, self._frames
-        waiting = [rank for rank, lane in enumerate(lanes) if lane]
-        if not waiting:
+    def _next_by_lane(self) -> QueuedQuestion | Frame | None:
+        """From the first lane that is not empty, unless another was skipped often enough."""
+        lanes: tuple[tuple[Sized, Callable[[], QueuedQuestion | Frame]], ...] = (
+            (self._questions, self._questions.take),
+            (self._standing, self._standing.take),
+            (self._frames, self._take_oldest_frame),
+        )
+        takes = {lane: take for lane, (queue, take) in enumerate(lanes) if queue}
+        if not takes:
             return None
-        first = next((rank for rank in waiting if self._passed_over[rank] >= MOST_PASSED_OVER), waiting[0])
-        self._passed_over = Counter({rank: self._passed_over[rank] + 1 for rank in waiting if rank != first})
-        lane = lanes[first]
-        return lane.pop(next(iter(lane))) if lane is self._frames else lane.take()
+        first = next((lane for lane in takes if self._skipped[lane] >= MOST_SKIPPED), min(takes))
+        self._skipped = Counter({lane: self._skipped[lane] + 1 for lane in takes if lane != first})
+        return takes[first]()
+
+    def _take_oldest_frame(self) -> Frame:
+        return self._frames.pop(next(iter(self._frames)))

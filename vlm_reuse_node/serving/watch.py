@@ -1,22 +1,12 @@
-"""Standing questions: asked again only when cells that they depend on changed, told only when their answer did.
-
-No MLX and no ROS; the worker says what was refreshed and puts the questions to the model.
-"""
+"""The record of a standing question, and the part of the picture that it depends on."""
 
 import math
-from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from functools import partial
-from itertools import count
-from threading import Lock
+from dataclasses import dataclass
 
 import numpy as np
 
 from vlm_reuse_node.errors import InvalidRequestError
-from vlm_reuse_node.scene.frame import Frame
-from vlm_reuse_node.scene.refresh import Level, Refresh
-from vlm_reuse_node.session.answer import Answer, Status
+from vlm_reuse_node.session.answer import Answer
 from vlm_reuse_node.session.question import Question
 
 
@@ -43,144 +33,51 @@ class Region:
         )
         return bool(cells[rows, columns].any())
 
+    def check(self, size: tuple[int, int] | None) -> None:
+        """Refuse a region that nothing would ever touch. size: (height, width) of the camera's picture, where known.
+
+        Raises InvalidRequestError.
+        """
+        if bool(self.width) != bool(self.height):
+            raise InvalidRequestError(
+                f'region is {self.width} x {self.height} px; expected both above 0, or both 0 for the whole picture.'
+            )
+        if size and self.width and (self.x >= size[1] or self.y >= size[0]):
+            raise InvalidRequestError(
+                f'region begins at {self.x}, {self.y}, outside the picture of {size[1]} x {size[0]} px; '
+                'expected pixels of it.'
+            )
+
 
 @dataclass(frozen=True)
 class Watch:
     """A standing question.
 
-    number: names it, above 0, never given twice in a process. question: with choices. margin: how much more probable
+    watch_id: names it, above 0, never given twice in a process. question: with choices. margin: how much more probable
     another choice must be than the one that holds before it takes its place. answer: the one that holds, None before
     the first.
     """
 
-    number: int
+    watch_id: int
     camera: str
     question: Question
     margin: float = 0.0
     region: Region = Region()
     answer: Answer | None = None
 
-
-class Watches:
-    """All standing questions. Thread-safe; each waits at the model at most once.
-
-    A question that got no answer (the model failed, there was no picture) is asked again with the next picture.
-    """
-
-    _numbers = count(1)  # of the process: a number that somebody remembers names nothing else later
-
-    def __init__(
-        self,
-        ask: Callable[[Watch, int, Future[Answer]], None],
-        on_answer: Callable[[Watch, Answer | None], None] | None = None,
-    ):
-        """Start without any.
-
-        ask: puts a question to the model, which answers the future; takes the node clock's time, ns.
-        on_answer: called on the model's thread with a watch that has a new answer, and the one that held before.
-        """
-        self._ask, self._on_answer = ask, on_answer
-        self._lock = Lock()
-        self._watches: dict[int, Watch] = {}
-        self._waiting: dict[int, Future[Answer]] = {}
-        self._owed: set[int] = set()  # those without an answer
-        self._unsure: set[int] = set()  # those whose last answer came from a patched state
-
-    def add(self, watch: Watch, now_ns: int, limit: int) -> tuple[Watch, Future[Answer]]:
-        """Keep a standing question and ask it for the first time.
-
-        Its number is given here. Raises InvalidRequestError for one that cannot stand, or when `limit` stand already.
-        """
-        if len(watch.question.choices) < 2:
+    def check(self, size: tuple[int, int] | None) -> None:
+        """Refuse a question that cannot stand; size as for `Region.check`. Raises InvalidRequestError."""
+        if len(self.question.choices) < 2:
             raise InvalidRequestError(
-                f'A standing question needs at least 2 choices; got {len(watch.question.choices)}.'
+                f'A standing question needs at least 2 choices; got {len(self.question.choices)}.'
             )
-        if not 0 <= watch.margin <= 1:
-            raise InvalidRequestError(f'margin is {watch.margin}; expected 0 to 1.')
-        if bool(watch.region.width) != bool(watch.region.height):
-            raise InvalidRequestError(
-                f'region is {watch.region.width} x {watch.region.height} px; expected both above '
-                '0, or both 0 for the whole picture.'
-            )
-        lasting = replace(watch.question, max_age_s=math.inf, timeout_s=math.inf)
-        with self._lock:
-            if len(self._watches) >= limit:
-                raise InvalidRequestError(f'{limit} questions stand already (max_watches); remove one first.')
-            watch = replace(watch, number=next(self._numbers), question=lasting, answer=None)
-            self._watches[watch.number] = watch
-            future = self._waits(watch)
-        self._ask(watch, now_ns, future)
-        return watch, future
+        if not 0 <= self.margin <= 1:
+            raise InvalidRequestError(f'margin is {self.margin}; expected 0 to 1.')
+        self.region.check(size)
 
-    def remove(self, number: int) -> None:
-        """Forget a standing question. Raises InvalidRequestError for a number that names none."""
-        with self._lock:
-            if self._watches.pop(number, None) is None:
-                raise InvalidRequestError(
-                    f'There is no standing question {number}; there are {sorted(self._watches) or "none"}.'
-                )
-            self._owed.discard(number)
-            self._unsure.discard(number)
-            waiting = self._waiting.pop(number, None)
-        if waiting:
-            waiting.cancel()
-
-    def all(self) -> list[Watch]:
-        """Every standing question, the oldest first."""
-        with self._lock:
-            return list(self._watches.values())
-
-    def see(self, frame: Frame, refresh: Refresh) -> None:
-        """Ask again what depends on the cells that this refresh changed. Called on the model's thread.
-
-        And, when everything was computed, what was answered from a patched state: that answer was approximate.
-        """
-        is_whole = refresh.level in (Level.FRAME, Level.FULL)
-        with self._lock:
-            due = [
-                watch
-                for watch in self._watches.values()
-                if watch.camera == frame.camera
-                and watch.number not in self._waiting
-                and (
-                    watch.number in self._owed
-                    or (is_whole and watch.number in self._unsure)
-                    or watch.region.touches(refresh.changed, frame.size)
-                )
-            ]
-            asked = [(watch, self._waits(watch)) for watch in due]
-        for watch, future in asked:
-            self._ask(watch, frame.received_ns or frame.stamp_ns, future)
-
-    def _waits(self, watch):
-        """Begin to wait for an answer; its future exists before the model knows of it, so that none is missed."""
-        future = self._waiting[watch.number] = Future()
-        future.add_done_callback(partial(self._take, watch.number))
-        return future
-
-    def _take(self, number, future):
-        """Note an answer; tell it when it takes the place of the one that held."""
-        answer = None if future.cancelled() else future.result()
-        with self._lock:
-            self._waiting.pop(number, None)
-            if (watch := self._watches.get(number)) is None:
-                return
-            self._owed.discard(number)
-            if answer is None or answer.status is not Status.OK:
-                if answer is None or answer.status is not Status.INVALID_REQUEST:  # that stays so without a change
-                    self._owed.add(number)
-                return
-            (self._unsure.discard if answer.exact else self._unsure.add)(number)
-            if not _takes_over(answer, watch):
-                return
-            self._watches[number] = replace(watch, answer=answer)
-        if self._on_answer:
-            self._on_answer(replace(watch, answer=answer), watch.answer)
-
-
-def _takes_over(answer: Answer, watch: Watch) -> bool:
-    """Whether an answer takes the place of the one that holds."""
-    if watch.answer is None:
-        return True
-    held, new = watch.answer.choice_index, answer.choice_index
-    return new != held and answer.choice_scores[new] - answer.choice_scores[held] >= watch.margin
+    def is_replaced_by(self, answer: Answer) -> bool:
+        """Whether an answer takes the place of the one that holds."""
+        if self.answer is None:
+            return True
+        held, new = self.answer.choice_index, answer.choice_index
+        return new != held and answer.choice_scores[new] - answer.choice_scores[held] >= self.margin

@@ -16,7 +16,7 @@ _Z = 1.96
 
 
 @dataclass(frozen=True)
-class Audited:
+class AuditCounts:
     """Counts of the answers that were given again.
 
     answers, drifted: of the newest WINDOW from approximate states. exact_answers, exact_drifted: of all from exact
@@ -55,29 +55,32 @@ class DriftAudit:
     That is a back-off: while everything is exact nothing is learnt about approximate states.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         """Trust, with nothing counted."""
         self._results: deque[bool] = deque(maxlen=WINDOW)
-        self._exact = Counter()
-        self._due, self._fallbacks, self._given, self._trusted = 0.0, 0, 0, True
+        self._exact: Counter[bool] = Counter()
+        self._due = 0.0  # audits owed so far, by the share
+        self._given = 0  # answers since the last change of trust
+        self._fallbacks = 0
+        self.is_trusted = True
 
     @property
-    def counts(self) -> Audited:
+    def counts(self) -> AuditCounts:
         """The counts now."""
-        return Audited(
+        return AuditCounts(
             len(self._results),
             sum(self._results),
             self._exact.total(),
             self._exact[True],
             self._fallbacks,
-            self._trusted,
+            self.is_trusted,
         )
 
     def chooses(self, share: float, max_drift: float) -> bool:
         """Count an answer that was given; returns whether it is to be audited, so that this share of all is, evenly."""
         self._given += 1
-        if not self._trusted and self._given >= math.ceil(3 / max_drift) * 2 ** (self._fallbacks - 1):
-            self._trusted = True
+        if not self.is_trusted and self._given >= math.ceil(3 / max_drift) * 2 ** (self._fallbacks - 1):
+            self.is_trusted = True
             self._results.clear()
         self._due += share
         if self._due < 1:
@@ -89,10 +92,10 @@ class DriftAudit:
         """Count one audited answer; exact: it came from an exact state, and tells nothing of approximate ones."""
         if exact:
             self._exact[drifted] += 1
-        elif self._trusted:
+        elif self.is_trusted:
             self._results.append(drifted)
             if _by_chance(sum(self._results), len(self._results), max_drift) < UNLIKELY:
-                self._trusted, self._given = False, 0
+                self.is_trusted, self._given = False, 0
                 self._fallbacks += 1
 
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass, replace
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import InvalidRequestError
 
+LONGEST_QUESTION_CHARS = 100_000
+MOST_CHOICES = 32
+LONGEST_SCHEMA_CHARS = 10_000
 LONGEST_ANSWER_TOKENS = 4096
 
 
@@ -28,33 +31,33 @@ class Question:
     timeout_s: float = 0.0
     force_refresh: bool = False
 
+    def completed(self, config: Config) -> 'Question':
+        """The same question with every 0 replaced by the configured default.
 
-def checked(question: Question, config: Config) -> Question:
-    """Return the question with every 0 replaced by the configured default.
-
-    Raises InvalidRequestError for a value of a wrong type, for a text that is empty or too long, for too many, empty or
-    duplicate choices, for a json_schema that is too long or beside choices, and for numbers that are negative or not a
-    number. Special tokens are found by `prompt.PromptTemplate`, schemas that cannot be followed by `json_schema.py`.
-    """
-    _check_types(question)
-    _check_text(question.text, config.max_question_chars)
-    _check_choices(question.choices, config)
-    _check_schema(question, config)
-    for name in ('max_tokens', 'max_age_s', 'timeout_s'):
-        value = getattr(question, name)
-        if math.isnan(value) or value < 0:
-            raise InvalidRequestError(f'{name} is {value}; expected 0 (the configured default) or more.')
-    if question.max_tokens > LONGEST_ANSWER_TOKENS:
-        raise InvalidRequestError(f'max_tokens is {question.max_tokens}; expected at most {LONGEST_ANSWER_TOKENS}.')
-    return replace(
-        question,
-        max_tokens=question.max_tokens or config.max_tokens,
-        max_age_s=question.max_age_s or config.max_age_s,
-        timeout_s=question.timeout_s or config.timeout_s,
-    )
+        Raises InvalidRequestError for a value of a wrong type, for a text that is empty or too long, for too many,
+        empty or duplicate choices, for a json_schema that is too long or beside choices, and for numbers that are
+        negative or not a number. Special tokens are found by `PromptTemplate`, schemas that cannot be followed by
+        `JsonSchemas`.
+        """
+        _check_types(self)
+        _check_text(self.text)
+        _check_choices(self.choices)
+        _check_schema(self)
+        for name in ('max_tokens', 'max_age_s', 'timeout_s'):
+            value = getattr(self, name)
+            if math.isnan(value) or value < 0:
+                raise InvalidRequestError(f'{name} is {value}; expected 0 (the configured default) or more.')
+        if self.max_tokens > LONGEST_ANSWER_TOKENS:
+            raise InvalidRequestError(f'max_tokens is {self.max_tokens}; expected at most {LONGEST_ANSWER_TOKENS}.')
+        return replace(
+            self,
+            max_tokens=self.max_tokens or config.max_tokens,
+            max_age_s=self.max_age_s or config.max_age_s,
+            timeout_s=self.timeout_s or config.timeout_s,
+        )
 
 
-def _check_types(question):
+def _check_types(question: Question) -> None:
     numbers = question.max_tokens, question.max_age_s, question.timeout_s
     if not all(isinstance(text, str) for text in (question.text, question.json_schema, *question.choices)):
         raise InvalidRequestError('The question, its json_schema or a choice is no text; expected strings.')
@@ -62,35 +65,32 @@ def _check_types(question):
         raise InvalidRequestError(f'max_tokens, max_age_s and timeout_s are {numbers}; expected numbers.')
 
 
-def _check_text(text, limit):
+def _check_text(text: str) -> None:
     if not text.strip():
         raise InvalidRequestError('The question is empty; expected a sentence about the scene.')
-    if len(text) > limit:
+    if len(text) > LONGEST_QUESTION_CHARS:
         raise InvalidRequestError(
-            f'The question has {len(text)} characters; expected at most {limit} (max_question_chars).'
+            f'The question has {len(text)} characters; expected at most {LONGEST_QUESTION_CHARS}.'
         )
     if any('\ud800' <= letter <= '\udfff' for letter in text):
         raise InvalidRequestError('The question holds half a surrogate pair; expected valid Unicode text.')
 
 
-def _check_schema(question, config):
+def _check_schema(question: Question) -> None:
     if question.json_schema and question.choices:
         raise InvalidRequestError('The question has choices and a json_schema; expected one of them.')
-    if len(question.json_schema) > config.max_schema_chars:
+    if len(question.json_schema) > LONGEST_SCHEMA_CHARS:
         raise InvalidRequestError(
-            f'json_schema has {len(question.json_schema)} characters; expected at most '
-            f'{config.max_schema_chars} (max_schema_chars).'
+            f'json_schema has {len(question.json_schema)} characters; expected at most {LONGEST_SCHEMA_CHARS}.'
         )
 
 
-def _check_choices(choices, config):
-    if len(choices) > config.max_choices:
-        raise InvalidRequestError(
-            f'The question has {len(choices)} choices; expected at most {config.max_choices} (max_choices).'
-        )
+def _check_choices(choices: tuple[str, ...]) -> None:
+    if len(choices) > MOST_CHOICES:
+        raise InvalidRequestError(f'The question has {len(choices)} choices; expected at most {MOST_CHOICES}.')
     for choice in choices:
         if not choice.strip():
             raise InvalidRequestError('A choice is empty; expected a text for each.')
-        _check_text(choice, config.max_question_chars)
+        _check_text(choice)
     if len({choice.strip() for choice in choices}) != len(choices):
         raise InvalidRequestError(f'The choices {list(choices)} are not all different; expected each one once.')

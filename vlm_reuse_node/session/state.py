@@ -1,76 +1,31 @@
-"""One camera's working state: a cache that ends right before the question, and the pictures it was computed from.
+"""One camera's working state: a cache that ends right before the question, and the frames it was computed from.
 
-`[system] [history picture 1] ... [live picture] | snapshot |`: every picture has a slot of its own, the live one the
+`[system] [history frame 1] ... [live frame] | snapshot |`: every frame has a slot of its own, the live one the
 last, so that it can be replaced without touching what lies before it.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from hashlib import blake2b
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from vlm_reuse_node.errors import ModelError
 from vlm_reuse_node.model import kv_cache, kv_rewrite
-from vlm_reuse_node.model.families.base import Grid, VisionState
+from vlm_reuse_node.model.families.base import Grid
 from vlm_reuse_node.model.families.sparse_vision import padded
 from vlm_reuse_node.model.prompt import PromptTemplate
-from vlm_reuse_node.model.vlm import Vlm
-from vlm_reuse_node.scene.frame import Frame
-
-
-def _go_on() -> None:
-    """Nothing to check between two steps."""
-
-
-@dataclass(frozen=True, eq=False)
-class Picture:
-    """A frame as the model has seen it.
-
-    digest: of the frame's bytes. features: mx (cells, width), kept so that another prefill pays for no vision tower.
-    vision: with them, what it takes to encode some cells of a newer frame; None when it is not to be kept.
-    exact: whether all cells were encoded from this frame; else some are what an older one showed there.
-    """
-
-    frame: Frame
-    digest: bytes
-    grid: Grid
-    features: Any
-    vision: VisionState | None = None
-    exact: bool = True
-
-    @classmethod
-    def see(cls, vlm: Vlm, frame: Frame, check: Callable[[], None] = _go_on, keep: bool = False) -> 'Picture':
-        """Run image processor and vision tower; keep: what `with_cells` needs. Raises ImageError as `Vlm.see` does."""
-        if not keep:
-            return cls(frame, _digest(frame), *reversed(vlm.see(frame.rgb, check)))
-        vision, grid = vlm.see_all_cells(frame.rgb, check)
-        return cls(frame, _digest(frame), grid, vision.features, vision)
-
-    def with_cells(self, vlm: Vlm, frame: Frame, cells: np.ndarray, check: Callable[[], None] = _go_on) -> 'Picture':
-        """Encode some cells of a newer frame of the same size, (cells,) ascending; the others stay what they are."""
-        vision = vlm.see_cells(frame.rgb, self.grid, cells, self.vision, check)
-        return Picture(frame, _digest(frame), self.grid, vision.features, vision, exact=False)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of what is kept of it beside the frame."""
-        return self.vision.nbytes if self.vision else self.features.nbytes
-
-
-def _digest(frame):
-    return blake2b(frame.rgb.tobytes(), digest_size=16).digest()
+from vlm_reuse_node.model.vlm import Check, Vlm, go_on
+from vlm_reuse_node.session.encoded_frame import EncodedFrame
 
 
 @dataclass(frozen=True)
 class Identity:
     """What a state was computed from; two states are interchangeable only when all of it is equal, and exact.
 
-    pixels: digest of the pictures' bytes, oldest first, the live one last. grids: their cells.
+    pixels: digest of the frames' bytes, oldest first, the live one last. grids: their cells.
     model: fingerprint of the model, its processor and its chat template. prefix: the prompt's tokens.
-    exact: whether everything was computed from these pictures; False when something is kept of older ones.
+    exact: whether everything was computed from these frames; False when something is kept of older ones.
     """
 
     pixels: tuple[bytes, ...]
@@ -83,41 +38,43 @@ class Identity:
 class State:
     """A cache with its snapshot. Every slot is prefilled by itself, whichever way the state came about.
 
-    pictures: in the cache, oldest first. has_live: whether the last of them is the live one; False while it is being
+    frames: in the cache, oldest first. has_live: whether the last of them is the live one; False while it is being
     replaced, or when that was given up half-way. tokens: in the cache at the snapshot. next_position: that of the
     question's first token. cache: the model's, one entry a layer.
     """
 
     def __init__(self, vlm: Vlm, template_for: Callable[[int], PromptTemplate]):
-        """Start with nothing in the cache. template_for: the prompt with so many pictures."""
+        """Start with nothing in the cache. template_for: the prompt with so many frames."""
         self._vlm, self._template_for = vlm, template_for
         self.clear()
 
     def clear(self) -> None:
         """Forget everything."""
-        self.pictures: tuple[Picture, ...] = ()
+        self.frames: tuple[EncodedFrame, ...] = ()
         self.has_live, self.tokens, self.next_position = False, 0, 0
-        self._ids, self._positions = [], None  # of the prompt up to the snapshot, while there is a live picture
+        # Of the prompt up to the snapshot, while there is a live frame.
+        self._ids: list[int] = []
+        self._positions: np.ndarray | None = None
         self.cache = None  # before there is another
         self.cache = self._vlm.new_cache()
         self._snapshot = self._before_live = kv_cache.take(self.cache), 0
 
     @property
-    def live(self) -> Picture:
-        """The live picture."""
-        return self.pictures[-1]
+    def live(self) -> EncodedFrame:
+        """The live frame."""
+        return self.frames[-1]
 
     @property
     def template(self) -> PromptTemplate:
         """The prompt that this state is the beginning of."""
-        return self._template_for(len(self.pictures))
+        return self._template_for(len(self.frames))
 
     @property
     def identity(self) -> Identity:
-        """Of these pictures, this model and this prompt."""
+        """Of these frames, this model and this prompt."""
         return Identity(
-            tuple(picture.digest for picture in self.pictures),
-            tuple(picture.grid for picture in self.pictures),
+            tuple(encoded.digest for encoded in self.frames),
+            tuple(encoded.grid for encoded in self.frames),
             self._vlm.fingerprint,
             tuple(self.template.prefix),
             self.exact,
@@ -125,60 +82,60 @@ class State:
 
     @property
     def exact(self) -> bool:
-        """Whether this is what a cold-dense pass over these pictures computes."""
-        return all(picture.exact for picture in self.pictures)
+        """Whether this is what a cold-dense pass over these frames computes."""
+        return all(encoded.exact for encoded in self.frames)
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of cache, snapshots and features, the live picture's vision state with them."""
-        features = sum(picture.nbytes for picture in self.pictures)
+        """Bytes of cache, snapshots and features, the live frame's vision state with them."""
+        features = sum(encoded.nbytes for encoded in self.frames)
         return features + kv_cache.held_bytes(self.cache, self._snapshot[0], self._before_live[0])
 
-    def append(self, picture: Picture, check: Callable[[], None] = _go_on) -> int:
-        """Prefill a picture behind those that are here; it is the live one then. Returns the tokens of its slot.
+    def append(self, encoded: EncodedFrame, check: Check = go_on) -> int:
+        """Prefill a frame behind those that are here; it is the live one then. Returns the tokens of its slot.
 
         `check` may raise between two chunks. Whatever is raised, the state is what it was before.
         """
-        pictures = (*self.pictures, picture)
-        family, grids = self._vlm.family, [each.grid for each in pictures]
-        ids = family.expand(self._template_for(len(pictures)).prefix, grids)
+        frames = (*self.frames, encoded)
+        family, grids = self._vlm.family, [each.grid for each in frames]
+        ids = family.expand(self._template_for(len(frames)).prefix, grids)
         start, positions = self.tokens, family.positions(ids, grids)
         slot = ids[start:]
         try:
             self._vlm.run(
-                self.cache, slot, positions[:, start:], embeddings=family.embed(slot, picture.features), check=check
+                self.cache, slot, positions[:, start:], embeddings=family.embed(slot, encoded.features), check=check
             )
             taken = kv_cache.take(self.cache)
         except BaseException:
             self.restore()
             raise
         self._before_live, self._snapshot = self._snapshot, (taken, len(ids))
-        older = tuple(replace(each, vision=None) for each in self.pictures)  # they are never patched again
+        older = tuple(replace(each, vision=None) for each in self.frames)  # they are never patched again
         if not kv_rewrite.is_possible(self.cache):
-            picture = replace(picture, vision=None)
-        self.pictures, self.has_live, self.tokens = (*older, picture), True, len(ids)
+            encoded = replace(encoded, vision=None)
+        self.frames, self.has_live, self.tokens = (*older, encoded), True, len(ids)
         self._ids, self._positions = ids, positions
         self.next_position = int(positions.max()) + 1
         return len(slot)
 
     @property
     def can_rewrite(self) -> bool:
-        """Whether `rewrite` is right here: there is a live picture, and every token's row is where its number says."""
+        """Whether `rewrite` is right here: there is a live frame, and every token's row is where its number says."""
         return self.has_live and self._vlm.family.encodes_cells and kv_rewrite.is_possible(self.cache)
 
-    def rewrite(self, picture: Picture, cells: np.ndarray, check: Callable[[], None] = _go_on) -> int:
-        """Put a newer picture of the same grid in the live one's place, and compute some cells' tokens anew.
+    def rewrite(self, encoded: EncodedFrame, cells: np.ndarray, check: Check = go_on) -> int:
+        """Put a newer frame of the same grid in the live one's place, and compute some cells' tokens anew.
 
         cells: their numbers, ascending; with all of them the slot is what `append` computes. What follows the cells in
         the slot is computed too. Returns the tokens. `check` may raise between two chunks: then, and whatever is
-        raised, there is no live picture.
+        raised, there is no live frame.
         """
-        family, ids = self._vlm.family, self._ids  # those of a picture of this grid
-        live = family.cells(ids)[-picture.grid.cells :]
+        family, ids = self._vlm.family, self._ids  # those of a frame of this grid
+        live = family.cells(ids)[-encoded.grid.cells :]
         rows = np.concatenate([live[cells], np.arange(live[-1] + 1, len(ids))])
         rows, paid = padded(rows, len(ids)), len(rows)
         given = [ids[row] for row in rows]
-        features = picture.features[mx.array(np.searchsorted(live, rows[family.cells(given)]))]
+        features = encoded.features[mx.array(np.searchsorted(live, rows[family.cells(given)]))]
         try:
             self._vlm.rewrite(
                 self.cache, given, family.embed(given, features), self._positions[:, rows], rows, live, check
@@ -187,15 +144,15 @@ class State:
         except BaseException:
             self.drop_live()
             raise
-        exact = picture.exact and len(cells) == picture.grid.cells
-        self.pictures = (*self.pictures[:-1], replace(picture, exact=exact))
+        exact = encoded.exact and len(cells) == encoded.grid.cells
+        self.frames = (*self.frames[:-1], replace(encoded, exact=exact))
         return paid
 
     def drop_live(self) -> None:
-        """Take the live picture's slot out, so that another can be appended in its place."""
+        """Take the live frame's slot out, so that another can be appended in its place."""
         if self.has_live:
             self._snapshot = self._before_live
-            self.pictures, self.has_live, self.tokens = self.pictures[:-1], False, self._snapshot[1]
+            self.frames, self.has_live, self.tokens = self.frames[:-1], False, self._snapshot[1]
             self.restore()
 
     def restore(self) -> None:
@@ -206,21 +163,21 @@ class State:
 def build(
     vlm: Vlm,
     template_for: Callable[[int], PromptTemplate],
-    pictures: Iterable[Picture],
-    check: Callable[[], None] = _go_on,
+    frames: Iterable[EncodedFrame],
+    check: Check = go_on,
 ) -> State:
-    """Compute a state from nothing, the last picture the live one. `check` may raise between two chunks."""
+    """Compute a state from nothing, the last frame the live one. `check` may raise between two chunks."""
     state = State(vlm, template_for)
-    for picture in pictures:
-        state.append(picture, check)
+    for encoded in frames:
+        state.append(encoded, check)
     return state
 
 
 def twin(computed: State, identity: Identity) -> State:
-    """A state that was computed from nothing, if its pictures are still those of this identity.
+    """A state that was computed from nothing, if its frames are still those of this identity.
 
-    Raises ModelError when they are not: a picture was changed in place meanwhile.
+    Raises ModelError when they are not: a frame was changed in place meanwhile.
     """
     if computed.identity != replace(identity, exact=True):
-        raise ModelError('The cached picture was changed in place since it was observed; hand over a copy.')
+        raise ModelError('The cached frame was changed in place since it was observed; hand over a copy.')
     return computed

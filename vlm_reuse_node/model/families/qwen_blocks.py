@@ -38,7 +38,7 @@ class Layout:
 
 
 @dataclass(frozen=True, eq=False)
-class Wanted:
+class CellSelection:
     """The places to be encoded: `asked`, padded; before them `inside`, all of the windows they are in.
 
     lengths: places of each of these windows.
@@ -49,7 +49,7 @@ class Wanted:
     lengths: np.ndarray
 
     @classmethod
-    def of(cls, layout: Layout, cells: np.ndarray, by_window: bool) -> 'Wanted':
+    def of(cls, layout: Layout, cells: np.ndarray, by_window: bool) -> 'CellSelection':
         """Find cells, at least one; by_window: whether the first blocks look at windows."""
         asked = padded(np.flatnonzero(np.isin(layout.order, cells)), len(layout.order))
         if not by_window:
@@ -61,7 +61,7 @@ class Wanted:
 
 def read_cells(layout: Layout, cells: np.ndarray, first: int) -> np.ndarray:
     """The cells whose pixels `encode_cells` reads to encode these, ascending."""
-    return np.unique(layout.order[Wanted.of(layout, cells, by_window=first > 0).inside])
+    return np.unique(layout.order[CellSelection.of(layout, cells, by_window=first > 0).inside])
 
 
 def encode_cells(
@@ -77,7 +77,7 @@ def encode_cells(
 
     first: the first block that looks at the whole picture. levels: the merger behind each block that has one.
     """
-    wanted, each = Wanted.of(layout, cells, by_window=first > 0), tower.spatial_merge_size**2
+    wanted, each = CellSelection.of(layout, cells, by_window=first > 0), tower.spatial_merge_size**2
     # 1. Whole windows, each by itself.
     rows = patches(wanted.inside, each)
     if not isinstance(pixels, CellPixels):

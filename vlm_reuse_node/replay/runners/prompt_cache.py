@@ -14,7 +14,7 @@ from vlm_reuse_node.replay.runners.runner import ArmContext, timed
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Refresh
 from vlm_reuse_node.session.answer import Answer, Status
-from vlm_reuse_node.session.question import Question, checked
+from vlm_reuse_node.session.question import Question
 
 
 class PromptCache:
@@ -34,7 +34,7 @@ class PromptCache:
         vlm = self._context.vlm
         config = self._context.config
         frame = self._context.window.newest
-        question = checked(question, config)
+        question = question.completed(config)
         chat = [{'role': 'system', 'content': config.system_prompt}] if config.system_prompt else []
         chat.append({'role': 'user', 'content': question.text})
         options: dict[str, Any] = {
@@ -42,7 +42,6 @@ class PromptCache:
             'image': [Image.fromarray(frame.rgb)],
             'max_tokens': question.max_tokens,
             'temperature': config.temperature,
-            'top_p': config.top_p,
             'prompt_cache_state': self._cache,
         }
         mx.random.seed(config.seed)

@@ -45,12 +45,14 @@ class ReplaySession(SceneSession):
     @property
     def frames(self) -> tuple[Frame, ...]:
         """The pictures in the prompt, oldest first."""
-        return tuple(picture.frame for picture in self._state.pictures) if self._state else ()
+        state = self._refresher.state
+        return tuple(encoded.frame for encoded in state.frames) if state else ()
 
     @property
     def cells(self) -> int:
         """Visual tokens of all of them."""
-        return sum(picture.grid.cells for picture in self._state.pictures) if self._state else 0
+        state = self._refresher.state
+        return sum(encoded.grid.cells for encoded in state.frames) if state else 0
 
 
 def replay_config(config: Config) -> Config:

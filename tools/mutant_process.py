@@ -1,0 +1,166 @@
+"""One mutant in a process of its own: the tests run there on a source that is on no disk. Linux only."""
+
+import importlib.util
+import json
+import math
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from dataclasses import dataclass, field
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from pathlib import Path
+from types import CodeType
+
+WAITS = 4  # so many times as long as its processor time may a mutant take: it waits for something that never comes
+MOST_BYTES = 16 << 30  # of address space: a loop without end may collect things
+PYTEST = '-x', '-q', '-p', 'no:randomly', '-p', 'no:cacheprovider'
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How the tests ended.
+
+    processor_s: what they took. by_time: whether they were stopped. was_imported: whether they imported the module.
+    failed: names of tests; seconds: of each test. output: what pytest printed.
+    """
+
+    passed: bool
+    processor_s: float
+    output: str
+    by_time: bool = False
+    was_imported: bool = False
+    failed: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class MutantProcess:
+    """Runs pytest with `arguments` in a fork, where the module of `path` has another source.
+
+    limit_s: of processor time, which other programs' load does not use up. kills, seconds: how often a test has failed
+    and how long it takes, by its name; which are run first goes by these.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        source: str,
+        arguments: list[str],
+        limit_s: float,
+        kills: Counter,
+        seconds: dict[str, float],
+    ):
+        """Start it."""
+        self._limit_s = math.ceil(limit_s)
+        self._folder = tempfile.TemporaryDirectory(prefix='mutant')
+        self._begin = time.monotonic()
+        sys.stdout.flush()
+        self._pid = os.fork()
+        if not self._pid:
+            code = 1
+            try:
+                resource.setrlimit(resource.RLIMIT_CPU, (self._limit_s, self._limit_s))
+                code = _run(Path(self._folder.name), path, source, arguments, _Order(kills, seconds))
+            except BaseException:  # whatever it is, this process must not go on as its parent
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+
+    def trial(self) -> Trial | None:
+        """What came out; None while it runs."""
+        pid, status, used = os.wait4(self._pid, os.WNOHANG)
+        hangs = not pid and time.monotonic() - self._begin > WAITS * self._limit_s
+        if not pid and not hangs:
+            return None
+        if hangs:
+            self.stop()
+        told, output = Path(self._folder.name, 'told.json'), Path(self._folder.name, 'output.txt')
+        notes = json.loads(told.read_text()) if told.exists() else {}
+        text = output.read_text(errors='replace') if output.exists() else ''
+        self._folder.cleanup()
+        stopped = hangs or os.waitstatus_to_exitcode(status) in (-signal.SIGXCPU, -signal.SIGKILL)
+        return Trial(not hangs and status == 0, used.ru_utime + used.ru_stime, text, stopped, **notes)
+
+    def stop(self) -> None:
+        """Kill it, and what it started."""
+        for kill in (os.killpg, os.kill):  # just forked, it does not lead a group yet
+            try:
+                kill(self._pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        os.waitpid(self._pid, 0)
+
+
+def _run(folder: Path, path: Path, source: str, arguments: list[str], order: '_Order') -> int:
+    """Run the tests in this process; returns pytest's exit code."""
+    os.setpgid(0, 0)
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
+    output = os.open(folder / 'output.txt', os.O_WRONLY | os.O_CREAT)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    import hypothesis
+    import pytest
+
+    # The same examples for every mutant, no search for a smaller one, and nothing kept beside the code.
+    phases = hypothesis.Phase.explicit, hypothesis.Phase.generate
+    hypothesis.settings.register_profile('mutants', derandomize=True, database=None, phases=phases)
+    hypothesis.settings.load_profile('mutants')
+    finder = _Finder(path.absolute(), '.'.join(path.with_suffix('').parts), source)
+    sys.meta_path.insert(0, finder)
+    sys.path.insert(0, os.getcwd())
+    code = int(pytest.main([*PYTEST, f'--basetemp={folder / "tmp"}', *arguments], plugins=[order]))
+    notes = {'was_imported': finder.has_found, 'failed': order.failed, 'seconds': order.seconds}
+    (folder / 'told.json').write_text(json.dumps(notes))
+    sys.stdout.flush()
+    return code
+
+
+class _Order:
+    """A pytest plugin: tests that failed often, and quick ones, go first. Notes what fails and what each takes."""
+
+    def __init__(self, kills: Counter, seconds: dict[str, float]):
+        self._kills, self._known = kills, seconds
+        self.failed, self.seconds = [], {}
+
+    def pytest_collection_modifyitems(self, items: list) -> None:
+        """Sort the tests."""
+        items.sort(key=lambda item: self._known.get(item.nodeid, 0.0) / (1 + self._kills[item.nodeid]))
+
+    def pytest_runtest_logreport(self, report: object) -> None:
+        """Note it."""
+        if report.failed:
+            self.failed.append(report.nodeid)
+        if report.when == 'call':
+            self.seconds[report.nodeid] = report.duration
+
+
+class _Finder(MetaPathFinder):
+    """Finds one module, with another source."""
+
+    def __init__(self, path: Path, module: str, source: str):
+        self._path, self._module, self._source, self.has_found = path, module, source, False
+
+    def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
+        """Find only this one."""
+        if name != self._module:
+            return None
+        self.has_found = True
+        loader = _Loader(name, str(self._path), self._source)
+        return importlib.util.spec_from_file_location(name, self._path, loader=loader)
+
+
+class _Loader(SourceFileLoader):
+    """Compiles another source in the place of the file's own."""
+
+    def __init__(self, name: str, path: str, source: str):
+        super().__init__(name, path)
+        self._source = source
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Leave alone the file, and what Python has kept of it."""
+        return compile(self._source, self.path, 'exec', dont_inherit=True)

@@ -1,0 +1,131 @@
+"""Loads a model through mlx-vlm: finds its directory, refuses what cannot be served, tells models apart."""
+
+import gc
+import json
+import logging
+import re
+from hashlib import blake2b
+from pathlib import Path
+
+import mlx.core as mx
+import mlx_vlm
+
+from vlm_reuse_node.errors import ModelError
+from vlm_reuse_node.model.families.base import family_for
+from vlm_reuse_node.model.vlm import Vlm
+
+EMBEDDED = {'tabletop': Path(__file__).parents[1] / 'demo' / 'tabletop_model'}
+HUB_NAME = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*')
+# Files of a model above this size are told apart by name, size and time, not by content.
+LARGE_FILE_BYTES = 10_000_000
+
+_log = logging.getLogger(__name__)
+
+
+def load(name: str) -> Vlm:
+    """Load 'tabletop' (the embedded model), a model directory, or a hub name such as 'org/name'.
+
+    On MLX's CPU backend half-precision weights are computed in float32, which is an order of magnitude faster there;
+    elsewhere the weights keep their type. Python files that come with a model are never run. Raises ModelError with one
+    sentence that says what to do.
+    """
+    folder = _folder(name)
+    family = family_for(_model_type(folder))
+    try:
+        model, processor = mlx_vlm.load(str(folder), trust_remote_code=False)
+    except Exception as error:
+        raise ModelError(
+            f"The model in '{folder}' cannot be loaded by mlx-vlm: {_one_line(error)}. Expected the files "
+            f'of one complete model; copy or convert it again (python -m mlx_vlm.convert).'
+        ) from error
+    if mx.default_device() == mx.Device(mx.cpu):
+        model.set_dtype(mx.float32)
+    given_folder = name not in EMBEDDED and Path(name).expanduser().is_dir()
+    return Vlm(folder.name if given_folder else name, model, processor, family(model, processor), _fingerprint(folder))
+
+
+def release_thread() -> None:
+    """Give back what a model that is no longer used held; the last thing that a thread does which used or imported MLX.
+
+    Models refer to themselves, so that only the garbage collector ends them. Without `clear_streams` MLX 0.32 may abort
+    the process at its end (ml-explore/mlx issue 4327).
+    """
+    gc.collect()
+    mx.clear_cache()
+    mx.clear_streams()
+
+
+def device_bytes() -> int:
+    """What MLX holds now: arrays, and buffers it keeps for reuse. For any thread."""
+    return mx.get_active_memory() + mx.get_cache_memory()
+
+
+def _folder(name: str) -> Path:
+    """The local directory of a model, from the hub only for a name like 'org/name'."""
+    path = EMBEDDED.get(name, Path(name).expanduser())
+    if name.strip() and path.is_dir():
+        return path.resolve()
+    if HUB_NAME.fullmatch(name) and not path.exists():
+        return _from_hub(name)
+    raise ModelError(
+        f"There is no model directory '{EMBEDDED.get(name, name)}'; expected 'tabletop', a directory with "
+        f'config.json and *.safetensors, or a hub name such as '
+        f"'mlx-community/Qwen2.5-VL-7B-Instruct-4bit'."
+    )
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from mlx_vlm.utils import get_model_path
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except Exception:
+        _log.warning("'%s' is no directory and not in the hub's cache of this host; asking the hub for it.", name)
+    try:
+        return get_model_path(name)
+    except Exception as error:
+        raise ModelError(
+            f"The model '{name}' is neither a directory, nor in this host's hub cache, nor could the hub "
+            f'give it: {_one_line(error)}. Download it first, or give a model directory.'
+        ) from error
+
+
+def _model_type(folder: Path) -> str:
+    """The model_type in config.json, when the directory holds a vision-language model."""
+    try:
+        config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+        model_type = config['model_type']
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"'{folder}' is not a model directory: its config.json cannot be read ({_one_line(error)}). "
+            f"Expected a directory in mlx-vlm's format."
+        ) from error
+    if 'model_file' in config:
+        raise ModelError(
+            f"The model in '{folder}' brings Python code of its own (model_file in config.json), which "
+            'mlx-vlm would run; expected a model_type that mlx-vlm knows, and no such entry.'
+        )
+    if 'vision_config' not in config:
+        raise ModelError(
+            f"The model in '{folder}' ({model_type}) is a text-only model; expected a vision-language "
+            f'model, such as Qwen2.5-VL.'
+        )
+    if not any(folder.glob('*.safetensors')):
+        raise ModelError(f"'{folder}' has no *.safetensors files; expected the model's weights. Copy the whole model.")
+    return model_type
+
+
+def _fingerprint(folder: Path) -> str:
+    """Digest of every small file of the model, and of the weights' and large files' names, sizes and times."""
+    digest = blake2b(digest_size=16)
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        status = path.stat()
+        large = path.suffix == '.safetensors' or status.st_size > LARGE_FILE_BYTES
+        digest.update(f'{path.name} {status.st_size} {status.st_mtime_ns if large else 0}'.encode())
+        digest.update(b'' if large else path.read_bytes())
+    return digest.hexdigest()
+
+
+def _one_line(error: Exception) -> str:
+    return ' '.join(f'{type(error).__name__}: {error}'.split())[:300]

@@ -1,0 +1,117 @@
+"""The node's cameras: pictures in; for each frame the model looked at, refresh budget and overlay out."""
+
+from collections.abc import Callable, Iterable
+
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from vlm_reuse_interfaces.msg import RefreshBudget
+
+from vlm_reuse_node.config import Config
+from vlm_reuse_node.errors import ConfigError, ImageError
+from vlm_reuse_node.ros.camera_input import CameraInput
+from vlm_reuse_node.ros.camera_state import CameraState
+from vlm_reuse_node.ros.messages import budget_message
+from vlm_reuse_node.ros.overlay_output import OverlayOutput
+from vlm_reuse_node.ros.parameters import making, overridable
+from vlm_reuse_node.ros.refresh_window import RefreshWindow
+from vlm_reuse_node.ros.shutdown import while_ros_runs
+from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.scene.refresh import Refresh
+
+
+class Cameras:
+    """Every camera has a subscription and an overlay topic; cameras join and leave while the node runs.
+
+    refreshes: what was computed for them, until diagnostics take it.
+    """
+
+    def __init__(self, node: Node, observe: Callable[[Frame], bool], forget: Callable[[str], None]):
+        """Begin without a camera.
+
+        observe: takes a frame; False when it replaced one that still waited. forget: called with the name of a camera
+        whose stamps start again. Raises ConfigError for a QoS override that is none.
+        """
+        self._node, self._observe, self._forget = node, observe, forget
+        self._inputs: dict[str, CameraInput] = {}
+        self._overlays: dict[str, OverlayOutput] = {}
+        self.refreshes = RefreshWindow()
+        with making('~/refresh_budget'):
+            self._budget_publisher = node.create_publisher(
+                RefreshBudget, '~/refresh_budget', QoSProfile(depth=10), qos_overriding_options=overridable()
+            )
+
+    @property
+    def topics(self) -> list[str]:
+        """Full names of the subscribed topics."""
+        return [camera.topic for camera in self._inputs.values()]
+
+    def join(self, name: str, config: Config) -> None:
+        """Add a camera; one that is there keeps its counts. Raises ConfigError for a QoS override that is none."""
+        if name not in self._inputs:
+            self._inputs[name] = CameraInput(self._node, name, config, self._observe, self._forget)
+            self.refreshes.forget(name)
+        if name not in self._overlays:
+            self._overlays[name] = OverlayOutput(self._node, name)
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Let all other cameras leave."""
+        for name in set(self._inputs) - set(names):
+            self._inputs.pop(name).unsubscribe()
+            if overlay := self._overlays.pop(name, None):
+                overlay.destroy()
+
+    def configure(self, config: Config, is_active: bool) -> None:
+        """Take new parameters: cameras join and leave. What is wrong with one is logged, and the others go on."""
+        self.keep(config.cameras)
+        for name in config.cameras:
+            try:
+                self.join(name, config)
+                self._inputs[name].max_image_pixels = config.max_image_pixels
+                if is_active and not self._inputs[name].is_subscribed:
+                    self._inputs[name].subscribe()
+            except ConfigError as error:
+                self._node.get_logger().error(str(error))
+
+    def subscribe(self) -> None:
+        """Take pictures from now on. Raises ConfigError for a QoS override that is none."""
+        for camera in self._inputs.values():
+            camera.subscribe()
+
+    def unsubscribe(self) -> None:
+        """Take no more pictures; the counts stay."""
+        for camera in self._inputs.values():
+            camera.unsubscribe()
+
+    def forget_time(self) -> None:
+        """Take every camera's next stamp as it comes: the clock jumped."""
+        for camera in self._inputs.values():
+            camera.forget_time()
+
+    def states(self) -> dict[str, CameraState]:
+        """How each camera is now; for middlewares that announce no changes, its publishers are followed too."""
+        for camera in self._inputs.values():
+            camera.follow_publishers()
+        return {name: camera.state() for name, camera in self._inputs.items()}
+
+    def state(self, name: str) -> CameraState | None:
+        """How one camera is now; None for one that is not there."""
+        camera = self._inputs.get(name)
+        return camera.state() if camera else None
+
+    def on_refresh(self, frame: Frame, refresh: Refresh) -> None:
+        """Publish from the model's thread: rclpy publishers may be used from any, and the executor stays free."""
+        self.refreshes.add(refresh)
+        camera = self._inputs.get(frame.camera)
+        if camera is None:  # it has just left
+            return
+        camera.on_looked_at()
+        message = budget_message(refresh, camera.received, camera.dropped, camera.refused_total)
+        with while_ros_runs(self._node):
+            self._budget_publisher.publish(message)
+            if overlay := self._overlays.get(frame.camera):
+                overlay.publish(frame, refresh)
+
+    def on_refused(self, frame: Frame, error: ImageError) -> None:
+        """Count, on the model's thread, what only the model refuses."""
+        if camera := self._inputs.get(frame.camera):
+            camera.on_refused(error)

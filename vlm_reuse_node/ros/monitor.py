@@ -1,0 +1,76 @@
+"""Publishes `/diagnostics` once a second, by the steady clock."""
+
+import time
+from collections.abc import Callable
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+
+from vlm_reuse_node.config import Config
+from vlm_reuse_node.ros.camera_state import CameraState
+from vlm_reuse_node.ros.cameras import Cameras
+from vlm_reuse_node.ros.diagnostics import (
+    audit_status,
+    budget_status,
+    camera_status,
+    memory_status,
+    model_status,
+)
+from vlm_reuse_node.ros.shutdown import while_ros_runs
+from vlm_reuse_node.serving.worker_stats import WorkerStats
+
+PERIOD_S = 1.0
+
+
+class Monitor:
+    """Gathers the node's statuses and publishes them; the text of each is made in diagnostics.py."""
+
+    def __init__(self, node: Node, statuses: Callable[[float], list[DiagnosticStatus]]):
+        """Start. statuses: all of them now; takes the seconds since it was asked last."""
+        self._node, self._statuses = node, statuses
+        self._published_s = time.monotonic()
+        self._publisher = node.create_publisher(DiagnosticArray, '/diagnostics', QoSProfile(depth=10))
+        node.create_timer(PERIOD_S, self.publish, clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    def publish(self) -> None:
+        """Publish now; also called while the executor cannot."""
+        now_s = time.monotonic()
+        seconds = max(now_s - self._published_s, 1e-3)
+        self._published_s = now_s
+        message = DiagnosticArray(status=self._statuses(seconds))
+        message.header.stamp = self._node.get_clock().now().to_msg()
+        with while_ros_runs(self._node):
+            self._publisher.publish(message)
+
+
+class CameraMonitor:
+    """Statuses of model, cameras, budget, audit and memory while a model is loaded."""
+
+    def __init__(self, cameras: Cameras):
+        """Begin without a camera seen before."""
+        self._cameras = cameras
+        self._before: dict[str, CameraState] = {}
+
+    def statuses(
+        self, name: str, stats: WorkerStats, config: Config, is_active: bool, seconds: float
+    ) -> list[DiagnosticStatus]:
+        """All of them. name: of the node. seconds: since the last call."""
+        states = self._cameras.states()
+        cameras = [
+            camera_status(name, state, self._before_of(state), seconds, config.max_age_s) for state in states.values()
+        ]
+        self._before = states
+        return [
+            model_status(name, stats, config.queue_size),
+            *(cameras if is_active else []),
+            budget_status(name, *self._cameras.refreshes.take(states), seconds),
+            audit_status(name, stats.audits, config.max_drift),
+            memory_status(name, stats),
+        ]
+
+    def _before_of(self, state: CameraState) -> CameraState:
+        """The camera's state at the last call; the state itself for one that has joined since, perhaps again."""
+        before = self._before.get(state.name, state)
+        return before if before.received <= state.received else state

@@ -1,0 +1,51 @@
+"""A camera's frame as the model has seen it."""
+
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from vlm_reuse_node.model.families.base import Grid, VisionState
+from vlm_reuse_node.model.vlm import Check, Vlm, go_on
+from vlm_reuse_node.scene.frame import Frame
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedFrame:
+    """A frame as the model has seen it.
+
+    digest: of the frame's bytes. features: mx (cells, width), kept so that another prefill pays for no vision tower.
+    vision: with them, what it takes to encode some cells of a newer frame; None when it is not to be kept.
+    exact: whether all cells were encoded from this frame; else some are what an older one showed there.
+    """
+
+    frame: Frame
+    digest: bytes
+    grid: Grid
+    features: Any
+    vision: VisionState | None = None
+    exact: bool = True
+
+    @classmethod
+    def see(cls, vlm: Vlm, frame: Frame, check: Check = go_on, keep: bool = False) -> 'EncodedFrame':
+        """Run image processor and vision tower; keep: what `with_cells` needs. Raises ImageError as `Vlm.see` does."""
+        if not keep:
+            features, grid = vlm.see(frame.rgb, check)
+            return cls(frame, _digest(frame), grid, features)
+        vision, grid = vlm.see_all_cells(frame.rgb, check)
+        return cls(frame, _digest(frame), grid, vision.features, vision)
+
+    def with_cells(self, vlm: Vlm, frame: Frame, cells: np.ndarray, check: Check = go_on) -> 'EncodedFrame':
+        """Encode some cells of a newer frame of the same size, (cells,) ascending; the others stay what they are."""
+        vision = vlm.see_cells(frame.rgb, self.grid, cells, self.vision, check)
+        return EncodedFrame(frame, _digest(frame), self.grid, vision.features, vision, exact=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is kept of it beside the frame."""
+        return self.vision.nbytes if self.vision else self.features.nbytes
+
+
+def _digest(frame: Frame) -> bytes:
+    return blake2b(frame.rgb.tobytes(), digest_size=16).digest()
