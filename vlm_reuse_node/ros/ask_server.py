@@ -10,6 +10,7 @@ from threading import Event
 
 from rclpy.action import ActionServer, CancelResponse
 from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.executors import Executor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from rclpy.task import Future
@@ -33,9 +34,9 @@ Ask = Callable[[object, Event | None, Callable[[Progress], None] | None], Worker
 class AskServer:
     """Serves questions from its making on, in every state of the node; `ask` says when it cannot be asked."""
 
-    def __init__(self, node: Node, ask: Ask, awaited: 'Awaited', explain: Callable[[Answer], Answer]):
+    def __init__(self, node: Node, ask: Ask, explain: Callable[[Answer], Answer]):
         """Create the service and the action. explain: completes an answer's message."""
-        self._node, self._ask, self._awaited, self._explain = node, ask, awaited, explain
+        self._node, self._ask, self._explain = node, ask, explain
         self._cancels: dict[bytes, Event] = {}
         # Questions wait for the model without holding up each other or anything else.
         group, roomy = ReentrantCallbackGroup(), QoSProfile(depth=QUESTIONS_AT_ONCE)
@@ -88,7 +89,7 @@ class AskServer:
         return CancelResponse.ACCEPT
 
     async def _answer(self, request, cancel, listener) -> Answer:
-        return self._explain(await self._awaited.answer(self._ask(request, cancel, listener)))
+        return self._explain(await awaitable(self._ask(request, cancel, listener), self._node.executor))
 
     def _feed(self, goal, progress: Progress) -> None:
         try:
@@ -105,27 +106,8 @@ def answered(answer: Answer) -> WorkerFuture:
     return future
 
 
-class Awaited:
-    """Answers of the model's thread that rclpy coroutines of a node wait for; its length is how many."""
-
-    def __init__(self, node: Node):
-        """Begin with none."""
-        self._node, self._count = node, 0
-
-    def __len__(self) -> int:
-        return self._count
-
-    async def answer(self, asked: WorkerFuture) -> Answer:
-        """Wait for one; a question that was dropped has an answer too."""
-        self._count += 1
-        try:
-            return await _in_executor(self._node.executor, asked)
-        finally:
-            self._count -= 1
-
-
-def _in_executor(executor, asked: WorkerFuture) -> Awaitable[Answer]:
-    """Make an answer of the model's thread awaitable in an rclpy coroutine."""
+def awaitable(asked: WorkerFuture, executor: Executor) -> Awaitable[Answer]:
+    """Make an answer of the model's thread awaitable in an rclpy coroutine; a dropped question has an answer too."""
     answer = Future(executor=executor)
 
     def finish(done: WorkerFuture) -> None:

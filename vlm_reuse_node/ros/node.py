@@ -21,7 +21,7 @@ from vlm_reuse_interfaces.msg import RefreshBudget
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, ImageError, InvalidRequestError, VlmReuseError
-from vlm_reuse_node.ros.ask_server import AskServer, Awaited, answered
+from vlm_reuse_node.ros.ask_server import AskServer, answered
 from vlm_reuse_node.ros.camera_input import RESTARTED_NS, CameraInput
 from vlm_reuse_node.ros.diagnostics import (
     RefreshWindow,
@@ -85,7 +85,6 @@ class SceneNode(LifecycleNode):
         self._overlays: dict[str, OverlayOutput] = {}
         self._refreshes = RefreshWindow()
         self._worker: ModelWorker | None = None
-        self._awaited = Awaited(self)
         self._asks: AskServer | None = None
         self._watches: WatchServer | None = None
         self._diagnostics_publisher = self.create_publisher(DiagnosticArray, '/diagnostics', QoSProfile(depth=10))
@@ -104,11 +103,6 @@ class SceneNode(LifecycleNode):
     def dismiss(self) -> None:
         """Take nothing more; open questions get their answer, CANCELLED, when the executor goes on."""
         self._transition(self._unload, Stage.FINALIZED, Stage.CLEANING_UP)
-
-    @property
-    def open_questions(self) -> int:
-        """Questions, standing ones too, whose answer was not sent yet."""
-        return len(self._awaited)
 
     def close(self) -> None:
         """End the model's thread and destroy the node; open questions are dropped, see `dismiss`."""
@@ -216,9 +210,9 @@ class SceneNode(LifecycleNode):
             self._budget_publisher = self.create_publisher(
                 RefreshBudget, '~/refresh_budget', QoSProfile(depth=10), qos_overriding_options=overridable()
             )
-        self._watches = WatchServer(self, self._active_worker, self._awaited)
+        self._watches = WatchServer(self, self._active_worker)
         self.create_service(Trigger, '~/reset', self._on_reset)
-        self._asks = AskServer(self, self._ask, self._awaited, self._with_reason)
+        self._asks = AskServer(self, self._ask, self._with_reason)
 
     def _keep_cameras(self, names: tuple[str, ...]) -> None:
         """Let all other cameras leave."""

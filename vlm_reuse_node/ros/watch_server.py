@@ -10,7 +10,7 @@ from vlm_reuse_interfaces.msg import WatchAnswer
 from vlm_reuse_interfaces.srv import WatchScene
 
 from vlm_reuse_node.errors import InvalidRequestError
-from vlm_reuse_node.ros.ask_server import Awaited
+from vlm_reuse_node.ros.ask_server import awaitable
 from vlm_reuse_node.ros.messages import watch_answer_message, watch_message, watch_of
 from vlm_reuse_node.serving.watch import Watch
 from vlm_reuse_node.session.answer import Answer, Status
@@ -22,12 +22,12 @@ ANSWERS_KEPT = 64
 class WatchServer:
     """Adds, removes and lists standing questions; they stand until they are removed or the node is cleaned up."""
 
-    def __init__(self, node: Node, worker: Callable[[], object], awaited: Awaited):
+    def __init__(self, node: Node, worker: Callable[[], object]):
         """Create the service and the topic.
 
         worker: gives the `ModelWorker` now. Raises InvalidRequestError when there is none.
         """
-        self._node, self._worker, self._awaited = node, worker, awaited
+        self._node, self._worker = node, worker
         self._publisher = self._kept_publisher()
         node.create_service(WatchScene, '~/watch', self._on_watch, callback_group=ReentrantCallbackGroup())
 
@@ -62,7 +62,7 @@ class WatchServer:
     async def _add(self, worker, request) -> int:
         """Wait for the first answer: only the model can tell whether the question can be asked at all."""
         watch, asked = worker.watch(watch_of(request), self._node.get_clock().now().nanoseconds)
-        answer = await self._awaited.answer(asked)
+        answer = await awaitable(asked, self._node.executor)
         if answer.status in (Status.INVALID_REQUEST, Status.CANCELLED):
             with suppress(InvalidRequestError):  # somebody removed it already
                 worker.unwatch(watch.number)
