@@ -5,9 +5,9 @@ follows the times at which they were recorded.
 """
 
 import argparse
-import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +21,7 @@ from rclpy.signals import SignalHandlerOptions
 from rosbags.rosbag2 import Reader, ReaderError
 from rosgraph_msgs.msg import Clock
 
+from vlm_reuse_node.demo.interruption import Interrupted, Interruption
 from vlm_reuse_node.errors import VlmReuseError
 
 HOLD_S = 0.3
@@ -42,14 +43,23 @@ class Played:
 class BagPlayer:
     """Publishes every topic of an open bag, and `/clock`."""
 
-    def __init__(self, node: Node, bag: Reader, *, rate: float = 1.0, clock_hz: float = 40.0):
+    def __init__(
+        self,
+        node: Node,
+        bag: Reader,
+        *,
+        rate: float = 1.0,
+        clock_hz: float = 40.0,
+        check: Callable[[], None] = lambda: None,
+    ):
         """Create the publishers.
 
         rate: bag seconds in a second. clock_hz: `/clock` messages in a second, besides one before each message.
+        check: called with every `/clock` message; what it raises ends the playing.
         Raises BagError for a message type that is not installed.
         """
         self.played = Played()
-        self._node, self._bag, self._rate, self._tick_s = node, bag, rate, 1.0 / clock_hz
+        self._node, self._bag, self._rate, self._tick_s, self._check = node, bag, rate, 1.0 / clock_hz, check
         self._clock = node.create_publisher(
             Clock, '/clock', QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
         )
@@ -100,6 +110,7 @@ class BagPlayer:
         return self._bag.start_time + round(1e9 * self._rate * (time.monotonic() - self._began_s))
 
     def _publish_time(self, stamp_ns: int) -> None:
+        self._check()
         self._ticked_s = time.monotonic()
         seconds, nanoseconds = divmod(stamp_ns, 1_000_000_000)
         self._clock.publish(Clock(clock=Time(sec=seconds, nanosec=nanoseconds)))
@@ -152,12 +163,11 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Play one bag. Returns 0, also when it is interrupted, or 2 for a bag or an argument that cannot be used."""
     args = build_parser().parse_args(argv)
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.default_int_handler)
     try:
         _check_positive(args)
-        _play(args)
-    except KeyboardInterrupt:
+        with Interruption() as interruption:
+            _play(args, interruption.check)
+    except Interrupted:
         pass
     except BagError as err:
         print(f'play: {err}', file=sys.stderr)
@@ -171,13 +181,13 @@ def _check_positive(args) -> None:
             raise BagError(f'--{name} is {getattr(args, name)}; expected a number above 0.')
 
 
-def _play(args) -> None:
+def _play(args, check) -> None:
     bag = open_bag(args.bag)
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     try:
         node, executor = rclpy.create_node('bag_player', enable_rosout=False), SingleThreadedExecutor()
         executor.add_node(node)
-        player = BagPlayer(node, bag, rate=args.rate, clock_hz=args.clock)
+        player = BagPlayer(node, bag, rate=args.rate, clock_hz=args.clock, check=check)
         if args.wait:
             player.wait_for_subscribers(executor)
         played = player.play()
