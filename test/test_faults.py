@@ -13,10 +13,11 @@ pytest.importorskip('vlm_reuse_interfaces', reason='vlm_reuse_interfaces is not 
 from diagnostic_msgs.msg import DiagnosticStatus
 from patience import PATIENCE_S
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from ros_harness import MINUTE, (
+from ros_harness import (
     BUDGET,
     FRAME,
     FULL,
+    MINUTE,
     REUSE,
     NodeProcess,
     Robot,
