@@ -63,7 +63,7 @@ def test_a_full_queue_of_one_camera_is_not_full_for_another():
     assert inbox.waiting() == {'a': 1, 'b': 1} and len(inbox) == 2
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     strategies.lists(
         strategies.sampled_from(['ask a', 'ask b', 'stand a', 'stand b', 'frame a', 'frame b']), min_size=1, max_size=6
