@@ -43,58 +43,57 @@ def cells(mask):
 
 
 def faded(pictures, config=CONFIG):
-    """What is told of pictures that are all computed whole, at 10 Hz: (picture, cells) of each that tells something."""
-    detector, news = detector_of(BASE), []
+    """Compute every picture whole, at 10 Hz. Returns (picture, cells) for each picture that reports changed cells."""
+    detector, reports = detector_of(BASE), []
     for number, rgb in enumerate(pictures, 1):
         change = detector.compare(rgb, number * SECOND_NS // 10, config)
         detector.refresh()
-        told = cells(detector.news(change.stale, config))
-        news += [(number, told)] if told else []
-    return news
+        changed = cells(detector.report_changed(change.stale, config))
+        reports += [(number, changed)] if changed else []
+    return reports
 
 
-def test_what_fades_while_everything_is_computed_again_is_told_once_it_differs_enough():
-    """From one picture to the next it never does: against those, its cell would be static for ever."""
-    news = faded(brightened(BASE, 2, 3, 4 * step) for step in range(1, 17))
-    assert news == [(8, [(2, 3)]), (16, [(2, 3)])]
+def test_a_slow_change_is_reported_once_it_adds_up_to_the_threshold():
+    """From one picture to the next it never reaches the threshold."""
+    reports = faded(brightened(BASE, 2, 3, 4 * step) for step in range(1, 17))
+    assert reports == [(8, [(2, 3)]), (16, [(2, 3)])]
 
 
-def test_what_differs_a_little_and_stays_so_is_told_after_the_age_limit():
+def test_a_small_lasting_difference_is_reported_after_the_age_limit():
     slightly = brightened(BASE, 2, 3, 20)
-    news = faded([slightly] * 150, Config(max_cell_age_s=10.0))
-    assert news == [(102, [(2, 3)])]
+    reports = faded([slightly] * 150, Config(max_cell_age_s=10.0))
+    assert reports == [(102, [(2, 3)])]
 
 
-def test_what_differs_a_little_is_told_even_if_nothing_is_computed_any_more():
+def test_a_small_difference_is_reported_even_if_nothing_is_computed_any_more():
     detector, slightly = detector_of(BASE), brightened(BASE, 2, 3, 20)
     detector.compare(slightly, SECOND_NS, CONFIG)
     detector.refresh()
     nothing, one = np.zeros((2, 6, 8), bool)
     one[0, 0] = True
-    assert cells(detector.news(one, CONFIG)) == [(0, 0)]
+    assert cells(detector.report_changed(one, CONFIG)) == [(0, 0)]
     detector.compare(slightly, 5 * SECOND_NS, CONFIG)
-    assert not detector.news(nothing, CONFIG).any()
+    assert not detector.report_changed(nothing, CONFIG).any()
     detector.compare(slightly, 12 * SECOND_NS, CONFIG)
-    assert cells(detector.news(nothing, CONFIG)) == [(2, 3)]
-    assert not detector.news(nothing, CONFIG).any()
+    assert cells(detector.report_changed(nothing, CONFIG)) == [(2, 3)]
+    assert not detector.report_changed(nothing, CONFIG).any()
 
 
 @pytest.mark.parametrize('quiet_s', [1, 20])
 @pytest.mark.parametrize('alpha', [1.0, 1.1])
-def test_what_differs_a_little_for_the_first_time_is_not_told_however_quiet_it_was_before(quiet_s, alpha):
+def test_a_new_small_difference_is_not_reported_however_long_the_scene_was_still(quiet_s, alpha):
     detector, nothing = detector_of(BASE), np.zeros((6, 8), bool)
     for second in range(1, quiet_s + 1):
         assert not detector.compare(BASE, second * SECOND_NS, CONFIG).stale.any()
-        assert not detector.news(nothing, CONFIG).any()
+        assert not detector.report_changed(nothing, CONFIG).any()
     both = cv2.convertScaleAbs(brightened(brightened(BASE, 2, 3, 20), 0, 0, 50), alpha=alpha)
     change = detector.compare(both, quiet_s * SECOND_NS + SECOND_NS // 10, CONFIG)
     detector.refresh()
-    assert cells(detector.news(change.stale, CONFIG)) == [(0, 0)]
+    assert cells(detector.report_changed(change.stale, CONFIG)) == [(0, 0)]
 
 
-def test_noise_and_exposure_are_not_told():
-    news = faded([noisy(BASE, seed) for seed in range(40)])
-    assert not news
+def test_noise_and_exposure_are_not_reported():
+    assert not faded([noisy(BASE, seed) for seed in range(40)])
     assert not faded([cv2.convertScaleAbs(BASE, alpha=1 + 0.1 * (number % 2)) for number in range(40)])
 
 
