@@ -3,9 +3,14 @@
 import os
 
 import pytest
+from hypothesis import settings
 from tiny_model import write_tiny_model
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
+
+# An example on a busy machine may take any time. Else as it was set outside, by CI or by the mutation runner.
+settings.register_profile('without deadline', settings(deadline=None))
+settings.load_profile('without deadline')
 
 
 @pytest.fixture(scope='session')
