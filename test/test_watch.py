@@ -92,12 +92,43 @@ def test_hysteresis_needs_the_margin(model, scores, told):
     assert len(model.told) == told
 
 
+@pytest.mark.parametrize('margin, told', [(0.25, 2), (0.5, 2), (0.51, 1), (1.0, 1)])
+def test_a_choice_that_leads_by_exactly_the_margin_takes_the_place(model, margin, told):
+    model.watches.add(replace(DOOR, margin=margin), 0)
+    model.say(answer(0.75))
+    model.watches.see(FRAME, refresh((0, 0)))
+    model.say(answer(0.25))
+    assert len(model.told) == told
+
+
 @pytest.mark.parametrize('cell, asked', [((1, 2), 2), ((2, 3), 2), ((0, 2), 1), ((1, 1), 1), ((3, 5), 1)])
 def test_only_cells_of_the_region_count(model, cell, asked):
     model.watches.add(Watch(0, 'front', DOOR.question, region=Region(25, 15, 10, 12)), 0)
     model.say(answer(0.9))
     model.watches.see(FRAME, refresh(cell))
     assert len(model.asked) == asked
+
+
+def test_a_region_begins_in_the_corner_unless_said_otherwise():
+    touched = [
+        [Region(width=10, height=10).touches(refresh((row, column)).changed, FRAME.size) for column in range(6)]
+        for row in range(4)
+    ]
+    assert np.argwhere(touched).tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize(
+    'x, y, stands', [(59, 39, True), (45, 0, True), (60, 0, False), (0, 40, False), (60, 40, False)]
+)
+def test_a_region_must_begin_in_the_picture(model, x, y, stands):
+    watch = replace(DOOR, region=Region(x, y, 9, 9))
+    if stands:
+        model.watches.add(watch, 0, FRAME.size)
+    else:
+        with pytest.raises(InvalidRequestError, match=f'at {x}, {y}, outside the picture of 60 x 40 px'):
+            model.watches.add(watch, 0, FRAME.size)
+    assert len(model.asked) == stands
+    model.watches.add(watch, 0)  # where no picture is known yet, nothing can be said
 
 
 def test_another_cameras_picture_changes_nothing(model):
