@@ -449,7 +449,7 @@ def shown(detector, rgb, stamp_ns, config=CONFIG):
     """What is told of a picture that is computed whole."""
     change = detector.compare(rgb, stamp_ns, config)
     detector.refresh()
-    return detector.news(change.stale, config)
+    return detector.report_changed(change.stale, config)
 
 
 def test_a_scene_that_stays_the_same_is_never_told():
