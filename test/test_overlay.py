@@ -73,12 +73,12 @@ def test_zero_and_hundred_percent_are_only_written_when_true(count, total, text)
 
 
 def test_an_overlay_takes_less_than_two_milliseconds():
-    """The best of many, so that a busy machine does not fail it."""
+    """Of processor time, and the best of many, so that a busy machine does not fail it."""
     frame, refreshed, deferred = scene()
     refreshed[::2], deferred[1::2] = True, True
     times = []
     for _ in range(50):
-        start = time.perf_counter()
+        start = time.process_time()
         drawn(frame, refreshed, deferred)
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     assert min(times) < 0.002

@@ -106,9 +106,9 @@ def _run(folder: Path, path: Path, source: str, arguments: list[str], order: '_O
     import hypothesis
     import pytest
 
-    # The same examples for every mutant, no search for a smaller one, and nothing kept beside the code.
+    # The same examples for every mutant, however slow, no search for a smaller one, and nothing kept beside the code.
     phases = hypothesis.Phase.explicit, hypothesis.Phase.generate
-    hypothesis.settings.register_profile('mutants', derandomize=True, database=None, phases=phases)
+    hypothesis.settings.register_profile('mutants', derandomize=True, deadline=None, database=None, phases=phases)
     hypothesis.settings.load_profile('mutants')
     finder = _Finder(path.absolute(), '.'.join(path.with_suffix('').parts), source)
     sys.meta_path.insert(0, finder)
