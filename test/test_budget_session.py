@@ -227,7 +227,7 @@ def test_what_was_patched_is_computed_whole_once_patches_are_not_wanted_or_it_is
     assert session.observe(changed(0.1)).level == Level.PATCH
     assert session.observe(changed(5.0)).level == Level.REUSE
     late = session.observe(changed(10.5))
-    assert late.level == Level.FRAME and late.reason == 'what was patched is computed whole'
+    assert late.level == Level.FRAME and late.reason == 'a patched frame is computed whole'
     assert session.ask(QUESTION, now_ns=0).exact
     assert session.observe(changed(10.6, by=0x40)).level == Level.PATCH
     session.config = Config()

@@ -137,7 +137,7 @@ def test_a_static_picture_is_reused_and_paid_nothing(session):
 def test_a_picture_changed_in_place_is_no_reference(session):
     session._refresher.state.live.frame.rgb[0, 0] ^= 1
     answer = session.ask_cold(QUESTION, now_ns=0)
-    assert answer.status == Status.MODEL_ERROR and 'changed in place' in answer.message
+    assert answer.status == Status.MODEL_ERROR and 'modified in place' in answer.message
 
 
 def test_slow_drift_is_seen_against_the_cached_picture(session):

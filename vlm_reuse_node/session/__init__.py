@@ -1,1 +1,1 @@
-"""A camera's conversation with the model. Start reading in scene_session.py."""
+"""One camera's conversation with the model. Start reading in scene_session.py."""

@@ -1,4 +1,4 @@
-"""The record of one answer: how it ended, what it was given from and what it cost."""
+"""The record of one answer: its status, the frame it came from, and its cost."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -22,20 +22,20 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer with what it was given from and what it cost.
+    """The answer to one question, the frame it came from, and its cost.
 
     choice_index: index into the question's choices, -1 for none.
     choice_scores: probability of each choice, from logits, in the question's order.
-    stamp_ns, frame_id: of the newest picture that the state stands for.
-    cached_stamp_ns: of the picture the state was computed from; older than stamp_ns while nothing has changed since.
-    image_age_s: from the picture of stamp_ns to the asking, or from its arrival when its stamp is later; with
-        deferred cells, from the last picture that showed them as they are cached.
-    level: the refresh that brought the state up to that picture; '' without an answer.
-    exact: True when there is an answer, and the state equals a cold-dense one on the cached picture.
-    tokens_prefilled: prompt and choice tokens that this answer paid for.
-    refresh_ms: a refresh this answer had to wait for; for a cold answer, its image processor and vision tower.
+    stamp_ns, frame_id: of the newest frame that the state is up to date with.
+    cached_stamp_ns: of the frame that the state was computed from; older than stamp_ns when nothing has changed since.
+    image_age_s: age of the frame of stamp_ns when the question was asked, plus the lag of deferred cells. The age
+        counts from the frame's stamp, or from its arrival if that is earlier.
+    level: the level of the refresh that brought the state up to that frame; '' without an answer.
+    exact: True when there is an answer and its state equals a cold-dense one on the cached frame.
+    tokens_prefilled: prompt and choice tokens that were computed for this answer.
+    refresh_ms: time of the refresh that this answer waited for; of a cold answer: image processor and vision tower.
     confidence: probability of the best choice, or of a text's least likely token; 0 without an answer.
-    escalated: whether a patched state was not sure enough of its answer, and this one was given after a refresh.
+    escalated: whether the answer of a patched state was below min_confidence, and this one was given after a refresh.
     """
 
     status: Status
@@ -64,5 +64,5 @@ class Answer:
 
     @property
     def total_ms(self) -> float:
-        """From asking to the answer."""
+        """Time from the question to the answer."""
         return self.queue_ms + self.refresh_ms + self.prefill_ms + self.decode_ms

@@ -1,4 +1,4 @@
-"""From a state to what the model says: read the question behind the snapshot, score its choices or decode, restore."""
+"""Answers a question from a state: prefill it behind the snapshot, score its choices or decode, restore the state."""
 
 import sys
 from collections.abc import Callable
@@ -17,15 +17,16 @@ from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.state import State
 from vlm_reuse_node.session.turn import Turn
 
-HALF_A_LETTER = '\ufffd'  # what a tokenizer shows where a letter's other bytes are still to come
+INCOMPLETE_CHARACTER = '\ufffd'  # decoded from a character whose remaining bytes are in later tokens
 
 
 @dataclass(frozen=True)
 class TokenizedQuestion:
-    """A question that was checked, as the model reads it.
+    """A checked question in tokens.
 
-    needed: tokens that an answer must have room for: of the longest choice, or as many as the planner asked for.
-    temperature, seed: see `sampling.sampler`. grammar: of the question's json_schema, '' for none.
+    needed: tokens that the context must have room for: those of the longest choice, or the question's max_tokens.
+    temperature, seed: see `sampling.sampler`.
+    grammar: compiled from the question's json_schema; '' without one.
     """
 
     question: Question
@@ -38,19 +39,19 @@ class TokenizedQuestion:
 
     @property
     def cost(self) -> int:
-        """Prompt and choice tokens to be computed for it."""
+        """Number of prompt and choice tokens that the model computes for this question."""
         return len(self.tokens) + sum(map(len, self.choices))
 
 
 class Answerer:
-    """Answers questions from states of one model, whichever camera's."""
+    """Answers questions from the states of one model. It serves any camera."""
 
     def __init__(self, vlm: Vlm, template: PromptTemplate):
-        """Prepare. template: any of the model's; what is behind the frames is the same in all."""
+        """Store the model and a prompt template. The part behind the frames is the same in all templates of a model."""
         self._vlm, self._template = vlm, template
 
     def tokenize(self, question: Question, config: Config) -> TokenizedQuestion:
-        """Check a question and put it into tokens. Raises InvalidRequestError."""
+        """Check a question and convert it to tokens. Raises InvalidRequestError."""
         complete = question.completed(config)
         choices = self._template.choices(complete.choices)
         return TokenizedQuestion(
@@ -63,53 +64,55 @@ class Answerer:
             self._vlm.json_schemas.grammar(complete.json_schema) if complete.json_schema else '',
         )
 
-    def answer(self, state: State, asked: TokenizedQuestion, turn: Turn) -> Outcome:
-        """What the model says; the state is put back, whatever happens.
+    def answer(self, state: State, tokenized: TokenizedQuestion, turn: Turn) -> Outcome:
+        """Let the model answer. The state is restored in any case.
 
-        Raises InvalidRequestError when it does not fit, Halt, or whatever the model raises.
+        Raises InvalidRequestError when the question does not fit into the context, Halt, or what the model raises.
         """
-        room = self._room(state.tokens + len(asked.tokens), asked.needed)
-        turn.tell('prefill')
+        room = self._room(state.tokens + len(tokenized.tokens), tokenized.needed)
+        turn.report('prefill')
         try:
             # 1. Prefill the question right behind the snapshot.
             start = state.next_position
-            logits = self._vlm.read(state.cache, asked.tokens, start, turn.check)
+            logits = self._vlm.read(state.cache, tokenized.tokens, start, turn.check)
             turn.lap('prefill_ms')
             # 2. Score the choices, or decode.
-            turn.tell('decode')
-            start += len(asked.tokens)
-            if asked.choices:
-                outcome = self._choose(state, asked, logits, start, turn)
+            turn.report('decode')
+            start += len(tokenized.tokens)
+            if tokenized.choices:
+                outcome = self._choose(state, tokenized, logits, start, turn)
             else:
-                outcome = self._write(state, asked, logits, start, room, turn)
+                outcome = self._write(state, tokenized, logits, start, room, turn)
             turn.lap('decode_ms')
             return outcome
         finally:
-            # 3. Put the state back, whatever happened.
+            # 3. Restore the state, also after an error.
             state.restore()
 
     def _room(self, prompt: int, needed: int) -> int:
-        """Tokens that the model's context leaves for an answer. Refuses an answer that may need more."""
+        """Number of tokens that the model's context leaves for an answer. Refuses a question that may need more."""
         context = self._vlm.context or sys.maxsize
         if prompt + needed > context:
             raise InvalidRequestError(
-                f'Prompt and answer may take {prompt + needed} tokens; expected up to {context}, '
-                f"the model's context. Ask shorter, or for fewer tokens (max_tokens)."
+                f'Prompt and answer may take {prompt + needed} tokens; expected at most {context}, '
+                f"the model's context. Shorten the question, or allow fewer tokens (max_tokens)."
             )
         return context - prompt
 
-    def _choose(self, state: State, asked: TokenizedQuestion, logits: Any, start: int, turn: Turn) -> Outcome:
-        """The most probable choice; the first answer token's position is `start`."""
-        scores = self._vlm.score(state.cache, logits, start, asked.choices, turn.check)
+    def _choose(self, state: State, tokenized: TokenizedQuestion, logits: Any, start: int, turn: Turn) -> Outcome:
+        """Score the choices and return the most probable one. start: position of the first answer token."""
+        scores = self._vlm.score(state.cache, logits, start, tokenized.choices, turn.check)
         best = int(np.argmax(scores))
-        return Outcome(asked.question.choices[best], scores[best], best, scores)
+        return Outcome(tokenized.question.choices[best], scores[best], best, scores)
 
-    def _write(self, state: State, asked: TokenizedQuestion, logits: Any, start: int, room: int, turn: Turn) -> Outcome:
-        """Free text, or a document under a grammar, of at most `room` tokens; logits: behind the question."""
-        confident = ConfidenceSampler(sampler(asked.temperature, asked.seed))
-        most = min(asked.question.max_tokens, room)
-        if asked.grammar:
-            text, ids = self._write_document(state, asked, logits, start, most, turn, confident)
+    def _write(
+        self, state: State, tokenized: TokenizedQuestion, logits: Any, start: int, room: int, turn: Turn
+    ) -> Outcome:
+        """Write free text, or a document under a grammar, of at most `room` tokens. logits: after the question."""
+        confident = ConfidenceSampler(sampler(tokenized.temperature, tokenized.seed))
+        most = min(tokenized.question.max_tokens, room)
+        if tokenized.grammar:
+            text, ids = self._write_document(state, tokenized, logits, start, most, turn, confident)
             return Outcome(text, confident.least, token_ids=ids)
         ids = self._decode(state, logits, start, most, turn, confident, self._vlm.text)
         message = f'The answer was cut at max_tokens {most}.' if len(ids) == most else ''
@@ -118,20 +121,20 @@ class Answerer:
     def _write_document(
         self,
         state: State,
-        asked: TokenizedQuestion,
+        tokenized: TokenizedQuestion,
         logits: Any,
         start: int,
         most: int,
         turn: Turn,
         confident: ConfidenceSampler,
     ) -> tuple[str, tuple[int, ...]]:
-        """Text that follows the question's json_schema, and its tokens."""
+        """Write a text that follows the question's json_schema. Returns it with its tokens."""
         schemas = self._vlm.json_schemas
-        writer = schemas.sampler(asked.grammar, confident)
+        writer = schemas.sampler(tokenized.grammar, confident)
         ids = self._decode(state, logits, start, most, turn, writer, writer.text)
         if not writer.is_complete:
             raise InvalidRequestError(
-                f'The answer did not fit into max_tokens {most}, and what was cut follows no '
+                f'The answer did not fit into max_tokens {most}, and a cut document does not follow '
                 'json_schema. Allow more tokens, or a smaller document (maxLength, maxItems).'
             )
         text = writer.text(list(ids))
@@ -148,10 +151,10 @@ class Answerer:
         sample: Callable[[Any], int],
         text: Callable[[list[int]], str],
     ) -> tuple[int, ...]:
-        """Decode at most so many tokens; who listens hears the text grow."""
+        """Decode at most `most` tokens. The listener gets the text after every token."""
 
         def on_token(ids: list[int]) -> None:
-            if turn.is_heard:
-                turn.tell('decode', text(ids).rstrip(HALF_A_LETTER), len(ids))
+            if turn.has_listener:
+                turn.report('decode', text(ids).rstrip(INCOMPLETE_CHARACTER), len(ids))
 
         return tuple(self._vlm.decode(state.cache, logits, start, most, turn.check, sample, on_token))

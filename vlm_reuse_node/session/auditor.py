@@ -1,4 +1,4 @@
-"""One camera's drift audit: answers given again from nothing while nobody asks, a step of the model at a time."""
+"""One camera's drift audit: while the model is idle, repeat a share of the answers cold-dense and compare them."""
 
 import logging
 from collections import deque
@@ -16,7 +16,7 @@ from vlm_reuse_node.session.outcome import Outcome
 from vlm_reuse_node.session.state import Identity, State, twin
 from vlm_reuse_node.session.turn import Halt, Turn
 
-# Answers that wait; the frames of each are kept until then.
+# Most answers that wait for their audit. The frames of each are kept until then.
 MOST_WAITING = 4
 
 _log = logging.getLogger(__name__)
@@ -24,27 +24,27 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Sample:
-    """An answer that is to be given again, its question, and the state it was given from."""
+    """An answer to audit, its question, and the frames and identity of its state."""
 
     outcome: Outcome
-    asked: TokenizedQuestion
+    tokenized: TokenizedQuestion
     frames: tuple[Frame, ...]
     identity: Identity
 
 
 class Auditor:
-    """Chooses answers, gives them again, and counts."""
+    """Chooses the answers to audit, repeats them cold-dense, and counts the differences."""
 
     def __init__(self, vlm: Vlm, template_for: Callable[[int], PromptTemplate], answerer: Answerer, camera: str):
-        """Start with nothing counted. template_for: the prompt of so many frames."""
+        """Start with all counts at 0. template_for: returns the prompt template for a number of frames."""
         self._vlm, self._template_for, self._answerer, self._camera = vlm, template_for, answerer, camera
         self._audit = DriftAudit()
         self._waiting: deque[_Sample] = deque()
-        self._twin: State | None = None  # of the first that waits, as far as it is computed
+        self._twin: State | None = None  # the cold-dense state of the first waiting answer, while it is computed
 
     @property
     def counts(self) -> AuditCounts:
-        """What came out so far."""
+        """The counts so far."""
         return self._audit.counts
 
     @property
@@ -54,56 +54,57 @@ class Auditor:
 
     @property
     def has_work(self) -> bool:
-        """Whether an answer waits."""
+        """Whether an answer waits for its audit."""
         return bool(self._waiting)
 
     @property
     def is_busy(self) -> bool:
-        """Whether the audit of one has begun."""
+        """Whether an audit has begun and is not finished."""
         return self._twin is not None
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of the state that is computed for it."""
+        """Bytes of the cold-dense state that the current audit has computed."""
         return self._twin.held_bytes if self._twin else 0
 
     def forget(self) -> None:
-        """Drop the answers that wait; the counts stay."""
+        """Drop the waiting answers. The counts stay."""
         self._waiting.clear()
         self._twin = None
 
-    def note(self, outcome: Outcome, asked: TokenizedQuestion, state: State, config: Config) -> None:
-        """Take an answer that was given from this state; a share of all is given again."""
+    def note(self, outcome: Outcome, tokenized: TokenizedQuestion, state: State, config: Config) -> None:
+        """Note an answer that was given from this state. A share of all answers is audited."""
         was_trusted = self._audit.is_trusted
         is_chosen = self._audit.chooses(config.audit_share, config.max_drift)
-        self._tell_trust(was_trusted, config)
+        self._log_trust(was_trusted, config)
         if is_chosen and len(self._waiting) < MOST_WAITING:
-            has_room = 2 * state.held_bytes <= 1e6 * config.max_cache_mb  # with the second state that it needs
+            has_room = 2 * state.held_bytes <= 1e6 * config.max_cache_mb  # for the second state that an audit needs
             if has_room:
                 frames = tuple(encoded.frame for encoded in state.frames)
-                self._waiting.append(_Sample(outcome, asked, frames, state.identity))
+                self._waiting.append(_Sample(outcome, tokenized, frames, state.identity))
 
     def step(self, check: Check, config: Config, keeps_vision: bool) -> None:
-        """Compute the next frame of the first answer that waits, or when they are all there, give it again.
+        """Work on the first waiting answer: compute its next frame, or repeat the answer when all frames are computed.
 
-        check: may raise Halt between two steps of the model; the step is taken the next time. keeps_vision:
-        see the frames in the way that lets them be patched, as the kept state was. Raises nothing.
+        check: may raise Halt between two steps of the model; the next call repeats the step.
+        keeps_vision: encode the frames as the kept state did, in the form that can be patched.
+        Raises nothing.
         """
         if not self._waiting:
             return
         sample = self._waiting[0]
 
         def is_cancelled() -> bool:
-            check()  # raises where the step must wait
+            check()  # raises Halt when the step must wait
             return False
 
         turn = Turn(cancelled=is_cancelled)
         try:
             self._twin = self._twin or State(self._vlm, self._template_for)
-            if left := sample.frames[len(self._twin.frames) :]:
-                self._twin.append(EncodedFrame.see(self._vlm, left[0], turn.check, keeps_vision), turn.check)
+            if remaining := sample.frames[len(self._twin.frames) :]:
+                self._twin.append(EncodedFrame.see(self._vlm, remaining[0], turn.check, keeps_vision), turn.check)
                 return
-            again = self._answerer.answer(twin(self._twin, sample.identity), sample.asked, turn)
+            again = self._answerer.answer(twin(self._twin, sample.identity), sample.tokenized, turn)
         except Halt:
             return
         except Exception:
@@ -111,21 +112,21 @@ class Auditor:
         else:
             was_trusted = self._audit.is_trusted
             self._audit.add(again.differs_from(sample.outcome), sample.identity.exact, config.max_drift)
-            self._tell_trust(was_trusted, config)
+            self._log_trust(was_trusted, config)
         self._twin = None
         self._waiting.popleft()
 
-    def _tell_trust(self, was_trusted: bool, config: Config) -> None:
-        """Log when approximate states may not be used any more, or may be again."""
+    def _log_trust(self, was_trusted: bool, config: Config) -> None:
+        """Log when patching stops, and when it starts again."""
         counts = self.counts
         if was_trusted and not counts.is_trusted:
             _log.warning(
-                "Camera '%s': %d of %d audited answers from patched states drifted, more than max_drift %g: "
-                'changed pictures are computed whole for now.',
+                "Camera '%s': %d of %d audited answers from patched states drifted, which is more than max_drift %g "
+                'explains. Changed pictures are computed whole for now.',
                 self._camera,
                 counts.drifted,
                 counts.answers,
                 config.max_drift,
             )
         elif counts.is_trusted and not was_trusted:
-            _log.info("Camera '%s': patches are tried again.", self._camera)
+            _log.info("Camera '%s': patching is tried again.", self._camera)

@@ -1,27 +1,28 @@
-"""Drift as it is found while nobody asks: a share of the answers is given again, cold-dense, and compared.
+"""Counts drift: a share of the answers is repeated cold-dense while the model is idle, and compared.
 
-Counts first; the rates and their bounds are derived. Standard library only.
+Rates and their bounds are derived from the counts. Standard library only.
 """
 
 import math
 from collections import Counter, deque
 from dataclasses import dataclass
 
-# Audited answers that count for the rate.
+# The rate is measured over this many of the newest audited answers.
 WINDOW = 1000
-# A rate of max_drift has drifted too often by chance with less than this probability.
+# Patching stops when this many drifted answers would have a lower probability than this at a true rate of max_drift.
 UNLIKELY = 0.01
-# Two-sided 95 %.
+# Normal quantile of a two-sided 95 % interval.
 _Z = 1.96
 
 
 @dataclass(frozen=True)
 class AuditCounts:
-    """Counts of the answers that were given again.
+    """Counts of audited answers.
 
-    answers, drifted: of the newest WINDOW from approximate states. exact_answers, exact_drifted: of all from exact
-    ones, where any drift is a fault. fallbacks: how often the rate was too high so far. is_trusted: whether approximate
-    states may be used now.
+    answers, drifted: among the newest WINDOW answers from approximate states.
+    exact_answers, exact_drifted: among all answers from exact states, where any drift is a fault.
+    fallbacks: how often patching was stopped.
+    is_trusted: whether approximate states may be used now.
     """
 
     answers: int = 0
@@ -33,12 +34,12 @@ class AuditCounts:
 
     @property
     def rate(self) -> float:
-        """Share that drifted, 0 without answers."""
+        """Share of drifted answers; 0 without answers."""
         return self.drifted / self.answers if self.answers else 0.0
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """The Wilson score interval of the rate, 95 %: (0, 1) without answers."""
+        """Wilson score interval of the rate, 95 %; (0, 1) without answers."""
         if not self.answers:
             return 0.0, 1.0
         spread = _Z * _Z / self.answers
@@ -48,19 +49,19 @@ class AuditCounts:
 
 
 class DriftAudit:
-    """Chooses which answers are audited, counts what came out, and says whether approximate states may be used.
+    """Chooses which answers are audited, counts the results, and says whether approximate states may be used.
 
-    They may not from the moment that so many have drifted as a rate of max_drift would not explain; and again after a
-    number of answers among which that rate would have shown (3 / max_drift), twice as many after every further time.
-    That is a back-off: while everything is exact nothing is learnt about approximate states.
+    Approximate states are not used any more when more answers drifted than a rate of max_drift explains. They are tried
+    again after 3 / max_drift answers, which is enough for that rate to show. Every further stop doubles the number of
+    answers. This is a back-off: while all states are exact, the audit learns nothing about approximate ones.
     """
 
     def __init__(self) -> None:
-        """Trust, with nothing counted."""
+        """Start with trust and all counts at 0."""
         self._results: deque[bool] = deque(maxlen=WINDOW)
         self._exact: Counter[bool] = Counter()
-        self._due = 0.0  # audits owed so far, by the share
-        self._given = 0  # answers since the last change of trust
+        self._due = 0.0  # accumulated share of answers to audit
+        self._given = 0  # answers since patching was last stopped
         self._fallbacks = 0
         self.is_trusted = True
 
@@ -77,7 +78,7 @@ class DriftAudit:
         )
 
     def chooses(self, share: float, max_drift: float) -> bool:
-        """Count an answer that was given; returns whether it is to be audited, so that this share of all is, evenly."""
+        """Count a given answer. Returns whether to audit it; the audited share of all answers is spread evenly."""
         self._given += 1
         if not self.is_trusted and self._given >= math.ceil(3 / max_drift) * 2 ** (self._fallbacks - 1):
             self.is_trusted = True
@@ -89,7 +90,7 @@ class DriftAudit:
         return True
 
     def add(self, drifted: bool, exact: bool, max_drift: float) -> None:
-        """Count one audited answer; exact: it came from an exact state, and tells nothing of approximate ones."""
+        """Count one audited answer. exact: whether its state was exact. Such answers are counted apart."""
         if exact:
             self._exact[drifted] += 1
         elif self.is_trusted:
@@ -100,5 +101,5 @@ class DriftAudit:
 
 
 def _by_chance(drifted: int, answers: int, rate: float) -> float:
-    """Probability of so many drifted answers, or more, at this rate (binomial)."""
+    """Probability of at least this many drifted answers at this rate (binomial)."""
     return 1 - sum(math.comb(answers, few) * rate**few * (1 - rate) ** (answers - few) for few in range(drifted))

@@ -1,4 +1,4 @@
-"""A camera's frame as the model has seen it."""
+"""A frame with the visual features that the model computed from it."""
 
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -13,11 +13,12 @@ from vlm_reuse_node.scene.frame import Frame
 
 @dataclass(frozen=True, eq=False)
 class EncodedFrame:
-    """A frame as the model has seen it.
+    """A frame with the visual features that the model computed from it.
 
-    digest: of the frame's bytes. features: mx (cells, width), kept so that another prefill pays for no vision tower.
-    vision: with them, what it takes to encode some cells of a newer frame; None when it is not to be kept.
-    exact: whether all cells were encoded from this frame; else some are what an older one showed there.
+    digest: hash of the frame's bytes.
+    features: mx (cells, width), kept so that a later prefill does not run the vision tower again.
+    vision: the vision tower's state, needed to encode single cells of a newer frame; None when it is not kept.
+    exact: whether all cells were encoded from this frame. False when some features come from an older frame.
     """
 
     frame: Frame
@@ -29,7 +30,7 @@ class EncodedFrame:
 
     @classmethod
     def see(cls, vlm: Vlm, frame: Frame, check: Check = go_on, keep: bool = False) -> 'EncodedFrame':
-        """Run image processor and vision tower; keep: what `with_cells` needs. Raises ImageError as `Vlm.see` does."""
+        """Run image processor and vision tower. keep: also keep `vision`. Raises ImageError as `Vlm.see` does."""
         if not keep:
             features, grid = vlm.see(frame.rgb, check)
             return cls(frame, _digest(frame), grid, features)
@@ -37,13 +38,13 @@ class EncodedFrame:
         return cls(frame, _digest(frame), grid, vision.features, vision)
 
     def with_cells(self, vlm: Vlm, frame: Frame, cells: np.ndarray, check: Check = go_on) -> 'EncodedFrame':
-        """Encode some cells of a newer frame of the same size, (cells,) ascending; the others stay what they are."""
+        """Encode some cells, (cells,) ascending, of a newer frame of the same size. The others keep their features."""
         vision = vlm.see_cells(frame.rgb, self.grid, cells, self.vision, check)
         return EncodedFrame(frame, _digest(frame), self.grid, vision.features, vision, exact=False)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what is kept of it beside the frame."""
+        """Bytes of features and vision state, without the frame itself."""
         return self.vision.nbytes if self.vision else self.features.nbytes
 
 

@@ -1,11 +1,11 @@
-"""What the model said to a question; where it said it from, and what that cost, make it an `Answer`."""
+"""The record of the model's reply to a question. `Answer` adds the frame it came from and its cost."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The model's own part of an answer, by the names of `Answer`'s fields.
+    """The model's part of an answer. The fields have the names of `Answer`'s fields.
 
     confidence: probability of the best choice, or of a text's least likely token.
     """
@@ -19,9 +19,9 @@ class Outcome:
 
     @property
     def tokens_generated(self) -> int:
-        """Tokens of the text; none where choices were scored."""
+        """Number of generated tokens; 0 when choices were scored."""
         return len(self.token_ids)
 
     def differs_from(self, other: 'Outcome') -> bool:
-        """Whether this is another answer to the same question: another choice, or other tokens."""
+        """Whether the choice or the tokens differ from another answer to the same question."""
         return (self.choice_index, self.token_ids) != (other.choice_index, other.token_ids)

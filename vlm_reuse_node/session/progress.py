@@ -1,13 +1,13 @@
-"""The record of how far an answer is."""
+"""The record of an answer's progress."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an answer is.
+    """Progress of an answer.
 
-    stage: 'queue', 'refresh', 'prefill' or 'decode'; an answer that is given again after an escalation goes back.
+    stage: 'queue', 'refresh', 'prefill' or 'decode'. An escalation goes back to 'refresh'.
     text: the answer so far.
     """
 

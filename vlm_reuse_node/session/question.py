@@ -1,4 +1,4 @@
-"""What a planner asks, and the checks that a question has to pass."""
+"""The record of a question, and its checks."""
 
 import math
 from dataclasses import dataclass, replace
@@ -14,13 +14,14 @@ LONGEST_ANSWER_TOKENS = 4096
 
 @dataclass(frozen=True)
 class Question:
-    """What a planner asks about a camera's newest picture.
+    """A planner's question about a camera's newest picture.
 
-    choices: when given, the answer is one of them, scored by logits.
-    json_schema: JSON schema that the text will follow; '': none.
+    choices: the answer is one of them, scored by logits; (): free text.
+    json_schema: JSON schema that the text follows; '': none.
     max_tokens: 0 takes the configured default.
-    max_age_s: the oldest picture that may be answered from; 0 takes the configured default.
-    timeout_s: from asking to the answer; 0 takes the configured default.
+    max_age_s: largest age of the picture that the answer comes from; 0 takes the configured default.
+    timeout_s: time limit from the question to the answer; 0 takes the configured default.
+    force_refresh: answer from the newest picture itself, not from an older one that looks the same.
     """
 
     text: str
@@ -34,10 +35,9 @@ class Question:
     def completed(self, config: Config) -> 'Question':
         """The same question with every 0 replaced by the configured default.
 
-        Raises InvalidRequestError for a value of a wrong type, for a text that is empty or too long, for too many,
-        empty or duplicate choices, for a json_schema that is too long or beside choices, and for numbers that are
-        negative or not a number. Special tokens are found by `PromptTemplate`, schemas that cannot be followed by
-        `JsonSchemas`.
+        Raises InvalidRequestError for a value of a wrong type; a text that is empty or too long; choices that are
+        empty, equal or too many; a json_schema that is too long or comes with choices; a negative number, or NaN.
+        `PromptTemplate` refuses special tokens, and `JsonSchemas` refuses schemas that it does not support.
         """
         _check_types(self)
         _check_text(self.text)
@@ -60,7 +60,7 @@ class Question:
 def _check_types(question: Question) -> None:
     numbers = question.max_tokens, question.max_age_s, question.timeout_s
     if not all(isinstance(text, str) for text in (question.text, question.json_schema, *question.choices)):
-        raise InvalidRequestError('The question, its json_schema or a choice is no text; expected strings.')
+        raise InvalidRequestError('The question, its json_schema or a choice is not a text; expected strings.')
     if not all(isinstance(number, (int, float)) for number in numbers):
         raise InvalidRequestError(f'max_tokens, max_age_s and timeout_s are {numbers}; expected numbers.')
 
@@ -73,12 +73,12 @@ def _check_text(text: str) -> None:
             f'The question has {len(text)} characters; expected at most {LONGEST_QUESTION_CHARS}.'
         )
     if any('\ud800' <= letter <= '\udfff' for letter in text):
-        raise InvalidRequestError('The question holds half a surrogate pair; expected valid Unicode text.')
+        raise InvalidRequestError('The text contains an unpaired surrogate; expected valid Unicode.')
 
 
 def _check_schema(question: Question) -> None:
     if question.json_schema and question.choices:
-        raise InvalidRequestError('The question has choices and a json_schema; expected one of them.')
+        raise InvalidRequestError('The question has both choices and a json_schema; expected at most one of them.')
     if len(question.json_schema) > LONGEST_SCHEMA_CHARS:
         raise InvalidRequestError(
             f'json_schema has {len(question.json_schema)} characters; expected at most {LONGEST_SCHEMA_CHARS}.'
@@ -93,4 +93,4 @@ def _check_choices(choices: tuple[str, ...]) -> None:
             raise InvalidRequestError('A choice is empty; expected a text for each.')
         _check_text(choice)
     if len({choice.strip() for choice in choices}) != len(choices):
-        raise InvalidRequestError(f'The choices {list(choices)} are not all different; expected each one once.')
+        raise InvalidRequestError(f'The choices {list(choices)} are not all different; expected each choice once.')

@@ -1,4 +1,4 @@
-"""Keeps one camera's state up to its newest frame: what changed, the cheapest level that is allowed, what it cost."""
+"""Brings one camera's state up to its newest frame at the cheapest level that is allowed, and records the cost."""
 
 import logging
 import time
@@ -23,25 +23,25 @@ _log = logging.getLogger(__name__)
 
 
 class Refresher:
-    """Owns the change detector, the refresh planner, the live slot with its history, and the cells that wait.
+    """Owns one camera's state and history, its change detector and its refresh planner.
 
     state: None before the first frame, and after a failure.
-    newest: the newest frame that was looked at, None before the first.
-    level: of the refresh that brought the state up to it.
-    lag_s: for how long deferred cells have been known to differ from it.
+    newest: the newest frame that was looked at; None before the first.
+    level: the level of the refresh that brought the state up to the newest frame.
+    lag_s: how long the oldest deferred cell has been known to differ from the newest frame, seconds; 0 without one.
     prefilled: prompt tokens computed for refreshes so far.
     """
 
     def __init__(self, vlm: Vlm, template_for: Callable[[int], PromptTemplate], camera: str):
-        """Start without a frame. template_for: the prompt with so many frames."""
+        """Start without a frame. template_for: returns the prompt template for a number of frames."""
         self._vlm, self._template_for, self._camera = vlm, template_for, camera
         self._history = History(vlm, template_for, camera)
         self._planner = RefreshPlanner()
         self._detector: ChangeDetector | None = None
-        self._patches = 0  # of the live slot, since it was computed whole
-        self._whole_ns = 0  # stamp of the frame it was computed whole from
+        self._patches = 0  # patches since the live slot was last computed whole
+        self._whole_ns = 0  # stamp of the frame that it was computed whole from
         self._computed_ns: np.ndarray | None = None  # stamp of the frame that each cell was computed from
-        self._is_current = False  # whether the state stands for the newest frame
+        self._is_current = False  # whether the state is up to date with the newest frame
         self.state: State | None = None
         self.newest: Frame | None = None
         self.level = Level.FULL
@@ -53,27 +53,27 @@ class Refresher:
     ) -> Refresh:
         """Bring the state up to a newer frame at the cheapest level that is allowed (docs/architecture.md).
 
-        may_patch: whether approximate states may be used. force: compute the state of exactly this frame, even when
-        nothing seems to have changed. check: may raise Halt between two steps of the model; the frame is kept,
-        and its state is computed when it is needed.
-        Raises ImageError for a frame the model cannot take: everything stays as it was. Or raises whatever the model
-        raises: the state is gone then, and the next call computes it again.
+        may_patch: whether approximate states may be used.
+        force: compute the state of exactly this frame, even when no change is found.
+        check: may raise Halt between two steps of the model. The frame is kept and computed when it is needed.
+        Raises ImageError for a frame the model cannot take; nothing changes then. After any other error of the model
+        the state is dropped, and the next call computes it again.
         """
-        # 1. What changed, against the frame whose state is cached?
+        # 1. Compare with the frame whose state is cached.
         started_s = time.perf_counter()
         why_full = self._why_full(frame)
         change = None
         if not why_full and self.state.has_live:
             change = self._detector.compare(frame.rgb, frame.stamp_ns, config)
         change_ms = _ms_since(started_s)
-        # 2. The cheapest level that is allowed.
+        # 2. Choose the cheapest level that is allowed.
         plan = self._plan(frame, why_full, change, config, may_patch, force)
         reason = why_full or self._why(change, plan)
-        # 3. Nothing, or vision and prefill.
+        # 3. Run vision and prefill, unless the state is reused.
         times = {'vision_ms': 0.0, 'prefill_ms': 0.0}
         if plan.level != Level.REUSE:
             times, plan = self._compute(frame, plan, change, config, check)
-        # 4. What the state stands for now.
+        # 4. Record what the state shows now.
         started_s = time.perf_counter()
         changed = self._settle(frame, plan, change, config)
         change_ms += _ms_since(started_s)
@@ -83,31 +83,31 @@ class Refresher:
 
     @property
     def is_current(self) -> bool:
-        """Whether there is a state, and it stands for the newest frame."""
+        """Whether there is a state that is up to date with the newest frame."""
         return self.state is not None and self.state.has_live and self._is_current
 
     @property
     def is_whole(self) -> bool:
-        """Whether every cell of the live slot was computed from the newest frame."""
+        """Whether all cells of the live slot were computed from the newest frame."""
         return self.state.live.frame is self.newest and self.state.live.exact
 
     @property
     def held(self) -> tuple[int, int]:
-        """Frames in the kept state, the live one included, and the bytes of all that is held for them."""
+        """Number of frames in the state, with the live frame, and the bytes held for them."""
         if self.state is None:
             return 0, 0
         return len(self.state.frames), self.state.held_bytes + self._history.held_bytes
 
     @property
     def has_rollover(self) -> bool:
-        """Whether a shorter history waits to be computed; the kept one serves until then."""
+        """Whether a step of a history rollover can be computed now. Until the rollover ends, the old state answers."""
         return self._history.can_step(self.state)
 
     def step_rollover(self, check: Check) -> Refresh | None:
-        """Compute one frame of the shorter history; returns the refresh when it is complete and was taken over.
+        """Compute one frame of a history rollover. Returns its refresh when the new state has replaced the old one.
 
-        check: may raise Halt between two steps of the model; the frame is computed the next time.
-        Raises nothing: the kept state serves on whatever happens.
+        check: may raise Halt between two steps of the model; the next call computes the frame again.
+        Raises nothing. After a failure the old state stays in use.
         """
         if not self.has_rollover:
             return None
@@ -116,12 +116,12 @@ class Refresher:
         except Halt:
             return None
         except Exception:
-            _log.exception("Camera '%s': a shorter history could not be computed beside the kept one.", self._camera)
+            _log.exception("Camera '%s': the history rollover failed, and the old state stays in use.", self._camera)
             self._history.fail()
             return None
         if newer is None:
             return None
-        # The features were taken over: what was patched is approximate still.
+        # The new state uses the same features, so a patched frame is still approximate.
         self.state, self.level = newer, Level.FULL if newer.exact else Level.PATCH
         nothing = np.zeros(newer.live.grid, bool)
         return self._record(
@@ -129,17 +129,17 @@ class Refresher:
         )
 
     def reset(self) -> None:
-        """Forget frame and state."""
+        """Forget the frame and the state."""
         self.newest = None
         self.drop_state()
 
     def drop_state(self) -> None:
-        """Forget the state: two are never held at once, and a failure leaves none."""
+        """Drop the state. Done before a new one is computed, so that two are never held, and after a failure."""
         self.state = None
         self._history.stop()
 
     def _why_full(self, frame: Frame) -> str:
-        """Why nothing of the state can be kept for this frame, '' when its history can."""
+        """The reason why the whole state must be computed again for this frame; '' when there is none."""
         if self.state is None:
             return 'first frame' if self.newest is None else 'the state was lost'
         if self.state.frames and frame.size != (cached := self.state.frames[-1].frame).size:
@@ -151,7 +151,7 @@ class Refresher:
     def _plan(
         self, frame: Frame, why_full: str, change: Change | None, config: Config, may_patch: bool, force: bool
     ) -> RefreshPlan:
-        """What is done; the planner chooses where there is a choice."""
+        """Choose level and cells. The planner decides when several levels are allowed."""
         if why_full:
             return RefreshPlan(Level.FULL)
         if change is None or force or self._must_be_whole(frame, config, may_patch):
@@ -165,14 +165,14 @@ class Refresher:
         return self._planner.plan(change, config, can_patch, whole_is_due)
 
     def _must_be_whole(self, frame: Frame, config: Config, may_patch: bool) -> bool:
-        """Whether the live slot was patched and must not stay so, whatever the newest frame shows."""
+        """Whether a patched live slot must be computed whole, even if the newest frame shows no change."""
         if self.state.live.exact:
             return False
         return not may_patch or frame.stamp_ns - self._whole_ns > 1e9 * config.max_cell_age_s
 
     def _why(self, change: Change | None, plan: RefreshPlan) -> str:
         if change is None:
-            return 'the last refresh was given up'
+            return 'the last refresh was interrupted'
         if plan.level == Level.REUSE and not plan.deferred.any():
             return 'no cell changed'
         why = self._why_changed(change)
@@ -182,14 +182,14 @@ class Refresher:
         if change.scene != SceneChange.SAME:
             return 'the scene was cut' if change.scene == SceneChange.CUT else 'the camera moved'
         if not change.stale.any():
-            return 'forced' if self.state.live.exact else 'what was patched is computed whole'
+            return 'forced' if self.state.live.exact else 'a patched frame is computed whole'
         what = 'changed' if change.changed.any() else 'in doubt for too long'
         return f'{np.count_nonzero(change.stale)} of {change.stale.size} cells {what}'
 
     def _compute(
         self, frame: Frame, plan: RefreshPlan, change: Change | None, config: Config, check: Check
     ) -> tuple[dict[str, float], RefreshPlan]:
-        """Vision and prefill; returns their times by the names of `Refresh`'s fields, and the plan with its cells."""
+        """Run vision and prefill. Returns their times, named as `Refresh`'s fields, and the plan with its masks."""
         started_s = time.perf_counter()
         try:
             encoded = self._encode(frame, plan, config, check)
@@ -198,7 +198,7 @@ class Refresher:
         except ImageError:
             raise
         except Halt:
-            self._give_up(frame, plan)
+            self._interrupt(frame, plan)
             raise
         except Exception:
             self.drop_state()
@@ -209,7 +209,7 @@ class Refresher:
         if change is None:
             self._detector = ChangeDetector(frame.rgb, frame.stamp_ns, *encoded.grid, self._vlm.family.cell_px)
             self._computed_ns = np.full(encoded.grid, frame.stamp_ns, np.int64)
-        if paid < 2 * plan.refreshed.size:  # not when a whole history was computed
+        if paid < 2 * plan.refreshed.size:  # else a history was computed too, and the time says nothing
             level = Level.PATCH if plan.level == Level.PATCH else Level.FRAME
             self._planner.learn(level, int(plan.refreshed.sum()), total_ms)
         return {'vision_ms': vision_ms, 'prefill_ms': total_ms - vision_ms}, plan
@@ -220,13 +220,13 @@ class Refresher:
         return EncodedFrame.see(self._vlm, frame, check, self.keeps_vision(config))
 
     def keeps_vision(self, config: Config) -> bool:
-        """Whether whole frames are seen in the way that lets them be patched; what is compared is seen in one way."""
+        """Whether whole frames are encoded in the form that can be patched. All frames must be encoded alike."""
         return config.refresh_policy == PATCH_POLICY and self._vlm.family.encodes_cells
 
     def _prefill(
         self, encoded: EncodedFrame, plan: RefreshPlan, change: Change | None, config: Config, check: Check
     ) -> int:
-        """Put the frame into the state. Returns the prompt tokens that were computed."""
+        """Prefill the frame into the state. Returns the number of prompt tokens computed."""
         if plan.level == Level.FULL:
             self.drop_state()
             self.state = build(self._vlm, self._template_for, [encoded], check)
@@ -236,15 +236,15 @@ class Refresher:
         was_cut = change is not None and change.scene == SceneChange.CUT
         return self._history.refresh(self.state, encoded, was_cut, config, check)
 
-    def _give_up(self, frame: Frame, plan: RefreshPlan) -> None:
-        """The refresh was stopped: the state, if any, stands for an older frame than the newest."""
+    def _interrupt(self, frame: Frame, plan: RefreshPlan) -> None:
+        """Note that the refresh was interrupted: the state, if there is one, shows an older frame than the newest."""
         self.newest, self._is_current = frame, False
         if plan.level == Level.FULL:
             self.drop_state()
 
     def _settle(self, frame: Frame, plan: RefreshPlan, change: Change | None, config: Config) -> np.ndarray:
-        """Book what the state shows and what waits. Returns the cells that show something new, (rows, columns) bool."""
-        changed, self.lag_s = plan.refreshed, 0.0  # where nothing could be compared
+        """Record refreshed and deferred cells. Returns the cells to report as changed, (rows, columns) bool."""
+        changed, self.lag_s = plan.refreshed, 0.0  # without a comparison
         if change is not None:
             changed, self.lag_s = self._detector.settle(plan.refreshed, plan.deferred, change.stale, config)
         if plan.level in (Level.FRAME, Level.FULL):
@@ -258,7 +258,7 @@ class Refresher:
     def _record(
         self, level: Level, reason: str, refreshed: np.ndarray, changed: np.ndarray, **amounts: float
     ) -> Refresh:
-        """The one place that makes a `Refresh`. amounts: by the names of its fields."""
+        """Make the `Refresh` record. amounts: times, by the names of its fields."""
         return Refresh(
             self._camera,
             self.newest.stamp_ns,

@@ -1,7 +1,7 @@
 """One camera's conversation with the model. Start reading here.
 
-`observe(frame)` keeps the model's state up to the newest frame and pays only when the frame changed;
-`ask(question)` answers from that state and puts it back as it was.
+`observe(frame)` keeps the model's state up to date with the newest frame, and computes only when the frame changed.
+`ask(question)` answers from that state and restores it.
 Prompt: `[system] [history keyframe 1] ... [history keyframe n] [live frame] | snapshot | [question] -> answer`.
 """
 
@@ -29,14 +29,14 @@ from vlm_reuse_node.session.turn import Halt, Turn
 
 _log = logging.getLogger(__name__)
 
-# Takes the frame that waits to be observed, None when there is none.
+# Returns the frame that waits to be observed, and removes it from its queue. None when no frame waits.
 TakeFrame = Callable[[], Frame | None]
 
 
 class SceneSession:
-    """Keeps one camera's state and answers from it. Every call belongs to the thread that loaded the model.
+    """Keeps one camera's state and answers from it. Call it only on the thread that loaded the model.
 
-    config: may be replaced between calls by one whose live parameters differ.
+    config: may be replaced between calls. Only live parameters may differ.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class SceneSession:
     ):
         """Start without a frame.
 
-        on_refresh: called after every observed frame, and with the newest one after a history rollover.
+        on_refresh: called after every observed frame, and with the newest frame after a history rollover.
         on_refused: called after every frame that the model cannot take.
         Raises ConfigError when config.system_prompt holds special tokens of the model.
         """
@@ -77,57 +77,57 @@ class SceneSession:
     def ask(
         self, question: Question, *, now_ns: int, turn: Turn | None = None, newest: TakeFrame = lambda: None
     ) -> Answer:
-        """Answer from the kept state; afterwards the state is what it was, bit for bit.
+        """Answer from the kept state. Afterwards the state is restored bit for bit.
 
-        A patched state answers only what it is sure of (min_confidence); else it is computed whole, and answers again.
-        now_ns: the time of asking on the clock of the frames' stamps, for the image age. turn: its clock, cancellation
-        and listener; one that begins now when None. newest: called when the kept state is not fresh enough for this
-        question, which then pays for the refresh.
-        Never raises for anything that a question or the model can cause: that is the answer's status.
+        When a patched state's answer is below min_confidence, the state is computed whole and answers again.
+        now_ns: the time of the question on the clock of the frames' stamps, for the image age.
+        turn: clock, cancellation and listener of the question. None: a turn that begins now.
+        newest: called when the state is too old for this question. The refresh then counts as part of the answer.
+        Does not raise: an error in the question or in the model becomes the answer's status.
         """
         return self._guarded(question, now_ns, turn or Turn(), newest, cold=False)
 
     def ask_cold(
         self, question: Question, *, now_ns: int, turn: Turn | None = None, newest: TakeFrame = lambda: None
     ) -> Answer:
-        """Answer the same question on the same cached frame from nothing, on a cache of its own.
+        """Answer cold-dense: the same question on the same cached frame, computed from nothing on a separate cache.
 
-        The reference that `ask` is compared with: image processor, vision tower, prefill of everything, decode, in the
-        same chunks. The cached frame of a patched state is the newest one that it was patched from, all of it.
-        The kept state is not touched, unless the model fails.
+        This is the reference for `ask`: image processor, vision tower, prefill of the whole prompt and decode, in the
+        same chunks. For a patched state the cached frame is the newest frame that it was patched from, as a whole.
+        The kept state does not change, unless the model fails.
         """
         return self._guarded(question, now_ns, turn or Turn(), newest, cold=True)
 
     @property
     def newest(self) -> Frame | None:
-        """The newest observed frame, None before the first."""
+        """The newest observed frame; None before the first."""
         return self._refresher.newest
 
     @property
     def has_work(self) -> bool:
-        """Whether a shorter history waits to be computed; the kept one serves until then."""
+        """Whether a step of a history rollover can be computed now; see `Refresher.has_rollover`."""
         return self._refresher.has_rollover
 
     def work(self, check: Check = go_on) -> None:
-        """Compute one frame of the shorter history, and take it over when it is complete; call it while idle.
+        """Compute one frame of a history rollover, and use the new state once it is complete. Call it while idle.
 
-        check: as in `Refresher.step_rollover`. Raises nothing but what on_refresh raises.
+        check: as in `Refresher.step_rollover`. Raises only what on_refresh raises.
         """
         if refresh := self._refresher.step_rollover(check):
             self._on_refresh(self.newest, refresh)
 
     @property
     def has_audit(self) -> bool:
-        """Whether an answer waits to be given again from nothing."""
+        """Whether an answer waits for its audit."""
         return self._auditor.has_work
 
     @property
     def is_auditing(self) -> bool:
-        """Whether an answer's audit has begun."""
+        """Whether an audit has begun and is not finished."""
         return self._auditor.is_busy
 
     def audit(self, check: Check = go_on) -> None:
-        """Take one step towards giving the answer that waits again, cold-dense on its frames; call it while idle.
+        """Compute one step of the drift audit: repeat a waiting answer cold-dense. Call it while idle.
 
         check: as in `Auditor.step`. Raises nothing.
         """
@@ -135,22 +135,22 @@ class SceneSession:
 
     @property
     def audit_counts(self) -> AuditCounts:
-        """What the drift audit has counted."""
+        """The counts of the drift audit."""
         return self._auditor.counts
 
     @property
     def held(self) -> tuple[int, int]:
-        """Frames in the kept state, the live one included, and the bytes of all that is held for them."""
+        """Number of frames in the state, with the live frame, and the bytes held for them and for an audit."""
         frames, size = self._refresher.held
         return frames, size + self._auditor.held_bytes
 
     def reset(self) -> None:
-        """Forget frame and state; questions get NO_IMAGE until the next frame."""
+        """Forget the frame and the state. Questions get NO_IMAGE until the next frame."""
         self._auditor.forget()
         self._refresher.reset()
 
     def _guarded(self, question: Question, now_ns: int, turn: Turn, newest: TakeFrame, cold: bool) -> Answer:
-        """The answer, with everything that can go wrong as its status."""
+        """Answer; every error becomes the answer's status."""
         try:
             return self._respond(question, now_ns, turn, newest, cold)
         except InvalidRequestError as error:
@@ -160,28 +160,28 @@ class SceneSession:
         except Exception as error:
             self._refresher.drop_state()
             status, message = Status.MODEL_ERROR, f'The model failed: {type(error).__name__}: {error}'
-            _log.exception("Camera '%s': the model failed; its state will be computed again.", self._camera)
+            _log.exception("Camera '%s': the model failed, so its state will be computed again.", self._camera)
         return Answer(status, message, **self._source(now_ns), **turn.stages)
 
     def _respond(self, question: Question, now_ns: int, turn: Turn, newest: TakeFrame, cold: bool) -> Answer:
-        # 1. Refuse what cannot be asked.
-        asked = self._answerer.tokenize(question, self.config)
-        turn.begin(asked.question.timeout_s)
-        # 2. Find the state: the kept one, or for a cold answer one computed from nothing from the same frame.
+        # 1. Check the question.
+        tokenized = self._answerer.tokenize(question, self.config)
+        turn.begin(tokenized.question.timeout_s)
+        # 2. Take the kept state; for a cold answer, compute the same frames from nothing.
         prefilled_before = self._refresher.prefilled
-        self._freshen(asked.question, now_ns, turn, newest)
+        self._freshen(tokenized.question, now_ns, turn, newest)
         state = self._cold_twin(turn) if cold else self._refresher.state
-        # 3. Answer from it; a patched one that is not sure is brought up to date, and answers again.
-        outcome, computed = self._answerer.answer(state, asked, turn), asked.cost
+        # 3. Answer. If a patched state is not confident enough, compute it whole and answer again.
+        outcome, computed = self._answerer.answer(state, tokenized, turn), tokenized.cost
         escalated = not cold and not state.live.exact and outcome.confidence < self.config.min_confidence
         if escalated:
             self._pay(self.newest, turn, force=True)
             state = self._refresher.state
-            outcome, computed = self._answerer.answer(state, asked, turn), 2 * computed
-        # 4. Have a share of the answers audited.
+            outcome, computed = self._answerer.answer(state, tokenized, turn), 2 * computed
+        # 4. Hand a share of the answers to the audit.
         if not cold:
-            self._auditor.note(outcome, asked, state, self.config)
-        # 5. Say what it was given from, and what it cost.
+            self._auditor.note(outcome, tokenized, state, self.config)
+        # 5. Record the answer's source and cost.
         refreshed = state.tokens if cold else min(state.tokens, self._refresher.prefilled - prefilled_before)
         return Answer(
             Status.OK,
@@ -198,39 +198,39 @@ class SceneSession:
         )
 
     def _freshen(self, question: Question, now_ns: int, turn: Turn, newest: TakeFrame) -> None:
-        """Make the kept state fresh enough for this question, which may have to pay for that."""
+        """Refresh the kept state if it is too old for this question."""
         if (question.force_refresh or not self._is_fresh(question, now_ns)) and (frame := newest()) is not None:
-            with suppress(ImageError):  # on_refused was told; a frame the model cannot take changes nothing
+            with suppress(ImageError):  # on_refused was called; the refused frame changes nothing
                 self._pay(frame, turn, force=question.force_refresh)
         if self.newest is None:
             raise Halt(
-                Status.NO_IMAGE, f"Camera '{self._camera}' has given no picture since the start or the last reset."
+                Status.NO_IMAGE, f"Camera '{self._camera}' has sent no picture since the start or the last reset."
             )
         age_s = self.newest.age_s(now_ns)
         if age_s > question.max_age_s:
             raise Halt(
                 Status.STALE,
                 f"The newest picture of camera '{self._camera}' is {age_s:.2f} s old, more "
-                f'than max_age {question.max_age_s:g} s; check the camera or allow more.',
+                f'than max_age {question.max_age_s:g} s; check the camera or raise max_age.',
             )
         if not self._is_fresh(question, now_ns) or (question.force_refresh and not self._refresher.is_whole):
             self._pay(self.newest, turn, force=True)
 
     def _is_fresh(self, question: Question, now_ns: int) -> bool:
-        """Whether the state stands for the newest frame, and no cell of it is older than the question allows."""
+        """Whether the state is up to date with the newest frame, and no cell is older than the question allows."""
         return self._refresher.is_current and (self.newest.age_s(now_ns) + self._refresher.lag_s <= question.max_age_s)
 
     def _pay(self, frame: Frame, turn: Turn, force: bool) -> None:
-        """Observe a frame at this question's expense."""
-        turn.tell('refresh')
+        """Observe a frame as part of this question's time."""
+        turn.report('refresh')
         try:
             self.observe(frame, force=force, check=turn.check)
         finally:
             turn.lap('refresh_ms')
 
     def _cold_twin(self, turn: Turn) -> State:
-        """The kept state's frames once more, computed from nothing on a cache of its own."""
-        turn.tell('refresh')
+        """Compute the kept state's frames from nothing, on a separate cache."""
+        turn.report('refresh')
         kept, started_s = self._refresher.state, time.perf_counter()
         keep = self._refresher.keeps_vision(self.config)
         frames = [EncodedFrame.see(self._vlm, encoded.frame, turn.check, keep) for encoded in kept.frames]
@@ -238,7 +238,7 @@ class SceneSession:
         return twin(build(self._vlm, self._template_for, frames, turn.check), kept.identity)
 
     def _source(self, now_ns: int) -> dict[str, Any]:
-        """Which camera, model and frame an answer comes from, by the names of `Answer`'s fields."""
+        """The camera, model and frame of an answer, by the names of `Answer`'s fields."""
         source: dict[str, Any] = {'camera': self._camera, 'model': self._vlm.name}
         if self.newest is not None:
             source |= {

@@ -1,7 +1,7 @@
-"""One camera's working state: a cache that ends right before the question, and the frames it was computed from.
+"""One camera's working state: a KV cache that ends right before the question, and the frames it was computed from.
 
-`[system] [history frame 1] ... [live frame] | snapshot |`: every frame has a slot of its own, the live one the
-last, so that it can be replaced without touching what lies before it.
+`[system] [history frame 1] ... [live frame] | snapshot |`. Every frame has its own slot. The live frame is last, so it
+can be replaced without changing the slots before it.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,11 +21,11 @@ from vlm_reuse_node.session.encoded_frame import EncodedFrame
 
 @dataclass(frozen=True)
 class Identity:
-    """What a state was computed from; two states are interchangeable only when all of it is equal, and exact.
+    """What a state was computed from. Two states are interchangeable only when all fields are equal and both are exact.
 
-    pixels: digest of the frames' bytes, oldest first, the live one last. grids: their cells.
+    pixels: hash of each frame's bytes, oldest first, the live frame last. grids: the grid of each frame.
     model: fingerprint of the model, its processor and its chat template. prefix: the prompt's tokens.
-    exact: whether everything was computed from these frames; False when something is kept of older ones.
+    exact: whether the whole state was computed from these frames. False when part of it comes from older frames.
     """
 
     pixels: tuple[bytes, ...]
@@ -36,26 +36,28 @@ class Identity:
 
 
 class State:
-    """A cache with its snapshot. Every slot is prefilled by itself, whichever way the state came about.
+    """A cache with its snapshot. Every slot is prefilled in its own chunks, both in a new and in a refreshed state.
 
-    frames: in the cache, oldest first. has_live: whether the last of them is the live one; False while it is being
-    replaced, or when that was given up half-way. tokens: in the cache at the snapshot. next_position: that of the
-    question's first token. cache: the model's, one entry a layer.
+    frames: in the cache, oldest first.
+    has_live: whether the last frame is the live one. False while it is replaced, or after an interrupted replacement.
+    tokens: number of tokens in the cache at the snapshot.
+    next_position: position of the question's first token.
+    cache: the model's KV cache, one entry for each layer.
     """
 
     def __init__(self, vlm: Vlm, template_for: Callable[[int], PromptTemplate]):
-        """Start with nothing in the cache. template_for: the prompt with so many frames."""
+        """Start with an empty cache. template_for: returns the prompt template for a number of frames."""
         self._vlm, self._template_for = vlm, template_for
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Empty the cache and forget all frames."""
         self.frames: tuple[EncodedFrame, ...] = ()
         self.has_live, self.tokens, self.next_position = False, 0, 0
-        # Of the prompt up to the snapshot, while there is a live frame.
+        # Token ids and positions of the prompt up to the snapshot, while there is a live frame.
         self._ids: list[int] = []
         self._positions: np.ndarray | None = None
-        self.cache = None  # before there is another
+        self.cache = None  # free the old cache before the new one is made
         self.cache = self._vlm.new_cache()
         self._snapshot = self._before_live = kv_cache.take(self.cache), 0
 
@@ -66,12 +68,12 @@ class State:
 
     @property
     def template(self) -> PromptTemplate:
-        """The prompt that this state is the beginning of."""
+        """The template of the prompt that this state is a prefix of."""
         return self._template_for(len(self.frames))
 
     @property
     def identity(self) -> Identity:
-        """Of these frames, this model and this prompt."""
+        """The identity of these frames, this model and this prompt."""
         return Identity(
             tuple(encoded.digest for encoded in self.frames),
             tuple(encoded.grid for encoded in self.frames),
@@ -82,22 +84,22 @@ class State:
 
     @property
     def exact(self) -> bool:
-        """Whether this is what a cold-dense pass over these frames computes."""
+        """Whether a cold-dense pass over these frames computes the same state."""
         return all(encoded.exact for encoded in self.frames)
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of cache, snapshots and features, the live frame's vision state with them."""
+        """Bytes of cache, snapshots and features, with the live frame's vision state."""
         features = sum(encoded.nbytes for encoded in self.frames)
         return features + kv_cache.held_bytes(self.cache, self._snapshot[0], self._before_live[0])
 
     def append(self, encoded: EncodedFrame, check: Check = go_on) -> int:
-        """Prefill a frame behind those that are here; it is the live one then. Returns the tokens of its slot.
+        """Prefill a frame behind the others; it becomes the live frame. Returns the number of tokens of its slot.
 
-        `check` may raise between two chunks. Whatever is raised, the state is what it was before.
+        `check` may raise between two chunks. After any exception the state is what it was before.
         """
         frames = (*self.frames, encoded)
-        family, grids = self._vlm.family, [each.grid for each in frames]
+        family, grids = self._vlm.family, [frame.grid for frame in frames]
         ids = family.expand(self._template_for(len(frames)).prefix, grids)
         start, positions = self.tokens, family.positions(ids, grids)
         slot = ids[start:]
@@ -110,7 +112,7 @@ class State:
             self.restore()
             raise
         self._before_live, self._snapshot = self._snapshot, (taken, len(ids))
-        older = tuple(replace(each, vision=None) for each in self.frames)  # they are never patched again
+        older = tuple(replace(frame, vision=None) for frame in self.frames)  # keyframes are never patched
         if not kv_rewrite.is_possible(self.cache):
             encoded = replace(encoded, vision=None)
         self.frames, self.has_live, self.tokens = (*older, encoded), True, len(ids)
@@ -120,17 +122,17 @@ class State:
 
     @property
     def can_rewrite(self) -> bool:
-        """Whether `rewrite` is right here: there is a live frame, and every token's row is where its number says."""
+        """Whether `rewrite` is possible: there is a live frame, and row i of the cache belongs to token i."""
         return self.has_live and self._vlm.family.encodes_cells and kv_rewrite.is_possible(self.cache)
 
     def rewrite(self, encoded: EncodedFrame, cells: np.ndarray, check: Check = go_on) -> int:
-        """Put a newer frame of the same grid in the live one's place, and compute some cells' tokens anew.
+        """Replace the live frame by a newer one with the same grid, and recompute the tokens of some cells in place.
 
-        cells: their numbers, ascending; with all of them the slot is what `append` computes. What follows the cells in
-        the slot is computed too. Returns the tokens. `check` may raise between two chunks: then, and whatever is
-        raised, there is no live frame.
+        cells: indices of the cells, ascending. With all cells the slot equals the one that `append` computes. The
+        tokens behind the cells in the slot are recomputed too. Returns the number of tokens computed.
+        `check` may raise between two chunks. After any exception there is no live frame.
         """
-        family, ids = self._vlm.family, self._ids  # those of a frame of this grid
+        family, ids = self._vlm.family, self._ids  # the ids depend on the grid alone
         live = family.cells(ids)[-encoded.grid.cells :]
         rows = np.concatenate([live[cells], np.arange(live[-1] + 1, len(ids))])
         rows, paid = padded(rows, len(ids)), len(rows)
@@ -149,14 +151,14 @@ class State:
         return paid
 
     def drop_live(self) -> None:
-        """Take the live frame's slot out, so that another can be appended in its place."""
+        """Remove the live frame's slot, so that another frame can be appended in its place."""
         if self.has_live:
             self._snapshot = self._before_live
             self.frames, self.has_live, self.tokens = self.frames[:-1], False, self._snapshot[1]
             self.restore()
 
     def restore(self) -> None:
-        """Forget everything behind the snapshot."""
+        """Remove everything behind the snapshot."""
         kv_cache.restore(self.cache, self._snapshot[0])
 
 
@@ -166,7 +168,7 @@ def build(
     frames: Iterable[EncodedFrame],
     check: Check = go_on,
 ) -> State:
-    """Compute a state from nothing, the last frame the live one. `check` may raise between two chunks."""
+    """Compute a state from nothing. The last frame is the live one. `check` may raise between two chunks."""
     state = State(vlm, template_for)
     for encoded in frames:
         state.append(encoded, check)
@@ -174,10 +176,10 @@ def build(
 
 
 def twin(computed: State, identity: Identity) -> State:
-    """A state that was computed from nothing, if its frames are still those of this identity.
+    """Return a state that was computed from nothing, after checking that its frames match this identity.
 
-    Raises ModelError when they are not: a frame was changed in place meanwhile.
+    Raises ModelError when they do not: a frame was modified in place in the meantime.
     """
     if computed.identity != replace(identity, exact=True):
-        raise ModelError('The cached frame was changed in place since it was observed; hand over a copy.')
+        raise ModelError('The cached frame was modified in place after it was observed; pass a copy to observe().')
     return computed

@@ -1,4 +1,4 @@
-"""One question's turn at the model: its deadline, its cancellation, its stage times, who listens."""
+"""One question's turn at the model: deadline, cancellation, stage times and listener."""
 
 import math
 import time
@@ -10,7 +10,7 @@ from vlm_reuse_node.session.progress import Progress
 
 
 class Halt(Exception):
-    """The turn ends without an answer; the message says why and what to do."""
+    """Ends a turn without an answer. The message says why and what to do."""
 
     def __init__(self, status: Status, message: str):
         super().__init__(message)
@@ -18,9 +18,9 @@ class Halt(Exception):
 
 
 class Turn:
-    """Clock and brake of one question. Times are the steady clock's (`time.perf_counter`).
+    """Measures the stages of one question and stops it in time. Times come from the steady clock (`time.perf_counter`).
 
-    stages: milliseconds so far, by the names of `Answer`'s fields.
+    stages: milliseconds of each stage so far, by the names of `Answer`'s fields.
     """
 
     def __init__(
@@ -29,9 +29,9 @@ class Turn:
         cancelled: Callable[[], bool] | None = None,
         listener: Callable[[Progress], None] | None = None,
     ):
-        """Start the turn of a question that was asked at `asked_s` (now when None); no timeout yet.
+        """Start the turn of a question that was asked at `asked_s` (None: now). There is no timeout before `begin`.
 
-        listener: told when a stage begins, and of every token.
+        listener: called at the start of every stage, and after every token.
         """
         self._lap_s = time.perf_counter()
         self._asked_s = self._lap_s if asked_s is None else asked_s
@@ -40,37 +40,37 @@ class Turn:
         self.stages: dict[str, Any] = {'queue_ms': 1e3 * (self._lap_s - self._asked_s)}
 
     def begin(self, timeout_s: float) -> None:
-        """Allow so many seconds from the asking on; raises Halt when they are over already."""
+        """Set the timeout, seconds since the question was asked. Raises Halt when it has passed already."""
         self._timeout_s = timeout_s
         self.check()
 
     def check(self) -> None:
-        """Raise Halt when the question was cancelled or its time is over; called at every token."""
+        """Raise Halt when the question was cancelled or timed out. Called at every token."""
         if self._cancelled():
             raise Halt(Status.CANCELLED, 'The question was cancelled.')
         if time.perf_counter() - self._asked_s >= self._timeout_s:
             raise Halt(
                 Status.TIMEOUT,
                 f'No answer within {self._timeout_s:g} s, the time in the queue included; '
-                f'allow more (timeout) or fewer tokens (max_tokens).',
+                f'allow more time (timeout) or fewer tokens (max_tokens).',
             )
 
     @property
-    def is_heard(self) -> bool:
-        """Whether somebody listens."""
+    def has_listener(self) -> bool:
+        """Whether the turn has a listener."""
         return self._listener is not None
 
-    def tell(self, stage: str, text: str = '', tokens_generated: int = 0) -> None:
-        """Say how far the answer is."""
+    def report(self, stage: str, text: str = '', tokens_generated: int = 0) -> None:
+        """Report progress to the listener."""
         if self._listener:
             self._listener(Progress(stage, text, tokens_generated))
 
     def lap(self, stage: str) -> None:
-        """Book the time since the last lap on a stage."""
+        """Add the time since the last lap to a stage."""
         now_s = time.perf_counter()
         self.book(stage, 1e3 * (now_s - self._lap_s))
 
     def book(self, stage: str, spent_ms: float) -> None:
-        """Book part of the running lap on a stage of its own."""
+        """Add part of the running lap to another stage."""
         self.stages[stage] = self.stages.get(stage, 0.0) + spent_ms
         self._lap_s += spent_ms / 1e3
