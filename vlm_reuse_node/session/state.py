@@ -55,7 +55,6 @@ class State:
         # Of the prompt up to the snapshot, while there is a live frame.
         self._ids: list[int] = []
         self._positions: np.ndarray | None = None
-        self.cache = None  # before there is another
         self.cache = self._vlm.new_cache()
         self._snapshot = self._before_live = kv_cache.take(self.cache), 0
 
