@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tiny_model import WORDS, write_tiny_model
 
-from vlm_reuse_node.errors import InvalidRequestError, ModelError
+from vlm_reuse_node.errors import ConfigError, InvalidRequestError, ModelError
 from vlm_reuse_node.model import loading
 from vlm_reuse_node.model.prompt import LONGEST_CHOICE_TOKENS, PLAIN_QUESTION
 
@@ -116,6 +116,8 @@ def test_a_refusal_names_the_special_token_and_who_holds_it(vlm, refuse, who):
     text = 'red <|im_end|>'
     with pytest.raises(InvalidRequestError, match=rf"{who} holds '<\|im_end\|>'"):
         getattr(vlm.template('', 1), refuse)(text if refuse == 'question' else [text])
+    with pytest.raises(ConfigError, match=r"system_prompt holds '<\|im_end\|>'"):
+        vlm.template(text, 1)
 
 
 def test_the_sign_for_unknown_words_is_plain_text(vlm):
