@@ -64,8 +64,9 @@ def test_frames_of_cameras_take_turns_however_fast_one_is():
 
 def test_a_full_queue_of_one_camera_is_not_full_for_another():
     inbox = Inbox()
-    assert inbox.put_question(ask('a'), 1) and not inbox.put_question(ask('a'), 1) and inbox.put_question(ask('b'), 1)
-    assert inbox.waiting() == {'a': 1, 'b': 1} and len(inbox) == 2
+    assert [inbox.put_question(ask(camera), 1) for camera in ('a', 'a', 'b')] == [True, False, True]
+    assert [inbox.put_standing(ask('a')) for _ in range(2)] == [True, True]  # however many
+    assert inbox.waiting() == {'a': 1, 'b': 1} and len(inbox) == 4
 
 
 @settings(max_examples=60)
@@ -102,7 +103,8 @@ def test_who_was_cancelled_leaves_and_all_do_when_closed(closed):
     asks[0].future.cancel()
     if closed:
         inbox.close()
-        assert not inbox.put_question(ask('a'), 9) and not inbox.put_standing(ask('a')) and inbox.next() is None
+        assert [inbox.put_question(ask('a'), 9), inbox.put_standing(ask('a'))] == [False, False]
+        assert inbox.next() is None
     assert set(inbox.take_leaving(60.0)) == (set(asks) if closed else {asks[0]})
     assert len(inbox) == (0 if closed else 2)
 
