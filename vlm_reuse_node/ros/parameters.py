@@ -48,9 +48,9 @@ def making(what: str) -> Iterator[None]:
     """Make something of ROS; what ROS refuses, a QoS override most often, is a ConfigError of one sentence."""
     try:
         yield
-    except (RuntimeError, ParameterException, NameValidationException, InvalidQoSProfileException) as err:
-        reason = ' '.join(str(err).partition(', at ')[0].split()).rstrip('.')
-        raise ConfigError(f'{what} cannot be made: {reason}.') from err
+    except (RuntimeError, ParameterException, NameValidationException, InvalidQoSProfileException) as error:
+        reason = ' '.join(str(error).partition(', at ')[0].split()).rstrip('.')
+        raise ConfigError(f'{what} cannot be made: {reason}.') from error
 
 
 def check_qos_overrides_are_used(node: Node) -> None:
@@ -87,8 +87,8 @@ def watch_parameters(
             if is_configured():
                 _check_live(node, config, changed)
             _check_cameras(node, changed)
-        except ConfigError as err:
-            return SetParametersResult(successful=False, reason=str(err))
+        except ConfigError as error:
+            return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
 
     def take(parameters: list[Parameter]) -> None:
@@ -140,11 +140,11 @@ def _check_cameras(node: Node, config: Config) -> None:
             # The longest names made of it. Below another name, an absolute one does not pass.
             node.resolve_topic_name(f'~/overlay/{camera}')
             node.resolve_topic_name(f'{camera}/image_raw/compressed')
-        except (RuntimeError, NameValidationException) as err:
+        except (RuntimeError, NameValidationException) as error:
             raise ConfigError(
                 f"cameras has '{camera}', which cannot begin a topic name; expected letters, digits and "
                 "underscores, as in 'front_camera', and no more than fit."
-            ) from err
+            ) from error
 
 
 def _overrides(node: Node) -> dict:

@@ -48,8 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _init(argv)
         running = _Running(news)
-    except ConfigError as err:
-        return _say(err, EXIT_CONFIG)
+    except ConfigError as error:
+        return _say(error, EXIT_CONFIG)
     running.start()
     news.get()
     if not running.end():
@@ -111,10 +111,10 @@ class _Running(Thread):
             if self._node.config.autostart:
                 self._node.start()
             self._executor.spin_until_future_complete(self._told)
-        except ConfigError as err:
-            return _say(err, EXIT_CONFIG)
-        except ModelError as err:
-            return _say(err, EXIT_MODEL)
+        except ConfigError as error:
+            return _say(error, EXIT_CONFIG)
+        except ModelError as error:
+            return _say(error, EXIT_MODEL)
         finally:
             self._say_goodbye()
         return 0
@@ -176,13 +176,13 @@ def _init(argv: list[str] | None) -> None:
     """Raises ConfigError for ROS arguments that are wrong, such as a parameter file that is not there."""
     try:
         rclpy.init(args=argv, signal_handler_options=SignalHandlerOptions.NO)
-    except RuntimeError as err:
-        reason = str(err).splitlines()[0].partition(', at ')[0].rstrip('.')
-        raise ConfigError(f'The ROS arguments are wrong: {reason}.') from err
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0].partition(', at ')[0].rstrip('.')
+        raise ConfigError(f'The ROS arguments are wrong: {reason}.') from error
 
 
-def _say(err: Exception, exit_code: int) -> int:
-    print(f'{NODE_NAME}: {err}', file=sys.stderr)
+def _say(error: Exception, exit_code: int) -> int:
+    print(f'{NODE_NAME}: {error}', file=sys.stderr)
     return exit_code
 
 
