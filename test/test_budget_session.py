@@ -193,25 +193,6 @@ def test_nothing_is_audited_unless_wanted(vlm):
     assert not session.has_audit
 
 
-def test_patches_that_drift_are_given_up_and_tried_again_after_a_while(vlm, monkeypatch):
-    config = PATCH.with_values(max_drift=0.5)
-    session = started(vlm, config)
-    monkeypatch.setattr('vlm_reuse_node.session.outcome.Outcome.differs_from', lambda again, outcome: True)
-    for step in range(1, 20):
-        assert session.observe(changed(0.1 * step, by=0x80 * (step % 2))).level == Level.PATCH
-        session.ask(QUESTION, now_ns=0)
-        audit(session)
-        if not session.audit_counts.is_trusted:
-            break
-    assert not session.audit_counts.is_trusted and session.audit_counts.drifted == session.audit_counts.answers > 1
-    assert session.observe(changed(5, by=0x40)).level == Level.FRAME
-    monkeypatch.undo()
-    while not session.audit_counts.is_trusted:
-        session.ask(QUESTION, now_ns=0)
-        audit(session)
-    assert session.observe(changed(6, by=0x20)).level == Level.PATCH
-
-
 def test_an_audit_samples_as_the_answer_did_whatever_was_set_since(vlm):
     session = started(vlm, Config(audit_share=1.0, temperature=2.0))
     for _ in range(3):

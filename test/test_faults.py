@@ -17,6 +17,7 @@ from ros_harness import (
     BUDGET,
     FRAME,
     FULL,
+    MINUTE,
     REUSE,
     NodeProcess,
     Robot,

@@ -19,7 +19,7 @@ from types import CodeType
 
 WAITS = 4  # so many times as long as its processor time may a mutant take: it waits for something that never comes
 MOST_BYTES = 16 << 30  # of address space: a loop without end may collect things
-PYTEST = '-x', '-q', '-p', 'no:randomly', '-p', 'no:cacheprovider'
+PYTEST = '-x', '-q', '-p', 'no:cacheprovider'
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,12 @@ def _run(folder: Path, path: Path, source: str, arguments: list[str], order: '_O
     import hypothesis
     import pytest
 
-    # The same examples for every mutant, no search for a smaller one, and nothing kept beside the code.
+    # The same examples for every mutant, however slow, no search for a smaller one, and nothing kept beside the code.
     phases = hypothesis.Phase.explicit, hypothesis.Phase.generate
-    hypothesis.settings.register_profile('mutants', derandomize=True, database=None, phases=phases)
+    hypothesis.settings.register_profile('mutants', derandomize=True, deadline=None, database=None, phases=phases)
     hypothesis.settings.load_profile('mutants')
+    # Plugins that are merely installed shuffle, repeat, or take three times as long to load as pytest itself.
+    os.environ['PYTEST_DISABLE_PLUGIN_AUTOLOAD'] = '1'
     finder = _Finder(path.absolute(), '.'.join(path.with_suffix('').parts), source)
     sys.meta_path.insert(0, finder)
     sys.path.insert(0, os.getcwd())

@@ -57,7 +57,6 @@ class State:
         # Token ids and positions of the prompt up to the snapshot, while there is a live frame.
         self._ids: list[int] = []
         self._positions: np.ndarray | None = None
-        self.cache = None  # free the old cache before the new one is made
         self.cache = self._vlm.new_cache()
         self._snapshot = self._before_live = kv_cache.take(self.cache), 0
 

@@ -1,0 +1,188 @@
+"""The drift audit finds what is really wrong with a kept state, tells it, and gives nothing else away."""
+
+import logging
+from dataclasses import replace
+from types import SimpleNamespace
+
+import mlx.core as mx
+import pytest
+from tiny_model import SECOND_NS, picture
+
+from vlm_reuse_node.config import Config
+from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.scene.refresh import Level
+from vlm_reuse_node.session.answer import Status
+from vlm_reuse_node.session.auditor import MOST_WAITING, Auditor
+from vlm_reuse_node.session.encoded_frame import EncodedFrame
+from vlm_reuse_node.session.outcome import Outcome
+from vlm_reuse_node.session.question import Question
+from vlm_reuse_node.session.scene_session import SceneSession
+
+QUESTION = Question('what color is the square ?', max_tokens=8, max_age_s=1000.0)
+CHOICE = Question('what color is the square ?', ('red', 'green', 'blue', 'yellow'), max_age_s=1000.0)
+ALL = Config(audit_share=1.0)
+PATCH = ALL.with_values(refresh_policy='patch', min_confidence=0.0, max_patches=1000)
+
+
+def observed(vlm, *seeds, config=ALL):
+    session = SceneSession(vlm, config, 'front')
+    for seed in seeds:
+        session.observe(picture(seed, float(seed)))
+    return session
+
+
+def audit_all(session):
+    while session.has_audit:
+        session.audit()
+    return session.audit_counts
+
+
+def corrupt(session, other):
+    """Put the keys and values of another session's picture where those of this one's were."""
+    for layer, theirs in zip(session._refresher.state.cache, other._refresher.state.cache):
+        layer.keys, layer.values = mx.array(theirs.keys), mx.array(theirs.values)
+
+
+@pytest.mark.parametrize('question', [QUESTION, CHOICE])
+def test_an_exact_state_with_other_keys_and_values_drifts(vlm, question):
+    session, other = observed(vlm, 1), observed(vlm, 2)
+    right, wrong = (each.ask(question, now_ns=0) for each in (session, other))
+    assert right.text != wrong.text
+    corrupt(session, other)
+    assert session.ask(question, now_ns=0).text == wrong.text
+    counts = audit_all(session)  # the answer before, and the one behind it
+    assert (counts.exact_answers, counts.exact_drifted, counts.answers) == (2, 1, 0) and counts.is_trusted
+
+
+@pytest.mark.parametrize('question', [QUESTION, CHOICE])
+def test_an_exact_state_that_stands_for_an_older_picture_than_it_says_drifts(vlm, question):
+    session = observed(vlm, 1)
+    session._refresher.state.frames = (EncodedFrame.see(vlm, picture(2)),)
+    session.ask(question, now_ns=0)
+    counts = audit_all(session)
+    assert (counts.exact_answers, counts.exact_drifted) == (1, 1)
+
+
+def test_one_key_that_is_another_in_the_history_drifts(vlm):
+    session = observed(vlm, 1, 2, 3, config=ALL.with_values(history_frames=3))
+    layer = session._refresher.state.cache[0]
+    layer.keys[:, :, 8] += 30
+    session.ask(QUESTION, now_ns=0)
+    counts = audit_all(session)
+    assert len(session._refresher.state.frames) == 3 and (counts.exact_answers, counts.exact_drifted) == (1, 1)
+
+
+def test_the_same_choice_is_the_same_answer_however_likely_it_is():
+    assert not Outcome('red', 0.5, 0, (0.5, 0.5)).differs_from(Outcome('red', 0.9, 0, (0.9, 0.1)))
+    assert not Outcome('red', 0.5, token_ids=(1, 2)).differs_from(Outcome('red', 0.9, token_ids=(1, 2), message='cut'))
+    assert Outcome('red', 0.5, token_ids=(1, 2)).differs_from(Outcome('red', 0.5, token_ids=(1,)))
+
+
+def changed(stamp_s, by=0x80):
+    """The first picture later, one corner another."""
+    rgb = picture(1).rgb.copy()
+    rgb[:100, :100] ^= by
+    return Frame(rgb, int(stamp_s * SECOND_NS), camera='front')
+
+
+def test_a_loss_of_trust_and_its_return_are_logged_once_each(vlm, caplog):
+    caplog.set_level(logging.INFO)
+    session = SceneSession(vlm, PATCH.with_values(max_drift=0.5), 'front')
+    session.observe(picture(1))
+    corrupt(session, observed(vlm, 2))
+    step = 0
+    while session.audit_counts.is_trusted:
+        step += 1
+        assert session.observe(changed(0.1 * step, by=0x80 * (step % 2))).level == Level.PATCH
+        assert not session.ask(QUESTION, now_ns=0).exact
+        assert not caplog.records
+        counts = audit_all(session)
+        assert counts.drifted == counts.answers == step
+    (lost,) = caplog.records
+    assert lost.levelno == logging.WARNING
+    assert lost.getMessage().startswith(f"Camera 'front': {step} of {step} audited answers from patched states")
+    assert 'max_drift 0.5' in lost.getMessage()
+    # What is computed whole is right again; after a while patches are tried again.
+    assert session.observe(changed(5, by=0x40)).level == Level.FRAME
+    while not session.audit_counts.is_trusted:
+        assert len(caplog.records) == 1
+        assert session.ask(QUESTION, now_ns=0).exact
+        audit_all(session)
+    back = caplog.records[-1]
+    assert len(caplog.records) == 2 and back.levelno == logging.INFO
+    assert back.getMessage() == "Camera 'front': patches are tried again."
+    assert session.observe(changed(6, by=0x20)).level == Level.PATCH
+    session.ask(QUESTION, now_ns=0)
+    counts = audit_all(session)
+    assert (counts.answers, counts.exact_drifted, len(caplog.records)) == (1, 0, 2)
+
+
+def test_an_answer_whose_picture_was_changed_in_place_is_not_counted_and_the_next_one_is(vlm, caplog):
+    session = observed(vlm, 1)
+    session.ask(QUESTION, now_ns=0)
+    session._refresher.state.live.frame.rgb[0, 0] ^= 1
+    session.observe(picture(2, 2.0))
+    session.ask(QUESTION, now_ns=0)
+    counts = audit_all(session)
+    assert (counts.exact_answers, counts.exact_drifted) == (1, 0) and not session.is_auditing
+    assert "'front': an answer could not be audited" in caplog.text and 'changed in place' in caplog.text
+
+
+def test_an_audit_holds_a_second_state_until_it_is_done(vlm):
+    session = observed(vlm, 1, 2, 3, config=ALL.with_values(history_frames=3))
+    held, steps = [session.held[1]], 0
+    session.ask(QUESTION, now_ns=0)
+    assert session.held[1] == held[0] and not session.is_auditing
+    while session.has_audit:
+        session.audit()
+        steps += 1
+        held.append(session.held[1])
+        assert session.is_auditing == session.has_audit
+    assert steps == 4 and held[0] == held[-1] < held[1] <= held[2] <= held[3]  # a step each picture, and the answer
+    session.audit()
+    assert session.audit_counts.exact_answers == 1
+
+
+def test_what_is_forgotten_in_the_middle_holds_nothing_and_spoils_nothing(vlm):
+    session = observed(vlm, 1, 2, config=ALL.with_values(history_frames=3))
+    session.ask(QUESTION, now_ns=0)
+    session.audit()
+    session.reset()
+    assert not session.has_audit and not session.is_auditing and session.held == (0, 0)
+    session.observe(picture(7))
+    session.ask(QUESTION, now_ns=0)
+    counts = audit_all(session)
+    assert (counts.exact_answers, counts.exact_drifted) == (1, 0)
+
+
+@pytest.mark.parametrize('held_bytes, fits', [(1_500_000, True), (1_500_001, False)])
+def test_an_answer_waits_where_two_of_its_states_fit_into_the_memory(vlm, held_bytes, fits):
+    auditor = Auditor(vlm, lambda frames: vlm.template('', frames), None, 'front')
+    state = SimpleNamespace(held_bytes=held_bytes, frames=(), identity=None)
+    auditor.note(Outcome('red', 1.0), None, state, ALL.with_values(max_cache_mb=3))
+    assert auditor.has_work == fits and auditor.held_bytes == 0
+
+
+def test_so_many_answers_wait_and_the_newer_ones_are_passed_over(vlm):
+    session = observed(vlm, 1)
+    for _ in range(MOST_WAITING):
+        assert session.ask(QUESTION, now_ns=0).status == Status.OK
+    corrupt(session, observed(vlm, 2))
+    session.ask(QUESTION, now_ns=0)
+    counts = audit_all(session)
+    assert (counts.exact_answers, counts.exact_drifted) == (MOST_WAITING, 0)
+
+
+def test_a_whole_picture_is_given_again_in_the_way_it_was_seen(vlm, monkeypatch):
+    """What was seen so that it can be patched is seen so again, and what was not is not."""
+    seen = []
+    see = EncodedFrame.see
+    monkeypatch.setattr(
+        EncodedFrame, 'see', lambda vlm, frame, check, keep: seen.append(keep) or see(vlm, frame, check, keep)
+    )
+    for config, keep in ((ALL, False), (PATCH, True)):
+        session = observed(vlm, 1, config=config)
+        session.ask(replace(QUESTION, max_tokens=1), now_ns=0)
+        seen.clear()
+        audit_all(session)
+        assert seen == [keep]

@@ -1,0 +1,45 @@
+"""Tokens picked from logits: by chance in the proportions that the temperature gives, and how sure the picks were."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from vlm_reuse_node.model.sampling import ConfidenceSampler, likeliest, sampler
+
+LOGITS = mx.array([0.5, 2.0, -1.0, 1.0])
+
+
+def shares(temperature):
+    powers = np.exp(np.array(LOGITS) / temperature)
+    return powers / powers.sum()
+
+
+@pytest.mark.parametrize('temperature', [0.5, 1.0, 3.0])
+def test_tokens_come_as_often_as_the_temperature_makes_them_likely(temperature):
+    sample, draws = sampler(temperature, seed=3), 3000
+    counts = np.bincount([sample(LOGITS) for _ in range(draws)], minlength=4)
+    spread = np.sqrt(shares(temperature) * (1 - shares(temperature)) / draws)
+    assert (np.abs(counts / draws - shares(temperature)) < 4 * spread).all()
+
+
+def test_the_seed_alone_decides_what_is_drawn():
+    drawn = {}
+    for seed in (0, 1, 0):
+        sample = sampler(1.0, seed)
+        drawn.setdefault(seed, []).append([sample(LOGITS) for _ in range(40)])
+    assert drawn[0][0] == drawn[0][1] != drawn[1][0]
+
+
+def test_without_temperature_the_likeliest_token_is_picked():
+    assert sampler(0, seed=9)(LOGITS) == likeliest(LOGITS) == 1
+
+
+def test_the_confidence_is_the_probability_of_the_least_likely_pick():
+    picks = iter([1, 3, 1, 2, 0])
+    confident, seen = ConfidenceSampler(lambda logits: next(picks)), []
+    assert confident.least == 1.0  # nothing was picked that could be doubted
+    for _ in range(5):
+        token = confident(LOGITS)
+        seen.append(shares(1.0)[token])
+        assert confident.least == pytest.approx(min(seen), rel=1e-5)
+    assert len(set(seen)) == 4

@@ -1,0 +1,177 @@
+"""A state is what its frames make it, whatever was appended, stopped, taken out or rewritten on the way."""
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+from tiny_model import picture
+
+from vlm_reuse_node.errors import ModelError
+from vlm_reuse_node.model import vlm as vlms
+from vlm_reuse_node.session.answer import Status
+from vlm_reuse_node.session.encoded_frame import EncodedFrame
+from vlm_reuse_node.session.state import State, build, twin
+from vlm_reuse_node.session.turn import Interruption
+
+CELLS = 12
+ALL_CELLS = np.arange(CELLS)
+
+
+def empty(vlm):
+    return State(vlm, partial(vlm.template, ''))
+
+
+def built(vlm, *seeds, keep=False):
+    return build(vlm, partial(vlm.template, ''), [EncodedFrame.see(vlm, picture(seed), keep=keep) for seed in seeds])
+
+
+def rows(state):
+    """Keys and values of every layer up to the snapshot, and no more of them."""
+    assert all(layer.offset == state.tokens for layer in state.cache)
+    return [np.array(kept[:, :, : state.tokens]) for layer in state.cache for kept in (layer.keys, layer.values)]
+
+
+def equal(one, other):
+    return (
+        (one.tokens, one.next_position, one.has_live, one.identity)
+        == (other.tokens, other.next_position, other.has_live, other.identity)
+    ) and all(map(np.array_equal, rows(one), rows(other)))
+
+
+def stopping_at(count):
+    """A check that raises at its nth look."""
+    looks = iter(range(count - 1))
+
+    def check():
+        if next(looks, None) is None:
+            raise Interruption(Status.CANCELLED, 'enough')
+
+    return check
+
+
+def test_nothing_is_in_a_new_state(vlm):
+    state = empty(vlm)
+    assert (state.frames, state.has_live, state.tokens, state.next_position, state.held_bytes) == ((), False, 0, 0, 0)
+    state.drop_live()
+    assert not state.can_rewrite and state.tokens == 0
+
+
+def test_a_frame_pays_for_its_slot_and_the_question_goes_right_behind_it(vlm):
+    state, paid = empty(vlm), []
+    for count in (1, 2, 3):
+        paid.append(state.append(EncodedFrame.see(vlm, picture(count))))
+        grids = [each.grid for each in state.frames]
+        prompt = vlm.family.expand(vlm.template('', count).prefix, grids)
+        assert state.tokens == len(prompt) == sum(paid) and len(state.frames) == count
+        assert state.next_position == vlm.family.positions(prompt, grids).max() + 1
+        assert np.array_equal(state.live.frame.rgb, picture(count).rgb)
+        assert list(state.identity.prefix) == vlm.template('', count).prefix
+    assert equal(state, built(vlm, 1, 2, 3))
+
+
+@pytest.mark.parametrize('at', [1, 2, 3])
+def test_a_frame_that_was_stopped_half_way_leaves_the_state(vlm, monkeypatch, at):
+    monkeypatch.setattr(vlms, 'PREFILL_CHUNK', 5)
+    state = built(vlm, 1)
+    with pytest.raises(Interruption):
+        state.append(EncodedFrame.see(vlm, picture(2)), stopping_at(at))
+    assert equal(state, built(vlm, 1))
+    state.append(EncodedFrame.see(vlm, picture(3)))
+    assert equal(state, built(vlm, 1, 3))
+
+
+def test_the_live_frame_is_taken_out_once_and_another_goes_in_its_place(vlm):
+    state, history = built(vlm, 1, 2, keep=True), built(vlm, 1)
+    for _ in range(2):
+        state.drop_live()
+        assert not state.has_live and not state.can_rewrite
+        assert state.tokens == history.tokens and len(state.frames) == 1
+        assert all(map(np.array_equal, rows(state), rows(history)))
+    state.append(EncodedFrame.see(vlm, picture(3), keep=True))
+    assert equal(state, built(vlm, 1, 3)) and state.can_rewrite
+    alone = built(vlm, 1)
+    alone.drop_live()
+    assert alone.tokens == 0 and alone.frames == () and all(layer.offset == 0 for layer in alone.cache)
+
+
+def test_a_state_that_was_cleared_is_a_new_one(vlm):
+    state = built(vlm, 1, 2, keep=True)
+    state.clear()
+    assert (state.frames, state.has_live, state.tokens, state.held_bytes) == ((), False, 0, 0) and not state.can_rewrite
+    state.append(EncodedFrame.see(vlm, picture(3)))
+    assert equal(state, built(vlm, 3))
+
+
+def test_what_came_behind_the_snapshot_is_forgotten(vlm):
+    state, before = built(vlm, 1), rows(built(vlm, 1))
+    vlm.read(state.cache, state.template.question('what is it ?'), state.next_position)
+    assert state.cache[0].offset > state.tokens
+    state.restore()
+    assert all(map(np.array_equal, rows(state), before))
+
+
+def test_the_held_bytes_are_those_of_the_cache_and_of_what_was_seen(vlm):
+    for keep in (False, True):
+        state = built(vlm, 1, 2, keep=keep)
+        cache = sum(each.nbytes for layer in state.cache for each in (layer.keys, layer.values))
+        old, live = state.frames
+        assert old.nbytes == old.features.nbytes and (live.nbytes > live.features.nbytes) == keep
+        assert state.held_bytes == cache + old.nbytes + live.nbytes
+
+
+def test_only_the_live_frame_keeps_what_patches_it(vlm):
+    assert [each.vision is not None for each in built(vlm, 1, 2, 3, keep=True).frames] == [False, False, True]
+    assert EncodedFrame.see(vlm, picture(1)).vision is None
+
+
+def test_only_a_family_that_encodes_cells_is_rewritten(vlm, monkeypatch):
+    state = built(vlm, 1, keep=True)
+    assert state.can_rewrite
+    monkeypatch.setattr(vlm.family, 'encodes_cells', False)
+    assert not state.can_rewrite
+
+
+@pytest.mark.parametrize('seen, cells, exact', [(12, 12, True), (12, 11, False), (1, 12, False), (12, 1, False)])
+def test_a_rewritten_state_is_exact_when_all_was_seen_and_all_was_computed(vlm, seen, cells, exact):
+    state = built(vlm, 1, 2, keep=True)
+    newer = EncodedFrame.see(vlm, picture(3), keep=True)
+    if seen < CELLS:
+        newer = state.live.with_cells(vlm, picture(3), np.arange(seen))
+        assert not newer.exact
+    assert state.exact and state.rewrite(newer, np.arange(cells)) == cells + 1  # with the end of the picture
+    assert state.exact == state.live.exact == state.identity.exact == exact
+    assert [each.frame for each in state.frames][1] is newer.frame and len(state.frames) == 2
+    assert state.frames[0].exact
+    if exact:
+        assert all(np.abs(one - other).max() < 1e-4 for one, other in zip(rows(state), rows(built(vlm, 1, 3))))
+
+
+@pytest.mark.parametrize('at', [1, 2])
+def test_a_rewrite_that_was_stopped_half_way_leaves_no_live_frame(vlm, monkeypatch, at):
+    monkeypatch.setattr(vlms, 'PREFILL_CHUNK', 5)
+    state = built(vlm, 1, 2, keep=True)
+    with pytest.raises(Interruption):
+        state.rewrite(EncodedFrame.see(vlm, picture(3), keep=True), ALL_CELLS, stopping_at(at))
+    assert not state.has_live and len(state.frames) == 1
+    assert all(map(np.array_equal, rows(state), rows(built(vlm, 1))))
+    state.append(EncodedFrame.see(vlm, picture(3), keep=True))
+    assert equal(state, built(vlm, 1, 3))
+
+
+def test_a_rewritten_state_is_what_it_was_behind_every_question(vlm):
+    state = built(vlm, 1, 2, keep=True)
+    state.rewrite(state.live.with_cells(vlm, picture(3), np.array([2, 3])), np.array([2, 3]))
+    before = rows(state)
+    for text in ('what is it ?', 'how many objects are there ?'):
+        vlm.read(state.cache, state.template.question(text), state.next_position)
+        state.restore()
+        assert all(map(np.array_equal, rows(state), before))
+
+
+def test_a_twin_is_the_state_of_the_same_frames(vlm):
+    kept, same, other = built(vlm, 1, 2), built(vlm, 1, 2), built(vlm, 1, 3)
+    assert twin(same, kept.identity) is same
+    assert twin(same, replace(kept.identity, exact=False)) is same  # what was patched is compared with these frames
+    with pytest.raises(ModelError, match='changed in place'):
+        twin(other, kept.identity)
