@@ -76,7 +76,7 @@ def test_a_text_ends_where_the_context_does(vlm, monkeypatch, room):
     prompt = state.tokens + len(vlm.template('', 1).question(TEXT))
     assert whole.tokens_generated == 8
     monkeypatch.setattr(vlm, 'context', prompt + room)
-    cut = answered(vlm, Question(TEXT))  # no more than fits is taken for the default
+    cut = answered(vlm, Question(TEXT))  # short enoughs is taken for the default
     assert cut.token_ids == whole.token_ids[:room] and cut.message == f'The answer was cut at max_tokens {room}.'
     assert answered(vlm, Question(TEXT, max_tokens=room)).token_ids == cut.token_ids
     with pytest.raises(InvalidRequestError, match=f'{prompt + room + 1} tokens; expected up to {prompt + room}'):

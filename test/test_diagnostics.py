@@ -44,7 +44,11 @@ def values(status):
         ({'received': 0, 'silent_s': None, 'lost': 9}, ERROR, 'Make the publisher reliable'),
         ({'silent_s': 4.0}, WARN, 'silent'),
         ({'silent_s': 4.0, 'publishers': 0}, ERROR, 'gone'),
-        ({'silent_s': 4.0, 'refused_in_a_row': 7, 'last_refusal': 'step is 3.'}, ERROR, 'All 7 since then are refused'),
+        (
+            {'silent_s': 4.0, 'refused_in_a_row': 7, 'last_refusal': 'step is 3.'},
+            ERROR,
+            'All 7 since then were refused',
+        ),
         ({'arrival_age_s': 3600.0}, ERROR, 'use_sim_time'),
         ({'arrival_age_s': -3600.0}, WARN, 'in the future'),
     ],
@@ -59,7 +63,7 @@ def test_a_camera_reports_rates_ages_and_refusals_by_cause():
     now = camera(received=30, dropped=4, refused={'step': 1, 'encoding': 2}, last_refusal='why.', callback_ms=(1, 2, 2))
     status = camera_status('robot/vlm', now, before, seconds=2.0, max_age_s=2.0)
     assert (status.name, status.level, status.hardware_id) == ('robot/vlm: camera front', WARN, 'front')
-    assert status.message == '3 of 30 pictures refused. The last: why.'
+    assert status.message == '3 of 30 pictures were refused. The last: why.'
     assert values(status) == {
         'topic': '/front/image_raw',
         'publishers': '1',
@@ -78,7 +82,7 @@ def test_a_camera_reports_rates_ages_and_refusals_by_cause():
 
 def test_pictures_lost_on_the_way_are_a_warning_with_the_remedy():
     status = camera_status('vlm', camera(received=40, lost=20), camera(received=30), 1.0, 2.0)
-    assert status.level == WARN and status.message.startswith('20 pictures lost on the way while 10 arrived.')
+    assert status.level == WARN and status.message.startswith('20 pictures were lost in transport while 10 arrived.')
 
 
 def test_refusals_of_long_ago_are_no_warning():

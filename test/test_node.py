@@ -152,7 +152,7 @@ def test_bad_pictures_are_counted_by_cause_and_the_node_stays_up(start, namespac
     status = robot.until(refused, 'five refusals')
     values = {pair.key: pair.value for pair in status.values}
     assert [values[f'refused: {cause}'] for cause in ('truncated', 'encoding', 'step', 'size')] == ['1', '1', '1', '2']
-    assert status.level == DiagnosticStatus.ERROR and 'All 5 pictures are refused' in status.message
+    assert status.level == DiagnosticStatus.ERROR and 'All 5 pictures were refused' in status.message
     answer = robot.ask()
     assert answer.status == Answer.NO_IMAGE and 'refused' in answer.message
     show(robot, camera, budgets)
@@ -337,7 +337,7 @@ def test_a_live_parameter_changes_the_next_answer(robot):
         ({'cameras': ['front', '']}, 'cameras'),
         ({'max_tokenz': 3}, "no parameter 'max_tokenz'"),
         ({'image_transport': 'theora'}, 'raw, compressed'),
-        ({'cameras': ['a' * 228]}, 'no more than fit'),
+        ({'cameras': ['a' * 228]}, 'short enough'),
         ({'qos_overrides.nonsense': 3}, 'overrides nothing'),
         ({'qos_overrides./camera/image_raw.subscription.colour': 3}, 'overrides nothing'),
         ({'qos_overrides./camera/image_raw.subscription.reliability': 'maybe'}, 'maybe'),

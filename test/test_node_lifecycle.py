@@ -222,7 +222,7 @@ def test_a_camera_joins_and_leaves_while_the_other_goes_on(start):
         (['a', 'a'], 'different'),
         (['/a b'], 'topic name'),
         (['/a'], 'topic name'),
-        (['a' * 228], 'no more than fit'),
+        (['a' * 228], 'short enough'),
     ],
 )
 def test_cameras_that_cannot_be_are_refused(robot, cameras, reason):

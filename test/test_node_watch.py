@@ -174,7 +174,7 @@ def test_more_than_may_stand_are_refused(robot, monkeypatch):
     monkeypatch.setattr('vlm_reuse_node.serving.watches.MOST_WATCHES', 1)
     assert add(robot).success
     refused = add(robot)
-    assert not refused.success and '1 questions stand already' in refused.message
+    assert not refused.success and 'At most 1 standing questions' in refused.message
 
 
 def test_a_region_outside_the_picture_is_refused(robot):

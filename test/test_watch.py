@@ -179,7 +179,7 @@ def test_what_cannot_stand_is_refused_with_the_reason(model, watch, named):
 
 def test_removing_what_is_not_there_says_what_is(model):
     watch, _ = model.watches.add(DOOR, 0)
-    with pytest.raises(InvalidRequestError, match=rf'question 0; there are \[{watch.watch_id}\]'):
+    with pytest.raises(InvalidRequestError, match=rf'question 0; known are \[{watch.watch_id}\]'):
         model.watches.remove(0)
 
 

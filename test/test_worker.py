@@ -362,7 +362,7 @@ def test_a_fault_of_the_program_costs_the_states_and_no_answer(worker, monkeypat
     monkeypatch.setattr(model_loop.SceneSession, 'reset', lambda *args: 1 / 0)
     worker.reset()
     assert worker.ask('', QUESTION, 0).result(PATIENCE_S).status is Status.NO_IMAGE  # it was behind the reset
-    assert 'fault of this program' in worker.stats().last_error
+    assert 'Internal error' in worker.stats().last_error
     monkeypatch.undo()
     show(worker, picture(1))
     assert worker.ask('', QUESTION, 0).result(PATIENCE_S).token_ids == before.token_ids

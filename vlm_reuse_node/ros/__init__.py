@@ -1,1 +1,1 @@
-"""ROS at the edge: the only folder that imports rclpy, beside the live part of the demo."""
+"""The ROS side of the node. Only this folder and the live part of the demo import rclpy."""

@@ -1,6 +1,6 @@
 """Questions over ROS: the services `~/ask` and `~/ask_cold` and the action `~/ask_scene`.
 
-Nothing here waits: the model's thread answers futures, and the executor goes on with everything else meanwhile.
+No callback blocks: it awaits a future that the model's thread sets, while the executor runs other callbacks.
 """
 
 from collections.abc import Awaitable, Callable
@@ -22,28 +22,29 @@ from vlm_reuse_node.ros.messages import answer_message, progress_message
 from vlm_reuse_node.session.answer import Answer, Status
 from vlm_reuse_node.session.progress import Progress
 
-# The middleware drops requests beyond this depth without a word (ROS's default is 10); BUSY is for the node to say.
+# The middleware silently drops requests beyond this depth (ROS's default is 10). It is large, so that the node itself
+# can answer BUSY.
 QUESTIONS_AT_ONCE = 1000
 
-# How long a goal's result can still be fetched after its end, seconds.
+# How long a goal's result can be fetched after its end, seconds.
 RESULT_KEPT_S = 60
 
 Request = AskScene.Request | AskSceneAction.Goal
 Listener = Callable[[Progress], None]
 
-# Puts a request's question to the model: (request, cold, cancel, listener) -> the answer's future.
-# cold: computed from nothing, which leaves the kept state as it is.
+# Queues a request's question for the model: (request, cold, cancel, listener) -> the answer's future.
+# cold: answer cold-dense, without changing the kept state.
 Ask = Callable[[Request, bool, Event | None, Listener | None], WorkerFuture[Answer]]
 
 
 class AskServer:
-    """Serves questions from its making on, in every state of the node; `ask` says when it cannot be asked."""
+    """Serves questions in every state of the node. When the node is not active, `ask` returns INACTIVE."""
 
     def __init__(self, node: Node, ask: Ask, explain: Callable[[Answer], Answer]):
-        """Create the services and the action. explain: completes an answer's message."""
+        """Create the services and the action. explain: adds a reason to an answer's message."""
         self._node, self._ask, self._explain = node, ask, explain
         self._cancels: dict[bytes, Event] = {}
-        # Questions wait for the model without holding up each other or anything else.
+        # Callbacks of this group may run while others of it wait for the model.
         group, roomy = ReentrantCallbackGroup(), QoSProfile(depth=QUESTIONS_AT_ONCE)
         node.create_service(AskScene, '~/ask', self._on_ask, qos_profile=roomy, callback_group=group)
         node.create_service(AskScene, '~/ask_cold', self._on_ask_cold, qos_profile=roomy, callback_group=group)
@@ -62,7 +63,7 @@ class AskServer:
         )
 
     def destroy(self) -> None:
-        """End the action, which the node does not destroy itself."""
+        """Destroy the action, because the node does not do it."""
         self._action.destroy()
 
     async def _on_ask(self, request: AskScene.Request, response: AskScene.Response) -> AskScene.Response:
@@ -74,9 +75,9 @@ class AskServer:
         return response
 
     async def _on_goal(self, goal: ServerGoalHandle) -> AskSceneAction.Result:
-        """Answer one goal. Its feedback is published from the model's thread, as the text grows."""
+        """Answer one goal. The model's thread publishes its feedback while the text grows."""
         cancel = self._cancels[bytes(goal.goal_id.uuid)] = Event()
-        if goal.is_cancel_requested:  # before it began
+        if goal.is_cancel_requested:  # before this callback began
             cancel.set()
         feed = partial(self._feed, goal)
         feed(Progress('queue'))
@@ -93,7 +94,7 @@ class AskServer:
         return AskSceneAction.Result(answer=answer_message(answer))
 
     def _on_cancel(self, goal: ServerGoalHandle) -> CancelResponse:
-        """Every goal can be cancelled; one that waits for the executor still sees it when it begins."""
+        """Accept every cancel request. A goal that has not begun checks for it when it begins."""
         if cancel := self._cancels.get(bytes(goal.goal_id.uuid)):
             cancel.set()
         return CancelResponse.ACCEPT
@@ -107,19 +108,19 @@ class AskServer:
         try:
             goal.publish_feedback(progress_message(progress))
         except RuntimeError:
-            if self._node.context.ok():  # else the node was told to stop meanwhile
+            if self._node.context.ok():  # otherwise ROS was shut down in the meantime
                 raise
 
 
 def answered(answer: Answer) -> WorkerFuture[Answer]:
-    """An answer that needs no model."""
+    """A future that has this answer already."""
     future = WorkerFuture()
     future.set_result(answer)
     return future
 
 
 def awaitable(asked: WorkerFuture[Answer], executor: Executor) -> Awaitable[Answer]:
-    """Make an answer of the model's thread awaitable in an rclpy coroutine; a dropped question has an answer too."""
+    """Make an answer's future awaitable in an rclpy coroutine. A dropped question gets an answer too."""
     answer = Future(executor=executor)
 
     def finish(done: WorkerFuture[Answer]) -> None:
@@ -129,7 +130,7 @@ def awaitable(asked: WorkerFuture[Answer], executor: Executor) -> Awaitable[Answ
             answer.set_result(Answer(Status.MODEL_ERROR, f'The question was dropped: {error}.'))
         else:
             answer.set_result(done.result())
-        # The executor sleeps until something is ready, and a future's result alone does not count as that.
+        # Setting a future does not wake an executor that waits for work.
         executor.wake()
 
     asked.add_done_callback(finish)

@@ -1,4 +1,4 @@
-"""One camera's subscription: convert, hand over, count. Nothing else happens in an image callback."""
+"""One camera's images. An image callback converts the message, hands the frame over and counts, no more."""
 
 import time
 from collections import Counter, deque
@@ -16,24 +16,25 @@ from vlm_reuse_node.ros.conversion import frame_from_compressed, frame_from_imag
 from vlm_reuse_node.ros.image_subscription import ImageSubscription
 from vlm_reuse_node.scene.frame import Frame
 
-# A clock or stamps that go back by more than this start again; by less they only jitter.
+# A clock or a stamp that jumps back by more than this has restarted. A smaller step back is jitter.
 RESTARTED_NS = 1_000_000_000
 
 
 class CameraInput:
-    """Takes the pictures of `<name>/image_raw`, or `<name>/image_raw/compressed`.
+    """Receives the pictures on `<name>/image_raw`, or on `<name>/image_raw/compressed`.
 
-    Counts since it was made: received, dropped (replaced while they waited for the model), refused by cause.
+    received, dropped, refused: counts of pictures since the object was created. Dropped pictures were replaced while
+    they waited for the model; refused pictures are counted by cause.
     topic: the full name after remapping.
     """
 
     def __init__(
         self, node: Node, name: str, config: Config, observe: Callable[[Frame], bool], forget: Callable[[str], None]
     ):
-        """Prepare; no picture comes before `subscribe`.
+        """Prepare. No picture is received before `subscribe`.
 
-        observe: takes a frame; False when it replaced one that still waited.
-        forget: called with the camera's name when its stamps start again from the past, as in a looping bag.
+        observe: takes a frame; returns False when it replaced a waiting frame.
+        forget: called with the camera's name when its stamps jump back, as in a looping bag.
         """
         self.name = name
         self.max_image_pixels = config.max_image_pixels
@@ -52,7 +53,7 @@ class CameraInput:
         self._node, self._observe, self._forget = node, observe, forget
         self._compressed = config.image_transport == 'compressed'
         self._asked_topic = f'{name}/image_raw'
-        if self._compressed:  # as image_transport does: remapping the base topic moves the compressed one along
+        if self._compressed:  # like image_transport: remapping the base topic also moves the compressed one
             self._asked_topic = node.resolve_topic_name(self._asked_topic) + '/compressed'
         self.topic = node.resolve_topic_name(self._asked_topic)
         self._subscription: ImageSubscription | None = None
@@ -60,11 +61,11 @@ class CameraInput:
 
     @property
     def is_subscribed(self) -> bool:
-        """Whether pictures are taken."""
+        """Whether pictures are received."""
         return self._subscription is not None
 
     def subscribe(self) -> None:
-        """Take pictures from now on. Raises ConfigError for a QoS override that is none."""
+        """Receive pictures from now on. Raises ConfigError for an invalid QoS override."""
         kind = CompressedImage if self._compressed else Image
         try:
             self._subscription = ImageSubscription(self._node, kind, self._asked_topic, self._on_message)
@@ -74,7 +75,7 @@ class CameraInput:
         self._failure = ''
 
     def unsubscribe(self) -> None:
-        """Take no more pictures; the counts stay."""
+        """Stop receiving pictures. The counts stay."""
         if self._subscription:
             self._lost += self._subscription.lost
             self._subscription.destroy()
@@ -82,20 +83,20 @@ class CameraInput:
 
     @property
     def refused_total(self) -> int:
-        """Pictures that could not be used, whatever the cause."""
+        """Number of refused pictures, for all causes."""
         return sum(self.refused.values())
 
     def forget_time(self) -> None:
-        """Take the next stamp as it comes: the clock jumped."""
+        """Accept any next stamp, because the clock jumped."""
         self._last_stamp_ns, self._arrival_age_s = 0, 0.0
 
     def follow_publishers(self) -> None:
-        """Take over the publishers' reliability; call it now and then, for middlewares that announce no changes."""
+        """Adapt to the publishers' reliability. Call it regularly: some middlewares do not announce new publishers."""
         if self._subscription:
             self._subscription.follow_publishers()
 
     def state(self) -> CameraState:
-        """What diagnostics and answers say about this camera now."""
+        """The camera's current state, for diagnostics and for messages of answers."""
         silent_s = None if self._last_usable_s is None else time.monotonic() - self._last_usable_s
         return CameraState(
             name=self.name,
@@ -115,7 +116,7 @@ class CameraInput:
         )
 
     def on_looked_at(self) -> None:
-        """The model took a picture. Called on its thread; never waits for anything but a count."""
+        """Note that the model observed a picture. Called on the model's thread; does not block."""
         with self._counting:
             self._looked_at_s = time.monotonic()
             if self._model_refuses:
@@ -123,7 +124,7 @@ class CameraInput:
                 self._last_usable_s, self.refused_in_a_row = self._looked_at_s, 0
 
     def on_refused(self, error: ImageError) -> None:
-        """The model refused a picture that was handed over: it was not usable. Like `on_looked_at`."""
+        """Count a picture that the model refused. Called on the model's thread; does not block."""
         with self._counting:
             self._model_refuses, self._last_usable_s = True, self._looked_at_s
         self._refuse(error)
@@ -143,7 +144,7 @@ class CameraInput:
         now_ns = self._node.get_clock().now().nanoseconds
         if frame.stamp_ns == 0:
             self._node.get_logger().warning(
-                f"Camera '{self.name}' sends no stamps; its pictures count as taken when they arrive.", once=True
+                f"Camera '{self.name}' sends no stamps; the time of arrival is used instead.", once=True
             )
             frame = replace(frame, stamp_ns=now_ns)
         frame = replace(frame, received_ns=now_ns)
@@ -152,7 +153,7 @@ class CameraInput:
 
     def _hand_over(self, frame: Frame) -> None:
         if frame.stamp_ns < self._last_stamp_ns - RESTARTED_NS:
-            self._node.get_logger().info(f"The stamps of camera '{self.name}' start again; its state is rebuilt.")
+            self._node.get_logger().info(f"The stamps of camera '{self.name}' jumped back; its state is rebuilt.")
             self._forget(self.name)
         self._last_stamp_ns = frame.stamp_ns
         if not self._model_refuses:
@@ -166,5 +167,5 @@ class CameraInput:
             self.refused_in_a_row += 1
             self.last_refusal = str(error)
         self._node.get_logger().warning(
-            f"A picture of camera '{self.name}' is refused ({error.cause}). {error}", throttle_duration_sec=5.0
+            f"A picture of camera '{self.name}' was refused ({error.cause}). {error}", throttle_duration_sec=5.0
         )

@@ -1,4 +1,4 @@
-"""The record of one camera's counts, and how it is now."""
+"""The record of one camera's counts and current state."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class CameraState:
-    """One camera's counts since the start, and how it is now.
+    """One camera's counts since the start, and its current state.
 
-    failure: why it cannot be subscribed to, '' when it can.
+    failure: why the subscription failed; '' when it did not.
     lost: pictures that the middleware began to receive and could not complete.
-    silent_s: since the last usable picture, steady clock; None before the first.
-    arrival_age_s: how old that picture was when it arrived, node clock; negative: from the future.
-    incompatible_qos: the policy a publisher offers and the subscription does not accept, '' for none.
-    callback_ms: how long the newest image callbacks took.
+    silent_s: time since the last usable picture, steady clock; None before the first.
+    arrival_age_s: age of that picture at its arrival, node clock. Negative: its stamp is in the future.
+    incompatible_qos: the policy that a publisher offers and the subscription does not accept; '' for none.
+    callback_ms: duration of the newest image callbacks.
     """
 
     name: str
@@ -33,10 +33,10 @@ class CameraState:
 
     @property
     def refused_total(self) -> int:
-        """Refused, whatever the cause."""
+        """Number of refused pictures, for all causes."""
         return sum(self.refused.values())
 
     @property
     def image_age_s(self) -> float:
-        """Age of the newest usable picture now."""
+        """Current age of the newest usable picture."""
         return self.arrival_age_s + (self.silent_s or 0.0)

@@ -1,4 +1,4 @@
-"""The node's cameras: pictures in; for each frame the model looked at, refresh budget and overlay out."""
+"""The node's cameras: receive pictures; publish refresh budget and overlay of every frame that was looked at."""
 
 from collections.abc import Callable, Iterable
 
@@ -20,16 +20,17 @@ from vlm_reuse_node.scene.refresh import Refresh
 
 
 class Cameras:
-    """Every camera has a subscription and an overlay topic; cameras join and leave while the node runs.
+    """The cameras, each with a subscription and an overlay topic. They can be added and removed while the node runs.
 
-    refreshes: what was computed for them, until diagnostics take it.
+    refreshes: the refreshes since the last diagnostics message.
     """
 
     def __init__(self, node: Node, observe: Callable[[Frame], bool], forget: Callable[[str], None]):
-        """Begin without a camera.
+        """Start without cameras.
 
-        observe: takes a frame; False when it replaced one that still waited. forget: called with the name of a camera
-        whose stamps start again. Raises ConfigError for a QoS override that is none.
+        observe: takes a frame; returns False when it replaced a waiting frame.
+        forget: called with the name of a camera whose stamps jumped back.
+        Raises ConfigError for an invalid QoS override.
         """
         self._node, self._observe, self._forget = node, observe, forget
         self._inputs: dict[str, CameraInput] = {}
@@ -46,7 +47,7 @@ class Cameras:
         return [camera.topic for camera in self._inputs.values()]
 
     def join(self, name: str, config: Config) -> None:
-        """Add a camera; one that is there keeps its counts. Raises ConfigError for a QoS override that is none."""
+        """Add a camera. An existing camera keeps its counts. Raises ConfigError for an invalid QoS override."""
         if name not in self._inputs:
             self._inputs[name] = CameraInput(self._node, name, config, self._observe, self._forget)
             self.refreshes.forget(name)
@@ -54,14 +55,14 @@ class Cameras:
             self._overlays[name] = OverlayOutput(self._node, name)
 
     def keep(self, names: Iterable[str]) -> None:
-        """Let all other cameras leave."""
+        """Remove all other cameras."""
         for name in set(self._inputs) - set(names):
             self._inputs.pop(name).unsubscribe()
             if overlay := self._overlays.pop(name, None):
                 overlay.destroy()
 
     def configure(self, config: Config, is_active: bool) -> None:
-        """Take new parameters: cameras join and leave. What is wrong with one is logged, and the others go on."""
+        """Apply new parameters: add and remove cameras. An error in one camera is logged; the others continue."""
         self.keep(config.cameras)
         for name in config.cameras:
             try:
@@ -73,36 +74,36 @@ class Cameras:
                 self._node.get_logger().error(str(error))
 
     def subscribe(self) -> None:
-        """Take pictures from now on. Raises ConfigError for a QoS override that is none."""
+        """Receive pictures from now on. Raises ConfigError for an invalid QoS override."""
         for camera in self._inputs.values():
             camera.subscribe()
 
     def unsubscribe(self) -> None:
-        """Take no more pictures; the counts stay."""
+        """Stop receiving pictures. The counts stay."""
         for camera in self._inputs.values():
             camera.unsubscribe()
 
     def forget_time(self) -> None:
-        """Take every camera's next stamp as it comes: the clock jumped."""
+        """Accept any next stamp of every camera, because the clock jumped."""
         for camera in self._inputs.values():
             camera.forget_time()
 
     def states(self) -> dict[str, CameraState]:
-        """How each camera is now; for middlewares that announce no changes, its publishers are followed too."""
+        """The current state of each camera. Also adapts the subscriptions to their publishers' reliability."""
         for camera in self._inputs.values():
             camera.follow_publishers()
         return {name: camera.state() for name, camera in self._inputs.items()}
 
     def state(self, name: str) -> CameraState | None:
-        """How one camera is now; None for one that is not there."""
+        """The current state of one camera; None for an unknown one."""
         camera = self._inputs.get(name)
         return camera.state() if camera else None
 
     def on_refresh(self, frame: Frame, refresh: Refresh) -> None:
-        """Publish from the model's thread: rclpy publishers may be used from any, and the executor stays free."""
+        """Publish on the model's thread. rclpy publishers may be used on any thread, and the executor stays free."""
         self.refreshes.add(refresh)
         camera = self._inputs.get(frame.camera)
-        if camera is None:  # it has just left
+        if camera is None:  # it was just removed
             return
         camera.on_looked_at()
         message = budget_message(refresh, camera.received, camera.dropped, camera.refused_total)
@@ -112,6 +113,6 @@ class Cameras:
                 overlay.publish(frame, refresh)
 
     def on_refused(self, frame: Frame, error: ImageError) -> None:
-        """Count, on the model's thread, what only the model refuses."""
+        """Count a picture that the model refused. Called on the model's thread."""
         if camera := self._inputs.get(frame.camera):
             camera.on_refused(error)

@@ -1,7 +1,7 @@
-"""ROS pictures to `Frame`, and arrays back to `sensor_msgs/Image`.
+"""Converts ROS images to `Frame`, and arrays to `sensor_msgs/Image`.
 
-cv_bridge is the converter. ROS 2's own and PyPI's port differ in what they get wrong, so every picture reaches them as
-tight, native 8 bit rows in an encoding that both convert correctly; `scene/pixels.py` does the rest.
+cv_bridge is the converter. ROS 2's own cv_bridge and the port on PyPI convert different images wrongly. So they get
+every image as 8 bit rows without padding, in an encoding that both convert correctly. `scene/pixels.py` does the rest.
 """
 
 import array
@@ -21,9 +21,9 @@ _BRIDGE = CvBridge()
 
 
 def frame_from_image(message: Image, camera: str, max_pixels: int) -> Frame:
-    """Turn a `sensor_msgs/Image` of any camera encoding into RGB; a tight rgb8 picture is not copied.
+    """Convert a `sensor_msgs/Image` to a frame with the pixels of `rgb_of_image`. A tight rgb8 image is not copied.
 
-    Raises ImageError as `rgb_of_image` does, whose pixels these are.
+    Raises ImageError as `rgb_of_image` does.
     """
     rows, encoding = eight_bit_rows(message, max_pixels)
     if encoding not in BRIDGED:
@@ -36,13 +36,13 @@ def frame_from_image(message: Image, camera: str, max_pixels: int) -> Frame:
 
 
 def frame_from_compressed(message: CompressedImage, camera: str, max_pixels: int) -> Frame:
-    """Turn a `sensor_msgs/CompressedImage` into RGB. Raises ImageError as `rgb_of_file` does."""
+    """Convert a `sensor_msgs/CompressedImage` to a frame. Raises ImageError as `rgb_of_file` does."""
     rgb = rgb_of_file(bytes(message.data), message.format, max_pixels)
     return Frame(rgb, stamp_ns(message.header), message.header.frame_id, camera)
 
 
 def image_message(pixels: np.ndarray, header: Header, encoding: str = 'rgb8') -> Image:
-    """Build a `sensor_msgs/Image` from (height, width[, channels]) uint8; the header is used as it is."""
+    """Build a `sensor_msgs/Image` from (height, width[, channels]) uint8 pixels and a header."""
     message = Image(header=header, height=pixels.shape[0], width=pixels.shape[1], encoding=encoding)
     message.step = pixels.nbytes // pixels.shape[0]
     message.data = array.array('B', pixels.tobytes())
@@ -55,7 +55,7 @@ def stamp_ns(header: Header) -> int:
 
 
 def _bridged(message: Image) -> np.ndarray:
-    """cv_bridge's conversion; whatever it raises is named."""
+    """Convert with cv_bridge. Its errors become ImageError."""
     try:
         return _BRIDGE.imgmsg_to_cv2(message, 'rgb8')
     except (cv2.error, TypeError, ValueError, KeyError, RuntimeError) as error:

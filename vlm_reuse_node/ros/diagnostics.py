@@ -1,6 +1,6 @@
-"""What an operator reads: one status per part, with the reason and the remedy in its message (REP-107).
+"""Diagnostics for an operator: one status for each part of the node. Its message gives reason and remedy (REP-107).
 
-Pure functions of counts; the node gathers these and publishes the result.
+The functions here only turn counts into statuses. The node gathers the counts and publishes the statuses.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ from vlm_reuse_node.session.drift_audit import AuditCounts
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 FUTURE_S = 1.0
-# Below this share of the host's memory left, the system starts to swap, and answers take seconds.
+# Warn when less than this share of the host's memory is available: the host starts to swap, and answers take seconds.
 LEAST_MEMORY = 0.05
 LOST_REMEDY = (
     'Make the publisher reliable, send smaller or compressed pictures, or give its process larger DDS '
@@ -27,22 +27,22 @@ LOST_REMEDY = (
 
 
 def camera_trouble(state: CameraState, max_age_s: float) -> tuple[bytes, str]:
-    """Why this camera cannot be answered from, with what to do about it; (OK, '') when it can."""
+    """Level and message of what keeps this camera from answering, with the remedy; (OK, '') when nothing does."""
     if state.failure:
-        return ERROR, f'{state.failure} Correct it and let the camera join again (parameter cameras).'
+        return ERROR, f'{state.failure} Correct it, then remove and add the camera again (parameter cameras).'
     if state.incompatible_qos and state.silent_s is None:
         return ERROR, (
             f'A publisher on {state.topic} offers a {state.incompatible_qos} policy that the subscription '
             'does not accept; change the publisher or qos_overrides.'
         )
     if state.received == 0 and state.lost:
-        return ERROR, f'All {state.lost} pictures on {state.topic} are lost on the way. {LOST_REMEDY}'
+        return ERROR, f'All {state.lost} pictures on {state.topic} were lost in transport. {LOST_REMEDY}'
     if state.received == 0 and state.publishers == 0:
         return WARN, f'Nobody publishes {state.topic}; start the camera, or remap {state.name}/image_raw to its topic.'
     if state.received == 0:
         return WARN, f"No picture yet on {state.topic}; compare the QoS with 'ros2 topic info -v {state.topic}'."
     if state.silent_s is None:
-        return ERROR, f'All {state.received} pictures are refused. The last: {state.last_refusal}'
+        return ERROR, f'All {state.received} pictures were refused. The last: {state.last_refusal}'
     if state.silent_s > max_age_s:
         level, why = _why_silent(state)
         return level, f'No usable picture for {state.silent_s:.1f} s on {state.topic}. {why}'
@@ -51,9 +51,9 @@ def camera_trouble(state: CameraState, max_age_s: float) -> tuple[bytes, str]:
 
 def _why_silent(state: CameraState) -> tuple[bytes, str]:
     if state.refused_in_a_row:
-        return ERROR, f'All {state.refused_in_a_row} since then are refused. The last: {state.last_refusal}'
+        return ERROR, f'All {state.refused_in_a_row} since then were refused. The last: {state.last_refusal}'
     if state.publishers:
-        return WARN, 'Its publisher is there but silent, or slow: check the camera driver, or raise max_age_s.'
+        return WARN, 'Its publisher exists but is silent or slow; check the camera driver, or raise max_age_s.'
     return ERROR, 'Its publisher is gone; start the camera again.'
 
 
@@ -74,15 +74,15 @@ def _clock_trouble(state: CameraState, max_age_s: float) -> tuple[bytes, str]:
 def camera_status(
     node: str, state: CameraState, before: CameraState, seconds: float, max_age_s: float
 ) -> DiagnosticStatus:
-    """How a camera is; `before` is its state `seconds` ago."""
+    """Status of a camera. before: its state `seconds` ago."""
     received = state.received - before.received
     refused = state.refused_total - before.refused_total
     lost = state.lost - before.lost
     level, message = camera_trouble(state, max_age_s)
     if level == OK and lost > received // 10:
-        level, message = WARN, f'{lost} pictures lost on the way while {received} arrived. {LOST_REMEDY}'
+        level, message = WARN, f'{lost} pictures were lost in transport while {received} arrived. {LOST_REMEDY}'
     if level == OK and refused:
-        level, message = WARN, f'{refused} of {received} pictures refused. The last: {state.last_refusal}'
+        level, message = WARN, f'{refused} of {received} pictures were refused. The last: {state.last_refusal}'
     values = {
         'topic': state.topic,
         'publishers': state.publishers,
@@ -110,7 +110,7 @@ def _milliseconds(times: tuple[float, ...], percentile: int) -> str:
 
 
 def budget_status(node: str, refreshes: list[Refresh], deferred: int, seconds: float) -> DiagnosticStatus:
-    """What the pictures of the last interval cost. deferred: visual tokens that are known to be out of date."""
+    """Cost of the pictures of the last interval. deferred: visual tokens that wait for a refresh."""
     total = sum(refresh.visual_tokens_total for refresh in refreshes)
     paid = sum(refresh.visual_tokens_refreshed for refresh in refreshes)
     levels = Counter(str(refresh.level) for refresh in refreshes)
@@ -128,14 +128,14 @@ def budget_status(node: str, refreshes: list[Refresh], deferred: int, seconds: f
         return status(
             f'{node}: refresh budget',
             WARN,
-            f'{deferred} visual tokens are known to be out of date; allow a larger budget or fewer pictures a second.',
+            f'{deferred} visual tokens are out of date (deferred); raise the budget, or send fewer pictures a second.',
             values,
         )
     return status(f'{node}: refresh budget', OK, f'{share} refreshed' if total else share, values)
 
 
 def node_status(node: str, stage: Stage, waits_for: str, failure: Exception | None) -> DiagnosticStatus:
-    """Where the node is in its life cycle; failure: of the last transition that failed."""
+    """Status of the life cycle. failure: the error of the last transition, if it failed."""
     if stage is Stage.ACTIVE:
         return status(f'{node}: life cycle', OK, 'Active', {'stage': stage})
     if failure:
@@ -144,7 +144,7 @@ def node_status(node: str, stage: Stage, waits_for: str, failure: Exception | No
 
 
 def memory_status(node: str, stats: WorkerStats) -> DiagnosticStatus:
-    """What the process and the model hold, and what the host has left."""
+    """Memory of the process and the model, and what is available on the host."""
     host, process = psutil.virtual_memory(), psutil.Process().memory_info()
     values = {
         'process': _megabytes(process.rss),
@@ -156,8 +156,8 @@ def memory_status(node: str, stats: WorkerStats) -> DiagnosticStatus:
         return status(
             f'{node}: memory',
             WARN,
-            f"Only {_megabytes(host.available)} of the host's memory are left: "
-            'lower history_frames or max_cache_mb, end other programs, or take a smaller model.',
+            f"Only {_megabytes(host.available)} of the host's memory are available; "
+            'lower history_frames or max_cache_mb, end other programs, or use a smaller model.',
             values,
         )
     return status(f'{node}: memory', OK, f'{_megabytes(process.rss)} in use', values)
@@ -168,18 +168,18 @@ def _megabytes(size: int) -> str:
 
 
 def model_status(node: str, stats: WorkerStats, queue_size: int) -> DiagnosticStatus:
-    """How the model is."""
+    """Status of the model."""
     level, message = OK, 'Ready'
     if stats.last_error:
         level, message = (
             ERROR,
-            (f'{stats.last_error} The state is rebuilt with the next picture; restart the node if this stays.'),
+            (f'{stats.last_error} The state is computed again with the next picture; restart the node if this stays.'),
         )
     elif full := [camera for camera, count in stats.waiting.items() if count >= queue_size]:
         level, message = (
             WARN,
             (
-                f'{queue_size} questions wait about {", ".join(sorted(full))}, new ones get BUSY; ask '
+                f'{queue_size} questions about {", ".join(sorted(full))} wait, and new ones get BUSY; ask '
                 'less often, or raise queue_size.'
             ),
         )
@@ -197,19 +197,19 @@ def model_status(node: str, stats: WorkerStats, queue_size: int) -> DiagnosticSt
 
 
 def audit_status(node: str, audited: Mapping[str, AuditCounts], max_drift: float) -> DiagnosticStatus:
-    """Whether answers differ from cold-dense ones, by camera."""
-    level, message = OK, f'{sum(each.answers for each in audited.values())} answers audited'
+    """Status of the drift audit: how many answers differ from cold-dense, by camera."""
+    level, message = OK, f'{sum(counts.answers for counts in audited.values())} answers audited'
     values: dict[str, object] = {'max_drift': f'{100 * max_drift:g} %'}
-    for camera, each in sorted(audited.items()):
-        low, high = (100 * bound for bound in each.bounds)
+    for camera, counts in sorted(audited.items()):
+        low, high = (100 * bound for bound in counts.bounds)
         values |= {
-            f'{camera}: audited': each.answers,
-            f'{camera}: drifted': each.drifted,
-            f'{camera}: drift, 95 %': f'{low:.2f} to {high:.2f} %' if each.answers else 'not known',
-            f'{camera}: exact audited': each.exact_answers,
-            f'{camera}: exact drifted': each.exact_drifted,
+            f'{camera}: audited': counts.answers,
+            f'{camera}: drifted': counts.drifted,
+            f'{camera}: drift, 95 %': f'{low:.2f} to {high:.2f} %' if counts.answers else 'not known',
+            f'{camera}: exact audited': counts.exact_answers,
+            f'{camera}: exact drifted': counts.exact_drifted,
         }
-        if not each.is_trusted and level == OK:
+        if not counts.is_trusted and level == OK:
             level, message = (
                 WARN,
                 (
@@ -218,12 +218,12 @@ def audit_status(node: str, audited: Mapping[str, AuditCounts], max_drift: float
                     'exact.'
                 ),
             )
-        if each.exact_drifted:
+        if counts.exact_drifted:
             level, message = (
                 ERROR,
                 (
-                    f"Camera '{camera}': {each.exact_drifted} of {each.exact_answers} answers from "
-                    f'exact states differ from cold-dense ones, which is a fault of this software; '
+                    f"Camera '{camera}': {counts.exact_drifted} of {counts.exact_answers} answers from "
+                    f'exact states differ from cold-dense. This is a bug in this software; '
                     f'report it with the model and the versions.'
                 ),
             )
@@ -231,6 +231,6 @@ def audit_status(node: str, audited: Mapping[str, AuditCounts], max_drift: float
 
 
 def status(name: str, level: bytes, message: str, values: Mapping, hardware_id: str = '') -> DiagnosticStatus:
-    """Build one status; every value becomes text."""
+    """Build one status. Every value is converted to text."""
     pairs = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
     return DiagnosticStatus(name=name, level=level, message=message, hardware_id=hardware_id, values=pairs)

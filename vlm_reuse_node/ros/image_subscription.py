@@ -1,8 +1,8 @@
-"""A camera topic's subscription whose QoS follows its publishers: sensor data, but reliable where all of them are.
+"""The subscription of a camera topic. Its QoS follows the publishers: reliable when all of them are, else best effort.
 
-Best effort alone would hear every publisher, and lose nearly all pictures above 512 KB on one machine (640 x 480 rgb8
-is 900 KB): Fast DDS drops what does not fit its shared memory at once, and only a reliable reader asks for it again.
-So it starts reliable and loses nothing of a reliable camera; a best effort one is followed the moment it appears.
+A best effort subscription receives from every publisher. But on one machine it loses nearly all pictures above 512 KB
+(640 x 480 rgb8 is 900 KB): Fast DDS drops a message that does not fit into its shared memory, and only a reliable
+reader requests it again. So the subscription starts reliable, and switches as soon as a best effort publisher appears.
 """
 
 from collections.abc import Callable
@@ -29,15 +29,15 @@ RELIABLE, BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFOR
 
 
 class ImageSubscription:
-    """One picture waits at most. `qos_overrides` win; its reliability `best_available` follows the publishers.
+    """A subscription with depth 1. `qos_overrides` win; the reliability `best_available` follows the publishers.
 
-    topic: the full name, remapped once.
+    topic: the full name after remapping.
     lost: pictures that the middleware began to receive and could not complete.
-    incompatible_qos: the policy that a publisher offers and this subscription does not accept, '' for none.
+    incompatible_qos: the policy that a publisher offers and this subscription does not accept; '' for none.
     """
 
     def __init__(self, node: Node, kind: type, topic: str, on_message: Callable[[Any], None]):
-        """Subscribe. topic: not remapped yet; ROS does that. Raises ConfigError for a QoS override that is none."""
+        """Subscribe. topic: the name before remapping. Raises ConfigError for an invalid QoS override."""
         self.lost = 0
         self.incompatible_qos = ''
         self._node, self._kind, self._asked_topic, self._on_message = node, kind, topic, on_message
@@ -54,7 +54,7 @@ class ImageSubscription:
             self._subscription = self._subscribe(qos_overriding_options=overrides)
 
     def follow_publishers(self, *_: object) -> None:
-        """Subscribe again when the publishers' reliability has become another one."""
+        """Subscribe again if the publishers' reliability has changed."""
         offered = self._offered()
         if not self._follows or offered == self._qos.reliability:
             return
@@ -62,7 +62,7 @@ class ImageSubscription:
         self._qos.reliability, self.incompatible_qos = offered, ''
         self._subscription = self._subscribe()
         self._node.destroy_subscription(old)
-        self._node.get_logger().debug(f'{self.topic}: subscribed {offered.name}, as its publishers offer.')
+        self._node.get_logger().debug(f'{self.topic}: subscribed as {offered.name}, which its publishers offer.')
 
     def destroy(self) -> None:
         """Unsubscribe."""
@@ -81,19 +81,19 @@ class ImageSubscription:
                 event_callbacks=events,
                 **options,
             )
-        except UnsupportedEventTypeError:  # the node asks for follow_publishers now and then
+        except UnsupportedEventTypeError:  # the node calls follow_publishers regularly instead
             return self._node.create_subscription(self._kind, self._asked_topic, self._on_message, self._qos, **options)
 
     def _on_overridden(self, qos: QoSProfile) -> SetParametersResult:
-        """Called by rclpy when it has written the overrides into the profile and before it subscribes."""
+        """Called by rclpy after it has applied the overrides to the profile, before it subscribes."""
         self._follows = qos.reliability == ReliabilityPolicy.BEST_AVAILABLE
         if self._follows:
             qos.reliability = self._offered()
         return SetParametersResult(successful=True)
 
     def _offered(self) -> ReliabilityPolicy:
-        """The most that every known publisher can give."""
-        publishers = self._node.get_publishers_info_by_topic(self._asked_topic)  # which remaps it, unlike its text says
+        """The strictest reliability that every known publisher offers."""
+        publishers = self._node.get_publishers_info_by_topic(self._asked_topic)  # remaps the name, unlike documented
         return BEST_EFFORT if any(info.qos_profile.reliability == BEST_EFFORT for info in publishers) else RELIABLE
 
     def _on_incompatible_qos(self, event: Any) -> None:
@@ -103,8 +103,8 @@ class ImageSubscription:
             return
         self.incompatible_qos = policy
         self._node.get_logger().warning(
-            f'A publisher on {self.topic} offers a {policy} policy that this subscription does not accept: no picture '
-            f'will come from it. Change the publisher, or the qos_overrides of {self.topic}.'
+            f'A publisher on {self.topic} offers a {policy} policy that this subscription does not accept, so none of '
+            f'its pictures arrive. Change the publisher, or the qos_overrides of {self.topic}.'
         )
 
     def _on_lost(self, event: Any) -> None:

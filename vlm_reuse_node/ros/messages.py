@@ -1,6 +1,6 @@
-"""The engine's records to this package's messages and back, field for field.
+"""Converts the engine's records to this package's messages and back, field by field.
 
-Seconds of the engine are `Duration` where a planner sets or compares them; measured costs stay milliseconds.
+Times that a planner sets or compares are a `Duration`. Measured costs are milliseconds.
 """
 
 from builtin_interfaces.msg import Duration, Time
@@ -27,29 +27,29 @@ _SHORTEST_NS, _LONGEST_NS = -(2**31) * _SECOND_NS, 2**31 * _SECOND_NS - 1  # of 
 
 
 def header_of(stamp_ns: int, frame_id: str) -> Header:
-    """Build a header from nanoseconds and a frame."""
+    """Build a header from a stamp in nanoseconds and a frame_id."""
     return Header(stamp=_time(stamp_ns), frame_id=frame_id)
 
 
 def duration_of(seconds: float) -> Duration:
-    """Write seconds as a duration. What does not fit becomes the longest or shortest one; nan becomes the longest."""
+    """Convert seconds to a duration. Values out of range become the longest or shortest duration; NaN the longest."""
     nanoseconds = max(_SHORTEST_NS, min(_LONGEST_NS, seconds * _SECOND_NS))
     whole, rest = divmod(round(nanoseconds), _SECOND_NS)
     return Duration(sec=whole, nanosec=rest)
 
 
 def seconds_of(duration: Duration) -> float:
-    """Read a duration as seconds."""
+    """Convert a duration to seconds."""
     return (duration.sec * _SECOND_NS + duration.nanosec) / _SECOND_NS
 
 
 def level_of(message: AnswerMessage | RefreshBudget) -> Level | str:
-    """Read a message's level; '' for LEVEL_NONE."""
+    """Convert a message's level; LEVEL_NONE becomes ''."""
     return _LEVELS.get(message.level, '')
 
 
 def question_of(request: AskScene.Request | AskSceneAction.Goal) -> Question:
-    """Read an `AskScene` request (service or action goal); the engine checks it."""
+    """Convert an `AskScene` request or goal to a question, without checking it. The engine checks it."""
     return Question(
         text=request.question,
         choices=tuple(request.choices),
@@ -62,7 +62,7 @@ def question_of(request: AskScene.Request | AskSceneAction.Goal) -> Question:
 
 
 def answer_message(answer: Answer) -> AnswerMessage:
-    """Write an answer as `msg/Answer`."""
+    """Convert an answer to `msg/Answer`."""
     return AnswerMessage(
         header=header_of(answer.stamp_ns, answer.frame_id),
         status=_STATUS_NUMBERS[answer.status],
@@ -91,12 +91,12 @@ def answer_message(answer: Answer) -> AnswerMessage:
 
 
 def progress_message(progress: Progress) -> AskSceneAction.Feedback:
-    """Write the feedback of `action/AskScene`."""
+    """Convert progress to the feedback of `action/AskScene`."""
     return AskSceneAction.Feedback(stage=progress.stage, text=progress.text, tokens_generated=progress.tokens_generated)
 
 
 def watch_of(request: AddWatch.Request) -> Watch:
-    """Read the standing question of an `AddWatch` request; the engine checks it."""
+    """Convert an `AddWatch` request to a standing question, without checking it. The engine checks it."""
     region = request.region
     return Watch(
         0,
@@ -108,7 +108,7 @@ def watch_of(request: AddWatch.Request) -> Watch:
 
 
 def watch_message(watch: Watch) -> WatchMessage:
-    """Write a standing question as `msg/Watch`."""
+    """Convert a standing question to `msg/Watch`."""
     region = watch.region
     return WatchMessage(
         watch_id=watch.watch_id,
@@ -122,7 +122,7 @@ def watch_message(watch: Watch) -> WatchMessage:
 
 
 def watch_answer_message(watch: Watch, before: Answer | None) -> WatchAnswer:
-    """Write a new answer of a standing question, and the one that held before, as `msg/WatchAnswer`."""
+    """Convert a standing question with its new and its previous answer to `msg/WatchAnswer`."""
     message, old = watch_message(watch), before or Answer(Status.NO_IMAGE)
     return WatchAnswer(
         header=message.answer.header, watch=message, old_choice_index=old.choice_index, old_text=old.text
@@ -130,7 +130,7 @@ def watch_answer_message(watch: Watch, before: Answer | None) -> WatchAnswer:
 
 
 def budget_message(refresh: Refresh, received: int, dropped: int, refused: int) -> RefreshBudget:
-    """Write a refresh as `msg/RefreshBudget`, with its camera's counts since the start."""
+    """Convert a refresh and its camera's counts since the start to `msg/RefreshBudget`."""
     return RefreshBudget(
         header=header_of(refresh.stamp_ns, refresh.frame_id),
         camera=refresh.camera,

@@ -1,4 +1,4 @@
-"""Publishes `/diagnostics` once a second, by the steady clock."""
+"""Publishes `/diagnostics` once a second of the steady clock."""
 
 import time
 from collections.abc import Callable
@@ -25,17 +25,17 @@ PERIOD_S = 1.0
 
 
 class Monitor:
-    """Gathers the node's statuses and publishes them; the text of each is made in diagnostics.py."""
+    """Publishes the node's statuses. diagnostics.py makes their texts."""
 
     def __init__(self, node: Node, statuses: Callable[[float], list[DiagnosticStatus]]):
-        """Start. statuses: all of them now; takes the seconds since it was asked last."""
+        """Start. statuses: returns the current statuses; called with the seconds since the last call."""
         self._node, self._statuses = node, statuses
         self._published_s = time.monotonic()
         self._publisher = node.create_publisher(DiagnosticArray, '/diagnostics', QoSProfile(depth=10))
         node.create_timer(PERIOD_S, self.publish, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def publish(self) -> None:
-        """Publish now; also called while the executor cannot."""
+        """Publish now. Also called directly while the executor is blocked."""
         now_s = time.monotonic()
         seconds = max(now_s - self._published_s, 1e-3)
         self._published_s = now_s
@@ -46,17 +46,17 @@ class Monitor:
 
 
 class CameraMonitor:
-    """Statuses of model, cameras, budget, audit and memory while a model is loaded."""
+    """Makes the statuses of model, cameras, budget, audit and memory while a model is loaded."""
 
     def __init__(self, cameras: Cameras):
-        """Begin without a camera seen before."""
+        """Start without earlier states."""
         self._cameras = cameras
         self._before: dict[str, CameraState] = {}
 
     def statuses(
         self, name: str, stats: WorkerStats, config: Config, is_active: bool, seconds: float
     ) -> list[DiagnosticStatus]:
-        """All of them. name: of the node. seconds: since the last call."""
+        """The current statuses. name: of the node. seconds: since the last call."""
         states = self._cameras.states()
         cameras = [
             camera_status(name, state, self._before_of(state), seconds, config.max_age_s) for state in states.values()
@@ -71,6 +71,6 @@ class CameraMonitor:
         ]
 
     def _before_of(self, state: CameraState) -> CameraState:
-        """The camera's state at the last call; the state itself for one that has joined since, perhaps again."""
+        """The camera's state at the last call. For a camera that was added since then: its current state."""
         before = self._before.get(state.name, state)
         return before if before.received <= state.received else state

@@ -1,6 +1,6 @@
-"""The ROS 2 node: its life cycle, and who hands what to whom.
+"""The ROS 2 node: its life cycle, and the connections between cameras, services and the worker.
 
-The executor's thread only converts, hands over and publishes; the model has a thread of its own (serving/worker.py).
+The executor's thread converts, hands over and publishes. The model runs on its own thread (serving/worker.py).
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ class SceneNode(LifecycleNode):
     """Answers planners about live cameras.
 
     A lifecycle node: configure loads the model, activate subscribes to the cameras, deactivate keeps the state, cleanup
-    frees everything. `start` does the first two. The services appear with the first model, so that one that exists
-    answers; when the node is not active they answer INACTIVE.
+    frees everything. `start` configures and activates. The services appear when the first model is loaded. While the
+    node is not active, they answer INACTIVE.
     """
 
     def __init__(self, name: str = NODE_NAME, *, on_active: Callable[[], None] = lambda: None, **node_arguments: Any):
-        """Declare the parameters; nothing is loaded and nothing is subscribed yet, but diagnostics are published.
+        """Declare the parameters and publish diagnostics. Nothing is loaded or subscribed yet.
 
-        on_active: called whenever pictures and questions are taken from then on.
-        Raises ConfigError for a parameter that is unknown or wrong.
+        on_active: called every time the node has become active.
+        Raises ConfigError for an unknown or wrong parameter.
         """
         super().__init__(name, **node_arguments)
         self.config = declare_parameters(self)
@@ -70,7 +70,7 @@ class SceneNode(LifecycleNode):
         self._on_active = on_active
         self._failure: Exception | None = None  # of the last transition
         self._worker: ModelWorker | None = None
-        # Made with the first model, and kept: clients that know a service keep it through cleanup and configure.
+        # Created with the first model, and kept through cleanup and configure, so that clients keep their services.
         self._cameras: Cameras | None = None
         self._camera_monitor: CameraMonitor | None = None
         self._watches: WatchServer | None = None
@@ -79,26 +79,26 @@ class SceneNode(LifecycleNode):
         self._watch_time()
 
     def start(self) -> None:
-        """Load the model, then publish, serve and subscribe.
+        """Configure and activate: load the model, then serve and subscribe.
 
-        Raises ModelError when the model cannot be loaded, ConfigError for a QoS override that is wrong.
+        Raises ModelError when the model cannot be loaded, and ConfigError for a wrong QoS override.
         """
         if self.trigger_configure() != SUCCESS or self.trigger_activate() != SUCCESS:
             raise self._failure
 
     def dismiss(self) -> None:
-        """Take nothing more; open questions get their answer, CANCELLED, when the executor goes on."""
+        """Stop the worker and refuse new questions. The executor then answers the open questions with CANCELLED."""
         self._transition(self._unload, Stage.FINALIZED, Stage.CLEANING_UP)
 
     def close(self) -> None:
-        """End the model's thread and destroy the node; open questions are dropped, see `dismiss`."""
+        """End the model's thread and destroy the node. Open questions are dropped; `dismiss` answers them first."""
         self._unload()
         if self._asks:
             self._asks.destroy()
         self.destroy_node()
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Load the model and serve; a model that cannot be loaded leaves the node unconfigured."""
+        """Load the model and serve. The node stays unconfigured when the model cannot be loaded."""
         return self._transition(self._load, Stage.INACTIVE, Stage.CONFIGURING)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -111,19 +111,19 @@ class SceneNode(LifecycleNode):
         return done
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Take no more pictures and questions; what the model has seen is kept, open questions are answered."""
+        """Stop taking pictures and questions. The states are kept, and open questions are answered."""
         return self._transition(self._cameras.unsubscribe, Stage.INACTIVE)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Free the model, its state and the standing questions."""
+        """Free the model, the states and the standing questions."""
         return self._transition(self._clean_up, Stage.UNCONFIGURED, Stage.CLEANING_UP)
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """As cleanup, from any state and for good."""
+        """Free everything, from any state. The node cannot be configured again."""
         return self._transition(self._unload, Stage.FINALIZED, Stage.CLEANING_UP)
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Back to unconfigured, with nothing held; diagnostics go on to say what went wrong."""
+        """Free everything and return to unconfigured. Diagnostics continue to report the error."""
         failure = self._failure
         done = self._transition(self._clean_up, Stage.UNCONFIGURED, Stage.CLEANING_UP)
         self._failure = self._failure or failure
@@ -132,7 +132,7 @@ class SceneNode(LifecycleNode):
     def _transition(
         self, change: Callable[[], None], after: Stage, during: Stage | None = None
     ) -> TransitionCallbackReturn:
-        """Change the node's state; rclpy alone would drop what is raised without a word."""
+        """Run a transition and log its error, which rclpy alone would drop silently."""
         before = self.stage
         self.stage, self._failure = during or before, None
         try:
@@ -148,7 +148,7 @@ class SceneNode(LifecycleNode):
     def _load(self) -> None:
         self.get_logger().info(f"Loading the model '{self.config.model}'.")
         self._monitor.publish()
-        # Imports mlx and transformers, seconds that a wrong parameter need not wait for.
+        # This imports mlx and transformers, which takes seconds. A wrong parameter is reported before that.
         from vlm_reuse_node.serving.worker import ModelWorker
 
         if self._cameras is None:
@@ -193,36 +193,36 @@ class SceneNode(LifecycleNode):
         self._asks = AskServer(self, self._ask, self._with_reason)
 
     def _reconfigure(self, config: Config) -> None:
-        """Take parameters that changed while the node runs."""
+        """Apply parameters that changed while the node runs."""
         self.config = config
         if self._worker:
             self._worker.configure(config)
             self._cameras.configure(config, is_active=self.stage is Stage.ACTIVE)
 
     def _active_worker(self) -> ModelWorker:
-        """The model's thread. Raises InvalidRequestError when the node is not active."""
+        """The worker. Raises InvalidRequestError when the node is not active."""
         if self.stage is not Stage.ACTIVE:
             raise InvalidRequestError(self._inactive())
         return self._worker
 
     def _standing(self) -> list[Watch]:
-        """The standing questions, in every state of the node."""
+        """The standing questions; may be called in every state of the node."""
         return self._worker.watches() if self._worker else []
 
     def _inactive(self) -> str:
-        """What the node waits for, when it is not active."""
+        """A sentence that says why the node is not active, and what to do."""
         if self.stage in (Stage.CONFIGURING, Stage.CLEANING_UP):
-            return f'The node is {self.stage}, which takes a while; wait.'
+            return f'The node is {self.stage}; wait until it has finished.'
         if self.stage is Stage.FINALIZED:
-            return 'The node was shut down for good; start its process again.'
+            return 'The node was shut down; start its process again.'
         name = self.get_fully_qualified_name()
         transition = 'activate' if self.stage is Stage.INACTIVE else 'configure'
-        return f"The node is {self.stage}: 'ros2 lifecycle set {name} {transition}' is what it waits for."
+        return f"The node is {self.stage}; run 'ros2 lifecycle set {name} {transition}'."
 
     def _ask(
         self, request: AskScene.Request, cold: bool, cancel: Event | None, listener: Callable[[Progress], None] | None
     ) -> Future[Answer]:
-        """Put a request's question to the model's thread."""
+        """Queue a request's question for the model."""
         if self.stage is not Stage.ACTIVE:
             return answered(Answer(Status.INACTIVE, self._inactive(), camera=request.camera))
         ask = self._worker.ask_cold if cold else self._worker.ask
@@ -232,13 +232,13 @@ class SceneNode(LifecycleNode):
         return self._worker.observe(frame)
 
     def _forget(self, camera: str = '') -> None:
-        """Have a camera ('': every one) begin anew."""
+        """Reset a camera. camera '': every camera."""
         if self._worker:
             self._worker.reset(camera)
             self._cameras.refreshes.forget(camera)
 
     def _with_reason(self, answer: Answer) -> Answer:
-        """Say why there is no fresh picture, and what to do, where the camera's own counts know it."""
+        """Add to the message why there is no recent picture and what to do, if the camera's counts show it."""
         if (
             answer.status not in (Status.NO_IMAGE, Status.STALE)
             or (state := self._cameras.state(answer.camera)) is None
@@ -251,7 +251,7 @@ class SceneNode(LifecycleNode):
         self._forget()
         response.success = self._worker is not None
         response.message = (
-            f'The next picture of {", ".join(self.config.cameras)} is read anew.'
+            f'The state of {", ".join(self.config.cameras)} was reset; the next picture is computed in full.'
             if response.success
             else self._inactive()
         )
@@ -270,7 +270,7 @@ class SceneNode(LifecycleNode):
         return statuses
 
     def _watch_time(self) -> None:
-        """Rebuild every state when (simulated) time jumps back: ages would be wrong, and a bag may be looping."""
+        """Reset every camera when (simulated) time jumps back, as with a looping bag. Ages would be wrong otherwise."""
         backwards = JumpThreshold(
             min_forward=None, min_backward=Duration(nanoseconds=-RESTARTED_NS), on_clock_change=True
         )
@@ -280,7 +280,7 @@ class SceneNode(LifecycleNode):
         if self._worker is None:
             return
         self.get_logger().info(
-            'Time jumped back or changed its source; every camera starts anew.', throttle_duration_sec=5.0
+            'Time jumped back or changed its source; every camera is reset.', throttle_duration_sec=5.0
         )
         self._cameras.forget_time()
         self._forget()

@@ -18,22 +18,22 @@ class OverlayOutput:
     """Publishes `~/overlay/<camera>` while somebody subscribes to it."""
 
     def __init__(self, node: Node, camera: str):
-        """Create the topic. Raises ConfigError for a QoS override that is none."""
+        """Create the topic. Raises ConfigError for an invalid QoS override."""
         self._node, self._using = node, Lock()
-        with making(f'The overlay of camera {camera}'):
+        with making(f'The overlay topic of camera {camera}'):
             self._publisher = node.create_publisher(
                 Image, f'~/overlay/{camera}', QoSProfile(depth=5), qos_overriding_options=overridable()
             )
 
     def publish(self, frame: Frame, refresh: Refresh) -> None:
-        """Draw and publish what was paid for in this frame. For any thread."""
+        """Draw and publish the overlay of this frame. May be called from any thread."""
         with self._using:
             if self._publisher and self._publisher.get_subscription_count():
                 header = header_of(frame.stamp_ns, frame.frame_id)
                 self._publisher.publish(image_message(draw_overlay(frame, refresh), header))
 
     def destroy(self) -> None:
-        """Take the topic away; what comes later is not published."""
+        """Remove the topic. Later overlays are not published."""
         with self._using:
             self._node.destroy_publisher(self._publisher)
             self._publisher = None

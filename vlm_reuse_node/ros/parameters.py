@@ -1,4 +1,4 @@
-"""`Config` as ROS parameters: names, defaults, ranges and descriptions come from the record, nothing is said twice."""
+"""Declares `Config` as ROS parameters. Names, defaults, ranges and descriptions come from that record alone."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,15 +21,15 @@ QOS_OVERRIDES = 'qos_overrides.'
 def declare_parameters(node: Node) -> Config:
     """Declare every field of `Config` on the node and return the values it was started with.
 
-    Raises ConfigError for a value of the wrong type or out of range, a camera that cannot be a topic, and a parameter
-    this node does not have.
+    Raises ConfigError for a value of a wrong type or out of range, for a camera name that cannot be part of a topic
+    name, and for an unknown parameter.
     """
     overrides = _overrides(node)
     config = Config(**{name: value for name, value in overrides.items() if name in NAMES})
     for field in fields(Config):
         value = getattr(config, field.name)
         value = list(value) if isinstance(value, tuple) else value
-        # Checked above, where a whole number is taken for a float too; rclpy would refuse `max_age_s: 2`.
+        # `Config` has checked the value and accepts an integer for a float. rclpy itself would refuse `max_age_s: 2`.
         node.declare_parameter(field.name, value, descriptor_of(field), ignore_override=True)
     for name in sorted(overrides):
         if not node.has_parameter(name) and not name.startswith(QOS_OVERRIDES):
@@ -39,24 +39,24 @@ def declare_parameters(node: Node) -> Config:
 
 
 def overridable() -> QoSOverridingOptions:
-    """What operators may override of a topic that the node publishes."""
+    """The QoS policies that operators may override on a topic that the node publishes."""
     return QoSOverridingOptions.with_default_policies()
 
 
 @contextmanager
 def making(what: str) -> Iterator[None]:
-    """Make something of ROS; what ROS refuses, a QoS override most often, is a ConfigError of one sentence."""
+    """Turn an error of ROS while something is created, mostly due to a QoS override, into a ConfigError."""
     try:
         yield
     except (RuntimeError, ParameterException, NameValidationException, InvalidQoSProfileException) as error:
         reason = ' '.join(str(error).partition(', at ')[0].split()).rstrip('.')
-        raise ConfigError(f'{what} cannot be made: {reason}.') from error
+        raise ConfigError(f'{what} cannot be created: {reason}.') from error
 
 
 def check_qos_overrides_are_used(node: Node) -> None:
-    """Refuse QoS overrides of what the node's topics do not have; call it when every topic exists.
+    """Refuse QoS overrides that do not apply to any topic of the node. Call it when every topic exists.
 
-    One that is for another topic is only warned about: a camera that joins later may have it.
+    An override for an unknown topic only logs a warning, because a camera that is added later may have that topic.
     Raises ConfigError that names the parameter.
     """
     known = sorted(QOS_OVERRIDES + name for name in node.get_parameters_by_prefix(QOS_OVERRIDES.rstrip('.')))
@@ -65,7 +65,7 @@ def check_qos_overrides_are_used(node: Node) -> None:
         if not name.startswith(QOS_OVERRIDES) or name in known:
             continue
         if not _overridden_topic(name) or _overridden_topic(name) in topics:
-            raise ConfigError(f"'{name}' overrides nothing of this node; known are {', '.join(known)}.")
+            raise ConfigError(f"'{name}' overrides nothing on this node; known are {', '.join(known)}.")
         node.get_logger().warning(
             f"'{name}' overrides nothing so far: no camera has this topic. Known are {', '.join(known)}."
         )
@@ -74,10 +74,10 @@ def check_qos_overrides_are_used(node: Node) -> None:
 def watch_parameters(
     node: Node, get_config: Callable[[], Config], apply: Callable[[Config], None], is_configured: Callable[[], bool]
 ) -> None:
-    """Check every later change as a whole, then hand the new configuration to `apply`.
+    """Check every later change of parameters as a whole, then pass the new configuration to `apply`.
 
-    A change that `Config` refuses is refused with its sentence, and so is one of a parameter that is not live while
-    the node is configured.
+    A change that `Config` refuses is refused with the message of its ConfigError. While the node is configured, a
+    change of a parameter that is not live is refused too.
     """
 
     def check(parameters: list[Parameter]) -> SetParametersResult:
@@ -100,7 +100,7 @@ def watch_parameters(
 
 
 def descriptor_of(field: Field) -> ParameterDescriptor:
-    """Describe one field of `Config`: text, range, choices, and when it may change."""
+    """Describe one field of `Config`: its text, range and choices, and when it may change."""
     low, high, choices, live = (field.metadata[key] for key in ('low', 'high', 'choices', 'live'))
     descriptor = ParameterDescriptor(description=field.metadata['description'])
     constraints = ([f'one of {", ".join(choices)}'] if choices else []) + (
@@ -123,13 +123,13 @@ def _check_live(node: Node, config: Config, changed: Config) -> None:
     if fixed:
         name = node.get_fully_qualified_name()
         raise ConfigError(
-            f'{", ".join(fixed)} cannot change while the node is configured: deactivate it and clean it '
+            f'{", ".join(fixed)} cannot change while the node is configured; deactivate it and clean it '
             f"up first ('ros2 lifecycle set {name} cleanup')."
         )
 
 
 def _overridden_topic(name: str) -> str:
-    """The topic that a QoS override is for; '' for a name that is not built like one."""
+    """The topic of a QoS override; '' for a name that has not the form of one."""
     parts = name.removeprefix(QOS_OVERRIDES).split('.')
     return parts[0] if len(parts) == 3 and parts[1] in ('publisher', 'subscription') else ''
 
@@ -137,21 +137,21 @@ def _overridden_topic(name: str) -> str:
 def _check_cameras(node: Node, config: Config) -> None:
     for camera in config.cameras:
         try:
-            # The longest names made of it. Below another name, an absolute one does not pass.
+            # Check the longest topic names of the camera. The first also refuses an absolute name.
             node.resolve_topic_name(f'~/overlay/{camera}')
             node.resolve_topic_name(f'{camera}/image_raw/compressed')
         except (RuntimeError, NameValidationException) as error:
             raise ConfigError(
                 f"cameras has '{camera}', which cannot begin a topic name; expected letters, digits and "
-                "underscores, as in 'front_camera', and no more than fit."
+                "underscores, as in 'front_camera', and a name that is short enough."
             ) from error
 
 
 def _overrides(node: Node) -> dict:
-    """What the command line and the parameter files say for this node; rclpy has no public way to list it."""
+    """Parameter values from the command line and the parameter files. rclpy has no public way to list them."""
     return {name: parameter.value for name, parameter in node._parameter_overrides.items()}
 
 
 def _ours(parameters: list[Parameter]) -> dict:
-    """The values among these that `Config` holds; use_sim_time and QoS overrides belong to rclpy."""
+    """The values of parameters in `Config`. The others, use_sim_time and QoS overrides, belong to rclpy."""
     return {parameter.name: parameter.value for parameter in parameters if parameter.name in NAMES}

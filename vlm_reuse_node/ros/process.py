@@ -1,7 +1,7 @@
 """The node's process: arguments, signals, exit codes and the engine's log.
 
-ROS runs on a thread of its own, so that the main one can always hear a signal, and the open questions are answered
-before ROS ends. rclpy's own handlers would end ROS first.
+ROS runs on its own thread, so the main thread can always receive a signal. Open questions are answered before ROS shuts
+down. rclpy's own signal handlers would shut it down first.
 """
 
 import logging
@@ -27,33 +27,33 @@ from vlm_reuse_node.ros.stage import Stage
 
 READY = f'{NODE_NAME}: ready'
 EXIT_MODEL, EXIT_CONFIG, EXIT_FAULT = 1, 2, 3
-SIGNAL, END = 'a signal', 'the end'  # of ROS's thread
-# The middleware brings what was on its way at the end, and takes away the last answers, within this time.
-LAST_WORDS_S = 0.2
-# Planners that go on asking do not hold up the end for longer.
-GOODBYE_S = 5.0
+SIGNAL, END = 'a signal', 'the end'  # events: a signal arrived, or the ROS thread ended
+# Time for the middleware to deliver the last requests, and again to send the last answers, seconds.
+FLUSH_S = 0.2
+# Shutting down takes no longer than this while planners keep asking, seconds.
+MOST_SHUTDOWN_S = 5.0
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the node until it is told to stop.
+    """Run the node until a signal stops it.
 
-    Returns 0, EXIT_MODEL for a model that cannot be loaded, EXIT_CONFIG for parameters or arguments that are wrong,
-    EXIT_FAULT for a fault of this program.
+    Returns 0; EXIT_MODEL when the model cannot be loaded; EXIT_CONFIG for wrong parameters or arguments; EXIT_FAULT
+    after an internal error.
     """
-    news = SimpleQueue()  # the only queue that a signal handler may write to
+    events = SimpleQueue()  # the only queue that a signal handler may write to
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: news.put(SIGNAL))
+        signal.signal(number, lambda *_: events.put(SIGNAL))
     if hasattr(cv2, 'setLogLevel'):
-        cv2.setLogLevel(0)  # damaged pictures are counted and named by the node
+        cv2.setLogLevel(0)  # the node itself counts and reports damaged pictures
     try:
         _init(argv)
-        running = _Running(news)
+        running = _Running(events)
     except ConfigError as error:
         return _say(error, EXIT_CONFIG)
     running.start()
-    news.get()
+    events.get()
     if not running.end():
-        # The model is loading or working still: its thread cannot be stopped, and Python aborts when it ends under it.
+        # The model's thread is still busy and cannot be stopped. A normal exit of Python would abort.
         sys.stderr.flush()
         os._exit(0)
     rclpy.try_shutdown()
@@ -61,27 +61,27 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def say_ready() -> None:
-    """Tell whoever started the process, at any log level, that the node takes pictures and questions."""
+    """Print that the node takes pictures and questions. Does not depend on the log level."""
     print(READY, file=sys.stderr, flush=True)
 
 
 class _Running(Thread):
-    """The node and its executor. Tells `news` when it ends by itself."""
+    """The node and its executor. Puts END into `events` when it ends."""
 
-    def __init__(self, news: SimpleQueue):
-        """Make the node. Raises ConfigError when ROS refuses to, as for missing SROS 2 keys."""
+    def __init__(self, events: SimpleQueue):
+        """Create the node. Raises ConfigError when ROS refuses it, for example without SROS 2 keys."""
         super().__init__(name='ros', daemon=True)
         with making(
-            f'The node {NODE_NAME} (look at the log above; with SROS 2, at ROS_SECURITY_KEYSTORE, the enclave '
+            f'The node {NODE_NAME} (see the log above; with SROS 2, check ROS_SECURITY_KEYSTORE, the enclave '
             'and the policy)'
         ):
             self._node = SceneNode(on_active=say_ready)
-        self._executor, self._told, self._news, self.exit_code = SingleThreadedExecutor(), Future(), news, 0
+        self._executor, self._end_future, self._events, self.exit_code = SingleThreadedExecutor(), Future(), events, 0
         self._executor.add_node(self._node)
         self._log = EngineLog(self._node.get_logger())
 
     def run(self) -> None:
-        """Spin until `end`, answer who still waits, and give everything back."""
+        """Spin until `end`, answer the open questions, and free everything."""
         try:
             self.exit_code = self._spin()
             self._node.close()
@@ -89,67 +89,67 @@ class _Running(Thread):
             traceback.print_exc()
             self.exit_code = EXIT_FAULT
         finally:
-            # The first model's loading imported MLX on this thread.
+            # Loading the first model imported MLX on this thread.
             if loading := sys.modules.get('vlm_reuse_node.model.loading'):
                 loading.release_thread()
-            self._news.put(END)
+            self._events.put(END)
 
     def end(self) -> bool:
-        """Have it end, after the model step that runs now. False when it cannot, or need not: told twice."""
-        self._told.set_result(None)  # which wakes the executor
+        """End the thread after the current step of the model. False while a model loads, or after a second signal."""
+        self._end_future.set_result(None)  # wakes the executor
         while self.is_alive() and self._node.stage is not Stage.CONFIGURING:
             try:
-                if self._news.get(timeout=0.05) == SIGNAL:
+                if self._events.get(timeout=0.05) == SIGNAL:
                     break
             except Empty:
                 pass
         return not self.is_alive()
 
     def _spin(self) -> int:
-        """Returns the exit code."""
+        """Run the executor until `end`. Returns the exit code."""
         try:
             if self._node.config.autostart:
                 self._node.start()
-            self._executor.spin_until_future_complete(self._told)
+            self._executor.spin_until_future_complete(self._end_future)
         except ConfigError as error:
             return _say(error, EXIT_CONFIG)
         except ModelError as error:
             return _say(error, EXIT_MODEL)
         finally:
-            self._say_goodbye()
+            self._answer_open_questions()
         return 0
 
-    def _say_goodbye(self) -> None:
-        """Answer the open questions, CANCELLED, and INACTIVE to those that are on their way."""
+    def _answer_open_questions(self) -> None:
+        """Answer open questions with CANCELLED, and late ones with INACTIVE."""
         self._node.dismiss()
-        end_s = time.monotonic() + GOODBYE_S
-        self._spin_for(LAST_WORDS_S)
-        while self._work_off() and time.monotonic() < end_s:  # on a busy machine many may still wait
+        end_s = time.monotonic() + MOST_SHUTDOWN_S
+        self._spin_for(FLUSH_S)
+        while self._run_ready() and time.monotonic() < end_s:  # on a busy machine there may be many
             pass
-        self._spin_for(LAST_WORDS_S)  # an answer that was not fetched is gone with this process
+        self._spin_for(FLUSH_S)  # an answer that was not sent by then is lost
 
     def _spin_for(self, seconds: float) -> None:
         end_s = time.monotonic() + seconds
         while time.monotonic() < end_s:
             self._executor.spin_once(timeout_sec=0.02)
 
-    def _work_off(self) -> bool:
-        """Run what is ready now; returns whether anything was."""
+    def _run_ready(self) -> bool:
+        """Run the callbacks that are ready now. Returns whether there were any."""
         worked = False
-        with suppress(TimeoutException):  # which ends a round of the executor
+        with suppress(TimeoutException):  # raised when nothing more is ready
             while True:
                 handler, _, _ = self._executor.wait_for_ready_callbacks(timeout_sec=0)
                 worked = True
                 handler()
-                handler.result()  # raises what it raised
+                handler.result()  # raises what the callback raised
         return worked
 
 
 class EngineLog(logging.Handler):
-    """Sends what the engine logs through a ROS logger, at its level; each sentence at most once in five seconds."""
+    """Forwards the engine's log to a ROS logger, at its level. Repeats the same message at most every five seconds."""
 
     def __init__(self, logger):
-        """Begin. logger: a node's `get_logger()`."""
+        """Start forwarding. logger: a node's `get_logger()`."""
         super().__init__()
         self._logger, self._last_s = logger, {}
         engine = logging.getLogger('vlm_reuse_node')
@@ -157,23 +157,23 @@ class EngineLog(logging.Handler):
         engine.addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record."""
-        said, now_s = self.format(record), time.monotonic()
-        if now_s - self._last_s.get(said, -5.0) < 5.0:
+        """Forward one record."""
+        text, now_s = self.format(record), time.monotonic()
+        if now_s - self._last_s.get(text, -5.0) < 5.0:
             return
-        self._last_s = {old: last_s for old, last_s in self._last_s.items() if now_s - last_s < 5.0} | {said: now_s}
+        self._last_s = {old: last_s for old, last_s in self._last_s.items() if now_s - last_s < 5.0} | {text: now_s}
         if record.levelno >= logging.ERROR:
-            self._logger.error(said)
+            self._logger.error(text)
         elif record.levelno >= logging.WARNING:
-            self._logger.warning(said)
+            self._logger.warning(text)
         elif record.levelno >= logging.INFO:
-            self._logger.info(said)
+            self._logger.info(text)
         else:
-            self._logger.debug(said)
+            self._logger.debug(text)
 
 
 def _init(argv: list[str] | None) -> None:
-    """Raises ConfigError for ROS arguments that are wrong, such as a parameter file that is not there."""
+    """Initialise ROS. Raises ConfigError for wrong ROS arguments, such as a missing parameter file."""
     try:
         rclpy.init(args=argv, signal_handler_options=SignalHandlerOptions.NO)
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""What may still be published while ROS ends."""
+"""Publishing while ROS shuts down."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from rclpy.node import Node
 
 @contextmanager
 def while_ros_runs(node: Node) -> Iterator[None]:
-    """Publish something from any thread: that ROS was told to stop meanwhile is no failure."""
+    """Publish from any thread. An error of publishing is ignored when ROS was shut down in the meantime."""
     try:
         yield
     except RuntimeError:

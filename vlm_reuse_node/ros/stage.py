@@ -1,10 +1,10 @@
-"""Where the node is in its life cycle."""
+"""The stages of the node's life cycle."""
 
 from enum import StrEnum
 
 
 class Stage(StrEnum):
-    """Where the node is in its life cycle."""
+    """A stage of the node's life cycle."""
 
     UNCONFIGURED = 'unconfigured'
     CONFIGURING = 'configuring'

@@ -22,12 +22,12 @@ from vlm_reuse_node.session.answer import Answer, Status
 if TYPE_CHECKING:
     from vlm_reuse_node.serving.worker import ModelWorker
 
-# Who subscribes late still hears the newest answers, so many; `~/list_watches` says what stands now.
+# A late subscriber receives this many of the newest answers. `~/list_watches` has the current ones.
 ANSWERS_KEPT = 64
 
 
 class WatchServer:
-    """Adds, removes and lists standing questions; they stand until they are removed or the node is cleaned up."""
+    """Adds, removes and lists standing questions. They last until they are removed or the node is cleaned up."""
 
     def __init__(
         self,
@@ -37,8 +37,8 @@ class WatchServer:
     ):
         """Create the services and the topic.
 
-        worker: gives the model's thread. Raises InvalidRequestError when none takes questions now.
-        standing: gives the standing questions, the oldest first, in every state of the node.
+        worker: returns the worker. Raises InvalidRequestError when the node is not active.
+        standing: returns the standing questions, the oldest first, in every state of the node.
         """
         self._node, self._worker, self._standing = node, worker, standing
         self._publisher = self._kept_publisher()
@@ -48,11 +48,11 @@ class WatchServer:
         node.create_service(ListWatches, '~/list_watches', self._on_list, callback_group=group)
 
     def publish(self, watch: Watch, before: Answer | None) -> None:
-        """Tell a new answer. For any thread."""
+        """Publish a new answer. May be called from any thread."""
         self._publisher.publish(watch_answer_message(watch, before))
 
     def forget(self) -> None:
-        """The standing questions are gone: who subscribes late must not hear their answers. With no model's thread."""
+        """Drop the kept answers, so late subscribers get no answers to old questions. Call it while no worker runs."""
         self._node.destroy_publisher(self._publisher)
         self._publisher = self._kept_publisher()
 
@@ -81,11 +81,11 @@ class WatchServer:
         return response
 
     async def _add(self, worker: ModelWorker, watch: Watch) -> int:
-        """Wait for the first answer: only the model can tell whether the question can be asked at all."""
+        """Add a standing question and wait for its first answer, because only the model can check it fully."""
         watch, asked = worker.watch(watch, self._node.get_clock().now().nanoseconds)
         answer = await awaitable(asked, self._node.executor)
         if answer.status in (Status.INVALID_REQUEST, Status.CANCELLED):
-            with suppress(InvalidRequestError):  # somebody removed it already
+            with suppress(InvalidRequestError):  # it was removed in the meantime
                 worker.unwatch(watch.watch_id)
             raise InvalidRequestError(answer.message)
         return watch.watch_id

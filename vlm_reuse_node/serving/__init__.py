@@ -1,1 +1,1 @@
-"""The one thread that owns the model, and what waits for it."""
+"""The one thread that owns the model, and the queue of work for it."""

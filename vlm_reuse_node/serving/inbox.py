@@ -1,7 +1,8 @@
-"""What waits for the model: resets, questions, and the newest frame of each camera. Thread-safe.
+"""The queue of work for the model: resets, questions, and the newest frame of each camera. Thread-safe.
 
-Memory does not grow with the frame rate: a camera's older waiting frame is replaced. Planners' questions go first, then
-standing ones, then frames; each in turn between cameras, and none is passed over for ever.
+A new frame replaces the waiting frame of its camera, so memory does not grow with the frame rate. There are three
+lanes, in this order: planners' questions, standing questions, frames. In each lane the cameras take turns. A lane that
+was skipped MOST_SKIPPED times is served next, so no lane starves.
 """
 
 import threading
@@ -18,16 +19,16 @@ MOST_SKIPPED = 8
 
 @dataclass(frozen=True)
 class Reset:
-    """A camera whose state is to be forgotten."""
+    """A request to forget a camera's state."""
 
     camera: str
 
 
 class _CameraQueues:
-    """Questions of several cameras: each camera's in order, the cameras in turn."""
+    """Questions about several cameras. Each camera's questions stay in order, and the cameras take turns."""
 
     def __init__(self) -> None:
-        self._queues: dict[str, deque[QueuedQuestion]] = {}  # the camera whose turn is next comes first
+        self._queues: dict[str, deque[QueuedQuestion]] = {}  # the camera that is served next comes first
 
     def __len__(self) -> int:
         return sum(map(len, self._queues.values()))
@@ -46,40 +47,42 @@ class _CameraQueues:
             self._queues[camera] = queue
         return queued
 
-    def take_where(self, leaves: Callable[[QueuedQuestion], bool]) -> list[QueuedQuestion]:
-        leaving = [queued for queue in self._queues.values() for queued in queue if leaves(queued)]
-        gone = set(map(id, leaving))
+    def take_where(self, matches: Callable[[QueuedQuestion], bool]) -> list[QueuedQuestion]:
+        taken = [queued for queue in self._queues.values() for queued in queue if matches(queued)]
+        taken_ids = set(map(id, taken))
         self._queues = {
             camera: deque(kept)
             for camera, queue in self._queues.items()
-            if (kept := [queued for queued in queue if id(queued) not in gone])
+            if (kept := [queued for queued in queue if id(queued) not in taken_ids])
         }
-        return leaving
+        return taken
 
 
 class Inbox:
-    """Filled by any thread, emptied by the model's."""
+    """The queue of work. Any thread adds to it; only the model's thread takes from it."""
 
     def __init__(self) -> None:
-        """Start open and empty."""
+        """Start empty and open."""
         self._changed = threading.Condition()
         self._resets: deque[Reset] = deque()
         self._questions, self._standing = _CameraQueues(), _CameraQueues()
-        self._frames: dict[str, Frame] = {}  # the camera that has waited longest comes first
-        self._skipped: Counter[int] = Counter()  # times, by lane: questions, standing ones, frames
+        self._frames: dict[str, Frame] = {}  # the frame that has waited longest comes first
+        self._skipped: Counter[int] = (
+            Counter()
+        )  # how often each lane was skipped: questions, standing questions, frames
         self.is_open = True
 
     def __len__(self) -> int:
-        """Questions that wait."""
+        """Number of waiting questions, standing ones included."""
         return len(self._questions) + len(self._standing)
 
     def waiting(self) -> dict[str, int]:
-        """Planners' questions that wait, by camera."""
+        """Number of waiting planners' questions, by camera."""
         with self._changed:
             return self._questions.counts()
 
     def put_frame(self, frame: Frame) -> bool:
-        """Leave the newest frame of a camera. Returns False when it replaced one that waited."""
+        """Add the newest frame of a camera. Returns False when it replaced a waiting frame."""
         with self._changed:
             replaced = frame.camera in self._frames
             self._frames[frame.camera] = frame
@@ -87,7 +90,7 @@ class Inbox:
         return not replaced
 
     def put_question(self, queued: QueuedQuestion, limit: int) -> bool:
-        """Leave a planner's question. Returns False when closed or `limit` about its camera wait already."""
+        """Add a planner's question. Returns False when closed, or when `limit` questions about its camera wait."""
         with self._changed:
             if not self.is_open or self._questions.counts().get(queued.camera, 0) >= limit:
                 return False
@@ -96,7 +99,7 @@ class Inbox:
         return True
 
     def put_standing(self, queued: QueuedQuestion) -> bool:
-        """Leave a standing question, however many wait. Returns False when closed."""
+        """Add a standing question; there is no limit. Returns False when closed."""
         with self._changed:
             if not self.is_open:
                 return False
@@ -105,16 +108,16 @@ class Inbox:
         return True
 
     def put_reset(self, camera: str) -> None:
-        """Have a camera forgotten, its waiting frame at once."""
+        """Add a request to forget a camera's state. The camera's waiting frame is dropped at once."""
         with self._changed:
             self._frames.pop(camera, None)
             self._resets.append(Reset(camera))
             self._changed.notify()
 
     def next(self, wait_s: float | None = None) -> Reset | QueuedQuestion | Frame | None:
-        """Wait for the next thing to do. None when closed.
+        """Wait for the next item and take it. Returns None when closed.
 
-        wait_s: gives None after so many seconds with nothing to do; None waits for ever.
+        wait_s: return None when there is no item after this many seconds. None: wait without limit.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._resets or len(self) or self._frames or not self.is_open, wait_s)
@@ -123,27 +126,27 @@ class Inbox:
             return self._resets.popleft() if self._resets else self._next_by_lane()
 
     def take_frame(self, camera: str) -> Frame | None:
-        """Take a camera's waiting frame out of turn."""
+        """Take a camera's waiting frame before its turn."""
         with self._changed:
             return self._frames.pop(camera, None)
 
     def take_leaving(self, default_timeout_s: float) -> list[QueuedQuestion]:
-        """Take out the questions that were cancelled or are late; all of them when closed."""
+        """Take all questions that were cancelled or timed out. When closed, take all questions."""
 
-        def leaves(queued: QueuedQuestion) -> bool:
+        def is_leaving(queued: QueuedQuestion) -> bool:
             return not self.is_open or queued.is_cancelled or queued.is_late(default_timeout_s)
 
         with self._changed:
-            return [*self._questions.take_where(leaves), *self._standing.take_where(leaves)]
+            return [*self._questions.take_where(is_leaving), *self._standing.take_where(is_leaving)]
 
     def close(self) -> None:
-        """Let `next` return None and take no more questions."""
+        """Refuse new questions, and let `next` return None."""
         with self._changed:
             self.is_open = False
             self._changed.notify()
 
     def _next_by_lane(self) -> QueuedQuestion | Frame | None:
-        """From the first lane that is not empty, unless another was skipped often enough."""
+        """Take from the first lane that is not empty, or from a lane that was skipped MOST_SKIPPED times."""
         lanes: tuple[tuple[Sized, Callable[[], QueuedQuestion | Frame]], ...] = (
             (self._questions, self._questions.take),
             (self._standing, self._standing.take),

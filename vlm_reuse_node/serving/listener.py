@@ -1,4 +1,4 @@
-"""Listeners of the model's thread: their failures are their own."""
+"""Calls listeners from the model's thread, which continues when a listener fails."""
 
 import logging
 from collections.abc import Callable
@@ -7,11 +7,11 @@ from typing import Any
 _log = logging.getLogger(__name__)
 
 
-def tell(listener: Callable[..., None] | None, *news: Any) -> None:
-    """Call a listener, if there is one; the model goes on whatever it raises."""
+def notify(listener: Callable[..., None] | None, *arguments: Any) -> None:
+    """Call a listener, if there is one. Whatever it raises is logged, not raised."""
     if listener is None:
         return
     try:
-        listener(*news)
+        listener(*arguments)
     except Exception:
-        _log.exception('A listener failed; the model goes on.')
+        _log.exception('A listener failed; the model continues.')

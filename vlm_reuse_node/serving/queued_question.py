@@ -1,4 +1,4 @@
-"""The record of a question that waits for the model."""
+"""The record of a waiting question."""
 
 import time
 from collections.abc import Callable
@@ -14,10 +14,14 @@ from vlm_reuse_node.session.question import Question
 
 @dataclass(frozen=True, eq=False)
 class QueuedQuestion:
-    """A question that waits. Its future stays pending until the answer, so that it can be cancelled at any time.
+    """A question that waits for the model. Its future stays pending until the answer, so it can always be cancelled.
 
-    now_ns: the node clock at the asking. cold: answer from nothing. cancel: set to cancel. listener: told of progress,
-    on the model's thread. asked_s: the steady clock. is_standing: no planner waits for it.
+    now_ns: time of the question on the node's clock.
+    cold: answer cold-dense.
+    cancel: set this event to cancel the question.
+    listener: called with progress on the model's thread.
+    asked_s: time of the question on the steady clock.
+    is_standing: whether it comes from a standing question, so that no planner waits for it.
     """
 
     camera: str
@@ -32,10 +36,10 @@ class QueuedQuestion:
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether nobody wants the answer any more."""
+        """Whether the question was cancelled, by its future or its event."""
         return self.future.cancelled() or (self.cancel is not None and self.cancel.is_set())
 
     def is_late(self, default_timeout_s: float) -> bool:
-        """Whether its time has passed; an invalid timeout is left to the session."""
+        """Whether the question has timed out. The session refuses an invalid timeout."""
         timeout_s = self.question.timeout_s or default_timeout_s
         return isinstance(timeout_s, Real) and 0 < timeout_s <= time.perf_counter() - self.asked_s

@@ -1,4 +1,4 @@
-"""One picture and two questions before the first real ones."""
+"""A test run of a loaded model: one frame and two questions."""
 
 import numpy as np
 
@@ -12,13 +12,14 @@ from vlm_reuse_node.session.scene_session import SceneSession
 
 
 def rehearse(vlm: Vlm, config: Config) -> None:
-    """Answer once before the first real question: kernels are compiled, and a model that cannot run is found now.
+    """Answer two questions about a grey frame. This compiles the kernels, and finds a model that cannot run.
 
-    Raises ModelError when it cannot, ConfigError when config.system_prompt holds special tokens of the model.
+    Raises ModelError when the model cannot answer. Raises ConfigError when config.system_prompt holds special tokens of
+    the model.
     """
     session = SceneSession(vlm, config)
     grey = Frame(np.full((480, 640, 3), 128, np.uint8))
     for question in (Question('what is this?', max_tokens=2), Question('what is this?', choices=('a', 'b'))):
         answer = session.ask(question, now_ns=0, newest=lambda: grey)
         if answer.status in (Status.MODEL_ERROR, Status.NO_IMAGE):
-            raise ModelError(f"The model '{vlm.name}' loads but cannot answer. {answer.message}")
+            raise ModelError(f"The model '{vlm.name}' was loaded but cannot answer. {answer.message}")

@@ -12,7 +12,7 @@ from vlm_reuse_node.session.question import Question
 
 @dataclass(frozen=True)
 class Region:
-    """A part of a camera's picture: left, top, width and height in its pixels. Width and height 0: all of it."""
+    """A part of a camera's picture: left, top, width and height in pixels. Width and height 0: the whole picture."""
 
     x: int = 0
     y: int = 0
@@ -20,9 +20,9 @@ class Region:
     height: int = 0
 
     def touches(self, cells: np.ndarray, size: tuple[int, int]) -> bool:
-        """Whether one of these cells, (rows, columns) bool, lies in it or at its border.
+        """Whether one of these cells, (rows, columns) bool, overlaps the region.
 
-        size: (height, width) of the picture, which the cells cover evenly. A region outside the picture touches none.
+        size: (height, width) of the picture; the cells cover it evenly. A region outside the picture overlaps no cell.
         """
         if not self.width:
             return bool(cells.any())
@@ -34,7 +34,7 @@ class Region:
         return bool(cells[rows, columns].any())
 
     def check(self, size: tuple[int, int] | None) -> None:
-        """Refuse a region that nothing would ever touch. size: (height, width) of the camera's picture, where known.
+        """Refuse a region that no cell can overlap. size: (height, width) of the camera's picture; None: not known.
 
         Raises InvalidRequestError.
         """
@@ -45,7 +45,7 @@ class Region:
         if size and self.width and (self.x >= size[1] or self.y >= size[0]):
             raise InvalidRequestError(
                 f'region begins at {self.x}, {self.y}, outside the picture of {size[1]} x {size[0]} px; '
-                'expected pixels of it.'
+                'expected a region inside it.'
             )
 
 
@@ -53,9 +53,11 @@ class Region:
 class Watch:
     """A standing question.
 
-    watch_id: names it, above 0, never given twice in a process. question: with choices. margin: how much more probable
-    another choice must be than the one that holds before it takes its place. answer: the one that holds, None before
-    the first.
+    watch_id: its number, 1 or more; a process never uses a number twice.
+    question: a question with choices.
+    margin: how much more probable another choice must be than the current answer to replace it.
+    region: the part of the picture that the answer depends on.
+    answer: the current answer; None before the first.
     """
 
     watch_id: int
@@ -66,7 +68,7 @@ class Watch:
     answer: Answer | None = None
 
     def check(self, size: tuple[int, int] | None) -> None:
-        """Refuse a question that cannot stand; size as for `Region.check`. Raises InvalidRequestError."""
+        """Check a standing question; size as for `Region.check`. Raises InvalidRequestError."""
         if len(self.question.choices) < 2:
             raise InvalidRequestError(
                 f'A standing question needs at least 2 choices; got {len(self.question.choices)}.'
@@ -76,7 +78,7 @@ class Watch:
         self.region.check(size)
 
     def is_replaced_by(self, answer: Answer) -> bool:
-        """Whether an answer takes the place of the one that holds."""
+        """Whether an answer replaces the current one."""
         if self.answer is None:
             return True
         held, new = self.answer.choice_index, answer.choice_index

@@ -1,6 +1,6 @@
-"""Standing questions: asked again only when cells that they depend on changed, told only when their answer did.
+"""Standing questions: asked again only when cells in their region changed, reported only when their answer changed.
 
-No MLX and no ROS; the worker says what was refreshed and puts the questions to the model.
+No MLX and no ROS. The worker reports every refresh, and asks the model.
 """
 
 import math
@@ -21,12 +21,12 @@ MOST_WATCHES = 64
 
 
 class Watches:
-    """All standing questions. Thread-safe; each waits at the model at most once.
+    """All standing questions. Thread-safe. Each of them waits for the model at most once at a time.
 
-    A question that got no answer (the model failed, there was no picture) is asked again with the next picture.
+    A question that got no answer (the model failed, or there was no picture) is asked again with the next picture.
     """
 
-    _ids = count(1)  # of the process: one that somebody remembers names nothing else later
+    _ids = count(1)  # shared by all instances: an old id never refers to a new question
 
     def __init__(
         self,
@@ -35,55 +35,57 @@ class Watches:
     ):
         """Start without any.
 
-        ask: puts a question to the model, which answers the future; takes the node clock's time, ns.
-        on_answer: called on the model's thread with a watch that has a new answer, and the one that held before.
+        ask: queues a question for the model, which sets the future. Called with the time on the node's clock, ns.
+        on_answer: called on the model's thread with a watch that has a new answer, and with the previous answer.
         """
         self._ask, self._on_answer = ask, on_answer
         self._lock = Lock()
         self._watches: dict[int, Watch] = {}
         self._waiting: dict[int, Future[Answer]] = {}
         self._unanswered: set[int] = set()
-        self._unsure: set[int] = set()  # those whose last answer came from a patched state
+        self._approximate: set[int] = set()  # watches whose last answer came from a patched state
 
     def add(self, watch: Watch, now_ns: int, size: tuple[int, int] | None = None) -> tuple[Watch, Future[Answer]]:
         """Keep a standing question and ask it for the first time.
 
-        size: (height, width) of the camera's picture, None while it is not known. Its watch_id is given here.
-        Raises InvalidRequestError for one that cannot stand, and when MOST_WATCHES stand already.
+        size: (height, width) of the camera's picture; None while it is not known. Returns the watch with its new
+        watch_id, and the future of its first answer. Raises InvalidRequestError for an invalid watch, and when there
+        are MOST_WATCHES already.
         """
         watch.check(size)
         lasting = replace(watch.question, max_age_s=math.inf, timeout_s=math.inf)
         with self._lock:
             if len(self._watches) >= MOST_WATCHES:
-                raise InvalidRequestError(f'{MOST_WATCHES} questions stand already; remove one first.')
+                raise InvalidRequestError(f'At most {MOST_WATCHES} standing questions are allowed; remove one first.')
             watch = replace(watch, watch_id=next(self._ids), question=lasting, answer=None)
             self._watches[watch.watch_id] = watch
-            future = self._waits(watch)
+            future = self._new_future(watch)
         self._ask(watch, now_ns, future)
         return watch, future
 
     def remove(self, watch_id: int) -> None:
-        """Forget a standing question. Raises InvalidRequestError for a watch_id that names none."""
+        """Remove a standing question. Raises InvalidRequestError for an unknown watch_id."""
         with self._lock:
             if self._watches.pop(watch_id, None) is None:
                 raise InvalidRequestError(
-                    f'There is no standing question {watch_id}; there are {sorted(self._watches) or "none"}.'
+                    f'There is no standing question {watch_id}; known are {sorted(self._watches) or "none"}.'
                 )
             self._unanswered.discard(watch_id)
-            self._unsure.discard(watch_id)
+            self._approximate.discard(watch_id)
             waiting = self._waiting.pop(watch_id, None)
         if waiting:
             waiting.cancel()
 
     def all(self) -> list[Watch]:
-        """Every standing question, the oldest first."""
+        """All standing questions, the oldest first."""
         with self._lock:
             return list(self._watches.values())
 
     def see(self, frame: Frame, refresh: Refresh) -> None:
-        """Ask again what depends on the cells that this refresh changed. Called on the model's thread.
+        """Ask the questions again that this refresh affects. Called on the model's thread.
 
-        And, when everything was computed, what was answered from a patched state: that answer was approximate.
+        These are the questions with a changed cell in their region, and those without an answer. After a refresh of the
+        whole frame they include those whose last answer came from a patched state, because it was approximate.
         """
         is_whole = refresh.level in (Level.FRAME, Level.FULL)
         with self._lock:
@@ -94,22 +96,22 @@ class Watches:
                 and watch.watch_id not in self._waiting
                 and (
                     watch.watch_id in self._unanswered
-                    or (is_whole and watch.watch_id in self._unsure)
+                    or (is_whole and watch.watch_id in self._approximate)
                     or watch.region.touches(refresh.changed, frame.size)
                 )
             ]
-            asked = [(watch, self._waits(watch)) for watch in due]
-        for watch, future in asked:
+            waiting = [(watch, self._new_future(watch)) for watch in due]
+        for watch, future in waiting:
             self._ask(watch, frame.received_ns or frame.stamp_ns, future)
 
-    def _waits(self, watch: Watch) -> Future[Answer]:
-        """Begin to wait for an answer; its future exists before the model knows of it, so that none is missed."""
+    def _new_future(self, watch: Watch) -> Future[Answer]:
+        """Create the future of an answer. It exists before the question is queued, so no answer is missed."""
         future = self._waiting[watch.watch_id] = Future()
-        future.add_done_callback(partial(self._take, watch.watch_id))
+        future.add_done_callback(partial(self._on_done, watch.watch_id))
         return future
 
-    def _take(self, watch_id: int, future: Future[Answer]) -> None:
-        """Note an answer; tell it when it takes the place of the one that held."""
+    def _on_done(self, watch_id: int, future: Future[Answer]) -> None:
+        """Record an answer, and report it when it replaces the current one."""
         answer = None if future.cancelled() else future.result()
         with self._lock:
             self._waiting.pop(watch_id, None)
@@ -117,13 +119,13 @@ class Watches:
                 return
             self._unanswered.discard(watch_id)
             if answer is None or answer.status is not Status.OK:
-                if answer is None or answer.status is not Status.INVALID_REQUEST:  # that stays so without a change
+                if answer is None or answer.status is not Status.INVALID_REQUEST:  # invalid until a cell changes
                     self._unanswered.add(watch_id)
                 return
             if answer.exact:
-                self._unsure.discard(watch_id)
+                self._approximate.discard(watch_id)
             else:
-                self._unsure.add(watch_id)
+                self._approximate.add(watch_id)
             if not watch.is_replaced_by(answer):
                 return
             self._watches[watch_id] = replace(watch, answer=answer)

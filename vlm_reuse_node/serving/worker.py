@@ -1,6 +1,6 @@
-"""The worker: one thread with one model, fed from any thread.
+"""The worker: one thread with one model. Any thread may call its methods.
 
-Everything hands it frames and questions and never blocks. Of the frames, only the newest of each camera waits.
+Handing over a frame or a question never blocks. Only the newest frame of each camera waits.
 """
 
 import threading
@@ -16,7 +16,7 @@ from vlm_reuse_node.model.loading import device_bytes
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Refresh
 from vlm_reuse_node.serving.inbox import Inbox
-from vlm_reuse_node.serving.listener import tell
+from vlm_reuse_node.serving.listener import notify
 from vlm_reuse_node.serving.model_loop import ModelLoop
 from vlm_reuse_node.serving.queued_question import QueuedQuestion
 from vlm_reuse_node.serving.watch import Watch
@@ -26,7 +26,7 @@ from vlm_reuse_node.session.answer import Answer, Status
 from vlm_reuse_node.session.progress import Progress
 from vlm_reuse_node.session.question import Question
 
-# Interval of the `meanwhile` callbacks, seconds.
+# Interval of the `meanwhile` callback, seconds.
 MEANWHILE_S = 1.0
 
 
@@ -40,24 +40,26 @@ class ModelWorker:
         on_refused: Callable[[Frame, ImageError], None] | None = None,
         on_watch: Callable[[Watch, Answer | None], None] | None = None,
     ):
-        """Prepare; nothing is loaded and no thread runs until `start`.
+        """Prepare. `start` loads the model and starts the thread.
 
-        on_refresh: called on the worker's thread after each observed frame; it must not block.
-        on_refused: likewise after each frame that the model cannot take, such as one far too wide.
-        on_watch: likewise with a standing question that has a new answer, and the answer that held before.
+        All callbacks run on the worker's thread and must not block.
+        on_refresh: called after each observed frame.
+        on_refused: called after each frame that the model cannot take, such as an extremely wide one.
+        on_watch: called with a standing question that has a new answer, and with its previous answer.
         """
         self._config, self._on_refresh = config, on_refresh
         self._inbox, self._tally = Inbox(), Tally()
-        self._watches = Watches(self._ask_standing, partial(tell, on_watch))
+        self._watches = Watches(self._ask_standing, partial(notify, on_watch))
         self._loop = ModelLoop(config, self._inbox, self._tally, self._on_frame_refreshed, on_refused)
         self._ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name='model', daemon=True)
 
     def start(self, meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Start the thread and load the model on it; returns when it is ready. Once in a worker's life.
+        """Start the thread and load the model on it. Returns when the model is ready. Call it once.
 
-        meanwhile: called every second until then. Raises ModelError when the model cannot be loaded (the thread has
-        ended then), ConfigError when system_prompt holds special tokens of the model.
+        meanwhile: called every second while the model loads.
+        Raises ModelError when the model cannot be loaded, and ConfigError when system_prompt holds special tokens of
+        the model. The thread has ended then.
         """
         self._thread.start()
         while not wait([self._ready], MEANWHILE_S).done:
@@ -65,13 +67,13 @@ class ModelWorker:
         try:
             self._ready.result()
         except Exception:
-            self._thread.join()  # MLX aborts a process that ends under a thread which still gives back its streams
+            self._thread.join()  # MLX aborts the process if it exits while this thread still frees its streams
             raise
 
     def observe(self, frame: Frame) -> bool:
-        """Hand over a frame of `frame.camera`; never blocks.
+        """Hand over a frame of `frame.camera`. Never blocks.
 
-        Returns False when an older frame still waited and was replaced.
+        Returns False when it replaced an older frame that still waited.
         Raises ImageError('camera', ...) for a camera that is not configured.
         """
         if frame.camera not in self._config.cameras:
@@ -86,14 +88,14 @@ class ModelWorker:
         cancel: Event | None = None,
         listener: Callable[[Progress], None] | None = None,
     ) -> Future[Answer]:
-        """Queue a question; never blocks and never raises: whatever goes wrong is the answer's status.
+        """Queue a question. Never blocks and never raises: every error becomes the answer's status.
 
-        camera: '' takes the first configured one; an unknown one is INVALID_REQUEST.
-        now_ns: the node clock's time of asking (may be simulated); used for the image age only. Latency, the time
-            waited in the queue included, is measured with the steady clock.
-        cancel: set it to stop at the next token; the Future then gives a CANCELLED answer. `Future.cancel()`
-            stops the work too, at any time before the answer, and no answer is given.
-        listener: told of progress on the worker's thread; it must not block.
+        camera: '' is the first configured camera; an unknown camera gives INVALID_REQUEST.
+        now_ns: time of the question on the node's clock (may be simulated). It is used for the image age only. Latency,
+            with the time in the queue, is measured with the steady clock.
+        cancel: set this event to stop at the next token; the future then gets a CANCELLED answer. `Future.cancel()`
+            stops the work too, at any time before the answer; the future then gets no answer.
+        listener: called with progress on the worker's thread; it must not block.
         """
         return self._queue(QueuedQuestion(camera or self._config.cameras[0], question, now_ns, False, cancel, listener))
 
@@ -105,14 +107,15 @@ class ModelWorker:
         cancel: Event | None = None,
         listener: Callable[[Progress], None] | None = None,
     ) -> Future[Answer]:
-        """Like `ask`, computed from nothing on the cached frame: the reference that `ask` is compared with."""
+        """Like `ask`, but cold-dense: computed from nothing on the cached frame. This is the reference for `ask`."""
         return self._queue(QueuedQuestion(camera or self._config.cameras[0], question, now_ns, True, cancel, listener))
 
     def watch(self, watch: Watch, now_ns: int) -> tuple[Watch, Future[Answer]]:
-        """Keep a standing question (camera '': the first), and its first answer; see `Watches`. Never blocks.
+        """Add a standing question (camera '': the first); see `Watches`. Never blocks.
 
-        The answer may be NO_IMAGE: the question is asked again with the first frame. One that is INVALID_REQUEST is
-        asked again only with what changes; remove it. Raises InvalidRequestError for what cannot stand.
+        Returns the watch and the future of its first answer. After NO_IMAGE the question is asked again with the first
+        frame. After INVALID_REQUEST remove it: it would be asked again with every change of its region.
+        Raises InvalidRequestError for an invalid watch.
         """
         watch = replace(watch, camera=watch.camera or self._config.cameras[0])
         if watch.camera not in self._config.cameras:
@@ -120,15 +123,15 @@ class ModelWorker:
         return self._watches.add(watch, now_ns, self._loop.size_of(watch.camera))
 
     def unwatch(self, watch_id: int) -> None:
-        """Forget a standing question. Raises InvalidRequestError for a watch_id that names none."""
+        """Remove a standing question. Raises InvalidRequestError for an unknown watch_id."""
         self._watches.remove(watch_id)
 
     def watches(self) -> list[Watch]:
-        """Every standing question, the oldest first."""
+        """All standing questions, the oldest first."""
         return self._watches.all()
 
     def reset(self, camera: str = '') -> None:
-        """Forget a camera's frame and state ('': every camera's), a waiting frame included; never blocks.
+        """Forget a camera's frame and state, and its waiting frame. camera '': every camera. Never blocks.
 
         Questions get NO_IMAGE until the next frame.
         """
@@ -137,10 +140,10 @@ class ModelWorker:
                 self._inbox.put_reset(name)
 
     def configure(self, config: Config) -> None:
-        """Take new values of the live parameters from the next question or frame on.
+        """Use new values of the live parameters, from the next question or frame on.
 
-        A camera that is no longer named is forgotten, its state and its waiting questions; standing ones stay, and go
-        on when it comes back. Raises ConfigError when a parameter that is not live differs.
+        A removed camera loses its state, and its waiting questions are refused. Its standing questions stay, and
+        continue when the camera is added again. Raises ConfigError when a parameter that is not live differs.
         """
         fixed = [
             parameter.name
@@ -156,9 +159,9 @@ class ModelWorker:
             self._inbox.put_reset(camera)
 
     def stop(self, meanwhile: Callable[[], None] = lambda: None) -> None:
-        """End the thread after the running step; every open question is answered CANCELLED. May be called twice.
+        """End the thread after the step that is running. Open questions are answered CANCELLED. May be called twice.
 
-        meanwhile: called every second until it has ended.
+        meanwhile: called every second until the thread has ended.
         """
         self._inbox.close()
         if self._thread is threading.current_thread():
@@ -169,22 +172,22 @@ class ModelWorker:
                 meanwhile()
 
     def stats(self) -> WorkerStats:
-        """The counts now; never blocks on the model."""
+        """The current counts. Never waits for the model."""
         return self._tally.stats(self._inbox.waiting(), len(self._watches.all()), device_bytes())
 
     def _queue(self, queued: QueuedQuestion) -> Future[Answer]:
-        """Put a question in the inbox, or answer it at once when it cannot wait there."""
+        """Put a question into the inbox, or answer it at once when the inbox does not take it."""
         limit = self._config.queue_size
         if queued.camera not in self._config.cameras:
             self._loop.refuse(queued, Status.INVALID_REQUEST, self._config.unknown_camera(queued.camera))
         elif not self._inbox.put_question(queued, limit):
             if self._inbox.is_open:
                 message = (
-                    f"{limit} questions about camera '{queued.camera}' wait already (queue_size); ask again later."
+                    f"{limit} questions about camera '{queued.camera}' already wait (queue_size); ask again later."
                 )
                 self._loop.refuse(queued, Status.BUSY, message)
             else:
-                self._loop.refuse(queued, Status.CANCELLED, 'The model does not run any more; start the node again.')
+                self._loop.refuse(queued, Status.CANCELLED, 'The model is not running any more; start the node again.')
         return queued.future
 
     def _ask_standing(self, watch: Watch, now_ns: int, future: Future[Answer]) -> None:
@@ -195,10 +198,10 @@ class ModelWorker:
     def _on_frame_refreshed(self, frame: Frame, refresh: Refresh) -> None:
         self._tally.last_error = ''
         self._watches.see(frame, refresh)
-        tell(self._on_refresh, frame, refresh)
+        notify(self._on_refresh, frame, refresh)
 
     def _run(self) -> None:
-        """The thread."""
+        """The body of the thread."""
         try:
             self._loop.load()
         except Exception as error:

@@ -1,4 +1,4 @@
-"""What the worker counts, and a snapshot of it."""
+"""The worker's counts, and a snapshot of them."""
 
 import threading
 from collections import Counter
@@ -13,13 +13,13 @@ class WorkerStats:
     """A snapshot of the worker's counts.
 
     model: the loaded model's name, '' before `start`.
-    waiting: planners' questions that wait now, by camera, the running one not counted.
-    answers: answers given, by status name.
-    last_error: the newest failure of the model; '' when a picture was taken since.
+    waiting: number of planners' questions that wait now, by camera; without the one that is being answered.
+    answers: number of answers, by status name.
+    last_error: the newest failure of the model; '' after a frame was observed without failure.
     held: frames and bytes of each camera's state.
-    audits: what each camera's drift audit has counted.
-    watches: standing questions.
-    device_bytes: what MLX holds: the weights, every state, and buffers it keeps for reuse.
+    audits: counts of each camera's drift audit.
+    watches: number of standing questions.
+    device_bytes: memory held by MLX: the weights, every state, and buffers for reuse.
     """
 
     model: str
@@ -33,10 +33,10 @@ class WorkerStats:
 
 
 class Tally:
-    """Counts that the model's thread writes and any thread reads."""
+    """Counts that the model's thread updates and any thread reads."""
 
     def __init__(self) -> None:
-        """Start at nothing."""
+        """Start with all counts at 0."""
         self._lock = threading.Lock()
         self._answers: Counter[str] = Counter()
         self._held: dict[str, tuple[int, int]] = {}
@@ -45,17 +45,17 @@ class Tally:
         self.last_error = ''
 
     def count_answer(self, status: Status) -> None:
-        """Add one answer."""
+        """Count one answer."""
         with self._lock:
             self._answers[str(status)] += 1
 
     def note_states(self, held: dict[str, tuple[int, int]], audits: dict[str, AuditCounts]) -> None:
-        """Take over what the sessions hold and have counted, by camera."""
+        """Record what each session holds and what its audit counted, by camera."""
         with self._lock:
             self._held, self._audits = held, audits
 
     def stats(self, waiting: dict[str, int], watches: int, device_bytes: int) -> WorkerStats:
-        """The counts now."""
+        """The current counts."""
         with self._lock:
             return WorkerStats(
                 self.model,
