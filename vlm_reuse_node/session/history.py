@@ -66,8 +66,6 @@ class History:
         raise between two chunks: the state has no live frame then, or still the old one, and can be refreshed again.
         """
         room, keyframes = self._room(state, config), len(state.frames) - state.has_live
-        if self._next and len(self._next.frames) + len(self._waiting) > room:
-            self.stop()
         is_due = (
             room > 0 and self._is_due(state, scene_changed, config) and encoded.frame is not state.live.frame
         )  # which is only computed again
