@@ -209,7 +209,7 @@ class Refresher:
         if change is None:
             self._detector = ChangeDetector(frame.rgb, frame.stamp_ns, *encoded.grid, self._vlm.family.cell_px)
             self._computed_ns = np.full(encoded.grid, frame.stamp_ns, np.int64)
-        if paid < 2 * plan.refreshed.size:  # not when a whole history was computed
+        if paid <= self.state.tokens / len(self.state.frames):  # not when more than one frame was computed
             level = Level.PATCH if plan.level == Level.PATCH else Level.FRAME
             self._planner.learn(level, int(plan.refreshed.sum()), total_ms)
         return {'vision_ms': vision_ms, 'prefill_ms': total_ms - vision_ms}, plan
