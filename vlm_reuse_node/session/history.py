@@ -67,8 +67,6 @@ class History:
         refreshed again.
         """
         room, keyframes = self._room(state, config), len(state.frames) - state.has_live
-        if self._next and len(self._next.frames) + len(self._waiting) > room:
-            self.stop()
         is_due = (
             room > 0 and self._is_due(state, scene_changed, config) and encoded.frame is not state.live.frame
         )  # the same frame again does not become a keyframe
