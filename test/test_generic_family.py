@@ -99,8 +99,7 @@ def test_an_expanded_prompt_has_the_tokens_of_the_processor(vlm, upstream, sizes
     assert ours(vlm, TEXT, *prepared(vlm, pictures))[0] == batch(upstream, TEXT, pictures)[0][0].tolist()
 
 
-@pytest.mark.numeric
-@pytest.mark.parametrize('sizes', SIZES)
+@pytest.mark.parametrize('sizes', [*SIZES[:2], pytest.param(SIZES[2], marks=pytest.mark.numeric)])
 def test_cold_logits_equal_the_library_s_own_forward(vlm, upstream, sizes):
     pictures = frames(sizes)
     ids, others = batch(upstream, TEXT, pictures)
@@ -318,12 +317,28 @@ def test_a_model_whose_pictures_are_seen_in_both_directions_is_refused(upstream,
         generic.Family(model, processor)
 
 
-def test_a_model_whose_own_forward_knows_more_is_refused(upstream, monkeypatch):
-    model, processor = upstream
+def with_other_logits(model, change, monkeypatch):
+    """Let the model's own forward give what `change` makes of its logits."""
     plain = type(model).__call__
     monkeypatch.setattr(
-        type(model), '__call__', lambda *args, **kwargs: SimpleNamespace(logits=plain(*args, **kwargs).logits[:, ::-1])
+        type(model), '__call__', lambda *args, **kwargs: SimpleNamespace(logits=change(plain(*args, **kwargs).logits))
     )
+
+
+@pytest.mark.parametrize('change', [lambda logits: logits[:, ::-1], lambda logits: 1.001 * logits])
+def test_a_model_whose_own_forward_knows_more_is_refused(upstream, monkeypatch, change):
+    model, processor = upstream
+    with_other_logits(model, change, monkeypatch)
+    with pytest.raises(ModelError, match='off its own forward'):
+        generic.Family(model, processor)
+
+
+@pytest.mark.parametrize('kind', [mx.float16, mx.bfloat16])
+def test_half_precision_is_served_and_its_noise_hides_no_fault(model_dir, monkeypatch, kind):
+    model, processor = mlx_vlm.load(str(model_dir))
+    model.set_dtype(kind)
+    generic.Family(model, processor)
+    with_other_logits(model, lambda logits: logits[:, ::-1], monkeypatch)
     with pytest.raises(ModelError, match='off its own forward'):
         generic.Family(model, processor)
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from blas import kernel
+from blas import kernel, main
 
 TESTS = Path(__file__).parent
 # OpenBLAS's name of a kernel -> what the processor needs to run it.
@@ -19,6 +19,10 @@ KERNELS = {
 PROCESSOR = Path('/proc/cpuinfo')
 
 pytestmark = pytest.mark.skipif(not kernel(), reason='no OpenBLAS is preloaded (LD_PRELOAD; tools/env.sh does it)')
+
+
+def test_nothing_is_run_under_another_kernel_than_the_expected_one():
+    assert main(['Other', '--no-such-option']) == f"The kernel is '{kernel()}'; expected 'Other'."
 
 
 def run(expected, files, environment):
@@ -44,7 +48,8 @@ def test_the_bounds_hold_under_another_kernel(name):
     flags = PROCESSOR.read_text().split() if PROCESSOR.exists() else []
     if missing := KERNELS[name].difference(flags):
         pytest.skip(f'this processor has no {", ".join(sorted(missing))}')
-    files = [path for path in sorted(TESTS.glob('test_*.py')) if '@pytest.mark.numeric' in path.read_text()]
+    others = [path for path in sorted(TESTS.glob('test_*.py')) if path != Path(__file__)]
+    files = [path for path in others if 'pytest.mark.numeric' in path.read_text()]
     assert ' passed' in run(name, files, {'OPENBLAS_CORETYPE': name})
 
 

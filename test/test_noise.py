@@ -68,6 +68,11 @@ def test_what_is_no_number_is_within_no_bound():
     assert not noise.apart(mx.ones(2), mx.ones(2)) < noise.bound(mx.ones(2), lambda given: none)
 
 
+def test_results_of_other_shapes_are_not_compared():
+    with pytest.raises(ValueError, match=r'shapes \(2,\) and \(1,\)'):
+        noise.apart(mx.ones(2), mx.ones(1))
+
+
 @dataclass(frozen=True)
 class Prompt:
     """Two pictures and a question, all that forward calls are given. features: of each picture, mx (cells, width)."""
@@ -120,7 +125,7 @@ def bounds(prompt):
 
 
 @pytest.mark.numeric
-@pytest.mark.parametrize('limit', [1, 7, 40])
+@pytest.mark.parametrize('limit', [1, 7])
 def test_the_same_prompt_in_other_calls_is_within_the_bound(prompt, expected, bounds, limit):
     for found, right, bound in zip(prompt.run(prompt.embeddings, limit), expected, bounds):
         assert noise.apart(found, right) < bound

@@ -21,8 +21,16 @@ FACTOR = 8.0
 
 
 def apart(one: Any, other: Any) -> float:
-    """Largest difference between two results: arrays, or lists of arrays, of equal shapes. NaN where either has one."""
-    return float(np.max([np.abs(a - b).max() for a, b in zip(arrays(one), arrays(other), strict=True)]))
+    """Largest difference between two results: arrays, or lists of arrays. NaN where either has one.
+
+    Raises ValueError for results of different shapes.
+    """
+    largest = []
+    for a, b in zip(arrays(one), arrays(other), strict=True):
+        if a.shape != b.shape:
+            raise ValueError(f'Results of shapes {a.shape} and {b.shape} were compared; expected the same shape.')
+        largest.append(np.abs(a - b).max())
+    return float(np.max(largest))
 
 
 def floor(
