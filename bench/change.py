@@ -1,4 +1,4 @@
-"""The change detector: its time, what it pays while nothing happens, and what it misses.
+"""The change detector: its time, what it pays while nothing happens, and what it misses; and the overlay's time.
 
 Pictures are the demo's generated tabletop, on the grid of the embedded model and on that of a Qwen2.5-VL model at full
 size; both see the same pictures. Written as JSON:
@@ -8,6 +8,8 @@ times   one picture's comparison, shrinking included, OpenCV on one thread: proc
         time on the clock (wall_ms_*), of `pictures` of them. flicker: every picture is compared twice, as it is and
         with the exposure taken out; move: an object moves, and pan: the whole picture does, by 1 % of its width; every
         picture is taken for the cached one then, and it is told what is new in it
+overlay drawing the overlay of `pictures` pictures, half of the cells paid for and a quarter put off: processor time
+        of the thread
 paid    cells paid per picture, of all, while nothing but noise or flicker happens: at level `frame`, where one stale
         cell pays for the whole picture, and cell by cell (the stale ones alone). oldest_s: longest doubt of a cell
 events  an object of the smallest size appears, moves by a quarter of a cell, or changes colour. A cell is touched when
@@ -31,6 +33,9 @@ from vlm_reuse_node.config import Config
 from vlm_reuse_node.demo import tabletop
 from vlm_reuse_node.demo.tabletop import Sensor, Tabletop
 from vlm_reuse_node.scene.change import ChangeDetector
+from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.scene.overlay import draw_overlay
+from vlm_reuse_node.scene.refresh import Level, Refresh
 
 OUTPUT = Path(__file__).parents[1] / 'out' / 'bench' / 'change.json'
 CELL_PX = 28
@@ -75,14 +80,27 @@ def time_compare(size: tuple[int, int], grid: tuple[int, int], situation: str, p
             detector.news(change.stale, CONFIG)
         wall.append(1e3 * (time.perf_counter() - times[0]))
         cpu.append(1e3 * (time.thread_time() - times[1]))
+    return {'situation': situation, 'pictures': pictures, **percentiles('cpu', cpu), **percentiles('wall', wall)}
+
+
+def time_overlay(size: tuple[int, int], grid: tuple[int, int], pictures: int) -> dict:
+    """Times of drawing, in ms."""
+    rgb = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
+    refreshed, deferred = np.zeros((2, *grid), bool)
+    refreshed[::2], deferred[1::4] = True, True
+    refresh = Refresh('camera', 0, '', Level.FRAME, 'some cells changed', refreshed, deferred, changed=refreshed)
+    cpu = []
+    for _ in range(pictures):
+        started = time.thread_time()
+        draw_overlay(Frame(rgb), refresh)
+        cpu.append(1e3 * (time.thread_time() - started))
+    return {'pictures': pictures, **percentiles('cpu', cpu)}
+
+
+def percentiles(name: str, times_ms: list[float]) -> dict[str, float]:
+    """Median and 95th percentile, named."""
     return {
-        'situation': situation,
-        'pictures': pictures,
-        **{
-            f'{name}_ms_{what}': float(np.percentile(values, percent))
-            for name, values in (('cpu', cpu), ('wall', wall))
-            for what, percent in (('median', 50), ('p95', 95))
-        },
+        f'{name}_ms_{what}': float(np.percentile(times_ms, percent)) for what, percent in (('median', 50), ('p95', 95))
     }
 
 
@@ -202,6 +220,15 @@ def measure_times(pictures: int) -> list[dict]:
     ]
 
 
+def measure_overlay(pictures: int) -> list[dict]:
+    """Rows of the overlay."""
+    return [
+        {'size': f'{size[0]}x{size[1]}', 'grid': name, **time_overlay(size, grid, pictures)}
+        for size, grids in GRIDS.items()
+        for name, grid in grids.items()
+    ]
+
+
 def worst(times: list[dict]) -> dict[str, float]:
     """By picture size, the worst of the rows of times: p95, processor milliseconds."""
     return {
@@ -252,11 +279,13 @@ def main(argv: list[str] | None = None) -> int:
     cv2.setNumThreads(1)
     times = measure_times(arguments.pictures)
     table_of('time of a comparison', times)
+    overlay = measure_overlay(arguments.pictures)
+    table_of('time of drawing the overlay', overlay)
     events = measure_events(arguments.events)
     table_of('events', events)
     paid = measure_paid(arguments.seconds)
     table_of('paid while nothing happens', paid)
-    result = {'change_ms_p95': worst(times), 'times': times, 'events': events, 'paid': paid}
+    result = {'change_ms_p95': worst(times), 'times': times, 'overlay': overlay, 'events': events, 'paid': paid}
     publish(result, arguments.output)
     return 0
 

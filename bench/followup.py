@@ -18,10 +18,11 @@ Peers answer in text only: mlx-vlm scores no choices, and one token of text is l
 Written as JSON, times in milliseconds, `null` for what was not measured:
 rows    a question on a state: cold_ms, warm_ms, floor_ms, speedup (cold / warm), warm_over_floor, snapshot_restore_ms
         (`kv_cache.take` and `restore`, their share of warm_ms beside), equal_to_cold (the answer's tokens; of a choice
-        the index), max_logprob_difference between warm and cold, noise_floor: the same between cold and cold on two
-        chunk grids (the state's own, and half a picture's tokens; noise_grids). peers: name -> ms, tokens_reused,
-        answer_right (equal to generate's cold tokens), answer_right_after_new_picture (the newest picture replaced by
-        another one of its size, and the question before the last asked again), and a reason where something is missing
+        the index), max_logprob_difference between warm and cold, noise_floor: the largest one between cold and cold
+        (`model/noise.py`): the pictures' features moved by one unit in the last place, and another chunk grid (the
+        state's own, and half a picture's tokens; noise_grids). peers: name -> ms, tokens_reused, answer_right (equal to
+        generate's cold tokens), answer_right_after_new_picture (the newest picture replaced by another one of its size,
+        and the question before the last asked again), and a reason where something is missing
 states  a number of pictures: frame_ms (a new picture in the newest one's place, `Level.FRAME`), full_ms (everything
         from nothing), held_bytes (cache and snapshots, after questions; flat layers grow by 256 tokens at a time, which
         shows at few pictures), needed_bytes (K and V that the prompt's tokens need, of a sliding layer at most its
@@ -37,6 +38,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -53,7 +55,7 @@ from shapes import SHAPES
 from tiny_model import picture
 
 from vlm_reuse_node.config import Config
-from vlm_reuse_node.model import kv_cache, loading
+from vlm_reuse_node.model import kv_cache, loading, noise
 from vlm_reuse_node.model import vlm as vlms
 from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.scene.frame import Frame
@@ -222,8 +224,10 @@ def snapshot_restore_ms(scene: Scene) -> float:
     return take_ms + restore_ms
 
 
-def measure_question(scene: Scene, choices: tuple[str, ...], builds: ColdBuilds, other: State, repeats: int) -> dict:
-    """One row. other: the state computed on another chunk grid."""
+def measure_question(
+    scene: Scene, choices: tuple[str, ...], builds: ColdBuilds, grids: list[int], repeats: int
+) -> dict:
+    """One row. grids: most tokens of a call, as usual and for another cold run."""
     warm, floor = [], []
     for _ in range(repeats + 1):
         warm.append(timed(lambda: scene.ask(scene.question, choices)))
@@ -234,7 +238,7 @@ def measure_question(scene: Scene, choices: tuple[str, ...], builds: ColdBuilds,
         raise RuntimeError(f'The floor answers {floor[-1][1]}, the session {answer.token_ids}.')
     cold = [timed(lambda: scene.ask(scene.question, choices, cold=True)) for _ in range(cold_runs(scene))]
     cold_ms = median(ms for ms, _ in cold)
-    tables = [log_probabilities(scene, state, answer, choices) for state in (scene.state, builds.newest, other)]
+    tables = [log_probabilities(scene, state, answer, choices) for state in (scene.state, builds.newest)]
     kept_ms = median(snapshot_restore_ms(scene) for _ in range(repeats))
     return {
         'question': 'choice' if choices else 'text',
@@ -249,8 +253,8 @@ def measure_question(scene: Scene, choices: tuple[str, ...], builds: ColdBuilds,
         'equal_to_cold': all(
             (answer.token_ids, answer.choice_index) == (other.token_ids, other.choice_index) for _, other in cold
         ),
-        'max_logprob_difference': float(abs(tables[0] - tables[1]).max()),
-        'noise_floor': float(abs(tables[1] - tables[2]).max()),
+        'max_logprob_difference': noise.apart(*tables),
+        'noise_floor': noise_floor(scene, answer, choices, grids),
         'snapshot_restore_ms': kept_ms,
         'snapshot_restore_share': kept_ms / warm_ms,
         'peers': {},
@@ -261,11 +265,22 @@ def cold_runs(scene: Scene) -> int:
     return FEW_RUNS if len(scene.state.frames) <= FEW_FRAMES else 1
 
 
-def build_on_grid(scene: Scene, tokens: int) -> State:
-    """The kept pictures' state, prefilled in chunks of at most so many tokens."""
+def noise_floor(scene: Scene, answer: Answer, choices: tuple[str, ...], grids: list[int]) -> float:
+    """How far rounding moves `log_probabilities` behind a cold state of the kept pictures."""
+
+    def cold(grid, features):
+        return log_probabilities(scene, build_on_grid(scene, grid, features), answer, choices)
+
+    given = [picture.features for picture in scene.state.frames]
+    return noise.floor(given, *(partial(cold, grid) for grid in grids))
+
+
+def build_on_grid(scene: Scene, tokens: int, features: list[mx.array]) -> State:
+    """A state of the kept pictures with these features, prefilled in chunks of at most so many tokens."""
     usual, vlms.PREFILL_CHUNK = vlms.PREFILL_CHUNK, tokens
+    seen = [replace(picture, features=each, vision=None) for picture, each in zip(scene.state.frames, features)]
     try:
-        return states.build(scene.vlm, scene.session._template_for, scene.state.frames)
+        return states.build(scene.vlm, scene.session._template_for, seen)
     finally:
         vlms.PREFILL_CHUNK = usual
 
@@ -391,8 +406,8 @@ def measure(vlm: Vlm, frames: int, repeats: int) -> tuple[dict, list[dict]]:
     """One state and its rows."""
     scene = see(vlm, frames)
     grids = [vlms.PREFILL_CHUNK, scene.state.live.grid.cells // 2]
-    builds, other = ColdBuilds(scene.session), build_on_grid(scene, grids[1])
-    rows = [measure_question(scene, choices, builds, other, repeats) for choices in ((), CHOICES)]
+    builds = ColdBuilds(scene.session)
+    rows = [measure_question(scene, choices, builds, grids, repeats) for choices in ((), CHOICES)]
     state = {'frames': frames, **memory(scene.state), 'full_ms': median(builds.times_ms)}
     ours, old = scene.ask(scene.question), [kept.frame for kept in scene.state.frames]
     frame_ms, told_apart = replace_newest(scene, FEW_RUNS)
@@ -408,8 +423,8 @@ def worst(result: dict) -> dict:
     at_8 = [state['frame_ms'] / state['full_ms'] for state in states if state['frames'] == 8]
     return {
         'answers equal to cold, share of rows (limit 1)': sum(row['equal_to_cold'] for row in rows) / len(rows),
-        'log-prob difference warm-cold, largest less its noise floor (limit 0)': max(
-            row['max_logprob_difference'] - row['noise_floor'] for row in rows
+        f'log-prob difference warm-cold / its noise floor, largest (limit {noise.FACTOR:g})': max(
+            row['max_logprob_difference'] / row['noise_floor'] for row in rows
         ),
         'warm / floor, largest (limit 1.10)': max(row['warm_over_floor'] for row in rows),
         'snapshot + restore / warm, largest (limit 0.01)': max(row['snapshot_restore_share'] for row in rows),

@@ -17,6 +17,7 @@ from mlx_vlm.utils import get_model_type
 from PIL import Image
 
 from vlm_reuse_node.errors import ImageError, ModelError
+from vlm_reuse_node.model import noise
 from vlm_reuse_node.model.families.base import Grid, even_chunks
 
 # What a model refuses here would silently answer wrong: a second camera inherits the first one's positions.
@@ -24,7 +25,7 @@ KEPT_POSITIONS = ('_rope_deltas', '_position_ids')
 # Both names of the token that a picture's features stand for.
 IMAGE_TOKENS = ('image_token_index', 'image_token_id')
 PROBE_PX = 64
-# Of logits against the model's own, a share of their spread: half precision alone makes a few hundredths.
+# Of logits against the model's own, a share of their spread: above it they are wrong, however noisy the arithmetic is.
 MOST_ERROR = 0.1
 # Pixels of a picture to one that is compared, where the other axis is not shrunk: OpenCV skips rows then, not means.
 MOST_SHRUNK = 8
@@ -251,20 +252,25 @@ class Family:
         ids = self.expand(self._plain, [Span(1, span.count(self._image_token), span)])
         others = {name: value for name, value in pixels.items() if name != 'pixel_values'}
         theirs = self._model(mx.array([ids]), pixels['pixel_values'], mask=None, **others).logits[0].astype(mx.float32)
-        features = self._embeddings(span, pixels)[self._visual(span)]
-        embeddings, cache = self.embed(ids, features), make_prompt_cache(self._model.language_model)
+        embeddings = self.embed(ids, self._embeddings(span, pixels)[self._visual(span)])
         positions, middle = self.positions(ids, []), self._plain.index(self._placeholder) + len(span) // 2
-        ours = mx.concatenate(
-            [
-                self.forward(ids[part], embeddings[:, part], positions[:, part], cache, keep=len(ids[part]))
-                for part in (slice(0, middle), slice(middle, len(ids)))
-            ]
-        )
-        error = mx.linalg.norm(ours - theirs, axis=-1) / mx.linalg.norm(theirs - theirs.mean(), axis=-1)
-        if not (share := error.mean().item()) < MOST_ERROR:
+
+        def ours(embeddings):
+            cache = make_prompt_cache(self._model.language_model)
+            return mx.concatenate(
+                [
+                    self.forward(ids[part], embeddings[:, part], positions[:, part], cache, keep=len(ids[part]))
+                    for part in (slice(0, middle), slice(middle, len(ids)))
+                ]
+            )
+
+        error = _share_of_spread(theirs, ours(embeddings))
+        most = min(MOST_ERROR, noise.bound(embeddings, ours, distance=_share_of_spread))
+        if not error < most:
             self._refuse(
-                f'computed call by call its logits are {share:.1%} off its own forward, so that its pictures '
-                'are seen in both directions, or it takes more than embeddings'
+                f'computed call by call its logits are {100 * error:.2g}% off its own forward, and rounding makes less '
+                f'than {100 * most:.2g}%, so that its pictures are seen in both directions, or it takes more than '
+                'embeddings'
             )
 
     def _refuse(self, reason):
@@ -280,6 +286,13 @@ def missing(model_type: str) -> str:
         return 'mlx-vlm knows no such model'
     model = getattr(import_module(f'mlx_vlm.models.{name}'), 'Model', None)
     return '' if hasattr(model, 'get_input_embeddings') else 'mlx-vlm gives no embeddings of its pictures'
+
+
+def _share_of_spread(logits, others):
+    """How far others are off these logits, (tokens, vocabulary), against their spread: the mean over the tokens."""
+    (logits,), (others,) = noise.arrays(logits), noise.arrays(others)
+    error = np.linalg.norm(others - logits, axis=-1) / np.linalg.norm(logits - logits.mean(), axis=-1)
+    return float(error.mean())
 
 
 def _pixels(inputs):
