@@ -4,26 +4,28 @@ Pictures are the demo's generated tabletop, on the grid of the embedded model an
 size; both see the same pictures. Written as JSON:
 
 change_ms_p95  by picture size, the worst of the rows of times
-times   one picture's comparison, shrinking included, OpenCV on one thread: processor time of the thread (cpu_ms_*) and
-        time on the clock (wall_ms_*), of `pictures` of them. flicker: every picture is compared twice, as it is and
-        with the exposure taken out; move: an object moves, and pan: the whole picture does, by 1 % of its width; every
-        picture is taken for the cached one then, and it is told what is new in it
-overlay drawing the overlay of `pictures` pictures, half of the cells paid for and a quarter put off: processor time
-        of the thread
-paid    cells paid per picture, of all, while nothing but noise or flicker happens: at level `frame`, where one stale
+times   the comparison of one picture, shrinking included, OpenCV on one thread: processor time of the thread (cpu_ms_*)
+        and time on the clock (wall_ms_*), over `pictures` pictures. flicker: every picture is compared twice, as it is
+        and with the exposure taken out. move: an object moves. pan: the whole picture moves, by 1 % of its width. In
+        the last two every picture becomes the cached one, and what is new in it is determined too
+overlay drawing the overlay of one picture, half of the cells paid for and a quarter deferred: processor time of the
+        thread, over `pictures` pictures
+paid    share of the cells that was paid for, while there is only noise or flicker: at level `frame`, where one stale
         cell pays for the whole picture, and cell by cell (the stale ones alone). oldest_s: longest doubt of a cell
 events  an object of the smallest size appears, moves by a quarter of a cell, or changes colour. A cell is touched when
         at least TOUCHED of its pixels change by change_threshold in the picture without noise, and untouched when none
-        changes by static_threshold. misses: touched cells that were not changed in the first picture after the event;
-        false_alarms: untouched cells that were
+        changes by static_threshold. misses: touched cells that were not found in the first picture after the event.
+        false_alarms: untouched cells that were found
 """
 
 import argparse
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,7 +33,7 @@ from results import publish
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.demo import tabletop
-from vlm_reuse_node.demo.tabletop import Sensor, Tabletop
+from vlm_reuse_node.demo.tabletop import Sensor, Tabletop, Thing
 from vlm_reuse_node.scene.change import ChangeDetector
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.overlay import draw_overlay
@@ -44,72 +46,81 @@ GRIDS = {
     (640, 480): {'embedded': (9, 12), 'full size': (17, 23)},
     (1920, 1080): {'embedded': (8, 14), 'full size': (39, 69)},
 }
-FLICKER, FLICKER_HZ = 0.1, 5.0
+FLICKER = 0.1  # of the brightness
+FLICKER_HZ = 5.0
 TOUCHED = 0.05
 SENSORS = {'noise 3': Sensor(), 'noise 8': Sensor(noise=8.0), 'noise 3, JPEG 60': Sensor(jpeg_quality=60)}
-KINDS = 'appear', 'move', 'recolour'
+KINDS = ('appear', 'move', 'recolour')
 CONFIG = Config()
+Things = tuple[Thing, ...]
 
 
 def still(time_s: float) -> Sensor:
-    """The camera's default noise."""
+    """Return the camera's default noise."""
     return Sensor()
 
 
 def flicker(time_s: float) -> Sensor:
-    """The same under a lamp that flickers."""
+    """Return the same under a lamp that flickers."""
     return Sensor(brightness=1 + FLICKER * math.sin(2 * math.pi * FLICKER_HZ * time_s))
 
 
 def time_compare(size: tuple[int, int], grid: tuple[int, int], situation: str, pictures: int) -> dict:
-    """Times of one situation, in ms."""
+    """Return the times of one situation, milliseconds."""
     rng = np.random.default_rng(0)
-    table, things = Tabletop(rng, *size), tabletop.random_things(rng, 4)
+    table = Tabletop(rng, *size)
+    things = tabletop.random_things(rng, 4)
     sensor = flicker if situation == 'flicker' else still
     rgbs = []
     for number in range(8):
         first = replace(things[0], x=things[0].x + (2 * number if situation == 'move' else 0))
         rgb = tabletop.sense(table.picture((first, *things[1:])), sensor(0.03 * number), rng)
         rgbs.append(np.roll(rgb, number * size[0] // 100 if situation == 'pan' else 0, axis=1))
-    detector, cpu, wall = ChangeDetector(rgbs[0], 0, *grid, CELL_PX), [], []
+    detector = ChangeDetector(rgbs[0], 0, *grid, CELL_PX)
+    cpu = []
+    wall = []
     for number in range(pictures):
-        times = time.perf_counter(), time.thread_time()
+        wall_s = time.perf_counter()
+        cpu_s = time.thread_time()
         change = detector.compare(rgbs[(number + 1) % len(rgbs)], number + 1, CONFIG)
         if situation in ('move', 'pan') and change.stale.any():
             detector.refresh()
             detector.news(change.stale, CONFIG)
-        wall.append(1e3 * (time.perf_counter() - times[0]))
-        cpu.append(1e3 * (time.thread_time() - times[1]))
+        wall.append(1e3 * (time.perf_counter() - wall_s))
+        cpu.append(1e3 * (time.thread_time() - cpu_s))
     return {'situation': situation, 'pictures': pictures, **percentiles('cpu', cpu), **percentiles('wall', wall)}
 
 
 def time_overlay(size: tuple[int, int], grid: tuple[int, int], pictures: int) -> dict:
-    """Times of drawing, in ms."""
+    """Return the processor times of drawing, in ms."""
     rgb = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
-    refreshed, deferred = np.zeros((2, *grid), bool)
-    refreshed[::2], deferred[1::4] = True, True
+    refreshed = np.zeros(grid, bool)
+    refreshed[::2] = True
+    deferred = np.zeros(grid, bool)
+    deferred[1::4] = True
     refresh = Refresh('camera', 0, '', Level.FRAME, 'some cells changed', refreshed, deferred, changed=refreshed)
     cpu = []
     for _ in range(pictures):
-        started = time.thread_time()
+        cpu_s = time.thread_time()
         draw_overlay(Frame(rgb), refresh)
-        cpu.append(1e3 * (time.thread_time() - started))
+        cpu.append(1e3 * (time.thread_time() - cpu_s))
     return {'pictures': pictures, **percentiles('cpu', cpu)}
 
 
 def percentiles(name: str, times_ms: list[float]) -> dict[str, float]:
-    """Median and 95th percentile, named."""
+    """Return the median and the 95th percentile, by name."""
     return {
         f'{name}_ms_{what}': float(np.percentile(times_ms, percent)) for what, percent in (('median', 50), ('p95', 95))
     }
 
 
-def watch(sensor_at, seconds: float, rate_hz: float, seed: int) -> list[dict]:
-    """What is paid on every grid while a table stands still."""
+def watch(sensor_at: Callable[[float], Sensor], seconds: float, rate_hz: float, seed: int) -> list[dict]:
+    """Return what is paid on every grid while a table stands still."""
     rng = np.random.default_rng(seed)
     size, grids = next(iter(GRIDS.items()))
     picture = Tabletop(rng, *size).picture(tabletop.random_things(rng, 4))
-    detectors, rows = {}, {}
+    detectors: dict[str, ChangeDetector] = {}
+    rows: dict[str, dict[str, Any]] = {}
     for number in range(round(seconds * rate_hz)):
         rgb = tabletop.sense(picture, sensor_at(number / rate_hz), rng)
         for name, grid in grids.items():
@@ -143,13 +154,14 @@ def watch(sensor_at, seconds: float, rate_hz: float, seed: int) -> list[dict]:
     ]
 
 
-def draw_event(rng: np.random.Generator, kind: str, quarter: float):
-    """The things before and after one event of a thing of the smallest size; None where there is no room."""
+def draw_event(rng: np.random.Generator, kind: str, quarter: float) -> tuple[Things, Things] | None:
+    """Return the things before and after one event of a thing of the smallest size; None where there is no room."""
     others = tabletop.random_things(rng, 3)
     place = tabletop.free_place(rng, tabletop.SMALLEST + 2 * quarter, others)
     if place is None:
         return None
-    colours, shape = rng.permutation(list(tabletop.COLOURS)), tabletop.SHAPES[rng.integers(len(tabletop.SHAPES))]
+    colours = rng.permutation(list(tabletop.COLOURS))
+    shape = tabletop.SHAPES[rng.integers(len(tabletop.SHAPES))]
     thing = tabletop.Thing(shape, str(colours[0]), *place, tabletop.SMALLEST, rng.uniform(-12, 12))
     turn = rng.uniform(0, 2 * math.pi)
     after = {
@@ -161,7 +173,10 @@ def draw_event(rng: np.random.Generator, kind: str, quarter: float):
 
 
 def truth(before: np.ndarray, after: np.ndarray, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Cells that an event touches and cells that it leaves alone, (rows, columns) bool, from pictures without noise."""
+    """Return the cells that an event touches, and those that it leaves alone, (rows, columns) bool.
+
+    before, after: pictures without noise.
+    """
     rows, columns = grid
     small = [
         cv2.resize(np.clip(rgb, 0, 255), (columns * CELL_PX, rows * CELL_PX), interpolation=cv2.INTER_AREA)
@@ -173,7 +188,7 @@ def truth(before: np.ndarray, after: np.ndarray, grid: tuple[int, int]) -> tuple
 
 
 def count_events(sensor: Sensor, grid: tuple[int, int], kind: str, count: int, seed: int) -> dict:
-    """Misses and false alarms of events of one kind; three pictures before each show the camera's noise."""
+    """Count misses and false alarms of events of one kind. Three pictures before each show the camera's noise."""
     rng = np.random.default_rng(seed)
     size = next(iter(GRIDS))
     quarter = CELL_PX / 4 * tabletop.WIDTH / (grid[1] * CELL_PX)
@@ -202,7 +217,7 @@ def count_events(sensor: Sensor, grid: tuple[int, int], kind: str, count: int, s
 
 
 def table_of(title: str, rows: list[dict]) -> None:
-    """Print rows under their keys."""
+    """Print rows as a table with their keys as titles."""
     print(f'\n{title}')
     texts = [[f'{value:.4g}' if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
     widths = [max(map(len, column)) for column in zip(rows[0], *texts)]
@@ -211,7 +226,7 @@ def table_of(title: str, rows: list[dict]) -> None:
 
 
 def measure_times(pictures: int) -> list[dict]:
-    """Rows of times."""
+    """Return the rows of times."""
     return [
         {'size': f'{size[0]}x{size[1]}', 'grid': name, **time_compare(size, grid, situation, pictures)}
         for size, grids in GRIDS.items()
@@ -221,7 +236,7 @@ def measure_times(pictures: int) -> list[dict]:
 
 
 def measure_overlay(pictures: int) -> list[dict]:
-    """Rows of the overlay."""
+    """Return rows of the overlay."""
     return [
         {'size': f'{size[0]}x{size[1]}', 'grid': name, **time_overlay(size, grid, pictures)}
         for size, grids in GRIDS.items()
@@ -230,7 +245,7 @@ def measure_overlay(pictures: int) -> list[dict]:
 
 
 def worst(times: list[dict]) -> dict[str, float]:
-    """By picture size, the worst of the rows of times: p95, processor milliseconds."""
+    """Return the worst of the rows of times by picture size: p95, processor milliseconds."""
     return {
         size: max(row['cpu_ms_p95'] for row in times if row['size'] == size)
         for size in dict.fromkeys(row['size'] for row in times)
@@ -238,7 +253,7 @@ def worst(times: list[dict]) -> dict[str, float]:
 
 
 def measure_paid(seconds: float) -> list[dict]:
-    """Rows of what is paid."""
+    """Return the rows of what is paid."""
     return [
         {'situation': name, **row}
         for name, sensor_at, rate_hz, share in (('still', still, 10.0, 1.0), ('flicker', flicker, 30.0, 0.2))
@@ -247,7 +262,7 @@ def measure_paid(seconds: float) -> list[dict]:
 
 
 def measure_events(count: int) -> list[dict]:
-    """Rows of events."""
+    """Return the rows of events."""
     grids = next(iter(GRIDS.values()))
     return [
         {'sensor': name, 'grid': grid, **count_events(sensor, grids[grid], kind, count, seed)}
@@ -258,6 +273,7 @@ def measure_events(count: int) -> list[dict]:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--pictures', type=int, default=200, help='pictures timed in each row; default: %(default)s')
     parser.add_argument(

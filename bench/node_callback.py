@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
 os.environ['ROS_DOMAIN_ID'] = str(1 + os.getpid() % 100)
@@ -21,7 +22,9 @@ import numpy as np  # noqa: E402
 import rclpy  # noqa: E402
 from ament_index_python.packages import get_package_prefix  # noqa: E402
 from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
+from rclpy.client import Client  # noqa: E402
 from rclpy.executors import ExternalShutdownException  # noqa: E402
+from rclpy.node import Node  # noqa: E402
 from rclpy.qos import QoSProfile, qos_profile_sensor_data  # noqa: E402
 from results import publish  # noqa: E402
 from sensor_msgs.msg import Image  # noqa: E402
@@ -36,27 +39,29 @@ OUTPUT = Path(__file__).parents[1] / 'out' / 'bench' / 'node_callback.json'
 
 
 class Robot:
-    """A camera and a planner that keep what the node says about them."""
+    """A camera and a planner that record the node's answers, budgets and diagnostics."""
 
-    def __init__(self, camera_qos: QoSProfile):
+    def __init__(self, camera_qos: QoSProfile) -> None:
+        """Create the ROS node, its publisher and its subscriptions."""
         self.node = rclpy.create_node('bench')
         self.camera = self.node.create_publisher(Image, 'camera/image_raw', camera_qos)
-        self.client = self.node.create_client(AskScene, f'{NODE}/ask', qos_profile=QoSProfile(depth=1000))
+        self.client: Client = self.node.create_client(AskScene, f'{NODE}/ask', qos_profile=QoSProfile(depth=1000))
         self.budgets: list[RefreshBudget] = []
         self.diagnostics: dict[str, str] = {}
-        self.asked: list[tuple[float, float, int]] = []
+        self.answers: list[tuple[float, float, int]] = []  # milliseconds outside and inside the node, and status
         self.node.create_subscription(RefreshBudget, f'{NODE}/refresh_budget', self.budgets.append, 50)
         self.node.create_subscription(DiagnosticArray, '/diagnostics', self._on_diagnostics, 10)
 
     def ask(self, question: str) -> None:
-        """Ask; the answer is noted with how long it took."""
+        """Ask; when the answer comes, record how long it took."""
         start = time.perf_counter()
+
+        def note(done: Any) -> None:
+            answer = done.result().answer
+            self.answers.append((1000 * (time.perf_counter() - start), answer.total_ms, answer.status))
+
         future = self.client.call_async(AskScene.Request(question=question, max_age=duration_of(10.0)))
-        future.add_done_callback(
-            lambda done: self.asked.append(
-                (1000 * (time.perf_counter() - start), done.result().answer.total_ms, done.result().answer.status)
-            )
-        )
+        future.add_done_callback(note)
 
     def send(self, messages: list[Image], count: int, rate_hz: float) -> None:
         """Publish at a steady rate, stamped as taken now."""
@@ -74,7 +79,7 @@ class Robot:
 
 
 def moving_scene(count: int = 30) -> list[Image]:
-    """A textured picture in which one square moves: some cells change in every picture."""
+    """Return textured pictures in which one square moves, so that some cells change in every picture."""
     rng = np.random.default_rng(0)
     texture = rng.integers(60, 120, (480, 640, 3), np.uint8)
     messages = []
@@ -89,38 +94,42 @@ def start_node(model: str) -> subprocess.Popen:
     """Start the installed program and wait until it serves."""
     script = os.path.join(get_package_prefix(NODE), 'lib', NODE, 'node')
     node = subprocess.Popen([script, '--ros-args', '-p', f'model:={model}'], stderr=subprocess.PIPE, text=True)
-    for line in node.stderr:
+    log = node.stderr
+    if log is None:
+        raise RuntimeError('The node has no stderr.')
+    for line in log:
         if 'Ready' in line:
-            threading.Thread(target=node.stderr.read, daemon=True).start()
+            threading.Thread(target=log.read, daemon=True).start()
             return node
         print(line, end='', file=sys.stderr)
     raise SystemExit('The node did not start.')
 
 
 def measure(robot: Robot, seconds: float, rate_hz: float, questions_hz: float) -> dict:
-    """Send and ask for a while; returns the record that is printed."""
+    """Send and ask for a while; return the record that is printed."""
     while not (robot.client.service_is_ready() and robot.camera.get_subscription_count()):
         time.sleep(0.05)
     robot.send(moving_scene(), int(rate_hz), rate_hz)  # one second to settle
-    received_before, asking = robot.budgets[-1].frames_received if robot.budgets else 0, threading.Event()
+    received_before = robot.budgets[-1].frames_received if robot.budgets else 0
+    ended = threading.Event()
 
-    def ask_steadily():
-        while not asking.wait(1 / questions_hz):
+    def ask_steadily() -> None:
+        while not ended.wait(1 / questions_hz):
             robot.ask('what is the colour of the square ?')
 
     planner = threading.Thread(target=ask_steadily)
     planner.start()
     frames = int(seconds * rate_hz)
     robot.send(moving_scene(), frames, rate_hz)
-    asking.set()
+    ended.set()
     planner.join()
     time.sleep(2.5)  # the last answers, and one more diagnostics
     return record(robot, frames + int(rate_hz), received_before)
 
 
 def record(robot: Robot, sent: int, received_before: int) -> dict:
-    """What was measured, units in the names."""
-    statuses = [status for _, _, status in robot.asked]
+    """Return what was measured, units in the names."""
+    statuses = [status for _, _, status in robot.answers]
     looked_at = sum(budget.frames_received > received_before for budget in robot.budgets)
     counts = {name: int(robot.diagnostics[f'pictures {name}']) for name in ('received', 'lost', 'dropped', 'refused')}
     return {
@@ -131,12 +140,13 @@ def record(robot: Robot, sent: int, received_before: int) -> dict:
         'frames_looked_at': looked_at,
         'questions': len(statuses),
         'answers_ok': statuses.count(Answer.OK),
-        'answer_ms_median': round(median(total for total, _, _ in robot.asked), 2),
-        'answer_outside_model_thread_ms_median': round(median(total - inside for total, inside, _ in robot.asked), 2),
+        'answer_ms_median': round(median(total for total, _, _ in robot.answers), 2),
+        'answer_outside_model_thread_ms_median': round(median(total - inside for total, inside, _ in robot.answers), 2),
     }
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--model', default='tabletop', help='model directory; default: the embedded one')
     parser.add_argument('--seconds', type=float, default=10.0, help='how long to measure; default: %(default)s')
@@ -167,7 +177,8 @@ def main() -> int:
     return 0
 
 
-def spin(node) -> None:
+def spin(node: Node) -> None:
+    """Let ROS work until it is shut down."""
     try:
         rclpy.spin(node)
     except ExternalShutdownException:

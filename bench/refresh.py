@@ -1,52 +1,59 @@
-"""What a changed picture costs at each level of the refresh ladder, and what the cheap one costs in truth.
+"""What a changed picture costs at each level of the refresh ladder, and how often the cheap level changes answers.
 
-Costs: one `SceneSession.observe` from the picture on, on the Qwen2.5-VL of `shapes.py` (random weights), in a window of
-8 pictures of 640 x 480, the newest one changed again and again in one rectangle of cells. Two sizes of its pictures: 54
-cells, as in the other benchmarks, and 391, as Qwen2.5-VL itself cuts 640 x 480. One row a share of changed cells:
+Costs: one `SceneSession.observe` on the Qwen2.5-VL of `shapes.py` (random weights), in a window of 8 pictures of
+640 x 480, whose newest is changed again and again in one rectangle of cells. A picture has 54 cells, as in the other
+benchmarks, or 391, as Qwen2.5-VL itself cuts 640 x 480. There is one row for each share of changed cells:
 
-reuse   the picture before once more, with a camera's noise: the change detector (the same in every row)
-patch   refresh_policy patch, without its limits; at 0 % it is reuse, at 100 % the scene was cut, which is frame
-frame   the default policy; at 0 % forced, because nothing would be done
+reuse   the picture before once more, with a camera's noise: the change detector alone (the same in every row)
+patch   refresh_policy patch, without its limits; at 0 % this is reuse, and at 100 %, a cut, it is frame
+frame   the default policy; forced at 0 %, where it would do nothing
 full    image processor, vision tower and prefill of all 8 pictures
 
-Medians in milliseconds; beside each `_ms` a `_cpu_ms`, the processor time of this program, which does not see what else
-the machine runs. changed_percent is what was asked for, cells what was changed. change_ms_p95 is what `change.py`
-measures, the worst of its situations. The drift table is `drift.py`'s.
+Medians in milliseconds. Beside each `_ms` there is a `_cpu_ms`, the processor time of this program, which other
+programs of the machine do not disturb. changed_percent was asked for, cells were changed. change_ms_p95 is the worst
+situation that `change.py` measures. The drift table is that of `drift.py`.
 """
 
 import argparse
 import sys
 import tempfile
-import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import change
 import cv2
 import drift
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten
 from results import publish
-from shapes import write_qwen2_5_vl
+from shapes import parameter_count, write_qwen2_5_vl
+from timing import wall_and_cpu_ms
 from tiny_model import picture
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.model import loading
+from vlm_reuse_node.model.families.base import Grid
+from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.scene.frame import Frame
-from vlm_reuse_node.scene.refresh import Level
+from vlm_reuse_node.scene.refresh import Level, Refresh
 from vlm_reuse_node.session import state as states
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
 from vlm_reuse_node.session.scene_session import SceneSession
 
 OUTPUT = Path(__file__).parents[1] / 'out' / 'bench' / 'refresh.json'
-SHAPES = {'qwen2_5_vl 54 cells': write_qwen2_5_vl, 'qwen2_5_vl 391 cells': partial(write_qwen2_5_vl, cells=400)}
-PERCENT = 0, 1, 2, 5, 10, 25, 50, 100
-FRAMES, SIZE = 8, (480, 640)
+SHAPES: dict[str, Callable[[Path, bool], Path]] = {
+    'qwen2_5_vl 54 cells': write_qwen2_5_vl,
+    'qwen2_5_vl 391 cells': partial(write_qwen2_5_vl, cells=400),
+}
+PERCENT = (0, 1, 2, 5, 10, 25, 50, 100)
+FRAMES = 8
+SIZE = (480, 640)
 WINDOW = Config(history_frames=FRAMES - 1, keyframe_interval_s=0.0)
-# Nothing but the share of changed cells decides: no keyframe is due, no change is a cut or a pan to be computed whole.
+# Only the share of changed cells decides the level: no keyframe becomes due, and no change counts as a cut or a pan.
 STEADY = WINDOW.with_values(keyframe_interval_s=3600.0, max_cell_age_s=3600.0)
 PATCH = STEADY.with_values(refresh_policy='patch', max_patches=1000, max_patch_share=1.0)
 NOISE = 3.0
@@ -63,37 +70,32 @@ COLUMNS = (
 )
 
 
-def timed(call) -> tuple[float, float]:
-    """Milliseconds of a call: of the clock, and of the processor."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    call()
-    return 1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - cpu)
+class RectangleCamera:
+    """Gives frames in which the same cells differ from the frame before: a rectangle in the middle."""
 
-
-class Camera:
-    """Frames one after the other in which one rectangle of cells is another than before."""
-
-    def __init__(self, first: Frame, grid, cells: int):
-        """Change so many cells, a rectangle as square as it can be, in the middle of the picture."""
-        self._first, self._count = first, 0
+    def __init__(self, first: Frame, grid: Grid, cells: int) -> None:
+        """Change so many cells, in a rectangle as square as possible."""
+        self._first = first
+        self._count = 0
         columns = min(grid.columns, int(np.ceil(np.sqrt(cells * grid.columns / grid.rows)))) if cells else 0
         rows = -(-cells // columns) if cells else 0
-        top, left = (grid.rows - rows) // 2, (grid.columns - columns) // 2
+        top = (grid.rows - rows) // 2
+        left = (grid.columns - columns) // 2
         self._mask = np.zeros(grid, np.uint8)
         for number in range(cells):
             self._mask[top + number // columns, left + number % columns] = 1
 
     @property
     def cells(self) -> int:
-        """How many are changed."""
+        """How many cells are changed."""
         return int(self._mask.sum())
 
     def frame(self) -> Frame:
-        """The next one."""
+        """Return the next frame."""
         self._count += 1
         height, width = SIZE
         rows, columns = self._mask.shape
-        # Whole pixels inside the cells: what lies on an edge would change the neighbour too.
+        # Only pixels inside the cells: a pixel on an edge would change the neighbouring cell too.
         inside = np.zeros((rows * 4, columns * 4), np.uint8)
         inside[1::4, 1::4] = inside[2::4, 2::4] = inside[1::4, 2::4] = inside[2::4, 1::4] = self._mask
         where = cv2.resize(inside, (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)
@@ -104,7 +106,7 @@ class Camera:
 
 
 def noisy(first: Frame, count: int) -> list[Frame]:
-    """The same picture again and again, as a camera sends it."""
+    """Return the same picture again and again, with a camera's noise."""
     rng = np.random.default_rng(0)
     return [
         Frame(
@@ -114,58 +116,64 @@ def noisy(first: Frame, count: int) -> list[Frame]:
     ]
 
 
-def window(vlm, config: Config) -> SceneSession:
-    """A session that keeps 8 pictures, the newest of which can be patched where the policy is to."""
+def window(vlm: Vlm, config: Config) -> SceneSession:
+    """Return a session that keeps 8 pictures; the newest can be patched if the policy is patch."""
     session = SceneSession(vlm, config.with_values(keyframe_interval_s=0.0))
     for number in range(FRAMES):
         session.observe(picture(number, float(number), SIZE))
     session.config = config
-    assert len(session._refresher.state.frames) == FRAMES
+    state: Any = session._refresher.state
+    if len(state.frames) != FRAMES:
+        raise RuntimeError(f'The session keeps {len(state.frames)} pictures; expected {FRAMES}.')
     return session
 
 
-def observed(session: SceneSession, frames, level: Level, repeats: int, force: bool = False) -> tuple[float, float]:
-    """Medians of one observation at this level. The first, which plans kernels, does not count."""
+def observe_ms(
+    session: SceneSession, frames: Iterable[Frame], level: Level, force: bool = False
+) -> tuple[float, float]:
+    """Return median wall and processor times of an observation. The first, which plans kernels, does not count.
+
+    Raises RuntimeError when a frame is refreshed at another level than this.
+    """
     times = []
-    for frame in frames(repeats + 1):
-        refresh = []
-        times.append(timed(lambda: refresh.append(session.observe(frame, force=force))))
-        if refresh[0].level != level:
-            raise RuntimeError(f'{refresh[0].level}, {refresh[0].reason}; expected {level}')
-    return tuple(median(each) for each in zip(*times[1:]))
+    refreshes: list[Refresh] = []
+    for frame in frames:
+        times.append(wall_and_cpu_ms(lambda: refreshes.append(session.observe(frame, force=force))))
+        if refreshes[-1].level != level:
+            raise RuntimeError(f'{refreshes[-1].level}, {refreshes[-1].reason}; expected {level}')
+    return _medians(times[1:])
 
 
-def full(vlm, repeats: int) -> tuple[float, float]:
-    """Medians of everything from nothing."""
+def full_ms(vlm: Vlm, repeats: int) -> tuple[float, float]:
+    """Return median wall and processor times of everything from nothing."""
     frames = [picture(number, float(number), SIZE) for number in range(FRAMES)]
 
-    def build():
+    def build() -> None:
         states.build(vlm, partial(vlm.template, ''), (EncodedFrame.see(vlm, frame) for frame in frames))
 
-    return tuple(median(each) for each in zip(*[timed(build) for _ in range(repeats)]))
+    return _medians([wall_and_cpu_ms(build) for _ in range(repeats)])
 
 
-def measure(vlm, repeats: int):
+def measure(vlm: Vlm, repeats: int) -> Iterator[dict]:
     """Yield one row for each share of changed cells."""
-    patching, whole = window(vlm, PATCH), window(vlm, STEADY)
-    grid, first = whole._refresher.state.live.grid, whole.newest
-    full_ms = full(vlm, max(1, repeats // 2))
+    patching = window(vlm, PATCH)
+    whole = window(vlm, STEADY)
+    state: Any = whole._refresher.state
+    grid = state.live.grid
+    first: Any = whole.newest
+    full = full_ms(vlm, max(1, repeats // 2))
     for percent in PERCENT:
         cells = -(-percent * grid.cells // 100)
-
-        def frames(count):
-            camera = Camera(first, grid, cells)
-            return [camera.frame() for _ in range(count)]
-
-        # The picture without the change.
-        first = replace(first, stamp_ns=1 + max(patching.newest.stamp_ns, whole.newest.stamp_ns))
+        # The picture without the change, newer than what both sessions have seen.
+        newest_ns = max(session.newest.stamp_ns for session in (patching, whole) if session.newest)
+        first = replace(first, stamp_ns=1 + newest_ns)
         for session in (patching, whole):
             session.observe(first, force=True)
-        reuse = observed(whole, partial(noisy, first), Level.REUSE, repeats)
+        reuse = observe_ms(whole, noisy(first, repeats + 1), Level.REUSE)
         level = Level.PATCH if cells < grid.cells else Level.FRAME
-        patch = observed(patching, frames, level, repeats) if cells else reuse
-        frame = observed(whole, frames, Level.FRAME, repeats, force=not cells)
-        times = {'reuse': reuse, 'patch': patch, 'frame': frame, 'full': full_ms}
+        patch = observe_ms(patching, changed(first, grid, cells, repeats + 1), level) if cells else reuse
+        frame = observe_ms(whole, changed(first, grid, cells, repeats + 1), Level.FRAME, force=not cells)
+        times = {'reuse': reuse, 'patch': patch, 'frame': frame, 'full': full}
         yield {
             'changed_percent': percent,
             'cells': cells,
@@ -175,8 +183,19 @@ def measure(vlm, repeats: int):
         }
 
 
+def changed(first: Frame, grid: Grid, cells: int, count: int) -> list[Frame]:
+    """Return frames in each of which so many cells differ from the frame before."""
+    camera = RectangleCamera(first, grid, cells)
+    return [camera.frame() for _ in range(count)]
+
+
+def _medians(times: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    wall_ms, cpu_ms = zip(*times)
+    return median(wall_ms), median(cpu_ms)
+
+
 def line(row: dict) -> str:
-    """One row of the table, processor times."""
+    """Return one row of the table: processor times."""
     times = [row[f'{name}_cpu_ms'] for name in ('reuse', 'patch', 'frame', 'full')]
     values = (
         row['shape'],
@@ -189,6 +208,7 @@ def line(row: dict) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--only', choices=('cost', 'drift'), help='one of the two parts; default: both')
     parser.add_argument('--repeats', type=int, default=5, help='runs of each; default: %(default)s')
@@ -203,15 +223,19 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def costs(arguments) -> dict:
+def costs(arguments: argparse.Namespace) -> dict:
     """Measure and print the cost table."""
     cv2.setNumThreads(1)
-    result = {'rows': [], 'parameters': {}, 'change_ms_p95': change.worst(change.measure_times(DETECTIONS))}
+    result: dict[str, Any] = {
+        'rows': [],
+        'parameters': {},
+        'change_ms_p95': change.worst(change.measure_times(DETECTIONS)),
+    }
     print('processor milliseconds\n' + '  '.join(title.rjust(width) for title, width in COLUMNS), flush=True)
     for name, write in SHAPES.items():
         with tempfile.TemporaryDirectory() as folder:
             vlm = loading.load(str(write(Path(folder) / 'model', arguments.tiny)))
-        result['parameters'][name] = sum(array.size for _, array in tree_flatten(vlm._model.parameters()))
+        result['parameters'][name] = parameter_count(vlm)
         for row in measure(vlm, arguments.repeats):
             result['rows'].append({'shape': name, **row})
             print(line(result['rows'][-1]), flush=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def publish(result: dict, path: Path) -> None:
-    """Write them as JSON, and print them as one line."""
+    """Write the figures as JSON, and print them as one line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(result)
     path.write_text(line + '\n')

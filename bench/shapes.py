@@ -1,28 +1,33 @@
 """Model directories for the benchmarks: random weights, the proportions of real architectures, no download.
 
-The writers of the tests' tiny models, with other sizes: small vocabularies, so that the parameters sit in the layers.
-Tokens that are no words have no weight in the output, so that an answer always has as many tokens as it may have.
+They are the tests' tiny models at other sizes. Their vocabularies are small, so that the parameters are in the layers.
+Special tokens have no weight in the output, so that an answer never ends before its limit of tokens.
 """
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 sys.path.append(str(Path(__file__).parents[1] / 'test'))
 
 import tiny_gemma4  # noqa: E402
 import tiny_model  # noqa: E402
 
+from vlm_reuse_node.model.vlm import Vlm  # noqa: E402
+
 CELLS = 64
-# Of the tied embeddings: small, or each token of an answer would only repeat the one before.
+# Of the tied embeddings. With larger ones each token of an answer would only repeat the one before.
 TIED_SCALE = 0.2
 CONTEXT = 32768
 SEED = 0
 
-# Heads of 128 as in Qwen2.5-VL, of 128 and 256 as half of Gemma 4's. Few and wide layers: on a CPU attention takes more
-# of the time than in large models, and all the more in narrow ones.
+# Heads of 128 as in Qwen2.5-VL, and of 128 and 256, half of Gemma 4's. The layers are few and wide, because on a CPU
+# attention takes a larger part of the time than in large models, and a still larger one in narrow layers.
 QWEN = {
     'hidden_size': 512,
     'intermediate_size': 3456,
@@ -73,7 +78,7 @@ GEMMA_VISION = {
 def write_qwen2_5_vl(folder: Path, tiny: bool = False, cells: int = CELLS) -> Path:
     """Write a Qwen2.5-VL of 30 M parameters and 64 cells a picture. tiny: the tests' model with 12 cells instead.
 
-    cells: most of a picture, a square number; others than squares have fewer, as whole rows and columns come out.
+    cells: most of a picture, a square number. Pictures that are not square get fewer: rows and columns are whole.
     """
     tiny_model.write_tiny_model(folder, SEED)
     config = _read(folder / 'config.json')
@@ -114,9 +119,15 @@ def write_gemma4(folder: Path, tiny: bool = False) -> Path:
 SHAPES = {'qwen2_5_vl': write_qwen2_5_vl, 'gemma4': write_gemma4}
 
 
-def _set_output(folder, name, tokens, scale=1.0):
+def parameter_count(vlm: Vlm) -> int:
+    """Return the number of parameters of a loaded model."""
+    leaves: Any = tree_flatten(vlm._model.parameters())
+    return sum(array.size for _, array in leaves)
+
+
+def _set_output(folder: Path, name: str, tokens: Sequence[str], scale: float = 1.0) -> None:
     """Scale the output weights; these tokens get logits of 0, which are never the largest."""
-    weights = mx.load(str(folder / 'model.safetensors'))
+    weights: Any = mx.load(str(folder / 'model.safetensors'))
     vocabulary = _read(folder / 'tokenizer.json')['model']['vocab']
     weights[name] *= scale
     weights[name][mx.array([vocabulary[token] for token in tokens])] = 0.0
@@ -124,13 +135,13 @@ def _set_output(folder, name, tokens, scale=1.0):
     mx.save_safetensors(str(folder / 'model.safetensors'), weights)
 
 
-def _read(path):
+def _read(path: Path) -> dict:
     return json.loads(path.read_text())
 
 
-def _write(path, values):
+def _write(path: Path, values: dict) -> None:
     path.write_text(json.dumps(values))
 
 
-def _change(path, **values):
+def _change(path: Path, **values: Any) -> None:
     _write(path, _read(path) | values)

@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -27,19 +27,22 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from results import publish
 from soak_figures import Sample, Soak, as_json
-from soak_robot import NODE, Cameras, Planner, Watch
+from soak_robot import NODE, Cameras, NodeMonitor, Planner
 
 from vlm_reuse_node.demo.children import Child, ChildError
 from vlm_reuse_node.demo.dds import use_own_domain
-from vlm_reuse_node.demo.interruption import Interrupted, Interruption
+from vlm_reuse_node.demo.interruption import Interruption, InterruptionError
 from vlm_reuse_node.errors import VlmReuseError
 from vlm_reuse_node.ros.process import READY
 
 OUTPUT = Path(__file__).parents[1] / 'out' / 'soak.json'
 CAMERAS = ['front', 'side']
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
-LOAD_PATIENCE_S, ANSWER_PATIENCE_S, HURRY_S, DIAGNOSTICS_S = 300.0, 60.0, 5.0, 3.0
-NEWS_S = 30.0
+LOAD_PATIENCE_S = 300.0
+ANSWER_PATIENCE_S = 60.0  # for the last answers
+HURRY_S = 5.0  # likewise, after an interruption
+DIAGNOSTICS_S = 3.0
+NEWS_S = 30.0  # between two printed lines
 LAST_DOMAIN = 232
 
 
@@ -47,7 +50,7 @@ class SoakError(VlmReuseError):
     """The soak could not begin."""
 
 
-class Run:
+class SoakRun:
     """One soak, from the first picture to the end of the node."""
 
     def __init__(
@@ -57,13 +60,16 @@ class Run:
         ros: Node,
         executor: SingleThreadedExecutor,
         check: Callable[[], None],
-    ):
-        """Prepare. check: may raise Interrupted whenever something is waited for."""
-        self._args, self._node, self._executor, self._check = args, node, executor, check
+    ) -> None:
+        """Prepare. check: may raise InterruptionError whenever something is waited for."""
+        self._args = args
+        self._node = node
+        self._executor = executor
+        self._check = check
         self._watched = [check, node.check_running]
         self._cameras = Cameras(ros, CAMERAS, args.rate)
         self._planner = Planner(ros, CAMERAS, args.questions)
-        self._watch = Watch(ros, node.pid, self._on_sample)
+        self._monitor = NodeMonitor(ros, node.pid, self._on_sample)
         self._told_s = -NEWS_S
 
     def connect(self) -> None:
@@ -72,7 +78,7 @@ class Run:
         Raises SoakError when that takes too long, and whatever ends the node or this program.
         """
 
-        def is_connected():
+        def is_connected() -> bool:
             return self._node.has_said(READY) and self._cameras.are_connected and self._planner.is_connected
 
         self._spin(LOAD_PATIENCE_S, is_connected)
@@ -81,8 +87,9 @@ class Run:
 
     def soak(self) -> Soak:
         """Send and ask until the time is over, or something ends it early."""
-        start_s, stopped = time.monotonic(), ''
-        self._watch.begin()
+        start_s = time.monotonic()
+        stopped = ''
+        self._monitor.begin()
         try:
             with self._cameras:
                 stopped = self._ask()
@@ -91,15 +98,16 @@ class Run:
             self._see_the_last()
             self._node.end()
             self._node.check()
-        except (Interrupted, ChildError) as err:
-            stopped, seconds = str(err), time.monotonic() - start_s
+        except (InterruptionError, ChildError) as error:
+            stopped = str(error)
+            seconds = time.monotonic() - start_s
         return Soak(
             seconds,
             60 * self._args.warmup,
-            self._watch.samples,
+            self._monitor.samples,
             self._cameras.sent.total(),
-            self._watch.counts,
-            self._watch.levels,
+            self._monitor.counts,
+            self._monitor.levels,
             self._planner.asked,
             self._planner.statuses,
             self._planner.answer_ms,
@@ -107,21 +115,26 @@ class Run:
         )
 
     def _ask(self) -> str:
-        """Ask until the time is over; returns why it was over early, or ''."""
+        """Ask until the time is over; return why it was over early, or ''."""
         try:
             self._spin(60 * self._args.minutes, each=self._planner.ask_when_due)
-        except Interrupted as err:
+        except InterruptionError as error:
             self._watched.remove(self._check)  # there is time for the answers that are due
-            return str(err)
+            return str(error)
         return ''
 
     def _see_the_last(self) -> None:
         """Wait for counts that have every picture in them."""
-        seen = len(self._watch.samples)
-        self._spin(DIAGNOSTICS_S, lambda: len(self._watch.samples) > seen)
+        seen = len(self._monitor.samples)
+        self._spin(DIAGNOSTICS_S, lambda: len(self._monitor.samples) > seen)
 
-    def _spin(self, seconds, until=lambda: False, each=lambda: None):
-        """Let ROS work until something is so, at most so long; what is watched may raise."""
+    def _spin(
+        self, seconds: float, until: Callable[[], bool] = lambda: False, each: Callable[[], None] = lambda: None
+    ) -> None:
+        """Let ROS work until a condition holds, at most so long. What is watched may raise.
+
+        each: called now and then.
+        """
         end_s = time.monotonic() + seconds
         while not until() and (left_s := end_s - time.monotonic()) > 0:
             for check in self._watched:
@@ -130,7 +143,7 @@ class Run:
             self._executor.spin_once(timeout_sec=min(0.05, left_s))
 
     def _on_sample(self, sample: Sample) -> None:
-        """Tell how it goes, now and then."""
+        """Print how it goes, now and then."""
         if sample.seconds - self._told_s < NEWS_S:
             return
         self._told_s = sample.seconds
@@ -142,13 +155,13 @@ class Run:
 
 
 def soak(args: argparse.Namespace, check: Callable[[], None]) -> Soak:
-    """Start the node, soak it and end it. check: may raise Interrupted.
+    """Start the node, soak it and end it. check: may raise InterruptionError.
 
     Raises SoakError or ChildError when the node does not come up.
     """
     with ExitStack() as stack:
         node = stack.enter_context(Child('node', _node_command(args.model), args.output.with_name('soak_node.log')))
-        run = Run(args, node, *stack.enter_context(_ros_node()), check)
+        run = SoakRun(args, node, *stack.enter_context(_ros_node()), check)
         run.connect()
         return run.soak()
 
@@ -173,7 +186,7 @@ def _ros_node() -> Iterator[tuple[Node, SingleThreadedExecutor]]:
         context.try_shutdown()
 
 
-def report(result: dict, samples: list[Sample], output: Path) -> None:
+def report(result: dict, samples: Sequence[Sample], output: Path) -> None:
     """Print the table and the JSON line, and write the files."""
     with output.with_name('soak_samples.csv').open('w', newline='') as file:
         table = csv.DictWriter(file, [field.name for field in fields(Sample)])
@@ -211,7 +224,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """The arguments, or the end of the program when they make no sense."""
+    """Return the arguments, or end the program when they make no sense."""
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.warmup is None:
@@ -227,7 +240,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Soak, and tell. Returns 0 only when nothing was wrong."""
+    """Soak, and report. Returns 0 only when nothing was wrong."""
     args = parse_arguments(argv)
     use_own_domain()
     if args.domain is not None:
@@ -239,9 +252,9 @@ def main(argv: list[str] | None = None) -> int:
             result = as_json(done, args.max_slope)
             report(result, done.samples, args.output)
             interruption.check()
-    except (VlmReuseError, OSError) as err:
-        print(f'soak: {err}', file=sys.stderr)
-        return EXIT_INTERRUPTED if isinstance(err, Interrupted) else EXIT_FAILED
+    except (VlmReuseError, OSError) as error:
+        print(f'soak: {error}', file=sys.stderr)
+        return EXIT_INTERRUPTED if isinstance(error, InterruptionError) else EXIT_FAILED
     return EXIT_FAILED if result['faults'] else 0
 
 

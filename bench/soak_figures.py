@@ -1,4 +1,4 @@
-"""What a soak counted, what follows from it, and what is wrong with it. No ROS."""
+"""The counts of a soak, the figures that follow from them, and what is wrong. No ROS."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-# Memory goes up and down within half a minute, and samples next to each other are much the same. The lowest value of a
-# stretch leaves out what comes and goes, and may count as independent of the other stretches'.
-SHORTEST_STRETCH, FEWEST_STRETCHES, MOST_STRETCHES = 30, 4, 12
+# Memory goes up and down within half a minute, and neighbouring samples are nearly equal. The lowest value of each
+# stretch leaves these ups and downs out, and the lowest values of stretches are nearly independent of each other.
+SHORTEST_STRETCH = 30  # samples
+FEWEST_STRETCHES, MOST_STRETCHES = 4, 12
 CONFIDENCE = 0.95
 FRAMES_PER_SLOPE = 10_000
 
@@ -40,7 +41,7 @@ class Slope:
 
 @dataclass(frozen=True)
 class Soak:
-    """The counts of one soak; what follows from them are properties.
+    """The counts of one soak; figures that follow from them are properties.
 
     seconds: from the first picture to the last question. samples: one a second. sent: pictures, by the cameras.
     counts: of the node's cameras together, by name: received, lost, dropped, refused. levels: pictures looked at.
@@ -75,27 +76,27 @@ class Soak:
 
     @property
     def queue_longest(self) -> int:
-        """The most questions that were seen waiting."""
+        """Most questions that were seen waiting."""
         return max((sample.waiting for sample in self.samples), default=0)
 
     @property
     def queue_left(self) -> int:
-        """The fewest that were seen waiting in the last third: a queue that does not grow is empty now and then."""
+        """Fewest questions that were seen waiting in the last third: a queue that does not grow is empty at times."""
         return min((sample.waiting for sample in self.samples[len(self.samples) * 2 // 3 :]), default=0)
 
     @property
     def slope(self) -> Slope | None:
-        """How memory grows after the warm-up, see `memory_slope`."""
+        """Growth of memory after the warm-up, see `memory_slope`."""
         return memory_slope(self.warm)
 
     @property
     def slope_with_shared(self) -> Slope | None:
-        """The same of all resident pages, DDS's and the cameras' included."""
+        """The same for all resident pages, those of DDS and the cameras included."""
         return memory_slope([replace(sample, rss_mb=sample.rss_mb + sample.shared_mb) for sample in self.warm])
 
 
 def memory_slope(samples: Sequence[Sample]) -> Slope | None:
-    """Least squares of memory over the pictures received, on the lowest sample of each of up to a dozen stretches.
+    """Fit memory over the pictures received by least squares, through the lowest sample of each of up to 12 stretches.
 
     None when there are too few samples, or no picture came between the first and the last.
     """
@@ -110,7 +111,7 @@ def memory_slope(samples: Sequence[Sample]) -> Slope | None:
 
 
 def faults(soak: Soak, max_slope_mb: float) -> list[str]:
-    """What went wrong, in full sentences; empty when nothing did."""
+    """Return what went wrong, in full sentences; empty when nothing did."""
     errors = soak.statuses.get('MODEL_ERROR')
     checks = [
         (soak.stopped, f'It ended early: {soak.stopped}'),
@@ -138,8 +139,11 @@ def _slope_faults(slope: Slope | None, limit_mb: float) -> list[tuple[bool, str]
 
 
 def as_json(soak: Soak, max_slope_mb: float) -> dict:
-    """Everything as JSON types, units in the names."""
-    slope, warm, times = soak.slope, soak.warm, soak.answer_ms
+    """Return everything as JSON types, units in the names."""
+    slope = soak.slope
+    slope_with_shared = soak.slope_with_shared
+    warm = soak.warm
+    times = soak.answer_ms
     return {
         'minutes': round(soak.seconds / 60, 2),
         'warmup_minutes': round(soak.warmup_s / 60, 2),
@@ -150,7 +154,7 @@ def as_json(soak: Soak, max_slope_mb: float) -> dict:
         'levels': dict(soak.levels),
         'rss_slope_mb_per_10k_frames': slope and round(slope.mb, 3),
         'rss_slope_95': slope and [round(slope.low_mb, 3), round(slope.high_mb, 3)],
-        'rss_slope_with_shared_mb_per_10k_frames': slope and round(soak.slope_with_shared.mb, 3),
+        'rss_slope_with_shared_mb_per_10k_frames': slope_with_shared and round(slope_with_shared.mb, 3),
         'rss_mb_after_warmup': round(warm[0].rss_mb, 1) if warm else None,
         'rss_mb_end': round(warm[-1].rss_mb, 1) if warm else None,
         'shared_mb_end': round(warm[-1].shared_mb, 1) if warm else None,

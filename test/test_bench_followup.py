@@ -107,7 +107,7 @@ def test_a_peer_that_cannot_run_is_a_reason_and_no_failure(monkeypatch):
         return 1.0, [1, 2], 0
 
     monkeypatch.setattr(followup.Peers, 'run', run)
-    kept = SimpleNamespace(question='a', other='b', state=SimpleNamespace(frames=[0]))
+    kept = SimpleNamespace(question='a', other='b', cold_runs=1)
     entries = followup.Peers(kept, [], [], True).measure(SimpleNamespace(token_ids=(1, 2)))
     assert entries['PromptCacheState']['answer_right'] and entries['APC']['ms'] is None
     assert entries['APC']['reason'] == 'ValueError: no room'

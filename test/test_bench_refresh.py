@@ -53,7 +53,7 @@ def test_there_is_a_row_for_every_share_of_changed_cells(written):
 @pytest.mark.parametrize('cells', [0, 1, 3, 27, 54])
 def test_a_camera_changes_as_many_cells_as_asked_for_and_no_other(cells):
     first, grid = refresh.picture(1, size=refresh.SIZE), Grid(6, 9)
-    camera = refresh.Camera(first, grid, cells)
+    camera = refresh.RectangleCamera(first, grid, cells)
     one, two = camera.frame(), camera.frame()
     different = (one.rgb != two.rgb).any(axis=2)
     touched = {
@@ -91,13 +91,14 @@ def test_a_threshold_escalates_more_and_leaves_less_the_higher_it_is():
         Answer(Status.OK, choice_index=index, confidence=confidence)
         for index, confidence in ((0, 0.5), (1, 0.75), (0, 0.97), (1, 0.99))
     ]
-    arm = drift.Arm(
+    reference = Answer(Status.OK, choice_index=0)
+    run = drift.PolicyRun(
         Config(),
         False,
         answer_ms=[1.0],
-        answers=[(answer, Answer(Status.OK, choice_index=0), answer.choice_index == 0, True) for answer in answers],
+        answers=[drift.GradedAnswer(each, reference, each.choice_index == 0, True) for each in answers],
     )
-    row = drift.summary('one', arm)
+    row = drift.summary('one', run)
     assert (row['questions'], row['drifted'], row['choice_drift'], row['accuracy']) == (4, 2, 0.5, 0.5)
     assert {each['min_confidence']: (each['escalated'], each['drift_left']) for each in row['thresholds']} == {
         0.6: (0.25, 0.5),

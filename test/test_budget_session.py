@@ -11,7 +11,7 @@ from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.auditor import MOST_WAITING
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
-from vlm_reuse_node.session.turn import Interruption
+from vlm_reuse_node.session.turn import Halt
 
 QUESTION = Question('what color is the square ?', max_tokens=4, max_age_s=1000.0)
 CHOICE = Question('what color is the square ?', ('red', 'green', 'blue'), max_age_s=1000.0)
@@ -167,7 +167,7 @@ def test_an_audit_can_be_broken_off_and_made_again(vlm):
     session.ask(QUESTION, now_ns=0)
 
     def stop():
-        raise Interruption(Status.BUSY, 'A question waits.')
+        raise Halt(Status.BUSY, 'A question waits.')
 
     session.audit(stop)
     assert session.has_audit and session.audit_counts.exact_answers == 0
@@ -252,11 +252,11 @@ def test_a_refresh_that_was_stopped_never_leaves_a_state_of_other_pictures(vlm, 
 
     def check():
         if next(steps, None) is None:
-            raise Interruption(Status.CANCELLED, 'enough')
+            raise Halt(Status.CANCELLED, 'enough')
 
     try:
         session.observe(changed(2.5, area=large), check=check)
-    except Interruption:
+    except Halt:
         pass
     session.observe(changed(3.0, area=large))
     warm, cold = session.ask(QUESTION, now_ns=0), session.ask_cold(QUESTION, now_ns=0)

@@ -15,7 +15,7 @@ from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
-from vlm_reuse_node.session.turn import Interruption, Turn
+from vlm_reuse_node.session.turn import Halt, Turn
 
 QUESTION = Question('what color is the square ?', max_tokens=6)
 SLOT = 14  # 12 cells, begin and end
@@ -162,7 +162,7 @@ def test_a_refresh_that_was_given_up_is_made_up_for(vlm, monkeypatch, is_due, at
     if not is_due:
         monkeypatch.setattr('vlm_reuse_node.scene.change.CUT_SHARE', 2.0)  # a cut would make a keyframe at once
     session = observed(vlm, 0, 1, 2, **({} if is_due else {'keyframe_interval_s': 60.0}))
-    with pytest.raises(Interruption):
+    with pytest.raises(Halt):
         session.observe(picture(8, 3.0), check=stopping_at(at))
     answer = session.ask(Question(QUESTION.text, max_tokens=6), now_ns=3 * SECOND_NS)
     assert answer.status == Status.OK and answer.cached_stamp_ns == answer.stamp_ns == 3 * SECOND_NS
@@ -176,7 +176,7 @@ def stopping_at(count):
     def check():
         looks.append(1)
         if len(looks) == count:
-            raise Interruption(Status.CANCELLED, 'enough')
+            raise Halt(Status.CANCELLED, 'enough')
 
     return check
 
@@ -184,7 +184,7 @@ def stopping_at(count):
 @pytest.mark.parametrize('frame', [picture(8, 0.5), picture(8, 3.0, size=(640, 480))])
 def test_a_jump_that_was_given_up_is_not_forgotten(vlm, frame):
     session = observed(vlm, 1, 2)
-    with pytest.raises(Interruption):
+    with pytest.raises(Halt):
         session.observe(frame, check=stopping_at(1))
     session.observe(picture(9, 3.5, size=frame.size[::-1]))
     assert stamps(session) == [3.5]
@@ -197,7 +197,7 @@ def test_a_cut_that_was_given_up_never_serves_an_old_picture(vlm, monkeypatch, a
     session.config = Config(history_frames=2, keyframe_interval_s=1.0)
     try:
         session.observe(picture(8, 4.0), check=stopping_at(at))
-    except Interruption:
+    except Halt:
         pass
     session.observe(picture(3, 4.1))  # what was live before
     assert np.array_equal(session._refresher.state.live.frame.rgb, picture(3).rgb)
@@ -208,7 +208,7 @@ def test_a_rollover_waits_for_a_live_picture(vlm):
     session = observed(vlm, 0, 1, 2, 3, 4)
     while session._refresher._history._waiting:
         session.work()
-    with pytest.raises(Interruption):
+    with pytest.raises(Halt):
         session.observe(picture(8, 4.1), check=stopping_at(2))  # in the middle of the slot
     assert not session._refresher.state.has_live and not session.has_work
     session.work()

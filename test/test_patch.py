@@ -16,7 +16,7 @@ from vlm_reuse_node.model import vlm as vlms
 from vlm_reuse_node.model.noise import apart
 from vlm_reuse_node.session import state as states
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
-from vlm_reuse_node.session.turn import Interruption
+from vlm_reuse_node.session.turn import Halt
 
 CELLS = 12
 
@@ -142,9 +142,9 @@ def test_a_rewrite_that_was_stopped_leaves_the_history_and_no_live_picture(vlm, 
 
     def check():
         if next(calls, None) is None:
-            raise Interruption('CANCELLED', 'enough')
+            raise Halt('CANCELLED', 'enough')
 
-    with pytest.raises(Interruption):
+    with pytest.raises(Halt):
         state.rewrite(EncodedFrame.see(vlm, picture(3)), np.arange(CELLS), check)
     assert not state.has_live and not state.can_rewrite and len(state.frames) == 1
     assert apart(kept(state), kept(history)) < kept_bound(vlm, picture(1))

@@ -16,7 +16,7 @@ from vlm_reuse_node.scene.refresh import Level
 from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
-from vlm_reuse_node.session.turn import Interruption, Turn
+from vlm_reuse_node.session.turn import Halt, Turn
 
 QUESTION = Question('what color is the square ?', max_tokens=4, max_age_s=1000.0)
 CHOICE = Question('what color is the square ?', ('red', 'green', 'blue'), max_age_s=1000.0)
@@ -174,9 +174,9 @@ def test_a_patch_that_was_stopped_is_made_up_for(vlm):
     session.observe(picture(1))
 
     def stop():
-        raise Interruption(Status.CANCELLED, 'enough')
+        raise Halt(Status.CANCELLED, 'enough')
 
-    with pytest.raises(Interruption):
+    with pytest.raises(Halt):
         session.observe(flicker(1)[0], check=stop)
     answer = session.ask(QUESTION, now_ns=0)
     assert answer.stamp_ns == SECOND_NS // 10 == answer.cached_stamp_ns

@@ -33,9 +33,28 @@ def test_what_the_readme_links_to_is_there():
 
 
 def test_the_file_tree_names_files_that_exist():
-    """What the README sends a newcomer to is there."""
-    root = Path(__file__).parent.parent
+    """What the README sends a newcomer to is there, in the folder it is shown in."""
+    package = Path(__file__).parent.parent / 'vlm_reuse_node'
     tree = README.split('## Files')[1].split('```')[1]
-    named = [word for line in tree.splitlines() for word in line.strip().split('  ')[0].split() if word.endswith('.py')]
-    assert named
-    assert [name for name in named if not (root / 'vlm_reuse_node' / name).exists()] == []
+    folder, named, missing = '', 0, []
+    for line in tree.splitlines():
+        words = line.split('  ')
+        indent = len(line) - len(line.lstrip())
+        first = line.strip().split(' ')[0]
+        if indent == 2:
+            folder = first if first.endswith('/') else ''
+        for word in [name for part in words[:6] for name in part.split() if name.endswith('.py')]:
+            named += 1
+            if not (package / folder / word).exists():
+                missing.append(f'{folder}{word}')
+    assert named > 30 and missing == []
+
+
+def test_what_the_architecture_page_names_is_there():
+    """Files, as `folder/file.py`, and links."""
+    root = Path(__file__).parent.parent
+    page = (root / 'docs' / 'architecture.md').read_text()
+    files = re.findall(r'`((?:[a-z_]+/)+[a-z_]*(?:\.py)?)', page)
+    assert len(files) > 30
+    assert [name for name in files if not any((root / at / name).exists() for at in ('vlm_reuse_node', ''))] == []
+    assert [name for name in re.findall(r'\]\(([^)#]+)\)', page) if not (root / 'docs' / name).exists()] == []

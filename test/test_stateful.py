@@ -19,7 +19,7 @@ from vlm_reuse_node.serving.worker import ModelWorker
 from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
-from vlm_reuse_node.session.turn import Interruption, Turn
+from vlm_reuse_node.session.turn import Halt, Turn
 
 QUESTIONS = st.sampled_from(
     [
@@ -88,9 +88,9 @@ def make_session_machine(vlm):
             try:
                 self.session.observe(
                     Frame(rgb, stamp_ns=int(self.now_s * 1e9)),
-                    check=Counted(calls, Interruption(Status.CANCELLED, 'enough')),
+                    check=Counted(calls, Halt(Status.CANCELLED, 'enough')),
                 )
-            except Interruption:
+            except Halt:
                 pass
 
         @rule(seed=SEEDS, calls=st.integers(1, 6))
@@ -100,9 +100,9 @@ def make_session_machine(vlm):
                 self.session.observe(
                     picture(seed, self.now_s),
                     force=True,
-                    check=Counted(calls, Interruption(Status.CANCELLED, 'enough')),
+                    check=Counted(calls, Halt(Status.CANCELLED, 'enough')),
                 )
-            except Interruption:
+            except Halt:
                 pass
 
         @rule(seed=SEEDS)
@@ -143,7 +143,7 @@ def make_session_machine(vlm):
         @rule(calls=st.integers(1, 9))
         def idle(self, calls):
             """Until a question comes."""
-            check = Counted(calls, Interruption(Status.BUSY, 'a question'))
+            check = Counted(calls, Halt(Status.BUSY, 'a question'))
             self.session.work(check)
             self.session.audit(check)
 

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f'vlm-reuse-replay: {error}', file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
-        print('vlm-reuse-replay: Interruption at once; the same command with --resume goes on.', file=sys.stderr)
+        print('vlm-reuse-replay: Stopped at once; the same command with --resume goes on.', file=sys.stderr)
         return EXIT_INTERRUPTED
 
 

@@ -23,7 +23,7 @@ from vlm_reuse_node.serving.rehearsal import rehearse
 from vlm_reuse_node.serving.worker_stats import Tally
 from vlm_reuse_node.session.answer import Answer, Status
 from vlm_reuse_node.session.scene_session import SceneSession
-from vlm_reuse_node.session.turn import Interruption, Turn
+from vlm_reuse_node.session.turn import Halt, Turn
 
 # Things done while a shorter history waits, before one of its frames is computed all the same.
 MOST_PUT_OFF = 16
@@ -167,7 +167,7 @@ class ModelLoop:
     def _observe(self, session: SceneSession, frame: Frame) -> None:
         try:
             session.observe(frame, check=self._check_open)
-        except (Interruption, ImageError):
+        except (Halt, ImageError):
             pass  # the thread ends, or on_refused was told: the frame is to blame, not the model
         except Exception as error:
             message = f"A picture of camera '{frame.camera}' could not be used: {error}"
@@ -192,13 +192,13 @@ class ModelLoop:
         """Asked while a frame is looked at: give up after `stop`, and turn away who need not wait for the frame."""
         self._turn_away()
         if not self._inbox.is_open:
-            raise Interruption(Status.CANCELLED, 'The model does not run any more.')
+            raise Halt(Status.CANCELLED, 'The model does not run any more.')
 
     def _check_idle(self) -> None:
         """Asked during what can wait: give up for any question."""
         self._check_open()
         if len(self._inbox):
-            raise Interruption(Status.BUSY, 'A question waits.')
+            raise Halt(Status.BUSY, 'A question waits.')
 
     def _must_stop(self, queued: QueuedQuestion) -> bool:
         """Asked before every token: whether to give up. Also the moment to turn away who waited too long."""

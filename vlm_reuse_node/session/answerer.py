@@ -66,7 +66,7 @@ class Answerer:
     def answer(self, state: State, asked: TokenizedQuestion, turn: Turn) -> Outcome:
         """What the model says; the state is put back, whatever happens.
 
-        Raises InvalidRequestError when it does not fit, Interruption, or whatever the model raises.
+        Raises InvalidRequestError when it does not fit, Halt, or whatever the model raises.
         """
         room = self._room(state.tokens + len(asked.tokens), asked.needed)
         turn.tell('prefill')

@@ -14,7 +14,7 @@ from vlm_reuse_node.session.drift_audit import AuditCounts, DriftAudit
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
 from vlm_reuse_node.session.outcome import Outcome
 from vlm_reuse_node.session.state import Identity, State, twin
-from vlm_reuse_node.session.turn import Interruption, Turn
+from vlm_reuse_node.session.turn import Halt, Turn
 
 # Answers that wait; the frames of each are kept until then.
 MOST_WAITING = 4
@@ -86,7 +86,7 @@ class Auditor:
     def step(self, check: Check, config: Config, keeps_vision: bool) -> None:
         """Compute the next frame of the first answer that waits, or when they are all there, give it again.
 
-        check: may raise Interruption between two steps of the model; the step is taken the next time. keeps_vision:
+        check: may raise Halt between two steps of the model; the step is taken the next time. keeps_vision:
         see the frames in the way that lets them be patched, as the kept state was. Raises nothing.
         """
         if not self._waiting:
@@ -104,7 +104,7 @@ class Auditor:
                 self._twin.append(EncodedFrame.see(self._vlm, left[0], turn.check, keeps_vision), turn.check)
                 return
             again = self._answerer.answer(twin(self._twin, sample.identity), sample.asked, turn)
-        except Interruption:
+        except Halt:
             return
         except Exception:
             _log.exception("Camera '%s': an answer could not be audited.", self._camera)

@@ -7,7 +7,7 @@ import math
 from collections import Counter, deque
 from dataclasses import dataclass
 
-# AuditCounts answers that count for the rate.
+# Audited answers that count for the rate.
 WINDOW = 1000
 # A rate of max_drift has drifted too often by chance with less than this probability.
 UNLIKELY = 0.01

@@ -17,7 +17,7 @@ from vlm_reuse_node.scene.refresh_plan import RefreshPlan, RefreshPlanner
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
 from vlm_reuse_node.session.history import History
 from vlm_reuse_node.session.state import State, build
-from vlm_reuse_node.session.turn import Interruption
+from vlm_reuse_node.session.turn import Halt
 
 _log = logging.getLogger(__name__)
 
@@ -51,10 +51,10 @@ class Refresher:
     def refresh(
         self, frame: Frame, config: Config, *, may_patch: bool, force: bool = False, check: Check = go_on
     ) -> Refresh:
-        """Bring the state up to a newer frame at the cheapest level that is allowed (docs/architecture.md, the ladder).
+        """Bring the state up to a newer frame at the cheapest level that is allowed (docs/architecture.md).
 
         may_patch: whether approximate states may be used. force: compute the state of exactly this frame, even when
-        nothing seems to have changed. check: may raise Interruption between two steps of the model; the frame is kept,
+        nothing seems to have changed. check: may raise Halt between two steps of the model; the frame is kept,
         and its state is computed when it is needed.
         Raises ImageError for a frame the model cannot take: everything stays as it was. Or raises whatever the model
         raises: the state is gone then, and the next call computes it again.
@@ -106,14 +106,14 @@ class Refresher:
     def step_rollover(self, check: Check) -> Refresh | None:
         """Compute one frame of the shorter history; returns the refresh when it is complete and was taken over.
 
-        check: may raise Interruption between two steps of the model; the frame is computed the next time.
+        check: may raise Halt between two steps of the model; the frame is computed the next time.
         Raises nothing: the kept state serves on whatever happens.
         """
         if not self.has_rollover:
             return None
         try:
             newer = self._history.step(self.state, check)
-        except Interruption:
+        except Halt:
             return None
         except Exception:
             _log.exception("Camera '%s': a shorter history could not be computed beside the kept one.", self._camera)
@@ -197,7 +197,7 @@ class Refresher:
             paid = self._prefill(encoded, plan, change, config, check)
         except ImageError:
             raise
-        except Interruption:
+        except Halt:
             self._give_up(frame, plan)
             raise
         except Exception:

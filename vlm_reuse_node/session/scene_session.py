@@ -25,7 +25,7 @@ from vlm_reuse_node.session.encoded_frame import EncodedFrame
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.refresher import Refresher
 from vlm_reuse_node.session.state import State, build, twin
-from vlm_reuse_node.session.turn import Interruption, Turn
+from vlm_reuse_node.session.turn import Halt, Turn
 
 _log = logging.getLogger(__name__)
 
@@ -155,8 +155,8 @@ class SceneSession:
             return self._respond(question, now_ns, turn, newest, cold)
         except InvalidRequestError as error:
             status, message = Status.INVALID_REQUEST, str(error)
-        except Interruption as interruption:
-            status, message = interruption.status, str(interruption)
+        except Halt as halt:
+            status, message = halt.status, str(halt)
         except Exception as error:
             self._refresher.drop_state()
             status, message = Status.MODEL_ERROR, f'The model failed: {type(error).__name__}: {error}'
@@ -203,12 +203,12 @@ class SceneSession:
             with suppress(ImageError):  # on_refused was told; a frame the model cannot take changes nothing
                 self._pay(frame, turn, force=question.force_refresh)
         if self.newest is None:
-            raise Interruption(
+            raise Halt(
                 Status.NO_IMAGE, f"Camera '{self._camera}' has given no picture since the start or the last reset."
             )
         age_s = self.newest.age_s(now_ns)
         if age_s > question.max_age_s:
-            raise Interruption(
+            raise Halt(
                 Status.STALE,
                 f"The newest picture of camera '{self._camera}' is {age_s:.2f} s old, more "
                 f'than max_age {question.max_age_s:g} s; check the camera or allow more.',

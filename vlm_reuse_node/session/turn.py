@@ -9,7 +9,7 @@ from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.progress import Progress
 
 
-class Interruption(Exception):
+class Halt(Exception):
     """The turn ends without an answer; the message says why and what to do."""
 
     def __init__(self, status: Status, message: str):
@@ -40,16 +40,16 @@ class Turn:
         self.stages: dict[str, Any] = {'queue_ms': 1e3 * (self._lap_s - self._asked_s)}
 
     def begin(self, timeout_s: float) -> None:
-        """Allow so many seconds from the asking on; raises Interruption when they are over already."""
+        """Allow so many seconds from the asking on; raises Halt when they are over already."""
         self._timeout_s = timeout_s
         self.check()
 
     def check(self) -> None:
-        """Raise Interruption when the question was cancelled or its time is over; called at every token."""
+        """Raise Halt when the question was cancelled or its time is over; called at every token."""
         if self._cancelled():
-            raise Interruption(Status.CANCELLED, 'The question was cancelled.')
+            raise Halt(Status.CANCELLED, 'The question was cancelled.')
         if time.perf_counter() - self._asked_s >= self._timeout_s:
-            raise Interruption(
+            raise Halt(
                 Status.TIMEOUT,
                 f'No answer within {self._timeout_s:g} s, the time in the queue included; '
                 f'allow more (timeout) or fewer tokens (max_tokens).',

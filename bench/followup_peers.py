@@ -1,0 +1,107 @@
+"""mlx-vlm's own ways to answer a follow-up question, on the same weights."""
+
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from followup_case import ANSWER_TOKENS, FEW_RUNS, FollowupCase
+from mlx_vlm import apc, generate
+from mlx_vlm.generate import PromptCacheState
+from mlx_vlm.prompt_utils import apply_chat_template
+from PIL import Image
+from timing import timed
+
+from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.session.answer import Answer
+
+PEERS = ('generate', 'PromptCacheState', 'APC')
+SLOW_MS = 1000
+
+
+@dataclass(frozen=True)
+class Peers:
+    """mlx-vlm on one case.
+
+    old, new: frames, before and after the newest one was replaced. told_apart: whether that changes cold answers.
+    """
+
+    case: FollowupCase
+    old: list[Frame]
+    new: list[Frame]
+    told_apart: bool
+
+    def measure(self, ours: Answer) -> dict[str, dict]:
+        """Return an entry for each way; cold `generate` is the reference of the others. ours: our answer."""
+        try:
+            runs = [self.run(self.case.question, self.old) for _ in range(self.case.cold_runs)]
+        except Exception as error:
+            return dict.fromkeys(PEERS, _failure(error))
+        answer = runs[0][1]
+        cold = {
+            'ms': median(ms for ms, *_ in runs),
+            'tokens_reused': 0,
+            'answer_right': True,
+            'answer_right_after_new_picture': True,
+            'answer_equal_to_ours': answer == list(ours.token_ids),
+        }
+        prompt_cache = PromptCacheState()
+        apc_manager = apc.APCManager()
+        try:  # one run fills both
+            self.run(self.case.other, self.old, prompt_cache_state=prompt_cache, apc_manager=apc_manager)
+        except Exception as error:
+            return {PEERS[0]: cold} | dict.fromkeys(PEERS[1:], _failure(error))
+        return {
+            'generate': cold,
+            'PromptCacheState': self.follow_up(answer, prompt_cache_state=prompt_cache),
+            'APC': self.follow_up(answer, apc_manager=apc_manager),
+        }
+
+    def run(self, text: str, frames: list[Frame], **options: Any) -> tuple[float, list[int], int]:
+        """Answer; return milliseconds, the answer's tokens, and the prompt tokens that were reused."""
+        model = self.case.vlm._model
+        processor = self.case.vlm._processor
+        chat = [{'role': 'user', 'content': text}]
+        options |= {
+            'prompt': apply_chat_template(processor, model.config, chat, num_images=len(frames)),
+            'image': [Image.fromarray(frame.rgb) for frame in frames],
+            'max_tokens': ANSWER_TOKENS,
+            'temperature': 0.0,
+        }
+        ms, result = timed(lambda: generate(model, processor, **options))
+        return ms, list(result.token_ids or ()), result.cached_tokens
+
+    def follow_up(self, answer: list[int], **options: Any) -> dict:
+        """Return the entry of one that keeps something between questions. answer: the right one."""
+        question = self.case.question
+        other = self.case.other
+        try:
+            runs = [self.run(question, self.old, **options)]
+            while len(runs) < FEW_RUNS and runs[-1][0] < SLOW_MS:
+                self.run(other, self.old, **options)
+                runs.append(self.run(question, self.old, **options))
+            entry = {
+                'ms': median(ms for ms, *_ in runs),
+                'tokens_reused': max(reused for *_, reused in runs),
+                'answer_right': all(ids == answer for _, ids, _ in runs),
+                'answer_right_after_new_picture': None,
+            }
+            if not entry['tokens_reused']:
+                return entry | {'reason': 'Nothing is reused: every answer is a cold one.'}
+            if not self.told_apart:
+                return entry | {'reason': 'No new picture was found that changes the cold answer.'}
+            _, after, _ = self.run(other, self.new, **options)
+            _, cold, _ = self.run(other, self.new)
+            return entry | {'answer_right_after_new_picture': after == cold}
+        except Exception as error:
+            return _failure(error)
+
+
+def _failure(error: Exception) -> dict:
+    """The entry of a peer that cannot run."""
+    return {
+        'ms': None,
+        'tokens_reused': None,
+        'answer_right': None,
+        'answer_right_after_new_picture': None,
+        'reason': ' '.join(f'{type(error).__name__}: {error}'.split())[:200],
+    }
