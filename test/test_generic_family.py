@@ -20,6 +20,7 @@ from vlm_reuse_node.model import kv_cache, loading, noise
 from vlm_reuse_node.model import vlm as vlms
 from vlm_reuse_node.model.families import generic
 from vlm_reuse_node.model.families.base import family_for
+from vlm_reuse_node.model.families.picture_tokens import TokenSpan
 from vlm_reuse_node.scene.change import ChangeDetector
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Level
@@ -201,9 +202,9 @@ def test_a_grid_has_exactly_the_visual_tokens(vlm, size):
 
 
 def test_pictures_with_equally_many_tokens_in_another_order_are_not_equal():
-    one = generic.Span(2, 3, (7, 7, 7, 8, 7, 7, 7))
-    assert one == generic.Span(2, 3, (7, 7, 7, 8, 7, 7, 7)) and tuple(one) == (2, 3)
-    assert one != generic.Span(2, 3, (7, 7, 8, 7, 7, 8, 7, 7)) and one != (2, 3)
+    one = TokenSpan(2, 3, (7, 7, 7, 8, 7, 7, 7))
+    assert one == TokenSpan(2, 3, (7, 7, 7, 8, 7, 7, 7)) and tuple(one) == (2, 3)
+    assert one != TokenSpan(2, 3, (7, 7, 8, 7, 7, 8, 7, 7)) and one != (2, 3)
 
 
 @pytest.mark.parametrize('at', [(0, 0), (200, 300), (456, 616)])
@@ -227,7 +228,9 @@ def test_a_small_change_anywhere_is_seen(vlm, at):
 )
 def test_a_picture_whose_small_changes_would_go_unseen_is_refused(vlm, monkeypatch, count, size, seen):
     monkeypatch.setattr(vlm.family, '_processed', lambda rgb: {})
-    monkeypatch.setattr(vlm.family, '_span', lambda inputs: (vlm.family._image_token,) * count + vlm.family._tail)
+    monkeypatch.setattr(
+        vlm.family, '_span', lambda inputs: (vlm.family._image_token,) * count + vlm.family._tokens.tail
+    )
     rgb = np.full((*size, 3), 90, np.uint8)
     if not seen:
         with pytest.raises(ImageError, match=f'its {count} visual tokens make no rows'):

@@ -13,7 +13,7 @@ from tiny_qwen3 import write_tiny_qwen3
 
 from vlm_reuse_node.model import noise
 from vlm_reuse_node.model.families.picture_parts import CellPixels, resized_part
-from vlm_reuse_node.model.families.sparse_vision import padded, patches
+from vlm_reuse_node.model.families.sparse_vision import padded, patch_rows
 from vlm_reuse_node.model.loading import load
 
 
@@ -143,7 +143,7 @@ def test_a_part_of_a_picture_is_prepared_without_the_rest(windows, cells):
     assert isinstance(part, CellPixels) and set(cells) <= set(read) <= set(part.cells)
     assert len(part.cells) < grid.cells or cells == [0, 29]
     grey_level = (pixels.max() - pixels.min()).item() / 255
-    assert mx.abs(part.of(read, 4) - pixels[patches(read, 4)]).max().item() < 3 * grey_level
+    assert mx.abs(part.of(read, 4) - pixels[patch_rows(read, 4)]).max().item() < 3 * grey_level
 
 
 def test_a_picture_whose_parts_are_not_what_they_are_in_the_whole_is_prepared_whole(tmp_path):

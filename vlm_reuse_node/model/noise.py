@@ -8,7 +8,7 @@ for a measure: some kernels give the same bits then, and whether it is the same 
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
@@ -63,7 +63,7 @@ def moved(given: Any, seed: int, epsilon: float | None = None) -> Any:
     """
     rng = np.random.default_rng(seed)
 
-    def move(array):
+    def move(array: Any) -> Any:
         if isinstance(array, mx.array) and mx.issubdtype(array.dtype, mx.floating):
             unit = mx.finfo(array.dtype).eps if epsilon is None else epsilon
             return array * mx.array(1 + unit * rng.choice([-1, 1], array.shape)).astype(array.dtype)
@@ -77,14 +77,21 @@ def moved(given: Any, seed: int, epsilon: float | None = None) -> Any:
 
 def arrays(result: Any) -> list[np.ndarray]:
     """The arrays of a result, which is one, or lists of them: float64."""
-    leaves = [leaf for _, leaf in tree_flatten(result)]
-    return [np.array(leaf.astype(mx.float32) if isinstance(leaf, mx.array) else leaf, np.float64) for leaf in leaves]
+    return [
+        np.array(leaf.astype(mx.float32) if isinstance(leaf, mx.array) else leaf, np.float64)
+        for leaf in _leaves(result)
+    ]
 
 
-def _epsilon(given):
+def _epsilon(given: Any) -> float:
     """The unit of the coarsest type among the input's numbers."""
     return max(
         mx.finfo(leaf.dtype).eps
-        for _, leaf in tree_flatten(given)
+        for leaf in _leaves(given)
         if isinstance(leaf, mx.array) and mx.issubdtype(leaf.dtype, mx.floating)
     )
+
+
+def _leaves(tree: Any) -> list[Any]:
+    """The values in nested lists and dicts."""
+    return [leaf for _, leaf in cast(list[tuple[str, Any]], tree_flatten(tree))]
