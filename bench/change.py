@@ -85,7 +85,7 @@ def time_compare(size: tuple[int, int], grid: tuple[int, int], situation: str, p
         change = detector.compare(rgbs[(number + 1) % len(rgbs)], number + 1, CONFIG)
         if situation in ('move', 'pan') and change.stale.any():
             detector.refresh()
-            detector.news(change.stale, CONFIG)
+            detector.report_changed(change.stale, CONFIG)
         wall.append(1e3 * (time.perf_counter() - wall_s))
         cpu.append(1e3 * (time.thread_time() - cpu_s))
     return {'situation': situation, 'pictures': pictures, **percentiles('cpu', cpu), **percentiles('wall', wall)}

@@ -38,7 +38,7 @@ NODE = 'vlm_reuse_node'
 OUTPUT = Path(__file__).parents[1] / 'out' / 'bench' / 'node_callback.json'
 
 
-class Robot:
+class BenchRobot:
     """A camera and a planner that record the node's answers, budgets and diagnostics."""
 
     def __init__(self, camera_qos: QoSProfile) -> None:
@@ -105,7 +105,7 @@ def start_node(model: str) -> subprocess.Popen:
     raise SystemExit('The node did not start.')
 
 
-def measure(robot: Robot, seconds: float, rate_hz: float, questions_hz: float) -> dict:
+def measure(robot: BenchRobot, seconds: float, rate_hz: float, questions_hz: float) -> dict:
     """Send and ask for a while; return the record that is printed."""
     while not (robot.client.service_is_ready() and robot.camera.get_subscription_count()):
         time.sleep(0.05)
@@ -127,7 +127,7 @@ def measure(robot: Robot, seconds: float, rate_hz: float, questions_hz: float) -
     return record(robot, frames + int(rate_hz), received_before)
 
 
-def record(robot: Robot, sent: int, received_before: int) -> dict:
+def record(robot: BenchRobot, sent: int, received_before: int) -> dict:
     """Return what was measured, units in the names."""
     statuses = [status for _, _, status in robot.answers]
     looked_at = sum(budget.frames_received > received_before for budget in robot.budgets)
@@ -161,7 +161,7 @@ def main() -> int:
     arguments = build_parser().parse_args()
     node = start_node(arguments.model)
     rclpy.init()
-    robot = Robot(qos_profile_sensor_data if arguments.best_effort else QoSProfile(depth=1))
+    robot = BenchRobot(qos_profile_sensor_data if arguments.best_effort else QoSProfile(depth=1))
     spinning = threading.Thread(target=spin, args=(robot.node,), daemon=True)
     spinning.start()
     try:

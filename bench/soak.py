@@ -27,7 +27,7 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from results import publish
 from soak_figures import Sample, Soak, as_json
-from soak_robot import NODE, Cameras, NodeMonitor, Planner
+from soak_robot import NODE, NodeMonitor, SoakCameras, SoakPlanner
 
 from vlm_reuse_node.demo.children import Child, ChildError
 from vlm_reuse_node.demo.dds import use_own_domain
@@ -67,8 +67,8 @@ class SoakRun:
         self._executor = executor
         self._check = check
         self._watched = [check, node.check_running]
-        self._cameras = Cameras(ros, CAMERAS, args.rate)
-        self._planner = Planner(ros, CAMERAS, args.questions)
+        self._cameras = SoakCameras(ros, CAMERAS, args.rate)
+        self._planner = SoakPlanner(ros, CAMERAS, args.questions)
         self._monitor = NodeMonitor(ros, node.pid, self._on_sample)
         self._told_s = -NEWS_S
 

@@ -60,7 +60,7 @@ class SceneLoop:
         return self._views[scene][number % VIEWS]
 
 
-class Cameras:
+class SoakCameras:
     """Reliable cameras on a thread of their own, which publish in turn.
 
     sent: pictures by camera.
@@ -79,7 +79,7 @@ class Cameras:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name='cameras')
 
-    def __enter__(self) -> 'Cameras':
+    def __enter__(self) -> 'SoakCameras':
         self._thread.start()
         return self
 
@@ -105,7 +105,7 @@ class Cameras:
             tick = max(tick + 1, int((time.monotonic() - start_s) / self._tick_s))
 
 
-class Planner:
+class SoakPlanner:
     """Asks the cameras in turn.
 
     asked: questions so far. statuses: of the answers, by name. answer_ms: how long each took, DDS included.

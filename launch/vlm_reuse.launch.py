@@ -3,6 +3,8 @@
 No default of the node is repeated here: an argument that is not given leaves the parameter to params_file and the node.
 """
 
+from typing import Any
+
 from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction, RegisterEventHandler
 from launch.event_handlers import OnProcessIO
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
@@ -16,7 +18,7 @@ READY = b'vlm_reuse_node: ready'  # on stderr at any log level
 
 
 def generate_launch_description() -> LaunchDescription:
-    """List the arguments; `ros2 launch vlm_reuse_node vlm_reuse.launch.py --show-args` prints them."""
+    """Declare the arguments; `ros2 launch vlm_reuse_node vlm_reuse.launch.py --show-args` prints them."""
     params_file = PathJoinSubstitution([FindPackageShare(PACKAGE), 'config', 'vlm_reuse.yaml'])
     return LaunchDescription(
         [
@@ -102,8 +104,8 @@ def bring_up(context: LaunchContext) -> list:
 
 
 def parameters_of(given: dict[str, str]) -> list[dict]:
-    """Only what was asked for."""
-    parameters = {}
+    """Return the parameters that the arguments ask for, and no other."""
+    parameters: dict[str, str | bool | list[str]] = {}
     if given['model']:
         parameters['model'] = given['model']
     if given['cameras']:
@@ -116,7 +118,7 @@ def parameters_of(given: dict[str, str]) -> list[dict]:
 
 
 def remappings_of(given: dict[str, str]) -> list[tuple[str, str]]:
-    """The first camera's topic under its own name."""
+    """Return the remapping of the first camera's topic, if it was given."""
     if not given['image_topic']:
         return []
     if not given['cameras']:
@@ -132,14 +134,15 @@ def camera_names(given: dict[str, str]) -> list[str]:
 def play_when_ready(node: Node, bag: str) -> RegisterEventHandler:
     """Play the bag once the node is active for the first time, so that no picture is missed."""
     player = ExecuteProcess(cmd=['ros2', 'bag', 'play', bag, '--clock'], output='screen')
-    started, said = [], bytearray()
+    actions: list[ExecuteProcess] = []
+    said = bytearray()
 
-    def on_output(event):
+    def on_output(event: Any) -> list[ExecuteProcess] | None:
         said.extend(event.text)  # a line may come in pieces
-        if started or READY not in said:
+        if actions or READY not in said:
             del said[: -len(READY)]
             return None
-        started.append(player)
-        return started
+        actions.append(player)
+        return actions
 
     return RegisterEventHandler(OnProcessIO(target_action=node, on_stderr=on_output))

@@ -2,9 +2,9 @@
 
 import threading
 
-from vlm_reuse_node.model.families.qwen2_5_vl import Family
+from patience import PATIENCE_S
 
-WAIT_S = 20
+from vlm_reuse_node.model.families.qwen2_5_vl import Family
 
 
 class Brake:
@@ -19,7 +19,7 @@ class Brake:
             self.passes += 1
             if not self.go_on.is_set():
                 self.held.set()
-                assert self.go_on.wait(WAIT_S)
+                assert self.go_on.wait(PATIENCE_S)
             if self.failing:
                 raise RuntimeError('the device is gone')
             return forward(family, *args, **kwargs)

@@ -4,15 +4,16 @@ import os
 import signal
 import subprocess
 import threading
-import time
-from contextlib import contextmanager
-from itertools import count
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
+from patience import PATIENCE_S, wait_for
+
+from vlm_reuse_node.demo.dds import claim_domain
 
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
-_DOMAINS = count(os.getpid())  # sessions of several people on one machine stay apart
-os.environ['ROS_DOMAIN_ID'] = str(1 + next(_DOMAINS) % 100)
+_domain, _claim = claim_domain(os.getpid())  # sessions of several people on one machine stay apart
+os.environ['ROS_DOMAIN_ID'] = str(_domain)
 
 import rclpy
 from ament_index_python.packages import get_package_prefix
@@ -33,7 +34,6 @@ from vlm_reuse_node.ros.conversion import image_message
 from vlm_reuse_node.ros.messages import header_of
 from vlm_reuse_node.ros.node import SceneNode
 
-PATIENCE_S = 30.0
 MINUTE = Duration(sec=60)
 BUDGET = 'vlm_reuse_node/refresh_budget'
 REUSE, FRAME, FULL = RefreshBudget.LEVEL_REUSE, RefreshBudget.LEVEL_FRAME, RefreshBudget.LEVEL_FULL
@@ -49,13 +49,9 @@ class Robot:
         self.executor.add_node(self.node)
         self._clients = {}
 
-    def until(self, condition, what='the condition', seconds=PATIENCE_S):
+    def until(self, condition, what='the condition'):
         """Spin until the condition is true and return its value."""
-        end = time.monotonic() + seconds
-        while not (value := condition()):
-            assert time.monotonic() < end, f'{what} did not happen within {seconds} s'
-            self.executor.spin_once(timeout_sec=0.1)
-        return value
+        return wait_for(condition, what, lambda: self.executor.spin_once(timeout_sec=0.1))
 
     def now_ns(self):
         return self.node.get_clock().now().nanoseconds
@@ -148,14 +144,27 @@ def set_parameter(robot, name, value):
 @contextmanager
 def graph(own_domain=False):
     """A ROS context of the test's own; in a domain of its own where what a killed node leaves could still be seen."""
-    if own_domain:
-        os.environ['ROS_DOMAIN_ID'] = str(1 + next(_DOMAINS) % 100)
-    context = rclpy.Context()
-    rclpy.init(context=context)
+    with own_domain_of_processes() if own_domain else nullcontext():
+        context = rclpy.Context()
+        rclpy.init(context=context)
+        try:
+            yield context
+        finally:
+            context.try_shutdown()
+
+
+@contextmanager
+def own_domain_of_processes():
+    """Whatever is started meanwhile is in a domain that nobody was in for a while."""
+    global _domain
+    before = os.environ['ROS_DOMAIN_ID']
+    _domain, claim = claim_domain(_domain)  # the one after the last
+    os.environ['ROS_DOMAIN_ID'] = str(_domain)
     try:
-        yield context
+        yield
     finally:
-        context.try_shutdown()
+        os.environ['ROS_DOMAIN_ID'] = before
+        claim.close()
 
 
 @contextmanager
@@ -187,10 +196,15 @@ class NodeProcess:
 
     def wait_for_line(self, text):
         """Read stderr up to the line that holds the text."""
-        for line in self.process.stderr:
-            self.lines.append(line)
-            if text in line:
-                return line
+        hangs = threading.Timer(PATIENCE_S, self.process.kill)
+        hangs.start()
+        try:
+            for line in self.process.stderr:
+                self.lines.append(line)
+                if text in line:
+                    return line
+        finally:
+            hangs.cancel()
         raise AssertionError(f'the node ended without saying {text!r}: {"".join(self.lines)}')
 
     def end(self, with_signal=None):

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import PATIENCE_S
 
 sys.path.append(str(Path(__file__).parents[1] / 'bench'))
 
 import soak
 from soak_figures import Sample, Soak, as_json, faults, memory_slope
-
-PATIENCE_S = 90.0
 
 
 def series(growth_mb=0.0, seconds=600, seed=0):

@@ -7,6 +7,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.demo.tabletop import Sensor, Tabletop, moved, random_things, sense
@@ -42,58 +44,57 @@ def cells(mask):
 
 
 def faded(pictures, config=CONFIG):
-    """What is told of pictures that are all computed whole, at 10 Hz: (picture, cells) of each that tells something."""
-    detector, news = detector_of(BASE), []
+    """Compute every picture whole, at 10 Hz. Returns (picture, cells) for each picture that reports changed cells."""
+    detector, reports = detector_of(BASE), []
     for number, rgb in enumerate(pictures, 1):
         change = detector.compare(rgb, number * SECOND_NS // 10, config)
         detector.refresh()
-        told = cells(detector.news(change.stale, config))
-        news += [(number, told)] if told else []
-    return news
+        changed = cells(detector.report_changed(change.stale, config))
+        reports += [(number, changed)] if changed else []
+    return reports
 
 
-def test_what_fades_while_everything_is_computed_again_is_told_once_it_differs_enough():
-    """From one picture to the next it never does: against those, its cell would be static for ever."""
-    news = faded(brightened(BASE, 2, 3, 4 * step) for step in range(1, 17))
-    assert news == [(8, [(2, 3)]), (16, [(2, 3)])]
+def test_a_slow_change_is_reported_once_it_adds_up_to_the_threshold():
+    """From one picture to the next it never reaches the threshold."""
+    reports = faded(brightened(BASE, 2, 3, 4 * step) for step in range(1, 17))
+    assert reports == [(8, [(2, 3)]), (16, [(2, 3)])]
 
 
-def test_what_differs_a_little_and_stays_so_is_told_after_the_age_limit():
+def test_a_small_lasting_difference_is_reported_after_the_age_limit():
     slightly = brightened(BASE, 2, 3, 20)
-    news = faded([slightly] * 150, Config(max_cell_age_s=10.0))
-    assert news == [(102, [(2, 3)])]
+    reports = faded([slightly] * 150, Config(max_cell_age_s=10.0))
+    assert reports == [(102, [(2, 3)])]
 
 
-def test_what_differs_a_little_is_told_even_if_nothing_is_computed_any_more():
+def test_a_small_difference_is_reported_even_if_nothing_is_computed_any_more():
     detector, slightly = detector_of(BASE), brightened(BASE, 2, 3, 20)
     detector.compare(slightly, SECOND_NS, CONFIG)
     detector.refresh()
     nothing, one = np.zeros((2, 6, 8), bool)
     one[0, 0] = True
-    assert cells(detector.news(one, CONFIG)) == [(0, 0)]
+    assert cells(detector.report_changed(one, CONFIG)) == [(0, 0)]
     detector.compare(slightly, 5 * SECOND_NS, CONFIG)
-    assert not detector.news(nothing, CONFIG).any()
+    assert not detector.report_changed(nothing, CONFIG).any()
     detector.compare(slightly, 12 * SECOND_NS, CONFIG)
-    assert cells(detector.news(nothing, CONFIG)) == [(2, 3)]
-    assert not detector.news(nothing, CONFIG).any()
+    assert cells(detector.report_changed(nothing, CONFIG)) == [(2, 3)]
+    assert not detector.report_changed(nothing, CONFIG).any()
 
 
 @pytest.mark.parametrize('quiet_s', [1, 20])
 @pytest.mark.parametrize('alpha', [1.0, 1.1])
-def test_what_differs_a_little_for_the_first_time_is_not_told_however_quiet_it_was_before(quiet_s, alpha):
+def test_a_new_small_difference_is_not_reported_however_long_the_scene_was_still(quiet_s, alpha):
     detector, nothing = detector_of(BASE), np.zeros((6, 8), bool)
     for second in range(1, quiet_s + 1):
         assert not detector.compare(BASE, second * SECOND_NS, CONFIG).stale.any()
-        assert not detector.news(nothing, CONFIG).any()
+        assert not detector.report_changed(nothing, CONFIG).any()
     both = cv2.convertScaleAbs(brightened(brightened(BASE, 2, 3, 20), 0, 0, 50), alpha=alpha)
     change = detector.compare(both, quiet_s * SECOND_NS + SECOND_NS // 10, CONFIG)
     detector.refresh()
-    assert cells(detector.news(change.stale, CONFIG)) == [(0, 0)]
+    assert cells(detector.report_changed(change.stale, CONFIG)) == [(0, 0)]
 
 
-def test_noise_and_exposure_are_not_told():
-    news = faded([noisy(BASE, seed) for seed in range(40)])
-    assert not news
+def test_noise_and_exposure_are_not_reported():
+    assert not faded([noisy(BASE, seed) for seed in range(40)])
     assert not faded([cv2.convertScaleAbs(BASE, alpha=1 + 0.1 * (number % 2)) for number in range(40)])
 
 
@@ -289,6 +290,227 @@ def test_a_pan_is_told_by_the_pixels_that_are_cached_now():
     cells[0, 0] = False
     detector.refresh(cells)
     assert detector.compare(beside, 2, CONFIG).scene == SceneChange.PAN
+
+
+# --- pictures on the model's own grid, in which every pixel is as it is written ---------------------------------------
+
+ROWS, COLUMNS, CELL_PX = 5, 7, 28
+SPOT = 2, 3  # a cell in the middle
+CHECKERS = np.where(np.indices((CELL_PX, CELL_PX)).sum(axis=0) % 2, 1, -1)[..., None]  # with a mean of nothing
+
+
+def plain(level=100):
+    return np.full((ROWS * CELL_PX, COLUMNS * CELL_PX, 3), level, np.uint8)
+
+
+def put(rgb, cell, change):
+    """The picture with a cell so many levels brighter: one number, or one for each of its pixels."""
+    rgb, (row, column) = rgb.astype(int), cell
+    rgb[CELL_PX * row : CELL_PX * (row + 1), CELL_PX * column : CELL_PX * (column + 1)] += change
+    return np.clip(rgb, 0, 255).astype(np.uint8)
+
+
+def plain_detector():
+    return detector_of(plain(), ROWS, COLUMNS)
+
+
+def taught(noise):
+    """A detector that has learnt noise of so many levels from one picture to the next, in one cell; and the time."""
+    detector = plain_detector()
+    for number in range(1, 9):
+        detector.compare(put(plain(), SPOT, CHECKERS * (noise // 2) * (number % 2 * 2 - 1)), number, CONFIG)
+    return detector, number
+
+
+def is_seen(detector, stamp_ns, cell, levels):
+    """Whether pixels that differ by so many levels, beside others that do the other way, are a change of the cell."""
+    return bool(detector.compare(put(plain(), cell, CHECKERS * levels), stamp_ns, CONFIG).changed[cell])
+
+
+def test_one_pixel_that_differs_is_the_difference_of_its_cell():
+    one = plain()
+    one[3 * CELL_PX + 5, 2 * CELL_PX + 7, 1] += 50
+    change = plain_detector().compare(one, 1, CONFIG)
+    assert change.difference[3, 2] == 50 and np.count_nonzero(change.difference) == 1
+    assert cells(change.changed) == cells(change.stale) == [(3, 2)]
+
+
+@pytest.mark.parametrize(
+    'levels, is_changed, is_doubted', [(32, True, True), (31, False, True), (8, False, True), (7, False, False)]
+)
+def test_a_difference_that_reaches_a_threshold_is_not_below_it(levels, is_changed, is_doubted):
+    change = plain_detector().compare(put(plain(), SPOT, levels), SECOND_NS, CONFIG)
+    assert (change.changed[SPOT], change.doubt_s[SPOT] > 0) == (is_changed, is_doubted)
+
+
+@given(gain=st.floats(0.85, 1.2), levels=st.integers(-20, 20))
+def test_no_cell_is_static_whose_pixels_differ_visibly_from_the_cached_ones_whatever_the_exposure(gain, levels):
+    now = put(cv2.convertScaleAbs(plain(), alpha=gain), SPOT, levels)
+    change = plain_detector().compare(now, SECOND_NS, CONFIG)
+    differs = np.abs(now.astype(int) - plain()).reshape(ROWS, CELL_PX, COLUMNS, -1).max(axis=(1, 3)) >= 8
+    assert (change.doubt_s[differs] > 0).all()
+
+
+@given(gain=st.floats(0.85, 1.2))
+def test_what_stays_as_it_is_while_the_exposure_changes_has_not_changed(gain):
+    """A screen, beside things that a lamp shines at."""
+    now = cv2.convertScaleAbs(plain(), alpha=gain)
+    now = put(now, SPOT, 100 - int(now[0, 0, 0]))
+    change = plain_detector().compare(now, SECOND_NS, CONFIG)
+    assert not change.changed.any() and change.difference[SPOT] == 0
+
+
+def test_a_refresh_before_the_second_picture_changes_nothing():
+    detector, some = plain_detector(), np.zeros((ROWS, COLUMNS), bool)
+    some[SPOT] = True
+    detector.refresh(some)
+    change = detector.compare(plain(), SECOND_NS, CONFIG)
+    assert not change.difference.any() and not change.doubt_s.any()
+
+
+@pytest.mark.parametrize('count, scene', [(5, SceneChange.SAME), (6, SceneChange.CUT), (10, SceneChange.CUT)])
+def test_a_cut_is_told_from_six_of_ten_changed_cells_on(count, scene):
+    rgb = plain()[: 2 * CELL_PX, : 5 * CELL_PX]
+    now = rgb.copy()
+    for cell in range(count):
+        now[:, CELL_PX * (cell % 5) :][CELL_PX * (cell // 5) :][:CELL_PX, :CELL_PX] = 250
+    change = detector_of(rgb, 2, 5).compare(now, 1, CONFIG)
+    assert change.changed.sum() == count and change.scene == scene
+
+
+def test_a_camera_that_moves_past_what_looks_all_the_same_is_no_pan():
+    rough = np.random.default_rng(0).uniform(-4, 4, (ROWS * CELL_PX, (COLUMNS + 1) * CELL_PX))
+    wall = (100 + 8 * cv2.GaussianBlur(rough, (0, 0), 3)).astype(np.uint8)[..., None].repeat(3, 2)
+    then, now = (np.ascontiguousarray(wall[:, start : start + COLUMNS * CELL_PX]) for start in (0, 9))
+    change = detector_of(then, ROWS, COLUMNS).compare(now, 1, CONFIG)
+    assert change.difference.any() and not change.changed.any() and change.scene == SceneChange.SAME
+
+
+# --- noise ------------------------------------------------------------------------------------------------------------
+
+
+def test_noise_explains_what_differs_in_its_cell_and_those_beside_it():
+    (detector, stamp_ns), distance = taught(noise=40), {}
+    for cell in np.ndindex(ROWS, COLUMNS):
+        distance[cell] = max(abs(cell[0] - SPOT[0]), abs(cell[1] - SPOT[1]))
+        # The time stands still: what is tried is not learnt.
+        assert is_seen(detector, stamp_ns, cell, levels=50) == (distance[cell] > 1)
+    assert set(distance.values()) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize('noise', [20, 24])
+def test_noise_explains_half_again_as_much_and_no_multiple_of_it(noise):
+    detector, stamp_ns = taught(noise)
+    assert not is_seen(detector, stamp_ns, SPOT, levels=max(32, 3 * noise // 2))
+    assert is_seen(detector, stamp_ns, SPOT, levels=5 * noise // 2)
+
+
+@pytest.mark.parametrize('noise', [20, 60, 120, 200])
+def test_however_noisy_it_is_a_large_difference_is_seen(noise):
+    assert is_seen(*taught(noise), SPOT, levels=80)
+
+
+def test_noise_is_forgotten_when_it_ends():
+    detector, stamp_ns = taught(noise=40)
+    for number in range(1, 200):
+        detector.compare(plain(), stamp_ns + number, CONFIG)
+    assert is_seen(detector, stamp_ns + 200, SPOT, levels=40)
+
+
+@pytest.mark.parametrize('levels', [35, 45])
+def test_what_comes_and_goes_is_no_noise(levels):
+    detector = plain_detector()
+    for number in range(20):
+        shows = number % 2 == 1
+        change = detector.compare(put(plain(), SPOT, levels * shows), number + 1, CONFIG)
+        assert change.changed[SPOT] == shows
+
+
+def test_what_appears_once_and_stays_is_no_noise():
+    detector = plain_detector()
+    assert all(is_seen(detector, number, SPOT, levels=50) for number in range(1, 9))
+
+
+# --- what is told, deferred and settled -------------------------------------------------------------------------------
+
+
+def mask(*chosen):
+    found = np.zeros((ROWS, COLUMNS), bool)
+    for cell in chosen:
+        found[cell] = True
+    return found
+
+
+NONE, ALL = mask(), ~mask()
+
+
+def shown(detector, rgb, stamp_ns, config=CONFIG):
+    """What is told of a picture that is computed whole."""
+    change = detector.compare(rgb, stamp_ns, config)
+    detector.refresh()
+    return detector.report_changed(change.stale, config)
+
+
+def test_a_scene_that_stays_the_same_is_never_told():
+    detector = plain_detector()
+    assert not any(shown(detector, plain(), second * SECOND_NS).any() for second in range(1, 40))
+
+
+def test_what_faded_is_told_beside_what_changed():
+    detector, faded, changed = plain_detector(), SPOT, (0, 0)
+    for step in range(1, 8):
+        assert not shown(detector, put(plain(), faded, 4 * step), step).any()
+    both = put(put(plain(), faded, 32), changed, 50)
+    assert cells(shown(detector, both, 8)) == [changed, faded]
+
+
+@pytest.mark.parametrize('gain', [0.6, 1.5])
+def test_a_lasting_change_of_exposure_is_told_once_after_the_age_limit(gain):
+    detector, config = plain_detector(), Config(exposure_compensation=1.0)
+    assert abs(100 * gain - 100) > config.change_threshold
+    lit, told = cv2.convertScaleAbs(plain(), alpha=gain), []
+    for second in range(1, 40):
+        if (news := shown(detector, lit, second * SECOND_NS, config)).any():
+            told.append((second, news.all()))
+    assert told == [(12, True)]
+
+
+@pytest.mark.parametrize('late_ns, is_told', [(0, False), (1, True)])
+def test_what_differs_a_little_is_told_right_after_the_age_limit(late_ns, is_told):
+    detector, slightly = plain_detector(), put(plain(), SPOT, 20)
+    assert not shown(detector, slightly, SECOND_NS).any()
+    assert shown(detector, slightly, 11 * SECOND_NS + late_ns)[SPOT] == is_told
+
+
+def test_deferred_cells_stay_stale_until_they_are_refreshed_whatever_they_show():
+    detector, one, other = plain_detector(), (1, 1), (3, 4)
+    detector.compare(put(put(plain(), one, 50), other, 50), SECOND_NS, CONFIG)
+    detector.defer(mask(one, other))
+    assert cells(detector.deferred) == [one, other]
+    change = detector.compare(plain(), 2 * SECOND_NS, CONFIG)
+    assert cells(change.stale) == [one, other] and not change.changed.any()
+    assert change.doubt_s[one] == 2 and change.doubt_s[SPOT] == 0  # whether it is what is cached is not known
+    detector.refresh(mask(one))
+    assert cells(detector.deferred) == [other]
+    assert cells(detector.compare(plain(), 3 * SECOND_NS, CONFIG).stale) == [other]
+
+
+def test_what_was_done_about_a_frame_is_booked_at_once():
+    """Told is what was both stale and computed; the age is that of the oldest cell that waits."""
+    detector, one, other, late = plain_detector(), (1, 1), (3, 4), (4, 6)
+    first = detector.compare(put(plain(), one, 50), SECOND_NS, CONFIG)
+    changed, age_s = detector.settle(NONE, mask(one), first.stale, CONFIG)
+    assert not changed.any() and age_s == 1
+    # Another one waits as well, for less long; a third one is computed, and a fourth one that is not stale.
+    now = put(put(put(plain(), one, 50), other, 50), late, 50)
+    detector.compare(put(plain(), one, 50), 2 * SECOND_NS, CONFIG)
+    change = detector.compare(now, 3 * SECOND_NS, CONFIG)
+    changed, age_s = detector.settle(mask(other, SPOT), mask(one, late), change.stale, CONFIG)
+    assert cells(changed) == [other] and age_s == 3 and cells(detector.deferred) == [one, late]
+    assert cells(detector.compare(now, 4 * SECOND_NS, CONFIG).stale) == [one, late]
+    changed, age_s = detector.settle(ALL, NONE, mask(one, late), CONFIG)
+    assert cells(changed) == [one, late] and age_s == 0 and not detector.deferred.any()
+    assert not detector.compare(now, 5 * SECOND_NS, CONFIG).stale.any()
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import cv2
 import pytest
+from patience import PATIENCE_S, wait_for
 from tiny_model import _write_weights as write_weights
 
 from vlm_reuse_node.demo.children import Child, ChildError
@@ -16,7 +16,6 @@ from vlm_reuse_node.demo.live import remove_own_bag
 from vlm_reuse_node.demo.model_files import write_model_files
 from vlm_reuse_node.demo.run import main
 
-PATIENCE_S = 60.0
 COMMAND = (sys.executable, '-m', 'vlm_reuse_node.demo.run', '--seconds', '4')
 
 
@@ -153,7 +152,8 @@ def test_a_length_that_makes_no_sense_is_refused(tmp_path):
 def test_nothing_outlives_the_demo(tmp_path, guesser, request_, code):
     process = demo(tmp_path / 'out', guesser, '--seconds', '8')
     try:
-        children = wait_for(lambda: len(children := children_of(process.pid)) == 2 and children, process)
+        children = wait_for(lambda: process.poll() is not None or both_children_of(process.pid))
+        assert process.poll() is None, process.stdout.read()
         process.send_signal(request_)
         printed = process.communicate(timeout=PATIENCE_S)[0]
         assert process.returncode == code, printed
@@ -191,8 +191,10 @@ def test_a_child_that_ends_well_is_missed_only_where_it_is_needed(tmp_path):
             child.check_running()
 
 
-def children_of(pid):
-    return [int(child) for child in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
+def both_children_of(pid):
+    """The node and the player, once both run."""
+    children = [int(child) for child in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
+    return children if len(children) == 2 else None
 
 
 def is_alive(pid):
@@ -201,13 +203,3 @@ def is_alive(pid):
         return Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0] != 'Z'
     except OSError:
         return False
-
-
-def wait_for(condition, process=None):
-    """Look every 50 ms until it is so, and return it; the process must not end meanwhile."""
-    end_s = time.monotonic() + PATIENCE_S
-    while not (value := condition()):
-        assert time.monotonic() < end_s
-        assert process is None or process.poll() is None, process.stdout.read()
-        time.sleep(0.05)
-    return value

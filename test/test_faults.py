@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip('rclpy', reason='rclpy is missing: install ROS 2 (make setup)')
 pytest.importorskip('vlm_reuse_interfaces', reason='vlm_reuse_interfaces is not built: make setup')
-from brake import WAIT_S
 from diagnostic_msgs.msg import DiagnosticStatus
+from patience import PATIENCE_S
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from ros_harness import (
     BUDGET,
@@ -34,7 +34,8 @@ RELIABLE = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
 
 def same_as_cold(robot):
     """A warm answer of now, after checking that it is the cold one."""
-    warm, cold = robot.ask(max_tokens=5, max_age=MINUTE), robot.ask_cold(max_tokens=5, max_age=MINUTE)
+    request = {'max_tokens': 5, 'max_age': MINUTE}
+    warm, cold = robot.ask(**request), robot.ask_cold(**request)
     assert warm.status == cold.status == Answer.OK and warm.token_ids == cold.token_ids, (warm.message, cold.message)
     return warm
 
@@ -119,7 +120,7 @@ def test_the_model_raises_in_the_middle_of_an_answer(robot, brake):
     before = same_as_cold(robot)
     brake.hold()
     asked = robot.call(AskScene, 'vlm_reuse_node/ask', AskScene.Request(question='what is it ?'))
-    assert brake.held.wait(WAIT_S)
+    assert brake.held.wait(PATIENCE_S)
     brake.failing = True
     brake.go_on.set()
     failed = robot.wait(asked, 'the answer').answer
@@ -154,7 +155,7 @@ CLIENT = textwrap.dedent("""
     node = rclpy.create_node('doomed', namespace='{namespace}')
     client = ActionClient(node, AskScene, 'vlm_reuse_node/ask_scene')
     client.wait_for_server()
-    sent = client.send_goal_async(AskScene.Goal(question='what is it ?', max_tokens=200, max_age=Duration(sec=60)),
+    sent = client.send_goal_async(AskScene.Goal(question='what is it ?', max_tokens=200),
                                   lambda message: None)
     rclpy.spin_until_future_complete(node, sent)
     print('sent', flush=True)
@@ -170,7 +171,7 @@ def test_a_client_dies_in_the_middle_of_an_action(robot, brake, namespace):
         [sys.executable, '-c', CLIENT.format(namespace=namespace)], stdout=subprocess.PIPE, text=True
     ) as client:
         try:
-            assert client.stdout.readline() == 'sent\n' and brake.held.wait(WAIT_S)
+            assert client.stdout.readline() == 'sent\n' and brake.held.wait(PATIENCE_S)
         finally:
             client.send_signal(signal.SIGKILL)
     brake.go_on.set()

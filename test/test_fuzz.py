@@ -29,7 +29,7 @@ def session(vlm):
     return session
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     st.builds(
         Question,
@@ -51,7 +51,7 @@ def test_any_question_gets_a_status_and_leaves_the_state(session, question):
     assert again.token_ids == session.first.token_ids
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.dictionaries(st.sampled_from(NAMES) | TEXTS, ANYTHING, max_size=4))
 def test_any_configuration_is_valid_or_refused_in_a_sentence(values):
     try:
@@ -77,7 +77,7 @@ def running(model_dir):
         yield robot
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     st.sampled_from([*NAMES, 'use_sim_time', 'no_such']),
     st.one_of(

@@ -1,17 +1,22 @@
 """What waits for the model: turns, bounds, and that nothing is passed over for ever."""
 
 import itertools
+import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies
 
 from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.serving import inbox as inboxes
+from vlm_reuse_node.serving import queued_question
 from vlm_reuse_node.serving.inbox import MOST_SKIPPED, Inbox, Reset
 from vlm_reuse_node.serving.queued_question import QueuedQuestion
 from vlm_reuse_node.session.question import Question
 
 PICTURE = np.zeros((1, 1, 3), np.uint8)
+LONG_S = 20.0
 
 
 def ask(camera, text='what ?'):
@@ -63,7 +68,7 @@ def test_a_full_queue_of_one_camera_is_not_full_for_another():
     assert inbox.waiting() == {'a': 1, 'b': 1} and len(inbox) == 2
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     strategies.lists(
         strategies.sampled_from(['ask a', 'ask b', 'stand a', 'stand b', 'frame a', 'frame b']), min_size=1, max_size=6
@@ -100,3 +105,122 @@ def test_who_was_cancelled_leaves_and_all_do_when_closed(closed):
         assert not inbox.put_question(ask('a'), 9) and not inbox.put_standing(ask('a')) and inbox.next() is None
     assert set(inbox.take_leaving(60.0)) == (set(asks) if closed else {asks[0]})
     assert len(inbox) == (0 if closed else 2)
+
+
+def test_a_question_is_a_planners_and_warm_unless_said_otherwise():
+    assert not ask('a').cold and not ask('a').is_standing
+
+
+@pytest.mark.parametrize('timeout_s, limit_s', [(5.0, 5.0), (0.5, 0.5), (0.0, 60.0), (90.0, 90.0)])
+def test_a_question_is_late_once_its_own_time_or_the_default_is_over(monkeypatch, timeout_s, limit_s):
+    queued, clock = QueuedQuestion('a', Question('what ?', timeout_s=timeout_s), 0, asked_s=100.0), [100.0]
+    monkeypatch.setattr(queued_question, 'time', SimpleNamespace(perf_counter=lambda: clock[0]))
+    for waited_s in (0.0, limit_s - 0.25, limit_s, limit_s + 1):
+        clock[0] = 100.0 + waited_s
+        assert queued.is_late(60.0) == (waited_s >= limit_s)
+
+
+@pytest.mark.parametrize('timeout_s', [-1.0, float('nan'), 'soon', None, 0.0])
+def test_a_timeout_that_makes_no_sense_is_left_to_who_checks_questions(timeout_s):
+    assert not QueuedQuestion('a', Question('what ?', timeout_s=timeout_s), 0, asked_s=-9e9).is_late(0.0)
+
+
+@pytest.mark.parametrize('is_cancelled', [lambda queued: queued.future.cancel(), lambda queued: queued.cancel.set()])
+def test_who_cancels_by_future_or_event_leaves(is_cancelled):
+    inbox, queued = Inbox(), QueuedQuestion('a', Question('what ?'), 0, cancel=threading.Event())
+    inbox.put_question(queued, 1)
+    assert inbox.take_leaving(60.0) == []
+    is_cancelled(queued)
+    assert inbox.take_leaving(60.0) == [queued] and len(inbox) == 0
+
+
+def test_who_is_late_leaves_and_the_others_keep_their_order(monkeypatch):
+    monkeypatch.setattr(queued_question, 'time', SimpleNamespace(perf_counter=lambda: 100.0))
+    inbox = Inbox()
+    early, late, patient, standing = (
+        QueuedQuestion('a', Question(text, timeout_s=timeout_s), 0, asked_s=asked_s)
+        for text, timeout_s, asked_s in (('1', 0, 80.0), ('2', 0, 60.0), ('3', 70, 50.0), ('4', 0, 50.0))
+    )
+    for queued in (early, late, patient):
+        inbox.put_question(queued, 9)
+    inbox.put_standing(standing)
+    assert inbox.take_leaving(30.0) == [late, standing]
+    assert [inbox.next(), inbox.next()] == [early, patient] and inbox.next(0) is None
+
+
+def test_a_camera_without_questions_has_no_turn_and_no_count():
+    inbox, queued = Inbox(), ask('a')
+    inbox.put_question(queued, 1)
+    inbox.put_question(ask('b'), 1)
+    queued.future.cancel()
+    inbox.take_leaving(60.0)
+    assert inbox.waiting() == {'b': 1} and inbox.next().camera == 'b' and inbox.waiting() == {}
+
+
+def test_only_the_newest_frame_of_a_camera_waits_and_the_putter_hears_it():
+    inbox, frames = Inbox(), [frame('a', stamp_ns) for stamp_ns in range(3)]
+    assert [inbox.put_frame(each) for each in frames] == [True, False, False]
+    assert inbox.take_frame('a') is frames[-1] and inbox.take_frame('a') is None and inbox.next(0) is None
+
+
+def test_a_reset_takes_the_waiting_frame_with_it():
+    inbox = Inbox()
+    inbox.put_frame(frame('a'))
+    inbox.put_frame(frame('b'))
+    inbox.put_reset('a')
+    inbox.put_reset('c')  # which has none
+    assert [inbox.next(), inbox.next()] == [Reset('a'), Reset('c')]
+    assert inbox.next().camera == 'b' and inbox.next(0) is None
+
+
+def test_a_lane_is_skipped_so_often_and_no_more():
+    inbox, standing, picture = Inbox(), ask('a'), frame('a')
+    inbox.put_standing(standing)
+    inbox.put_frame(picture)
+    served = []
+    for _ in range(MOST_SKIPPED + 3):
+        inbox.put_question(ask('a'), 99)
+        served.append(inbox.next())
+    assert all(each not in (standing, picture) for each in served[:MOST_SKIPPED])
+    assert served[MOST_SKIPPED] is standing and served[MOST_SKIPPED + 1] is picture
+    assert served[-1] not in (standing, picture)
+
+
+def test_what_was_skipped_and_served_waits_as_long_the_next_time():
+    """A lane's turns are counted anew when it was served, and while it is empty."""
+    inbox, served = Inbox(), []
+    for _ in range(3 * MOST_SKIPPED):
+        inbox.put_question(ask('a'), 99)
+        inbox.put_frame(frame('a'))
+        served.append(isinstance(inbox.next(), Frame))
+    turns = [number for number, is_frame in enumerate(served) if is_frame]
+    assert np.diff([-1, *turns]).tolist() == [MOST_SKIPPED + 1] * len(turns) and len(turns) > 1
+    assert isinstance(inbox.next(), QueuedQuestion)
+
+
+@pytest.mark.parametrize(
+    'put',
+    [
+        lambda inbox: inbox.put_frame(frame('a')),
+        lambda inbox: inbox.put_question(ask('a'), 1),
+        lambda inbox: inbox.put_standing(ask('a')),
+        lambda inbox: inbox.put_reset('a'),
+        lambda inbox: inbox.close(),
+    ],
+)
+def test_who_waits_is_woken_by_whatever_comes(monkeypatch, put):
+    waits = threading.Event()
+
+    class Condition(threading.Condition):
+        def wait(self, timeout=None):
+            waits.set()  # the lock is held: nothing can be put before the wait has begun
+            return super().wait(timeout)
+
+    monkeypatch.setattr(inboxes, 'threading', SimpleNamespace(Condition=Condition))
+    inbox, taken = Inbox(), []
+    thread = threading.Thread(target=lambda: taken.append(inbox.next()), daemon=True)
+    thread.start()
+    assert waits.wait(LONG_S)
+    put(inbox)
+    thread.join(LONG_S)
+    assert not thread.is_alive() and (taken[0] is None) == (not inbox.is_open)

@@ -69,7 +69,7 @@ SCHEMAS = strategies.recursive(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SCHEMAS, strategies.integers(0, 3))
 def test_every_answer_parses_and_is_valid(session, schema, seed):
     session.config = replace(session.config, temperature=1.5 if seed else 0.0, seed=seed)

@@ -140,7 +140,7 @@ def test_every_question_behind_one_snapshot_equals_a_cold_run(make, prefix):
 
 
 @every_kind
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_any_order_of_calls_snapshots_and_returns_equals_a_cold_run_of_what_is_left(make, data):
     cache, history, stack = make(), [], []  # stack: (snapshot, calls made before it)

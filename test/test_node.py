@@ -7,32 +7,41 @@ import cv2
 import numpy as np
 import pytest
 from builtin_interfaces.msg import Duration, Time
+from patience import PATIENCE_S
 
 rclpy = pytest.importorskip('rclpy', reason='rclpy is missing: install ROS 2 (make setup)')
 pytest.importorskip('vlm_reuse_interfaces', reason='vlm_reuse_interfaces is not built: make setup')
 from diagnostic_msgs.msg import DiagnosticStatus
+from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from ros_harness import BUDGET, FULL, MINUTE, REUSE, Robot, picture_message, scene_node, set_parameter, show
+from ros_harness import BUDGET, FULL, REUSE, Robot, picture_message, scene_node, set_parameter, show
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
 from vlm_reuse_interfaces.msg import Answer, RefreshBudget
 from vlm_reuse_interfaces.srv import AskScene
 
+from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, ModelError
+from vlm_reuse_node.ros.camera_input import CameraInput
 from vlm_reuse_node.ros.messages import seconds_of
 from vlm_reuse_node.scene.overlay import BAR_HEIGHT
 from vlm_reuse_node.session.question import LONGEST_QUESTION_CHARS
 
 
+def since_s(robot, then_ns):
+    return (robot.now_ns() - then_ns) / 1e9
+
+
 def test_a_question_is_answered_from_the_newest_picture(robot):
     budgets, camera = robot.listen(RefreshBudget, BUDGET), robot.camera()
     show(robot, camera, budgets, seed=1)
+    before_ns = robot.now_ns()
     stamp = show(robot, camera, budgets, seed=2)
     answer = robot.ask(max_tokens=4)
     assert answer.status == Answer.OK and answer.text and answer.tokens_generated == 4
     assert (answer.header.stamp, answer.header.frame_id, answer.camera) == (stamp, 'lens', 'camera')
-    assert 0 < seconds_of(answer.image_age) < 2 and answer.model == 'tiny'
+    assert 0 < seconds_of(answer.image_age) < since_s(robot, before_ns) and answer.model == 'tiny'
     assert answer.tokens_reused > answer.tokens_prefilled > 0
 
 
@@ -74,10 +83,11 @@ def test_before_the_first_picture_the_answer_says_what_is_missing(robot):
 
 
 def test_a_camera_that_stopped_gives_stale_with_its_age(robot):
-    show(robot, robot.camera(), robot.listen(RefreshBudget, BUDGET), stamp_ns=robot.now_ns() - 5_000_000_000)
+    taken_ns = robot.now_ns() - 5_000_000_000
+    show(robot, robot.camera(), robot.listen(RefreshBudget, BUDGET), stamp_ns=taken_ns)
     answer = robot.ask(max_age=Duration(sec=1))
-    assert answer.status == Answer.STALE and 5 <= seconds_of(answer.image_age) < 10
-    assert robot.ask(max_age=MINUTE).status == Answer.OK
+    assert answer.status == Answer.STALE and 5 <= seconds_of(answer.image_age) < since_s(robot, taken_ns)
+    assert robot.ask().status == Answer.OK
 
 
 @pytest.mark.parametrize(
@@ -197,9 +207,10 @@ def test_compressed_pictures_are_read(start):
 
 
 def test_pictures_without_stamps_count_as_taken_when_they_arrive(robot):
+    before_ns = robot.now_ns()
     show(robot, robot.camera(), robot.listen(RefreshBudget, BUDGET), stamp_ns=0)
     answer = robot.ask()
-    assert answer.status == Answer.OK and seconds_of(answer.image_age) < 2
+    assert answer.status == Answer.OK and 0 < seconds_of(answer.image_age) < since_s(robot, before_ns)
 
 
 def test_the_overlay_is_published_while_somebody_looks(robot):
@@ -213,17 +224,25 @@ def test_the_overlay_is_published_while_somebody_looks(robot):
 
 
 def test_frames_carry_the_time_at_which_they_arrived(ros, namespace):
-    from rclpy.node import Node
-
-    from vlm_reuse_node.config import Config
-    from vlm_reuse_node.ros.camera_input import CameraInput
-
     node, frames = Node('taker', namespace=namespace, context=ros), []
     camera = CameraInput(node, 'camera', Config(), lambda frame: frames.append(frame) or True, None)
     before_ns = node.get_clock().now().nanoseconds
     camera._on_message(picture_message(stamp_ns=7))
     assert frames[0].stamp_ns == 7 and before_ns <= frames[0].received_ns <= node.get_clock().now().nanoseconds
     node.destroy_node()
+
+
+def test_a_full_size_picture_takes_its_callback_less_than_5_ms(ros, namespace):
+    """Of processor time: the executor's thread has everything else to do as well."""
+    node, spent = Node('taker', namespace=namespace, context=ros), []
+    camera = CameraInput(node, 'camera', Config(), lambda frame: True, None)
+    for seed in range(30):
+        message = picture_message(seed, size=(480, 640))
+        started = time.thread_time()
+        camera._on_message(message)
+        spent.append(time.thread_time() - started)
+    node.destroy_node()
+    assert np.median(spent) < 0.005 and camera.received == len(spent)
 
 
 def test_reset_forgets_the_picture(robot):
@@ -262,16 +281,17 @@ def test_pictures_are_taken_while_many_questions_wait(start, namespace):
     robot.until(lambda: budgets[-1].frames_received == 12, 'the last picture')
 
 
-def test_more_questions_than_may_wait_are_answered_busy(start):
+def test_more_questions_than_may_wait_are_answered_busy(start, brake):
     robot = start(queue_size=1)
     show(robot, robot.camera(), robot.listen(RefreshBudget, BUDGET))
-    asked = [
-        robot.call(AskScene, 'vlm_reuse_node/ask', AskScene.Request(question='what is it ?', max_tokens=64))
-        for _ in range(30)
-    ]
-    robot.until(lambda: all(future.done() for future in asked), 'every answer')
-    statuses = {future.result().answer.status for future in asked}
-    assert statuses == {Answer.OK, Answer.BUSY}
+    brake.hold()
+    asked = [robot.call(AskScene, 'vlm_reuse_node/ask', AskScene.Request(question='what is it ?'))]
+    assert brake.held.wait(PATIENCE_S)
+    asked += [robot.call(AskScene, 'vlm_reuse_node/ask', AskScene.Request(question='what is it ?')) for _ in range(9)]
+    robot.until(lambda: sum(future.done() for future in asked) == 8, 'the answers of those that may not wait')
+    assert [future.result().answer.status for future in asked if future.done()] == [Answer.BUSY] * 8
+    brake.go_on.set()
+    assert [robot.wait(future, 'an answer').answer.status for future in asked[:2]] == [Answer.OK] * 2
 
 
 def test_diagnostics_come_once_a_second_with_reason_and_values(robot):
@@ -396,26 +416,24 @@ def test_a_looping_bag_without_simulated_time_starts_anew(robot):
 
 
 def test_an_answer_wakes_the_executor(ros):
-    """A future that another thread completes must not wait for the next picture or timer."""
+    """A future that another thread completes must not wait for the next picture or timer; here there is none."""
     from concurrent.futures import Future
     from threading import Timer
-    from types import SimpleNamespace
 
     from rclpy.executors import SingleThreadedExecutor
 
-    from vlm_reuse_node.ros.ask_server import PendingAnswers
+    from vlm_reuse_node.ros.ask_server import awaitable
     from vlm_reuse_node.session.answer import Answer as Record
     from vlm_reuse_node.session.answer import Status
 
     executor, asked = SingleThreadedExecutor(context=ros), Future()
 
     async def wait():
-        await PendingAnswers(SimpleNamespace(executor=executor)).answer(asked)
-        return time.perf_counter()
+        return await awaitable(asked, executor)
 
     task = executor.create_task(wait)
-    answered = []
-    Timer(0.2, lambda: (answered.append(time.perf_counter()), asked.set_result(Record(Status.OK)))).start()
-    executor.spin_until_future_complete(task, timeout_sec=10.0)
+    executor.spin_once(timeout_sec=0)  # as far as the answer
+    Timer(0.2, lambda: asked.set_result(Record(Status.OK))).start()  # when the executor sleeps
+    executor.spin_until_future_complete(task, timeout_sec=PATIENCE_S)
     executor.shutdown()
-    assert task.result() - answered[0] < 0.1
+    assert task.done() and task.result().status is Status.OK

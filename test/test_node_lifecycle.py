@@ -6,11 +6,11 @@ import pytest
 
 pytest.importorskip('rclpy', reason='rclpy is missing: install ROS 2 (make setup)')
 pytest.importorskip('vlm_reuse_interfaces', reason='vlm_reuse_interfaces is not built: make setup')
-from brake import WAIT_S
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import GetState
-from ros_harness import BUDGET, FULL, MINUTE, REUSE, set_parameter, show, transition
+from patience import PATIENCE_S
+from ros_harness import BUDGET, FULL, REUSE, set_parameter, show, transition
 from tiny_model import write_tiny_model
 from vlm_reuse_interfaces.msg import Answer, RefreshBudget
 from vlm_reuse_interfaces.srv import AskScene
@@ -55,7 +55,7 @@ def test_configure_loads_activate_subscribes_deactivate_keeps_and_cleanup_frees(
 
     assert change(robot, ACTIVATE) == [True]
     robot.until(camera.get_subscription_count, 'the subscription')
-    assert robot.ask(max_tokens=4, max_age=MINUTE).token_ids == before.token_ids  # from the state that was kept
+    assert robot.ask(max_tokens=4).token_ids == before.token_ids  # from the state that was kept
     show(robot, camera, budgets, seed=1)
     assert [budget.level for budget in budgets] == [FULL, REUSE] and budgets[-1].frames_received == 2
 
@@ -105,7 +105,7 @@ def test_while_it_loads_the_diagnostics_say_so(unconfigured, monkeypatch):
     from vlm_reuse_node.serving import model_loop
 
     load, let = model_loop.load, threading.Event()
-    monkeypatch.setattr(model_loop, 'load', lambda name: let.wait(WAIT_S) and load(name))
+    monkeypatch.setattr(model_loop, 'load', lambda name: let.wait(PATIENCE_S) and load(name))
     diagnostics = unconfigured.listen(DiagnosticArray, '/diagnostics')
     configured = transition(unconfigured, CONFIGURE)
 
@@ -168,7 +168,7 @@ def test_open_questions_are_answered_at_a_cleanup(robot, brake):
     show(robot, robot.camera(), robot.listen(RefreshBudget, BUDGET))
     brake.hold()
     asked = [robot.call(AskScene, 'vlm_reuse_node/ask', AskScene.Request(question='what is it ?')) for _ in range(3)]
-    assert brake.held.wait(WAIT_S)
+    assert brake.held.wait(PATIENCE_S)
     worker = robot.scene._worker
     robot.until(lambda: sum(worker.stats().waiting.values()) == 2, 'the others to wait')
     assert change(robot, DEACTIVATE) == [True]
@@ -207,9 +207,9 @@ def test_a_camera_joins_and_leaves_while_the_other_goes_on(start):
 
     assert set_parameter(robot, 'cameras', ['rear']).successful
     robot.until(lambda: front.get_subscription_count() == 0, 'the end of the subscription')
-    gone = robot.ask(camera='front', max_age=MINUTE)
+    gone = robot.ask(camera='front')
     assert gone.status == Answer.INVALID_REQUEST and 'rear' in gone.message
-    assert robot.ask(max_age=MINUTE).header.frame_id == 'rear_lens'
+    assert robot.ask().header.frame_id == 'rear_lens'
     robot.until(lambda: 'camera front' not in diagnostics(), 'no more diagnostics of it')
     robot.until(lambda: not robot.node.count_publishers('vlm_reuse_node/overlay/front'), 'the end of its overlay')
     robot.until(lambda: set(robot.scene._worker.stats().held) == {'rear'}, 'its state to be given up')

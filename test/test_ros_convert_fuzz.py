@@ -7,7 +7,7 @@ import pytest
 
 hypothesis = pytest.importorskip('hypothesis', reason='hypothesis is missing: pip install hypothesis')
 pytest.importorskip('sensor_msgs', reason='sensor_msgs is missing: install ROS 2 (make setup)')
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sensor_msgs.msg import CompressedImage, Image
 
@@ -45,7 +45,6 @@ def checked(convert, message):
     return frame.rgb
 
 
-@settings(deadline=None)
 @given(ENCODINGS | st.text(max_size=8), SMALL, SMALL, st.integers(0, 200), st.booleans(), st.binary(max_size=3000))
 def test_any_image_message(encoding, width, height, step, big_endian, data):
     message = Image(
@@ -61,7 +60,6 @@ def test_any_image_message(encoding, width, height, step, big_endian, data):
     assert rgb is None or np.array_equal(rgb, without_bridge)
 
 
-@settings(deadline=None)
 @given(ENCODINGS, st.integers(2, 20), st.integers(1, 20), st.integers(0, 9), st.booleans(), st.integers(0, 2**32 - 1))
 def test_padding_never_shows(encoding, width, height, padding, big_endian, seed):
     """The same rows with and without padding are the same picture."""
@@ -93,7 +91,6 @@ def ros_message(encoding, width, big_endian, rows):
 STARTS = st.sampled_from([b'', b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n', b'BM'])
 
 
-@settings(deadline=None)
 @given(st.text(max_size=20), STARTS, st.binary(max_size=300))
 def test_any_compressed_message(format_text, start, data):
     checked(ros_convert.frame_from_compressed, CompressedImage(format=format_text, data=array.array('B', start + data)))

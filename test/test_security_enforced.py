@@ -7,7 +7,6 @@ has a process of their own: a middleware may let a process have one enclave only
 import multiprocessing
 import os
 import signal
-import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,10 +20,12 @@ keystores = pytest.importorskip(
 )
 import rclpy
 from lifecycle_msgs.srv import ChangeState
+from patience import PATIENCE_S, wait_for
 from rcl_interfaces.srv import SetParameters
 from rclpy.action import ActionClient
+from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
-from ros_harness import MINUTE, PATIENCE_S, NodeProcess, picture_message
+from ros_harness import MINUTE, NodeProcess, picture_message
 from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 from vlm_reuse_interfaces.action import AskScene as AskSceneAction
@@ -83,20 +84,12 @@ def member(name, **options):
         context.try_shutdown()
 
 
-def until(condition, seconds=PATIENCE_S):
-    """Wait until the condition is true; return whether it became so."""
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.1)
-    return bool(condition())
-
-
 def send_a_picture():
     with member('camera', **BARE) as camera:
         pictures = camera.create_publisher(Image, 'camera/image_raw', 1)
-        assert until(pictures.get_subscription_count), 'nobody subscribed to the camera'
+        wait_for(pictures.get_subscription_count, 'a subscription of the camera')
         pictures.publish(picture_message(stamp_ns=camera.get_clock().now().nanoseconds))
-        time.sleep(1)
+        assert pictures.wait_for_all_acked(Duration(seconds=PATIENCE_S)), 'the picture did not reach the node'
 
 
 def ask(way):
@@ -140,10 +133,10 @@ def refusal(attempt):
     return ''
 
 
-def finds_the_node(name):
-    """Whether a participant of this name finds the service within five seconds."""
+def finds_the_node(name, within_s):
+    """Whether a participant of this name finds the service in that time."""
     with member(name) as node:
-        return node.create_client(AskScene, 'vlm_reuse_node/ask').wait_for_service(5)
+        return node.create_client(AskScene, 'vlm_reuse_node/ask').wait_for_service(within_s)
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -194,6 +187,6 @@ def test_the_node_does_not_start_with_the_keys_of_another(model_dir):
 
 
 def test_who_has_no_keys_does_not_find_the_node(scene_node, monkeypatch):
-    assert alone(finds_the_node, 'planner')
+    assert alone(finds_the_node, 'planner', PATIENCE_S)
     monkeypatch.setenv('ROS_SECURITY_ENABLE', 'false')
-    assert not alone(finds_the_node, 'stranger')
+    assert not alone(finds_the_node, 'stranger', 5.0)

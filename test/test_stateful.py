@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 hypothesis = pytest.importorskip('hypothesis', reason='hypothesis is missing: pip install hypothesis')
-from brake import WAIT_S
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from patience import PATIENCE_S
 from tiny_model import picture
 
 from vlm_reuse_node.config import Config
@@ -45,7 +45,7 @@ CONFIGS = st.builds(
     min_confidence=st.sampled_from([0.0, 0.7]),
 )
 SEEDS, SIZES = st.integers(1, 4), st.sampled_from([(480, 640), (480, 640), (480, 640), (320, 320)])
-STATE_MACHINE = settings(max_examples=15, stateful_step_count=12, deadline=None)
+STATE_MACHINE = settings(max_examples=15, stateful_step_count=12)
 
 
 class Counted:
@@ -231,14 +231,14 @@ def make_worker_machine(model_dir):
         def every_question_is_answered(self):
             for future, _ in self.open:
                 try:
-                    assert future.result(WAIT_S).status in Status
+                    assert future.result(PATIENCE_S).status in Status
                 except CancelledError:
                     pass
 
         def the_next_answer_is_the_cold_one(self):
             self.worker.observe(picture(9, self.now_s + 1.0, camera='a'))
             fresh = replace(FINAL, force_refresh=True)  # it takes the picture that waits
-            warm, cold = (ask('a', fresh, 0).result(WAIT_S) for ask in (self.worker.ask, self.worker.ask_cold))
+            warm, cold = (ask('a', fresh, 0).result(PATIENCE_S) for ask in (self.worker.ask, self.worker.ask_cold))
             assert warm.status is cold.status is Status.OK and warm.token_ids == cold.token_ids
 
     return WorkerMachine

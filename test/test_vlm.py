@@ -10,6 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
+from patience import PATIENCE_S
 from tiny_model import picture, write_tiny_model
 
 from vlm_reuse_node.config import Config
@@ -171,7 +172,9 @@ def test_loading_needs_no_torch_and_no_network(model_dir):
         'socket.socket.connect = refuse; socket.getaddrinfo = refuse\n'
         'from vlm_reuse_node.model.loading import load; print(load(sys.argv[1]).name)'
     )
-    done = subprocess.run([sys.executable, '-c', code, str(model_dir)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, '-c', code, str(model_dir)], capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert done.stdout.strip().endswith(model_dir.name), done.stderr
 
 

@@ -1,6 +1,7 @@
 """Standing questions: asked again only for what they depend on, told only when the answer is another one."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from vlm_reuse_node.errors import InvalidRequestError
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Level, Refresh
 from vlm_reuse_node.serving.watch import Region, Watch
-from vlm_reuse_node.serving.watches import Watches
+from vlm_reuse_node.serving.watches import MOST_WATCHES, Watches
 from vlm_reuse_node.session.answer import Answer, Status
 from vlm_reuse_node.session.question import Question
 
@@ -92,12 +93,43 @@ def test_hysteresis_needs_the_margin(model, scores, told):
     assert len(model.told) == told
 
 
+@pytest.mark.parametrize('margin, told', [(0.25, 2), (0.5, 2), (0.51, 1), (1.0, 1)])
+def test_a_choice_that_leads_by_exactly_the_margin_takes_the_place(model, margin, told):
+    model.watches.add(replace(DOOR, margin=margin), 0)
+    model.say(answer(0.75))
+    model.watches.see(FRAME, refresh((0, 0)))
+    model.say(answer(0.25))
+    assert len(model.told) == told
+
+
 @pytest.mark.parametrize('cell, asked', [((1, 2), 2), ((2, 3), 2), ((0, 2), 1), ((1, 1), 1), ((3, 5), 1)])
 def test_only_cells_of_the_region_count(model, cell, asked):
     model.watches.add(Watch(0, 'front', DOOR.question, region=Region(25, 15, 10, 12)), 0)
     model.say(answer(0.9))
     model.watches.see(FRAME, refresh(cell))
     assert len(model.asked) == asked
+
+
+def test_a_region_begins_in_the_corner_unless_said_otherwise():
+    touched = [
+        [Region(width=10, height=10).touches(refresh((row, column)).changed, FRAME.size) for column in range(6)]
+        for row in range(4)
+    ]
+    assert np.argwhere(touched).tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize(
+    'x, y, stands', [(59, 39, True), (45, 0, True), (60, 0, False), (0, 40, False), (60, 40, False)]
+)
+def test_a_region_must_begin_in_the_picture(model, x, y, stands):
+    watch = replace(DOOR, region=Region(x, y, 9, 9))
+    if stands:
+        model.watches.add(watch, 0, FRAME.size)
+    else:
+        with pytest.raises(InvalidRequestError, match=f'at {x}, {y}, outside the picture of 60 x 40 px'):
+            model.watches.add(watch, 0, FRAME.size)
+    assert len(model.asked) == stands
+    model.watches.add(watch, 0)  # where no picture is known yet, nothing can be said
 
 
 def test_another_cameras_picture_changes_nothing(model):
@@ -192,3 +224,31 @@ def test_a_change_that_comes_right_after_the_first_answer_is_not_lost():
 def test_ids_are_not_given_again_by_another_list(model):
     first, _ = model.watches.add(DOOR, 0)
     assert Model().watches.add(DOOR, 0)[0].watch_id > first.watch_id
+
+
+def test_as_many_stand_as_the_documentation_says_and_no_more(model):
+    watches = [model.watches.add(DOOR, 0)[0] for _ in range(MOST_WATCHES)]
+    with pytest.raises(InvalidRequestError, match=f'{MOST_WATCHES} questions stand already'):
+        model.watches.add(DOOR, 0)
+    assert len(model.watches.all()) == len(model.asked) == MOST_WATCHES
+    model.watches.remove(watches[0].watch_id)
+    model.watches.add(DOOR, 0)
+    assert f'| standing questions | {MOST_WATCHES} |' in Path('docs/security.md').read_text()
+
+
+@pytest.mark.parametrize('said', [None, Answer(Status.MODEL_ERROR), answer(0.9, exact=False), answer(0.9)])
+def test_nothing_is_held_for_one_that_was_removed(model, said):
+    watch, _ = model.watches.add(DOOR, 0)
+    if said:
+        model.say(said)
+    model.watches.remove(watch.watch_id)
+    assert not any(each for each in vars(model.watches).values() if isinstance(each, dict | set))
+
+
+@pytest.mark.parametrize('received_ns, asked_ns', [(0, 5), (9, 9)])
+def test_it_is_asked_at_the_time_when_the_picture_came(model, received_ns, asked_ns):
+    """By the asking clock, where that is known, and not by the camera's."""
+    model.watches.add(DOOR, 0)
+    model.say(answer(0.9))
+    model.watches.see(replace(FRAME, received_ns=received_ns), refresh((0, 0)))
+    assert model.asked[-1][1] == asked_ns

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from brake import WAIT_S
+from patience import PATIENCE_S
 from tiny_model import SECOND_NS, picture
 
 from vlm_reuse_node.config import Config
@@ -62,18 +62,18 @@ def show(worker, *frames):
     for frame in frames:
         assert worker.observe(frame)
         while not any(seen is frame for seen, _ in worker.refreshes):
-            assert worker.counted.acquire(timeout=WAIT_S)
+            assert worker.counted.acquire(timeout=PATIENCE_S)
 
 
 def answer(worker, question=QUESTION, now_ns=0, ask=None, camera=''):
-    return (ask or worker.ask)(camera, question, now_ns).result(WAIT_S)
+    return (ask or worker.ask)(camera, question, now_ns).result(PATIENCE_S)
 
 
 def hold_a_question(worker, brake, **kwargs):
     """Ask, and return when the model stands in the middle of the answer."""
     brake.hold()
     future = worker.ask('', QUESTION, 0, **kwargs)
-    assert brake.held.wait(WAIT_S)
+    assert brake.held.wait(PATIENCE_S)
     return future
 
 
@@ -87,8 +87,8 @@ def test_of_the_waiting_frames_only_the_newest_is_observed(worker, brake):
     held = hold_a_question(worker, brake)
     handed = [worker.observe(picture(seed, stamp_s=seed)) for seed in (2, 3, 4)]
     brake.go_on.set()
-    held.result(WAIT_S)
-    assert worker.counted.acquire(timeout=WAIT_S)
+    held.result(PATIENCE_S)
+    assert worker.counted.acquire(timeout=PATIENCE_S)
     assert handed == [True, False, False]
     assert [frame.stamp_ns for frame, _ in worker.refreshes] == [0, 4 * SECOND_NS]
 
@@ -100,7 +100,7 @@ def test_a_full_queue_is_busy_at_once(worker, brake):
     assert refused.done() and refused.result().status == Status.BUSY and '2 questions' in refused.result().message
     assert worker.stats().waiting == {'camera': 2}
     brake.go_on.set()
-    assert {future.result(WAIT_S).status for future in (held, *waiting)} == {Status.OK}
+    assert {future.result(PATIENCE_S).status for future in (held, *waiting)} == {Status.OK}
     assert worker.stats().answers == {'OK': 3, 'BUSY': 1}
 
 
@@ -115,9 +115,9 @@ def test_a_question_goes_before_a_frame_unless_it_needs_the_frame(worker, brake)
         worker.observe(picture(10 + stamp_s, stamp_s=stamp_s))
         future = worker.ask('', question, stamp_s * SECOND_NS + now_ns)
         brake.go_on.set()
-        held.result(WAIT_S)
-        assert (future.result(WAIT_S).stamp_ns == stamp_s * SECOND_NS) is first
-        assert worker.counted.acquire(timeout=WAIT_S)
+        held.result(PATIENCE_S)
+        assert (future.result(PATIENCE_S).stamp_ns == stamp_s * SECOND_NS) is first
+        assert worker.counted.acquire(timeout=PATIENCE_S)
 
 
 def test_the_first_question_takes_the_waiting_frame(make_worker):
@@ -132,7 +132,7 @@ def test_cancelling_by_event_stops_at_the_next_token(worker, brake):
     held = hold_a_question(worker, brake, cancel=event)
     event.set()
     brake.go_on.set()
-    assert held.result(WAIT_S).status == Status.CANCELLED
+    assert held.result(PATIENCE_S).status == Status.CANCELLED
     assert answer(worker).token_ids == answer(worker, ask=worker.ask_cold).token_ids
 
 
@@ -143,7 +143,7 @@ def test_cancelling_the_future_works_while_it_runs_and_while_it_waits(worker, br
     brake.go_on.set()
     assert answer(worker).status == Status.OK
     with pytest.raises(CancelledError):
-        held.result(WAIT_S)
+        held.result(PATIENCE_S)
     assert worker.stats().answers == {'CANCELLED': 2, 'OK': 1}
 
 
@@ -152,15 +152,15 @@ def test_the_time_in_the_queue_counts(worker, brake):
     late = worker.ask('', replace(QUESTION, timeout_s=1e-6), 0)
     brake.go_on.set()
     # Turned away between two tokens of the running answer, not after it.
-    assert late.result(WAIT_S).status == Status.TIMEOUT and late.result().queue_ms > 0
-    assert held.result(WAIT_S).status == Status.OK
+    assert late.result(PATIENCE_S).status == Status.TIMEOUT and late.result().queue_ms > 0
+    assert held.result(PATIENCE_S).status == Status.OK
 
 
 def hold_a_frame(worker, brake):
     """Show a new picture, and return when the model stands in the middle of it."""
     brake.hold()
     worker.observe(picture(2, stamp_s=1))
-    assert brake.held.wait(WAIT_S)
+    assert brake.held.wait(PATIENCE_S)
 
 
 def test_a_stop_does_not_wait_for_the_rest_of_a_refresh(make_worker, brake, monkeypatch):
@@ -180,7 +180,7 @@ def test_who_is_late_or_cancelled_does_not_wait_for_a_refresh(make_worker, brake
     waiting = worker.ask('', replace(QUESTION, timeout_s=1e-6), 0)
     waiting.add_done_callback(lambda done: refreshed.append(len(worker.refreshes)))
     brake.go_on.set()
-    assert waiting.result(WAIT_S).status == Status.TIMEOUT and refreshed == [0]
+    assert waiting.result(PATIENCE_S).status == Status.TIMEOUT and refreshed == [0]
 
 
 def test_a_failing_model_is_an_answer_and_then_it_answers_right_again(worker, brake):
@@ -220,7 +220,7 @@ def test_a_picture_the_model_cannot_take_is_a_refusal_of_its_camera(model_dir):
     before = answer(worker)
     wide = Frame(np.zeros((4, 1024, 3), np.uint8), stamp_ns=1)
     worker.observe(wide)
-    assert counted.acquire(timeout=WAIT_S)  # while no question waits
+    assert counted.acquire(timeout=PATIENCE_S)  # while no question waits
     after = answer(worker)
     worker.observe(wide)
     forced = answer(worker, replace(QUESTION, force_refresh=True))  # in a question's turn
@@ -253,7 +253,7 @@ def test_a_reset_forgets_the_waiting_frame_too(worker, brake):
     worker.observe(picture(2, stamp_s=1))
     worker.reset()
     brake.go_on.set()
-    held.result(WAIT_S)
+    held.result(PATIENCE_S)
     assert answer(worker).status == Status.NO_IMAGE
     show(worker, picture(1))
     assert worker.refreshes[-1][1].level == Level.FULL and answer(worker).status == Status.OK
@@ -263,7 +263,7 @@ def test_a_shorter_history_is_computed_while_nothing_waits(make_worker):
     worker = make_worker(history_frames=2, keyframe_interval_s=0.0)
     show(worker, *(picture(seed, stamp_s=seed) for seed in range(4)))
     while worker.refreshes[-1][1].reason != 'history rollover':
-        assert worker.counted.acquire(timeout=WAIT_S)
+        assert worker.counted.acquire(timeout=PATIENCE_S)
     warm, cold = answer(worker), answer(worker, ask=worker.ask_cold)
     assert warm.token_ids == cold.token_ids and warm.stamp_ns == 3 * SECOND_NS
     pictures, held = worker.stats().held['camera']
@@ -277,7 +277,7 @@ def test_an_answer_is_audited_once_nobody_asks_and_pictures_go_on(make_worker, m
     show(worker, picture(1))
     asked_s = time.perf_counter()
     assert answer(worker).status == Status.OK
-    assert counted.wait(WAIT_S) and time.perf_counter() - asked_s > QUIET_S
+    assert counted.wait(PATIENCE_S) and time.perf_counter() - asked_s > QUIET_S
     show(worker, picture(2, stamp_s=1))
     audited = worker.stats().audits['camera']
     assert (audited.exact_answers, audited.exact_drifted) == (1, 0)
@@ -290,7 +290,7 @@ def test_questions_go_before_the_shorter_history(make_worker, brake):
     worker.observe(picture(3, stamp_s=3))
     waiting = [worker.ask('', QUESTION, 0) for _ in range(3)]
     brake.go_on.set()
-    assert {future.result(WAIT_S).level for future in (held, *waiting)} <= {Level.FRAME}
+    assert {future.result(PATIENCE_S).level for future in (held, *waiting)} <= {Level.FRAME}
     assert all(refresh.reason != 'history rollover' for _, refresh in worker.refreshes[:3])
 
 
@@ -307,7 +307,7 @@ def test_stopping_answers_every_open_question(worker, brake, monkeypatch):
     close = worker._inbox.close
     monkeypatch.setattr(worker._inbox, 'close', lambda: (close(), brake.go_on.set()))
     worker.stop()
-    assert {future.result(WAIT_S).status for future in futures} == {Status.CANCELLED}
+    assert {future.result(PATIENCE_S).status for future in futures} == {Status.CANCELLED}
     assert answer(worker).status == Status.CANCELLED
 
 
@@ -341,40 +341,41 @@ def test_a_model_that_loads_but_cannot_run_is_found_at_the_start(model_dir, brak
 
 def test_the_process_ends_well_after_the_worker_has_stopped(model_dir):
     code = (
-        'import sys; from vlm_reuse_node.config import Config; from vlm_reuse_node.serving.worker import ModelWorker\n'
+        'import sys; from vlm_reuse_node.config import Config\n'
+        'from vlm_reuse_node.serving.worker import ModelWorker\n'
         'worker = ModelWorker(Config(model=sys.argv[1])); worker.start(); worker.stop()'
     )
     for _ in range(3):  # MLX aborts now and then when a thread that used it ends without giving back its streams
-        subprocess.run([sys.executable, '-c', code, str(model_dir)], check=True, timeout=60)
+        subprocess.run([sys.executable, '-c', code, str(model_dir)], check=True, timeout=PATIENCE_S)
 
 
 def test_a_fault_of_the_program_costs_the_states_and_no_answer(worker, monkeypatch):
     from vlm_reuse_node.serving import model_loop
 
-    before = worker.ask('', QUESTION, 0).result(WAIT_S)
+    before = worker.ask('', QUESTION, 0).result(PATIENCE_S)
     monkeypatch.setattr(model_loop.SceneSession, 'ask', lambda *args, **kwargs: 1 / 0)
-    failed = worker.ask('', QUESTION, 0).result(WAIT_S)
+    failed = worker.ask('', QUESTION, 0).result(PATIENCE_S)
     assert failed.status is Status.MODEL_ERROR and 'division' in failed.message
     monkeypatch.undo()
-    assert worker.ask('', QUESTION, 0).result(WAIT_S).token_ids == before.token_ids
+    assert worker.ask('', QUESTION, 0).result(PATIENCE_S).token_ids == before.token_ids
 
     monkeypatch.setattr(model_loop.SceneSession, 'reset', lambda *args: 1 / 0)
     worker.reset()
-    assert worker.ask('', QUESTION, 0).result(WAIT_S).status is Status.NO_IMAGE  # it was behind the reset
+    assert worker.ask('', QUESTION, 0).result(PATIENCE_S).status is Status.NO_IMAGE  # it was behind the reset
     assert 'fault of this program' in worker.stats().last_error
     monkeypatch.undo()
     show(worker, picture(1))
-    assert worker.ask('', QUESTION, 0).result(WAIT_S).token_ids == before.token_ids
+    assert worker.ask('', QUESTION, 0).result(PATIENCE_S).token_ids == before.token_ids
 
 
 def test_one_questions_wrong_timeout_is_nobody_elses_trouble(worker, brake):
     brake.hold()
     running = worker.ask('', QUESTION, 0)
-    assert brake.held.wait(WAIT_S)
+    assert brake.held.wait(PATIENCE_S)
     wrong = worker.ask('', replace(QUESTION, timeout_s='1'), 0)
     brake.go_on.set()
-    assert running.result(WAIT_S).status is Status.OK
-    assert wrong.result(WAIT_S).status in (Status.INVALID_REQUEST, Status.MODEL_ERROR)
+    assert running.result(PATIENCE_S).status is Status.OK
+    assert wrong.result(PATIENCE_S).status in (Status.INVALID_REQUEST, Status.MODEL_ERROR)
 
 
 def test_a_camera_that_leaves_with_work_left_is_no_fault(make_worker, monkeypatch):
@@ -384,7 +385,7 @@ def test_a_camera_that_leaves_with_work_left_is_no_fault(make_worker, monkeypatc
     show(worker, picture(1, camera='a'), picture(1, camera='b'))
     monkeypatch.setattr(model_loop.SceneSession, 'has_work', property(lambda session: session._camera == 'a'))
     monkeypatch.setattr(model_loop.SceneSession, 'work', lambda *args: None)
-    assert worker.ask('b', QUESTION, 0).result(WAIT_S).status is Status.OK  # from then on there is work
+    assert worker.ask('b', QUESTION, 0).result(PATIENCE_S).status is Status.OK  # from then on there is work
     session, left = worker._loop._session, threading.Event()
 
     def looked_up(camera):
@@ -395,6 +396,6 @@ def test_a_camera_that_leaves_with_work_left_is_no_fault(make_worker, monkeypatc
 
     monkeypatch.setattr(worker._loop, '_session', looked_up)
     worker.configure(worker._config.with_values(cameras=('b',)))
-    assert left.wait(WAIT_S)
-    assert worker.ask('b', QUESTION, 0).result(WAIT_S).status is Status.OK
+    assert left.wait(PATIENCE_S)
+    assert worker.ask('b', QUESTION, 0).result(PATIENCE_S).status is Status.OK
     assert worker.stats().last_error == ''

@@ -1,7 +1,7 @@
 """How well the embedded model sees: exact answers on held-out scenes, by question type, and under perturbations.
 
-Pictures are drawn at 640 x 480 and go through the model's own image processor; answers are decoded greedily by the
-same code that the node runs. Seeds are apart from those of the training.
+Pictures are drawn at 640 x 480 and go through the model's own image processor. Answers are decoded greedily by the code
+that the node runs. The seeds are not those of the training.
 
   python tools/eval_tabletop.py [--model tabletop] [--scenes 170] [--out out/eval_tabletop.json]
 """
@@ -18,8 +18,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from vlm_reuse_node.demo import questions, story, tabletop, words
-from vlm_reuse_node.model import vlm as models
+from vlm_reuse_node.demo import story, tabletop
+from vlm_reuse_node.demo.questions import TabletopQuestion, single_question, window_question
+from vlm_reuse_node.demo.words import SINGLE_KINDS, WINDOW_KINDS
+from vlm_reuse_node.model import loading
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.session import state as states
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
@@ -36,7 +38,7 @@ MAX_TOKENS = 24
 
 
 @dataclass(frozen=True)
-class Row:
+class ExamAnswer:
     """One question, asked in a prompt of `frames` pictures, and whether its answer was exactly right."""
 
     group: str
@@ -52,8 +54,10 @@ class Row:
         return self.given == self.wanted
 
 
-def draw(rng: np.random.Generator, frames: int, sensor: tabletop.Sensor):
-    """Pictures of one table over time, and the things in each; one or two events happen within a window."""
+def draw(
+    rng: np.random.Generator, frames: int, sensor: tabletop.Sensor
+) -> tuple[list[Frame], list[tuple[tabletop.Thing, ...]]]:
+    """Return pictures of one table over time, and the things in each; one or two events happen within a window."""
     table = tabletop.Tabletop(rng)
     scenes = [tabletop.random_things(rng, int(rng.integers(1, tabletop.MOST_THINGS + 1)))]
     changes = rng.integers(1, max(frames, 2), size=2)
@@ -66,39 +70,52 @@ def draw(rng: np.random.Generator, frames: int, sensor: tabletop.Sensor):
 
 
 class Examiner:
-    """Asks one model about scenes, and notes every answer."""
+    """Asks one model about scenes, and keeps every answer.
 
-    def __init__(self, model: str):
-        self.vlm = models.load(model)
-        self.template_for, self.rows = cache(lambda pictures: self.vlm.template('', pictures)), []
+    rows: the answers so far.
+    """
 
-    def examine(self, group: str, frames: list[Frame], asked: list) -> None:
+    def __init__(self, model: str) -> None:
+        """Load the model."""
+        self.vlm = loading.load(model)
+        self.template_for = cache(lambda pictures: self.vlm.template('', pictures))
+        self.rows: list[ExamAnswer] = []
+
+    def examine(self, group: str, frames: list[Frame], asked: list[TabletopQuestion]) -> None:
         """Ask all questions about these pictures, each from the same restored state."""
         state = states.build(self.vlm, self.template_for, [EncodedFrame.see(self.vlm, frame) for frame in frames])
         for question in asked:
             tokens = state.template.question(question.text)
-            start, family = state.next_position, self.vlm.family
-            logits = self.vlm.run(state.cache, tokens, family.text_positions(start, len(tokens)))
+            start = state.next_position
+            logits = self.vlm.run(state.cache, tokens, self.vlm.family.text_positions(start, len(tokens)))
             ids = self.vlm.decode(state.cache, logits, start + len(tokens), MAX_TOKENS)
             state.restore()
-            self.rows.append(Row(group, question.kind, len(frames), question.text, question.answer, self.vlm.text(ids)))
+            self.rows.append(
+                ExamAnswer(group, question.kind, len(frames), question.text, question.answer, self.vlm.text(ids))
+            )
 
 
-def singles(rng, things) -> list:
-    """One question of every kind that the scene allows."""
-    asked = (questions.single_question(rng, things, kind) for kind in words.SINGLE_KINDS)
+def singles(rng: np.random.Generator, things: tuple[tabletop.Thing, ...]) -> list[TabletopQuestion]:
+    """Return one question of every kind that the scene allows."""
+    asked = [single_question(rng, things, kind) for kind in SINGLE_KINDS]
     return [question for question in asked if question]
 
 
-def windows(rng, first, last) -> list:
-    """One question of every kind about what changed."""
-    asked = (questions.window_question(rng, first, last, kind) for kind in words.WINDOW_KINDS)
+def windows(
+    rng: np.random.Generator, first: tuple[tabletop.Thing, ...], last: tuple[tabletop.Thing, ...]
+) -> list[TabletopQuestion]:
+    """Return one question of every kind about what changed."""
+    asked = [window_question(rng, first, last, kind) for kind in WINDOW_KINDS]
     return [question for question in asked if question]
 
 
 def examine_all(examiner: Examiner, scenes: int) -> None:
-    """Single pictures, windows of 2 to 4, the newest of 8, and single pictures perturbed."""
-    plan = [('single', 1, PLAIN, scenes), ('window', None, PLAIN, scenes), ('newest of 8', 8, PLAIN, scenes // 8)]
+    """Ask about single pictures, windows of 2 to 4, the newest of 8, and perturbed single pictures."""
+    plan: list[tuple[str, int | None, tabletop.Sensor, int]] = [
+        ('single', 1, PLAIN, scenes),
+        ('window', None, PLAIN, scenes),
+        ('newest of 8', 8, PLAIN, scenes // 8),
+    ]
     plan += [(name, 1, sensor, scenes // 3) for name, sensor in PERTURBED.items()]
     with tqdm(total=sum(number for *_, number in plan), unit='scene', disable=None) as progress:
         for group, frames, sensor, number in plan:
@@ -111,15 +128,16 @@ def examine_all(examiner: Examiner, scenes: int) -> None:
                 progress.update()
 
 
-def count(rows: list[Row]) -> dict:
-    """Questions and the share that was exactly right."""
+def count(rows: list[ExamAnswer]) -> dict:
+    """Return the number of questions, and the share that was answered exactly right."""
     right = sum(row.is_right for row in rows)
     return {'n': len(rows), 'right': right, 'accuracy': right / len(rows) if rows else None}
 
 
-def summarise(rows: list[Row]) -> dict:
-    """The figures of `out/eval_tabletop.json`; by_type holds single pictures and windows, unperturbed."""
-    group, kinds = defaultdict(list), defaultdict(list)
+def summarise(rows: list[ExamAnswer]) -> dict:
+    """Return the figures of `out/eval_tabletop.json`; by_type has single pictures and windows, unperturbed."""
+    group: dict[str, list[ExamAnswer]] = defaultdict(list)
+    kinds: dict[str, list[ExamAnswer]] = defaultdict(list)
     for row in rows:
         group[row.group].append(row)
         if row.group in ('single', 'window'):
@@ -135,7 +153,7 @@ def summarise(rows: list[Row]) -> dict:
 
 
 def lines_of(summary: dict) -> list[tuple[str, dict, str]]:
-    """Name, counts and share in percent, in the order of the table."""
+    """Return name, counts and share in percent, in the order of the table."""
     lines = [
         ('single picture', summary['single']),
         ('window of 2 to 4 pictures', summary['window']),
@@ -155,7 +173,7 @@ def _percent(counted: dict) -> str:
 
 
 def print_table(summary: dict) -> None:
-    """The figures for a person."""
+    """Print the figures for people."""
     print(f'{"":30}{"right":>7}{"asked":>7}{"exact":>9}')
     for name, counted, share in lines_of(summary):
         print(f'{name:30}{counted["right"]:7}{counted["n"]:7}{share:>9}')
@@ -174,7 +192,7 @@ def write_card(summary: dict, card: Path) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--model', default='tabletop', help="'tabletop' or a model directory")
     parser.add_argument('--scenes', type=int, default=170, help='scenes of single pictures; the rest in proportion')
@@ -187,7 +205,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Examine, print the table, write the figures."""
     args = build_parser().parse_args(argv)
-    examiner, started = Examiner(args.model), time.perf_counter()
+    examiner = Examiner(args.model)
+    started = time.perf_counter()
     examine_all(examiner, args.scenes)
     summary = summarise(examiner.rows)
     print_table(summary)

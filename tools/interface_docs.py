@@ -1,4 +1,4 @@
-"""Write the tables of docs/interfaces.md anew from the interface files; the text between them is written by hand.
+"""Write the tables of docs/interfaces.md anew from the interface files; the text between them is kept.
 
 python tools/interface_docs.py
 """
@@ -15,12 +15,12 @@ BLOCK = re.compile(r'<!-- table: (\S+) -->\n(.*?)<!-- /table -->', re.S)
 
 
 def interfaces() -> list[str]:
-    """Every message, service and action, such as 'msg/Answer.msg'."""
+    """Return every message, service and action, such as 'msg/Answer.msg'."""
     return sorted(str(path.relative_to(FOLDER)) for path in FOLDER.glob('*/*') if path.suffix in PARTS)
 
 
 def table(name: str) -> str:
-    """The table of one interface file: every field and constant, with its type, default and comment."""
+    """Return the table of one interface file: every field and constant, with its type, default and comment."""
     path = FOLDER / name
     parts = path.read_text().split('\n---\n')
     lines = []
@@ -32,8 +32,8 @@ def table(name: str) -> str:
 
 
 def fields(text: str) -> list[tuple[str, str, str, str]]:
-    """(name, type, default or value, comment) of each line that declares something; comments may go on below."""
-    rows = []
+    """Return (name, type, default or value, comment) of each declaration; comments may go on in the next lines."""
+    rows: list[tuple[str, str, str, str]] = []
     for line in text.splitlines():
         declared, _, comment = line.partition('#')
         words = declared.split(maxsplit=2)
@@ -48,7 +48,7 @@ def fields(text: str) -> list[tuple[str, str, str, str]]:
 
 
 def page(text: str) -> str:
-    """The page with every table as the files have it now."""
+    """Return the page with every table as the files have it now."""
     return BLOCK.sub(lambda block: f'<!-- table: {block[1]} -->\n{table(block[1])}<!-- /table -->', text)
 
 

@@ -54,7 +54,7 @@ class MutantProcess:
         limit_s: float,
         kills: Counter,
         seconds: dict[str, float],
-    ):
+    ) -> None:
         """Start it."""
         self._limit_s = math.ceil(limit_s)
         self._folder = tempfile.TemporaryDirectory(prefix='mutant')
@@ -106,9 +106,9 @@ def _run(folder: Path, path: Path, source: str, arguments: list[str], order: '_O
     import hypothesis
     import pytest
 
-    # The same examples for every mutant, no search for a smaller one, and nothing kept beside the code.
+    # The same examples for every mutant, however slow, no search for a smaller one, and nothing kept beside the code.
     phases = hypothesis.Phase.explicit, hypothesis.Phase.generate
-    hypothesis.settings.register_profile('mutants', derandomize=True, database=None, phases=phases)
+    hypothesis.settings.register_profile('mutants', derandomize=True, deadline=None, database=None, phases=phases)
     hypothesis.settings.load_profile('mutants')
     finder = _Finder(path.absolute(), '.'.join(path.with_suffix('').parts), source)
     sys.meta_path.insert(0, finder)
@@ -123,7 +123,7 @@ def _run(folder: Path, path: Path, source: str, arguments: list[str], order: '_O
 class _Order:
     """A pytest plugin: tests that failed often, and quick ones, go first. Notes what fails and what each takes."""
 
-    def __init__(self, kills: Counter, seconds: dict[str, float]):
+    def __init__(self, kills: Counter, seconds: dict[str, float]) -> None:
         self._kills, self._known = kills, seconds
         self.failed, self.seconds = [], {}
 
@@ -142,7 +142,7 @@ class _Order:
 class _Finder(MetaPathFinder):
     """Finds one module, with another source."""
 
-    def __init__(self, path: Path, module: str, source: str):
+    def __init__(self, path: Path, module: str, source: str) -> None:
         self._path, self._module, self._source, self.has_found = path, module, source, False
 
     def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
@@ -157,7 +157,7 @@ class _Finder(MetaPathFinder):
 class _Loader(SourceFileLoader):
     """Compiles another source in the place of the file's own."""
 
-    def __init__(self, name: str, path: str, source: str):
+    def __init__(self, name: str, path: str, source: str) -> None:
         super().__init__(name, path)
         self._source = source
 

@@ -76,7 +76,7 @@ def _edits(tree: ast.AST, text: bytes) -> list[tuple[int, int, str]]:
 class _Finder(ast.NodeVisitor):
     """Collects the edits of a tree; a method for each kind of node that has some."""
 
-    def __init__(self, text: bytes):
+    def __init__(self, text: bytes) -> None:
         self._text, self.edits = text, []
         self._starts = [0, *(match.end() for match in re.finditer(b'\n', text))]
 

@@ -16,6 +16,7 @@ from types import CodeType, FrameType
 import numpy as np
 import rclpy
 from builtin_interfaces.msg import Duration
+from rclpy.client import Client
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image
@@ -101,7 +102,7 @@ class Robot:
         self.budgets: list[RefreshBudget] = []
         self._node.create_subscription(RefreshBudget, 'vlm_reuse_node/refresh_budget', self.budgets.append, 10)
         self._camera = self._node.create_publisher(Image, 'camera/image_raw', 5)
-        self._planner = self._node.create_client(AskScene, 'vlm_reuse_node/ask')
+        self._planner: Client = self._node.create_client(AskScene, 'vlm_reuse_node/ask')
         self._until(lambda: self._camera.get_subscription_count() and self._planner.service_is_ready())
         self._until(lambda: self._node.count_publishers('vlm_reuse_node/refresh_budget'))
 

@@ -2,10 +2,12 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from transformers import AttentionInterface, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tabletop_training.pictures import CELLS, COLUMNS, ROWS
@@ -14,7 +16,15 @@ from vlm_reuse_node.demo import model_files
 WINDOW = 3
 
 
-def _attend(module, query, key, value, attention_mask, scaling=None, **_):
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
     """Attention in single precision: on a CPU its backward pass takes half as long again in half precision."""
     groups = module.num_key_value_groups
     with torch.autocast(query.device.type, enabled=False):
@@ -26,8 +36,8 @@ def _attend(module, query, key, value, attention_mask, scaling=None, **_):
 AttentionInterface.register('single_precision', _attend)
 
 
-def build(tokenizer, device) -> Qwen2_5_VLForConditionalGeneration:
-    """transformers' Qwen2.5-VL in the shape of `model_files.model_config`."""
+def build(tokenizer: Tokenizer, device: str) -> Qwen2_5_VLForConditionalGeneration:
+    """Return transformers' Qwen2.5-VL in the shape of `model_files.model_config`."""
     shape = model_files.model_config(tokenizer)
     vision = dict(shape['vision_config'])
     text = {
@@ -65,7 +75,7 @@ def build(tokenizer, device) -> Qwen2_5_VLForConditionalGeneration:
 
 
 def patches(pictures: torch.Tensor) -> torch.Tensor:
-    """(n, 252, 336, 3) uint8 -> (n, 432, 588): patches in the tower's order of windows, cells, patches."""
+    """Cut (n, 252, 336, 3) uint8 into (n, 432, 588): patches in the tower's order of windows, cells, patches."""
     mean = torch.tensor(model_files.IMAGE_MEAN, device=pictures.device)
     std = torch.tensor(model_files.IMAGE_STD, device=pictures.device)
     x = (pictures.float() / 255 - mean) / std
@@ -74,8 +84,8 @@ def patches(pictures: torch.Tensor) -> torch.Tensor:
     return x.reshape(len(pictures), CELLS * 4, 588)
 
 
-def window_order(device) -> torch.Tensor:
-    """(108,) raster index of each cell in the tower's order."""
+def window_order(device: torch.device) -> torch.Tensor:
+    """Return the raster index of each cell in the tower's order, (108,)."""
     raster = torch.arange(CELLS, device=device).view(ROWS // WINDOW, WINDOW, COLUMNS // WINDOW, WINDOW)
     return raster.permute(0, 2, 1, 3).reshape(-1)
 
@@ -83,8 +93,10 @@ def window_order(device) -> torch.Tensor:
 class Tower:
     """The vision tower run on whole batches: same modules as transformers', windows as a batch dimension."""
 
-    def __init__(self, visual):
-        self.visual, config = visual, visual.config
+    def __init__(self, visual: Any) -> None:
+        """Take transformers' vision tower, and compute the rotations of its patches."""
+        self.visual = visual
+        config = visual.config
         device = visual.patch_embed.proj.weight.device
         cells = window_order(device)
         row = (cells // COLUMNS)[:, None] * 2 + torch.tensor([0, 0, 1, 1], device=device)
@@ -94,10 +106,12 @@ class Tower:
         frequency = 1.0 / (10000.0 ** (torch.arange(0, width // 2, 2, device=device).float() / (width // 2)))
         angle = torch.cat([place[0][:, None] * frequency, place[1][:, None] * frequency], -1)
         angle = torch.cat([angle, angle], -1)
-        self.cos, self.sin, self.order = angle.cos(), angle.sin(), cells
+        self.cos = angle.cos()
+        self.sin = angle.sin()
+        self.order = cells
 
     def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
-        """(n, 252, 336, 3) uint8 -> (n, 108, hidden) features, cells in raster order."""
+        """Turn (n, 252, 336, 3) uint8 into (n, 108, hidden) features, cells in raster order."""
         visual = self.visual
         weight = visual.patch_embed.proj.weight.sum(2).flatten(1)  # a picture fills both steps of the temporal patch
         x = patches(pictures) @ weight.T
@@ -108,13 +122,16 @@ class Tower:
         features = visual.merger(x.reshape(-1, x.shape[-1])).view(len(pictures), CELLS, -1)
         return torch.empty_like(features).index_copy_(1, self.order, features)
 
-    def _attend(self, attention, x, windows: int):
+    def _attend(self, attention: Any, x: torch.Tensor, windows: int) -> torch.Tensor:
         n, length, width = x.shape
         qkv = attention.qkv(x).view(n, length, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
-        q, k, v = (self._turn(qkv[0]), self._turn(qkv[1]), qkv[2])
-        heads, size = q.shape[1], q.shape[3]
+        q = self._turn(qkv[0])
+        k = self._turn(qkv[1])
+        v = qkv[2]
+        heads = q.shape[1]
+        size = q.shape[3]
 
-        def split(t):
+        def split(t: torch.Tensor) -> torch.Tensor:
             t = t.view(n, heads, windows, length // windows, size).transpose(1, 2)
             return t.reshape(n * windows, heads, -1, size)
 
@@ -122,13 +139,14 @@ class Tower:
         out = out.view(n, windows, heads, length // windows, size).permute(0, 1, 3, 2, 4).reshape(n, length, width)
         return attention.proj(out)
 
-    def _turn(self, t):
+    def _turn(self, t: torch.Tensor) -> torch.Tensor:
+        """Rotate queries or keys by their patches' places."""
         half = t.shape[-1] // 2
         turned = torch.cat([-t[..., half:], t[..., :half]], -1)
         return (t * self.cos + turned * self.sin).to(t.dtype)
 
 
-def export(model, directory: Path) -> None:
+def export(model: Qwen2_5_VLForConditionalGeneration, directory: Path) -> None:
     """Write the model directory: weights in half precision under transformers' names, and the files beside them."""
     model_files.write_model_files(directory)
     weights = {
@@ -144,7 +162,7 @@ def export(model, directory: Path) -> None:
 def read_weights(directory: Path) -> dict:
     """The weights of a model directory under the names of this training's model, in single precision."""
 
-    def name_here(name):
+    def name_here(name: str) -> str:
         return f'model.{name}' if name.startswith('visual.') else name.replace('model.', 'model.language_model.', 1)
 
     stored = load_file(directory / 'model.safetensors')

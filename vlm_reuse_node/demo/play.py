@@ -5,9 +5,9 @@ follows the times at which they were recorded.
 """
 
 import argparse
-import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +22,7 @@ from rclpy.signals import SignalHandlerOptions
 from rosbags.rosbag2 import Reader, ReaderError
 from rosgraph_msgs.msg import Clock
 
+from vlm_reuse_node.demo.interruption import Interruption, InterruptionError
 from vlm_reuse_node.errors import VlmReuseError
 
 HOLD_S = 0.3
@@ -43,15 +44,25 @@ class PlaybackResult:
 class BagPlayer:
     """Publishes every topic of an open bag, and `/clock`."""
 
-    def __init__(self, node: Node, bag: Reader, *, rate: float = 1.0, clock_hz: float = 40.0) -> None:
+    def __init__(
+        self,
+        node: Node,
+        bag: Reader,
+        *,
+        rate: float = 1.0,
+        clock_hz: float = 40.0,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         """Create the publishers.
 
         rate: bag seconds in a second. clock_hz: `/clock` messages in a second, besides one before each message.
+        check: called with every `/clock` message; what it raises ends the playing.
         Raises PlaybackError for a message type that is not installed.
         """
         self.result = PlaybackResult()
         self._bag = bag
         self._rate = rate
+        self._check = check
         self._tick_s = 1.0 / clock_hz
         self._began_s = 0.0
         self._ticked_s = 0.0
@@ -106,6 +117,7 @@ class BagPlayer:
         return self._bag.start_time + round(1e9 * self._rate * (time.monotonic() - self._began_s))
 
     def _publish_time(self, stamp_ns: int) -> None:
+        self._check()
         self._ticked_s = time.monotonic()
         seconds, nanoseconds = divmod(stamp_ns, 1_000_000_000)
         self._clock.publish(Clock(clock=Time(sec=seconds, nanosec=nanoseconds)))
@@ -158,12 +170,11 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Play one bag. Returns 0, also when it is interrupted, or 2 for a bag or an argument that cannot be used."""
     args = build_parser().parse_args(argv)
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.default_int_handler)
     try:
         _check_positive(args)
-        _play(args)
-    except KeyboardInterrupt:
+        with Interruption() as interruption:
+            _play(args, interruption.check)
+    except InterruptionError:
         pass
     except PlaybackError as error:
         print(f'play: {error}', file=sys.stderr)
@@ -177,14 +188,14 @@ def _check_positive(args: argparse.Namespace) -> None:
             raise PlaybackError(f'--{name} is {getattr(args, name)}; expected a number above 0.')
 
 
-def _play(args: argparse.Namespace) -> None:
+def _play(args: argparse.Namespace, check: Callable[[], None]) -> None:
     bag = open_bag(args.bag)
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     try:
         node = rclpy.create_node('bag_player', enable_rosout=False)
         executor = SingleThreadedExecutor()
         executor.add_node(node)
-        player = BagPlayer(node, bag, rate=args.rate, clock_hz=args.clock)
+        player = BagPlayer(node, bag, rate=args.rate, clock_hz=args.clock, check=check)
         if args.wait:
             player.wait_for_subscribers(executor)
         result = player.play()

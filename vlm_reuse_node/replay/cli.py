@@ -18,7 +18,7 @@ from vlm_reuse_node.errors import ConfigError, VlmReuseError
 from vlm_reuse_node.replay import results
 from vlm_reuse_node.replay.bag_reader import BagError
 from vlm_reuse_node.replay.compare import compare, comparison_lines
-from vlm_reuse_node.replay.job import Job, Outcome
+from vlm_reuse_node.replay.job import Job, JobOutcome
 from vlm_reuse_node.replay.options import build_parser, make_jobs
 from vlm_reuse_node.replay.report import write_report
 from vlm_reuse_node.replay.table import table_lines, verdict_lines
@@ -108,7 +108,7 @@ def _replay(args: argparse.Namespace) -> int:
 
 def _run(
     args: argparse.Namespace, todo: list[Job], progress: Callable[[float], Any], stopped: Callable[[], bool]
-) -> list[Outcome]:
+) -> list[JobOutcome]:
     # Imported here because they load MLX, which --help and a wrong option need not wait for.
     from vlm_reuse_node.replay import jobs, ray_jobs
 

@@ -47,7 +47,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobOutcome:
     """What became of a job.
 
     complete: to the end of its bag. error: why there is nothing, '' otherwise. started: whether the rows in its folder

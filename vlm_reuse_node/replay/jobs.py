@@ -14,7 +14,7 @@ from vlm_reuse_node.errors import VlmReuseError
 from vlm_reuse_node.model import loading
 from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.replay.evaluate import Replay
-from vlm_reuse_node.replay.job import Job, Outcome
+from vlm_reuse_node.replay.job import Job, JobOutcome
 from vlm_reuse_node.replay.journal import Journal
 from vlm_reuse_node.replay.salvage import one_line
 
@@ -23,12 +23,12 @@ POLL_S = 0.5
 
 def run_here(
     jobs: list[Job], model: str, resume: bool, progress: Callable[[float], None], stopped: Callable[[], bool]
-) -> list[Outcome]:
+) -> list[JobOutcome]:
     """Replay one bag after the other, in a thread of its own, which is of no use to MLX afterwards.
 
     Raises ModelError when there is no model.
     """
-    outcomes: list[Outcome] = []
+    outcomes: list[JobOutcome] = []
     errors: list[Exception] = []
 
     def work() -> None:
@@ -53,22 +53,22 @@ def run_here(
 
 def run_job(
     job: Job, vlm: Vlm, resume: bool, progress: Callable[[float], None], stopped: Callable[[], bool]
-) -> Outcome:
+) -> JobOutcome:
     """Replay one bag; with `resume` a bag that was replayed to its end stays as it is."""
     journal = None
     try:
         journal = Journal(job.folder, job.settings(vlm.name, vlm.fingerprint), resume)
         if journal.is_complete:
-            return Outcome(job.name, True, started=True)
+            return JobOutcome(job.name, True, started=True)
         replay = Replay(job, vlm, journal)
         remove_pictures(job.folder)
         journal.start()
-        return Outcome(job.name, replay.run(progress, stopped), started=True)
+        return JobOutcome(job.name, replay.run(progress, stopped), started=True)
     except (VlmReuseError, OSError) as error:
-        return Outcome(job.name, False, str(error))
+        return JobOutcome(job.name, False, str(error))
     except Exception as error:  # one bag's fault costs that bag only
         why = f'{type(error).__name__}: {one_line(error)}'
-        return Outcome(job.name, False, f"The replay of '{job.name}' failed: {why}")
+        return JobOutcome(job.name, False, f"The replay of '{job.name}' failed: {why}")
     finally:
         if journal:
             journal.close()
@@ -88,11 +88,11 @@ def run_processes(
     count: int,
     progress: Callable[[float], None],
     stopped: Callable[[], bool],
-) -> list[Outcome]:
+) -> list[JobOutcome]:
     """Replay several bags at a time, in `count` processes that each load the model once."""
     context = multiprocessing.get_context('spawn')
     todo: Queue[Job | None] = context.Queue()
-    reports: Queue[Outcome | float] = context.Queue()
+    reports: Queue[JobOutcome | float] = context.Queue()
     stop = context.Event()
     for job in [*jobs, *[None] * count]:
         todo.put(job)
@@ -100,7 +100,7 @@ def run_processes(
     workers = [context.Process(target=_work, args=arguments, daemon=True) for _ in range(count)]
     for worker in workers:
         worker.start()
-    outcomes: list[Outcome] = []
+    outcomes: list[JobOutcome] = []
     while len(outcomes) < len(jobs):
         if stopped():
             stop.set()
@@ -110,7 +110,7 @@ def run_processes(
             if any(worker.is_alive() for worker in workers):
                 continue
             break
-        if isinstance(report, Outcome):
+        if isinstance(report, JobOutcome):
             outcomes.append(report)
         else:
             progress(report)
@@ -118,21 +118,23 @@ def run_processes(
         worker.join()
     done = {outcome.name for outcome in outcomes}
     missing = '' if stopped() else 'The process that replayed it has died.'
-    return outcomes + [Outcome(job.name, False, missing) for job in jobs if job.name not in done]
+    return outcomes + [JobOutcome(job.name, False, missing) for job in jobs if job.name not in done]
 
 
-def _work(todo: 'Queue[Job | None]', reports: 'Queue[Outcome | float]', stop: Event, model: str, resume: bool) -> None:
+def _work(
+    todo: 'Queue[Job | None]', reports: 'Queue[JobOutcome | float]', stop: Event, model: str, resume: bool
+) -> None:
     """One process: jobs until there are none. reports: outcomes, and the seconds that were replayed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and sets stop
     try:
         vlm = loading.load(model)
     except VlmReuseError as error:
         while (job := todo.get()) is not None:
-            reports.put(Outcome(job.name, False, str(error)))
+            reports.put(JobOutcome(job.name, False, str(error)))
         return
     while (job := todo.get()) is not None:
         if stop.is_set():
-            reports.put(Outcome(job.name, False))
+            reports.put(JobOutcome(job.name, False))
         else:
             reports.put(run_job(job, vlm, resume, reports.put, stop.is_set))
     del vlm

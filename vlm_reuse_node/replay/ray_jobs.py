@@ -9,7 +9,7 @@ from typing import Any
 
 from vlm_reuse_node.errors import VlmReuseError
 from vlm_reuse_node.model import loading
-from vlm_reuse_node.replay.job import Job, Outcome
+from vlm_reuse_node.replay.job import Job, JobOutcome
 from vlm_reuse_node.replay.jobs import POLL_S, remove_pictures, run_job
 
 
@@ -19,7 +19,7 @@ class RayError(VlmReuseError):
 
 def run_on_ray(
     jobs: list[Job], model: str, address: str, progress: Callable[[float], None], stopped: Callable[[], bool]
-) -> list[Outcome]:
+) -> list[JobOutcome]:
     """Run one task for each bag on a Ray cluster; the files they write come back through Ray.
 
     Bags, questions and a model directory must be at the same paths on every machine of it. address: 'local' starts one
@@ -29,7 +29,7 @@ def run_on_ray(
     try:
         task = ray.remote(_ray_task)
         running = {task.remote(job, model): job for job in jobs}
-        outcomes: list[Outcome] = []
+        outcomes: list[JobOutcome] = []
         while running and not stopped():
             done, _ = ray.wait(list(running), timeout=POLL_S)
             for reference in done:
@@ -37,7 +37,7 @@ def run_on_ray(
                 progress(0.0)
         for reference in running:
             ray.cancel(reference, force=True)
-        return outcomes + [Outcome(job.name, False) for job in running.values()]
+        return outcomes + [JobOutcome(job.name, False) for job in running.values()]
     finally:
         ray.shutdown()
 
@@ -57,26 +57,26 @@ def _connect(address: str) -> Any:
     return ray
 
 
-def _ray_task(job: Job, model: str) -> tuple[Outcome, dict[str, bytes]]:
+def _ray_task(job: Job, model: str) -> tuple[JobOutcome, dict[str, bytes]]:
     """Replay in a folder of the machine it runs on. Returns the files by name."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
             vlm = loading.load(model)
         except VlmReuseError as error:
-            return Outcome(job.name, False, str(error)), {}
+            return JobOutcome(job.name, False, str(error)), {}
         outcome = run_job(replace(job, folder=folder), vlm, False, lambda _: None, lambda: False)
         del vlm
         files = [path for path in folder.rglob('*') if path.is_file()]
         return outcome, {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def _fetched(ray: Any, reference: Any, job: Job) -> Outcome:
+def _fetched(ray: Any, reference: Any, job: Job) -> JobOutcome:
     """Write a finished task's files where the job wanted them."""
     try:
         outcome, files = ray.get(reference)
     except Exception as error:
-        return Outcome(job.name, False, f'Its Ray task failed: {" ".join(str(error).split())[:300]}')
+        return JobOutcome(job.name, False, f'Its Ray task failed: {" ".join(str(error).split())[:300]}')
     remove_pictures(job.folder)
     for name, data in files.items():
         path = job.folder / name

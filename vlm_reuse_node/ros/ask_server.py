@@ -39,9 +39,9 @@ Ask = Callable[[Request, bool, Event | None, Listener | None], WorkerFuture[Answ
 class AskServer:
     """Serves questions from its making on, in every state of the node; `ask` says when it cannot be asked."""
 
-    def __init__(self, node: Node, ask: Ask, pending: 'PendingAnswers', explain: Callable[[Answer], Answer]):
+    def __init__(self, node: Node, ask: Ask, explain: Callable[[Answer], Answer]):
         """Create the services and the action. explain: completes an answer's message."""
-        self._node, self._ask, self._pending, self._explain = node, ask, pending, explain
+        self._node, self._ask, self._explain = node, ask, explain
         self._cancels: dict[bytes, Event] = {}
         # Questions wait for the model without holding up each other or anything else.
         group, roomy = ReentrantCallbackGroup(), QoSProfile(depth=QUESTIONS_AT_ONCE)
@@ -101,7 +101,7 @@ class AskServer:
     async def _answer(
         self, request: Request, cold: bool, cancel: Event | None = None, listener: Listener | None = None
     ) -> Answer:
-        return self._explain(await self._pending.answer(self._ask(request, cold, cancel, listener)))
+        return self._explain(await awaitable(self._ask(request, cold, cancel, listener), self._node.executor))
 
     def _feed(self, goal: ServerGoalHandle, progress: Progress) -> None:
         try:
@@ -118,27 +118,8 @@ def answered(answer: Answer) -> WorkerFuture[Answer]:
     return future
 
 
-class PendingAnswers:
-    """Answers of the model's thread that rclpy coroutines of a node wait for; its length is how many."""
-
-    def __init__(self, node: Node):
-        """Begin with none."""
-        self._node, self._count = node, 0
-
-    def __len__(self) -> int:
-        return self._count
-
-    async def answer(self, asked: WorkerFuture[Answer]) -> Answer:
-        """Wait for one; a question that was dropped has an answer too."""
-        self._count += 1
-        try:
-            return await _in_executor(self._node.executor, asked)
-        finally:
-            self._count -= 1
-
-
-def _in_executor(executor: Executor, asked: WorkerFuture[Answer]) -> Awaitable[Answer]:
-    """Make an answer of the model's thread awaitable in an rclpy coroutine."""
+def awaitable(asked: WorkerFuture[Answer], executor: Executor) -> Awaitable[Answer]:
+    """Make an answer of the model's thread awaitable in an rclpy coroutine; a dropped question has an answer too."""
     answer = Future(executor=executor)
 
     def finish(done: WorkerFuture[Answer]) -> None:

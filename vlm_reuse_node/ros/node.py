@@ -21,7 +21,7 @@ from vlm_reuse_interfaces.srv import AskScene
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, InvalidRequestError, VlmReuseError
-from vlm_reuse_node.ros.ask_server import AskServer, PendingAnswers, answered
+from vlm_reuse_node.ros.ask_server import AskServer, answered
 from vlm_reuse_node.ros.camera_input import RESTARTED_NS
 from vlm_reuse_node.ros.cameras import Cameras
 from vlm_reuse_node.ros.diagnostics import camera_trouble, node_status
@@ -69,7 +69,6 @@ class SceneNode(LifecycleNode):
         self.stage = Stage.UNCONFIGURED
         self._on_active = on_active
         self._failure: Exception | None = None  # of the last transition
-        self._pending = PendingAnswers(self)
         self._worker: ModelWorker | None = None
         # Made with the first model, and kept: clients that know a service keep it through cleanup and configure.
         self._cameras: Cameras | None = None
@@ -90,11 +89,6 @@ class SceneNode(LifecycleNode):
     def dismiss(self) -> None:
         """Take nothing more; open questions get their answer, CANCELLED, when the executor goes on."""
         self._transition(self._unload, Stage.FINALIZED, Stage.CLEANING_UP)
-
-    @property
-    def open_questions(self) -> int:
-        """Questions, standing ones too, whose answer was not sent yet."""
-        return len(self._pending)
 
     def close(self) -> None:
         """End the model's thread and destroy the node; open questions are dropped, see `dismiss`."""
@@ -194,9 +188,9 @@ class SceneNode(LifecycleNode):
     def _serve(self) -> None:
         if self._asks:
             return
-        self._watches = WatchServer(self, self._active_worker, self._standing, self._pending)
+        self._watches = WatchServer(self, self._active_worker, self._standing)
         self.create_service(Trigger, '~/reset', self._on_reset)
-        self._asks = AskServer(self, self._ask, self._pending, self._with_reason)
+        self._asks = AskServer(self, self._ask, self._with_reason)
 
     def _reconfigure(self, config: Config) -> None:
         """Take parameters that changed while the node runs."""

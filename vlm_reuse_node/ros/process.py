@@ -10,12 +10,13 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
 
 import cv2
 import rclpy
-from rclpy.executors import SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor, TimeoutException
 from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 
@@ -27,10 +28,10 @@ from vlm_reuse_node.ros.stage import Stage
 READY = f'{NODE_NAME}: ready'
 EXIT_MODEL, EXIT_CONFIG, EXIT_FAULT = 1, 2, 3
 SIGNAL, END = 'a signal', 'the end'  # of ROS's thread
-# For the open questions' answers; who does not take his in this time is not there any more.
-GOODBYE_S = 2.0
-# For what the executor has yet to take, and an action's result, which goes out a step after its goal has ended.
+# The middleware brings what was on its way at the end, and takes away the last answers, within this time.
 LAST_WORDS_S = 0.2
+# Planners that go on asking do not hold up the end for longer.
+GOODBYE_S = 5.0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -121,11 +122,27 @@ class _Running(Thread):
     def _say_goodbye(self) -> None:
         """Answer the open questions, CANCELLED, and INACTIVE to those that are on their way."""
         self._node.dismiss()
-        start = asked_s = time.monotonic()
-        while (now_s := time.monotonic()) - asked_s < LAST_WORDS_S and now_s - start < GOODBYE_S:
-            if self._node.open_questions:
-                asked_s = now_s
+        end_s = time.monotonic() + GOODBYE_S
+        self._spin_for(LAST_WORDS_S)
+        while self._work_off() and time.monotonic() < end_s:  # on a busy machine many may still wait
+            pass
+        self._spin_for(LAST_WORDS_S)  # an answer that was not fetched is gone with this process
+
+    def _spin_for(self, seconds: float) -> None:
+        end_s = time.monotonic() + seconds
+        while time.monotonic() < end_s:
             self._executor.spin_once(timeout_sec=0.02)
+
+    def _work_off(self) -> bool:
+        """Run what is ready now; returns whether anything was."""
+        worked = False
+        with suppress(TimeoutException):  # which ends a round of the executor
+            while True:
+                handler, _, _ = self._executor.wait_for_ready_callbacks(timeout_sec=0)
+                worked = True
+                handler()
+                handler.result()  # raises what it raised
+        return worked
 
 
 class EngineLog(logging.Handler):

@@ -14,7 +14,7 @@ from vlm_reuse_interfaces.msg import WatchAnswer
 from vlm_reuse_interfaces.srv import AddWatch, ListWatches, RemoveWatch
 
 from vlm_reuse_node.errors import InvalidRequestError
-from vlm_reuse_node.ros.ask_server import PendingAnswers
+from vlm_reuse_node.ros.ask_server import awaitable
 from vlm_reuse_node.ros.messages import watch_answer_message, watch_message, watch_of
 from vlm_reuse_node.serving.watch import Watch
 from vlm_reuse_node.session.answer import Answer, Status
@@ -34,14 +34,13 @@ class WatchServer:
         node: Node,
         worker: Callable[[], ModelWorker],
         standing: Callable[[], list[Watch]],
-        pending: PendingAnswers,
     ):
         """Create the services and the topic.
 
         worker: gives the model's thread. Raises InvalidRequestError when none takes questions now.
         standing: gives the standing questions, the oldest first, in every state of the node.
         """
-        self._node, self._worker, self._standing, self._pending = node, worker, standing, pending
+        self._node, self._worker, self._standing = node, worker, standing
         self._publisher = self._kept_publisher()
         group = ReentrantCallbackGroup()
         node.create_service(AddWatch, '~/add_watch', self._on_add, callback_group=group)
@@ -84,7 +83,7 @@ class WatchServer:
     async def _add(self, worker: ModelWorker, watch: Watch) -> int:
         """Wait for the first answer: only the model can tell whether the question can be asked at all."""
         watch, asked = worker.watch(watch, self._node.get_clock().now().nanoseconds)
-        answer = await self._pending.answer(asked)
+        answer = await awaitable(asked, self._node.executor)
         if answer.status in (Status.INVALID_REQUEST, Status.CANCELLED):
             with suppress(InvalidRequestError):  # somebody removed it already
                 worker.unwatch(watch.watch_id)

@@ -1,7 +1,7 @@
-"""Which cells of a picture changed against the pixels whose state is cached for them. NumPy and OpenCV only.
+"""Finds the cells of a frame that differ from the pixels their cached state was computed from. NumPy and OpenCV only.
 
-The statistic and the two thresholds are those of arXiv 2605.03351 (section 1 of its planner); unlike there, the
-comparison is with the cached pixels, not the previous picture, so that slow drift adds up and is seen.
+The statistic and the two thresholds come from arXiv 2605.03351 (section 1 of its planner). That paper compares with the
+previous frame. This detector compares with the cached pixels, so a slow change adds up and is found.
 """
 
 from dataclasses import dataclass
@@ -17,21 +17,21 @@ from vlm_reuse_node.scene.pan import is_panned
 from vlm_reuse_node.scene.scaled_frame import ScaledFrame
 
 STRIP_ROWS = 2
-# A cell's noise is its largest difference that came twice from one picture to the next. It is forgotten by this factor
-# a picture, and taken to reach this many times as far against the cached pixels.
+# A cell's noise estimate is the largest frame-to-frame difference that occurred in two consecutive steps. Each frame
+# multiplies it by NOISE_KEPT. Noise explains a difference from the cached pixels up to NOISE_REACH times the estimate.
 NOISE_KEPT, NOISE_REACH = 0.98, 1.75
-# Noise raises no threshold above this many times change_threshold: a camera that shakes must not go blind.
+# Noise raises a threshold to at most this many times change_threshold, so a shaking camera still reports changes.
 MOST_RAISED = 2
-# A cell whose blocks differ by this share of change_threshold from one picture to the next has moved: that is no noise.
+# A cell whose blocks differ by this share of change_threshold between two frames has moved. Motion is not noise.
 MOVED = 0.5
-# A pan is looked for from this share of changed cells on.
+# The detector checks for a pan when at least this share of the cells changed.
 PAN_SHARE = 0.1
-# From this share of changed cells on, the scene was cut.
+# The scene was cut when at least this share of the cells changed and the camera did not pan.
 CUT_SHARE = 0.6
 
 
 class SceneChange(StrEnum):
-    """What happened to the picture as a whole."""
+    """What happened to the frame as a whole."""
 
     SAME = 'same'
     PAN = 'pan'
@@ -40,13 +40,14 @@ class SceneChange(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """What a picture shows against the cached pixels. Every array is (rows, columns).
+    """How a frame differs from the cached pixels. Every array is (rows, columns).
 
-    difference: uint8, the largest absolute difference of any pixel and channel of a cell, of 255, after a change of
-    exposure was taken out where that explains it. changed: bool. stale: bool, the cells to refresh: changed, beside a
-    changed one (change_halo), deferred before, in doubt for too long, or all of them when the scene is no longer the
-    same.
-    doubt_s: float64, seconds since a picture last showed the cell unchanged.
+    difference: uint8, the largest absolute difference of any pixel and channel of a cell, 0 to 255; with the exposure
+    compensated where that makes it smaller.
+    changed: bool, the cells that differ by change_threshold.
+    stale: bool, the cells to refresh: changed, near a changed cell (change_halo), deferred before, or in doubt for
+    longer than max_cell_age_s. After a pan or a cut all cells are stale.
+    doubt_s: float64, seconds since a frame last showed the cell unchanged.
     """
 
     difference: np.ndarray
@@ -57,59 +58,62 @@ class Change:
 
 
 class ChangeDetector:
-    """Compares one camera's pictures of one size with the cached pixels of every cell, at the model's resolution.
+    """Compares one camera's frames of one size with the cached pixels of every cell, at the model's resolution.
 
-    A cell is changed when its difference reaches change_threshold, and stays changed until it is refreshed or
-    static: below static_threshold. Between the two it is in doubt, and overdue after max_cell_age_s. Both thresholds
-    are raised to what the camera's noise explains, the lower one up to change_threshold, so that what moves all the
-    time and looks like noise is in doubt; the means of blocks, with little noise, are held to them as well.
+    A cell is changed when its difference reaches change_threshold. It stays changed until it is refreshed or static.
+    A cell is static when its difference is below static_threshold. Between the two thresholds a cell is in doubt, and
+    after max_cell_age_s it is overdue.
 
-    A change of exposure of the whole picture, by a factor within 1 + exposure_compensation, makes no cell changed, yet
-    its cells are in doubt: a lasting one is refreshed when they are overdue. Until then the kept state is exact for the
-    cached picture, which is darker or brighter than the newest one.
+    Camera noise raises both thresholds. The lower one rises to change_threshold at most: constant motion looks like
+    noise, and must leave a cell in doubt. Both thresholds also apply to the means of blocks, which carry less noise.
+
+    When the exposure of the whole frame changes by a factor within 1 + exposure_compensation, no cell is changed, but
+    all cells are in doubt. If the new exposure lasts, they are refreshed when they are overdue. Until then the state is
+    exact for the cached frame, which is darker or brighter than the newest one.
     """
 
     def __init__(self, rgb: np.ndarray, stamp_ns: int, rows: int, columns: int, cell_px: int):
-        """Remember the (height, width, 3) uint8 picture whose state is cached, cut into rows x columns cells."""
+        """Keep the (height, width, 3) uint8 frame whose state is cached. Its grid has rows x columns cells."""
         self._grid, self._cell_px = (rows, columns), cell_px
         self._cached = self._latest = self._scaled(rgb)
         self._stamp_ns = stamp_ns
-        # What each cell showed when it was last told as changed; where it shows something a little different, and since
-        # when it does.
-        self._told = self._cached.copy()
-        self._aside, self._aside_ns = np.zeros(self._grid, bool), np.zeros(self._grid, np.int64)
-        self._known_ns = np.full(self._grid, stamp_ns, np.int64)
+        # The pixels of each cell when it was last reported as changed.
+        self._reported = self._cached.copy()
+        # Cells whose cached pixels differ from the reported ones by less than a change, and the stamp since when.
+        self._differs_slightly, self._differs_since_ns = np.zeros(self._grid, bool), np.zeros(self._grid, np.int64)
+        self._unchanged_ns = np.full(self._grid, stamp_ns, np.int64)  # the last frame that showed the cell unchanged
         self._changed, self._deferred = np.zeros(self._grid, bool), np.zeros(self._grid, bool)
-        # What each cell's cached pixels were divided by to have all under one exposure; and the last picture's.
+        # Cached pixels are brought to one common exposure: the factor each cell was divided by, and the last frame's.
         self._exposures, self._gain = np.ones(self._grid), 1.0
         self._noise = np.zeros((2, *self._grid), np.float32)  # at each scale
-        self._step = np.zeros((2, *self._grid), np.uint8)  # differences from the last picture but one to the last
+        self._step = np.zeros((2, *self._grid), np.uint8)  # differences between the last two frames, at each scale
 
     def compare(self, rgb: np.ndarray, stamp_ns: int, config: Config) -> Change:
-        """What a picture of the same size, taken at `stamp_ns`, shows; thresholds and age limit from config."""
-        # 1. The difference as it is, and with a change of exposure taken out.
+        """Compare a frame of the same size with the cached pixels. Thresholds and age limit come from config."""
+        # 1. Compute the differences without and with exposure compensation.
         frame, previous = self._scaled(rgb), self._latest
         is_new = stamp_ns != self._stamp_ns
         self._gain = exposure_gain(frame, self._cached, config.exposure_compensation)
-        found = self._differences(frame, self._cached, *{1.0, self._gain})
-        # 2. Changed is what neither explains; static is what both find unchanged.
+        differences = self._differences(frame, self._cached, *{1.0, self._gain})
+        # 2. Find the changed and the static cells.
         noise = self._reach_of_noise(config)
-        changed = np.all([_reaches(each, config.change_threshold, noise) for each in found], axis=0)
-        static = self._static(found, config.static_threshold, np.minimum(noise, config.change_threshold))
+        changed = np.all([_reaches(by_gain, config.change_threshold, noise) for by_gain in differences], axis=0)
+        static = self._static(differences, config.static_threshold, np.minimum(noise, config.change_threshold))
         self._changed = changed | (self._changed & ~static)
-        self._known_ns[static & ~self._deferred] = stamp_ns
+        self._unchanged_ns[static & ~self._deferred] = stamp_ns
         self._latest, self._stamp_ns = frame, stamp_ns
-        # 3. How noisy the camera is; learnt last, so that what appears in this picture does not hide itself.
+        # 3. Learn the noise after step 2, so that a new object does not raise the threshold that must find it.
         if is_new:
             self._learn_noise(previous, config)
-        # 4. What must be refreshed.
+        # 4. Mark the cells to refresh.
         scene, doubt_s = self._scene(), self.doubt_s(stamp_ns)
         overdue = doubt_s > config.max_cell_age_s
         stale = grown(self._changed, config.change_halo) | self._deferred | overdue | (scene != SceneChange.SAME)
-        return Change(np.min([each.max(axis=0) for each in found], axis=0), self._changed, stale, doubt_s, scene)
+        smallest = np.min([by_gain.max(axis=0) for by_gain in differences], axis=0)
+        return Change(smallest, self._changed, stale, doubt_s, scene)
 
     def refresh(self, cells: np.ndarray | None = None) -> None:
-        """Take the picture compared last as the cached pixels of these cells, (rows, columns) bool; None: of all."""
+        """Make the last compared frame the cached pixels of these cells, (rows, columns) bool. None: of all cells."""
         if cells is None or cells.all():
             self._cached, self._exposures = self._latest, np.ones(self._grid)
             cells = np.ones(self._grid, bool)
@@ -118,87 +122,95 @@ class ChangeDetector:
             self._cached = self._cached.with_cells(latest, cells)
             self._exposures = np.where(cells, self._gain, self._exposures)
         self._changed, self._deferred = self._changed & ~cells, self._deferred & ~cells
-        self._known_ns[cells] = self._stamp_ns
+        self._unchanged_ns[cells] = self._stamp_ns
 
-    def news(self, refreshed: np.ndarray, config: Config) -> np.ndarray:
-        """The cells whose cached pixels show something else than when they were last given here.
+    def report_changed(self, refreshed: np.ndarray, config: Config) -> np.ndarray:
+        """Return the cells whose cached pixels differ from those last reported here; they count as reported then.
 
-        Not only those that were found changed: what changes by less with each refresh of everything adds up, as against
-        the cached pixels it cannot. refreshed: the stale cells that the last `refresh` was for; none when there was
-        none. All (rows, columns) bool.
+        Every refresh of the whole frame replaces the cached pixels, so a slow change is never found against them. It
+        adds up against the reported pixels, which stay. A smaller difference is reported when it lasts max_cell_age_s.
+        refreshed: the stale cells that the last `refresh` was for; none when there was no refresh.
+        All arrays are (rows, columns) bool.
         """
-        told = refreshed.copy()
-        if self._cached is self._latest and not told.all():  # all cells were refreshed, not all because they are stale
-            gain = exposure_gain(self._cached, self._told, config.exposure_compensation)
-            found, noise = self._differences(self._cached, self._told, *{1.0, gain}), self._reach_of_noise(config)
-            told |= np.all([_reaches(each, config.change_threshold, noise) for each in found], axis=0)
-            least = np.minimum(noise, config.change_threshold)
-            aside = np.any([_reaches(each, config.static_threshold, least) for each in found], axis=0)
-            self._aside_ns[aside & ~self._aside] = self._stamp_ns
-            self._aside = aside
-        told |= self._aside & (self._stamp_ns - self._aside_ns > 1e9 * config.max_cell_age_s)
-        if told.any():
-            self._told = self._told.with_cells(self._cached, told)
-            self._aside &= ~told
-        return told
+        changed = refreshed.copy()
+        if self._cached is self._latest and not changed.all():  # all cells were refreshed, some without being stale
+            gain = exposure_gain(self._cached, self._reported, config.exposure_compensation)
+            differences = self._differences(self._cached, self._reported, *{1.0, gain})
+            noise = self._reach_of_noise(config)
+            changed |= np.all([_reaches(by_gain, config.change_threshold, noise) for by_gain in differences], axis=0)
+            capped_noise = np.minimum(noise, config.change_threshold)
+            slightly = [_reaches(by_gain, config.static_threshold, capped_noise) for by_gain in differences]
+            differs_slightly = np.any(slightly, axis=0)
+            self._differs_since_ns[differs_slightly & ~self._differs_slightly] = self._stamp_ns
+            self._differs_slightly = differs_slightly
+        changed |= self._differs_slightly & (self._stamp_ns - self._differs_since_ns > 1e9 * config.max_cell_age_s)
+        if changed.any():
+            self._reported = self._reported.with_cells(self._cached, changed)
+            self._differs_slightly &= ~changed
+        return changed
 
     def settle(
         self, refreshed: np.ndarray, deferred: np.ndarray, stale: np.ndarray, config: Config
     ) -> tuple[np.ndarray, float]:
-        """Book what was done about the frame compared last: `refresh`, `news` and `defer`.
+        """Record the refresh of the last compared frame: `refresh`, `report_changed` and `defer` in one call.
 
-        refreshed, deferred, stale: (rows, columns) bool; stale as `compare` gave it. Returns the cells that show
-        something new, and for how many seconds the deferred ones have been known to differ from that frame.
+        refreshed, deferred, stale: (rows, columns) bool; stale as `compare` returned it. Returns the cells to report as
+        changed, and the lag in seconds: how long the oldest deferred cell has been known to differ from the frame.
         """
         if refreshed.any():
             self.refresh(refreshed)
-        changed = self.news(refreshed & stale, config)
+        changed = self.report_changed(refreshed & stale, config)
         self.defer(deferred)
         return changed, float(self.doubt_s(self._stamp_ns)[deferred].max(initial=0))
 
     def defer(self, cells: np.ndarray) -> None:
-        """Keep these cells, (rows, columns) bool, stale until they are refreshed, whatever they show until then."""
+        """Keep these cells, (rows, columns) bool, stale until they are refreshed, even if they change back."""
         self._deferred = cells
 
     @property
     def deferred(self) -> np.ndarray:
-        """The cells that were deferred last and not refreshed since, (rows, columns) bool."""
+        """The deferred cells that were not refreshed since, (rows, columns) bool."""
         return self._deferred
 
     def doubt_s(self, stamp_ns: int) -> np.ndarray:
-        """Seconds from the last picture that showed each cell unchanged to `stamp_ns`: (rows, columns) float64."""
-        return (stamp_ns - self._known_ns) / 1e9
+        """Seconds from the last frame that showed each cell unchanged to `stamp_ns`: (rows, columns) float64."""
+        return (stamp_ns - self._unchanged_ns) / 1e9
 
     def _scaled(self, rgb: np.ndarray) -> ScaledFrame:
         return ScaledFrame.of(rgb, *self._grid, self._cell_px)
 
     def _differences(self, now: ScaledFrame, then: ScaledFrame, *gains: float) -> np.ndarray:
         """Largest difference of any pixel and any block of each cell: (gains, 2, rows, columns) uint8."""
-        return np.stack([self._largest(*pictures, gains) for pictures in zip(now.scales, then.scales)], axis=1)
+        return np.stack([self._largest(*frames, gains) for frames in zip(now.scales, then.scales)], axis=1)
 
     def _largest(self, now: np.ndarray, then: np.ndarray, gains: tuple[float, ...]) -> np.ndarray:
-        """Largest difference in each cell at one scale, a few rows of cells at a time: those stay in the cache."""
+        """Largest difference in each cell at one scale. A strip of few rows stays in the processor's cache."""
         (rows, columns), height, parts = self._grid, len(now) // self._grid[0], []
         for row in range(0, rows, STRIP_ROWS):
             strip = slice(row * height, (row + STRIP_ROWS) * height)
             parts.append([_most(difference(now[strip], then[strip], gain), height, columns) for gain in gains])
         return np.concatenate(parts, axis=1)
 
-    def _static(self, found: np.ndarray, threshold: float, noise: np.ndarray) -> np.ndarray:
-        """Cells that differ neither in what they show nor, in the exposure they were cached under, visibly."""
-        unchanged = [~_reaches(each, threshold, noise) for each in found]
+    def _static(self, differences: np.ndarray, threshold: float, noise: np.ndarray) -> np.ndarray:
+        """Cells that are unchanged in content and in exposure.
+
+        A cell that was cached at the common exposure must be unchanged both without and with compensation. For the
+        others one of the two is enough, as long as the exposure they were cached at is nearly that of this frame.
+        """
+        unchanged = [~_reaches(by_gain, threshold, noise) for by_gain in differences]
         apart = 255 * np.abs(self._gain / self._exposures - 1) >= threshold
         return np.where(self._exposures == 1, np.all(unchanged, axis=0), np.any(unchanged, axis=0) & ~apart)
 
     def _reach_of_noise(self, config: Config) -> np.ndarray:
-        """Difference that noise explains in each cell at each scale: (2, rows, columns)."""
+        """The largest difference that noise explains, for each scale and cell: (2, rows, columns)."""
         nearby = np.stack([cv2.dilate(noise, np.ones((3, 3), np.uint8)) for noise in self._noise])
         return np.minimum(NOISE_REACH * nearby, MOST_RAISED * config.change_threshold)
 
     def _learn_noise(self, previous: ScaledFrame, config: Config) -> None:
-        """Compare with the previous picture, not the cached one: what drifts slowly is no noise.
+        """Update the noise estimate from the difference between the last two frames.
 
-        And noise comes again in the next picture; what appears once does not.
+        Compared with the cached frame, a slow change would look like noise. A difference counts as noise only if it
+        occurs in two consecutive steps: a new object causes it once.
         """
         gain = exposure_gain(self._latest, previous, config.exposure_compensation)
         step = self._differences(self._latest, previous, gain)[0]
@@ -214,12 +226,12 @@ class ChangeDetector:
 
 
 def _most(differences: np.ndarray, height: int, columns: int) -> np.ndarray:
-    """Largest value in each cell of so many pixels' height: (rows, columns)."""
-    # Rows of pixels first: the long axis stays contiguous, which is four times faster than one reduction.
+    """Largest value in each cell: (rows, columns). height: of a cell, in pixels."""
+    # Reduce rows of pixels first: the long axis stays contiguous, and this is four times faster than one reduction.
     lines = differences.reshape(len(differences) // height, height, -1).max(axis=1)
     return lines.reshape(len(lines), columns, -1).max(axis=2)
 
 
 def _reaches(differences: np.ndarray, threshold: float, noise: np.ndarray) -> np.ndarray:
-    """Cells that reach a threshold, or what noise explains there if that is more, at either scale."""
+    """Cells whose difference reaches the threshold at either scale. Noise raises the threshold to what it explains."""
     return (differences >= np.maximum(threshold, noise)).any(axis=0)

@@ -1,23 +1,23 @@
-"""Changes of exposure: by which factor the whole frame got brighter, and what differs beside that."""
+"""Changes of exposure: the factor by which a whole frame got brighter, and the differences that remain without it."""
 
 import cv2
 import numpy as np
 
 from vlm_reuse_node.scene.scaled_frame import BLOCKS, ScaledFrame
 
-# Grey levels of the cells that exposure is told from: neither near black nor near white.
+# Grey levels of the cells that the exposure is measured on: neither near black nor near white.
 DARKEST, BRIGHTEST = 16, 240
-# There must be at least this share of them.
+# Without this share of such cells, the exposure is not measured.
 LEAST_SHARE = 0.1
 
 
 def exposure_gain(now: ScaledFrame, then: ScaledFrame, most: float) -> float:
-    """Factor by which the whole frame got brighter; 1 where that is less than a grey level, or beyond 1 + most.
+    """Factor by which the whole frame got brighter. 1 when it is less than a grey level, or beyond 1 + most.
 
-    The median of the cells' ratios, so that what changed in less than half of them has no say.
+    It is the median of the cells' ratios, so a change in less than half of the cells does not affect it.
     """
     cells = tuple(side // BLOCKS for side in now.grey.shape[::-1])
-    new, old = (cv2.resize(each.grey, cells, interpolation=cv2.INTER_AREA) for each in (now, then))
+    new, old = (cv2.resize(frame.grey, cells, interpolation=cv2.INTER_AREA) for frame in (now, then))
     usable = (np.minimum(new, old) >= DARKEST) & (np.maximum(new, old) < BRIGHTEST)
     if usable.mean() < LEAST_SHARE:
         return 1.0
@@ -26,9 +26,9 @@ def exposure_gain(now: ScaledFrame, then: ScaledFrame, most: float) -> float:
 
 
 def difference(now: np.ndarray, then: np.ndarray, gain: float) -> np.ndarray:
-    """Absolute difference of two uint8 pictures, with the exposure of `now` over `then` taken out.
+    """Absolute difference of two uint8 frames after compensating the exposure of `now` over `then`.
 
-    The darker one is brightened, as the camera would have done it: what is white in the brighter one gets white too.
+    The darker frame is brightened and saturates at white, as it would in the camera.
     """
     if gain > 1:
         then = cv2.convertScaleAbs(then, alpha=gain)

@@ -1,4 +1,4 @@
-"""The one picture type: a live camera and a recorded bag both give a `Frame`."""
+"""The record of one camera picture. A live camera and a recorded bag both give a `Frame`."""
 
 from dataclasses import dataclass
 
@@ -13,8 +13,8 @@ class Frame:
     stamp_ns: the time in the source header, nanoseconds.
     frame_id: the source header's coordinate frame.
     camera: the name of the camera that took it.
-    received_ns: the asking clock's time when it arrived; 0: unknown. A picture is no younger than that, whatever its
-        camera's clock says.
+    received_ns: the time of arrival on the node's clock, the one that questions are stamped with; 0: unknown. It limits
+        the age from below, because the camera's clock may be ahead.
     """
 
     rgb: np.ndarray
@@ -29,6 +29,6 @@ class Frame:
         return self.rgb.shape[0], self.rgb.shape[1]
 
     def age_s(self, now_ns: int) -> float:
-        """Seconds from the picture to `now_ns`; 0 for one that arrived later."""
+        """Age of the picture at `now_ns`, seconds. 0 when the picture arrived later."""
         taken_ns = min(self.stamp_ns, self.received_ns) if self.received_ns else self.stamp_ns
         return max(0, now_ns - taken_ns) / 1e9

@@ -1,6 +1,6 @@
-"""The overlay picture: refreshed cells are orange, deferred cells are hatched, the rest is the camera's.
+"""The overlay picture: refreshed cells are orange, deferred cells are hatched, all others are unchanged.
 
-NumPy and OpenCV only; a live node and a replayed bag draw the same picture.
+NumPy and OpenCV only. The live node and the replay draw the same picture.
 """
 
 from functools import lru_cache
@@ -22,8 +22,8 @@ _FONT, _SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.45
 def draw_overlay(frame: Frame, refresh: Refresh) -> np.ndarray:
     """Draw a refresh over the frame it was made for.
 
-    Returns (height + BAR_HEIGHT, width, 3) uint8, RGB: the picture, and below it a bar with the shares of cells that
-    were reused, refreshed and deferred, the level and the time. The frame itself is not changed.
+    Returns (height + BAR_HEIGHT, width, 3) uint8, RGB: the picture above a bar. The bar shows the shares of reused,
+    refreshed and deferred cells, the level and the time. The frame itself is not changed.
     """
     height, width = frame.size
     canvas = np.empty((height + BAR_HEIGHT, width, 3), np.uint8)
@@ -36,7 +36,7 @@ def draw_overlay(frame: Frame, refresh: Refresh) -> np.ndarray:
 
 
 def percent(count: int, total: int) -> str:
-    """A share of the cells; 0 and 100 are only written when they are exactly true."""
+    """A share of the cells as text. It says 0 % or 100 % only when that is exact."""
     if 0 < count < total:
         share = 100.0 * count / total
         return '< 1 %' if share < 1 else '> 99 %' if share > 99 else f'{share:.0f} %'
@@ -56,14 +56,14 @@ def _hatch(picture: np.ndarray, cells: np.ndarray) -> None:
 
 @lru_cache(maxsize=1)
 def _orange_table() -> np.ndarray:
-    """(1, 256, 3) uint8: every value mixed with orange."""
+    """Lookup table that mixes every value with orange: (1, 256, 3) uint8."""
     values = np.arange(256.0)[None, :, None] * (1 - _TINT) + np.array(ORANGE) * _TINT
     return values.round().astype(np.uint8)
 
 
 @lru_cache(maxsize=4)
 def _stripes(height: int, width: int) -> np.ndarray:
-    """(height, width) uint8: 255 on diagonal lines, 3 of every 10 pixels wide."""
+    """Diagonal lines: (height, width) uint8, 255 on 3 of every 10 pixels."""
     down, across = np.ogrid[:height, :width]
     return ((down + across) % 10 < 3) * np.uint8(255)
 
@@ -74,7 +74,7 @@ def _blue(height: int, width: int) -> np.ndarray:
 
 
 def _draw_bar(bar: np.ndarray, refresh: Refresh) -> None:
-    """Shares as a coloured line over the same shares as text."""
+    """Draw the shares as a coloured line, and below it as text."""
     total, paid, deferred = refresh.visual_tokens_total, refresh.visual_tokens_refreshed, refresh.visual_tokens_deferred
     width = bar.shape[1]
     bar[:] = (24, 24, 24)
@@ -85,7 +85,7 @@ def _draw_bar(bar: np.ndarray, refresh: Refresh) -> None:
 
 
 def _fitting_text(width: int, refresh: Refresh, shares: list[str]) -> str:
-    """The longest wording that fits the picture's width."""
+    """The longest text that fits the picture's width."""
     reused, refreshed, deferred = shares
     level = refresh.level
     wordings = (

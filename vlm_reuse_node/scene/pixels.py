@@ -1,7 +1,7 @@
-"""The pixels of a camera message as RGB, without ROS: any encoding, padding and byte order, and compressed files.
+"""Converts camera messages to RGB without ROS: any encoding, padding and byte order, and compressed files.
 
-Recordings are read with this file alone. The node lets cv_bridge convert what every cv_bridge converts correctly
-(ros/conversion.py) and uses this file for the rest.
+The replay uses this file alone. The node leaves to cv_bridge what every cv_bridge converts correctly
+(ros/conversion.py), and uses this file for the rest.
 """
 
 import io
@@ -16,7 +16,7 @@ from vlm_reuse_node.errors import ImageError
 
 DEPTH_RANGE_M = 10.0
 
-# Channels, and OpenCV's code for the conversion to RGB. OpenCV names a mosaic after its second row and column.
+# Channels, and OpenCV's code for the conversion to RGB. OpenCV names a Bayer mosaic after its second row and column.
 EIGHT_BIT: dict[str, tuple[int, int | None]] = {
     'rgb8': (3, None),
     'bgr8': (3, cv2.COLOR_BGR2RGB),
@@ -49,9 +49,9 @@ PilImage.init()
 
 
 class RawImage(Protocol):
-    """What a `sensor_msgs/Image` says about its pixels, whichever library read the message.
+    """The fields of a `sensor_msgs/Image` that describe its pixels, from whichever library read the message.
 
-    data: bytes, or an array of them.
+    data: bytes, or an array of bytes.
     """
 
     encoding: str
@@ -63,7 +63,7 @@ class RawImage(Protocol):
 
 
 class PixelLayout(NamedTuple):
-    """How one pixel lies in memory, and what it means.
+    """The memory layout of one pixel, and its meaning.
 
     meaning: an encoding with colour ('bgr8', 'mono16', ...), or 'depth'.
     """
@@ -76,9 +76,9 @@ class PixelLayout(NamedTuple):
 def rgb_of_image(image: RawImage, max_pixels: int) -> np.ndarray:
     """Convert a raw picture to (height, width, 3) uint8 RGB; a tight rgb8 picture is not copied.
 
-    16 bit colours are scaled by 255/65535. Depth becomes grey, black at 0 and white at `DEPTH_RANGE_M` and beyond
-    (whole numbers are millimetres, floats metres, as in REP-118; NaN and negative are black). The range is fixed, not
-    fitted to each picture, so that what did not move keeps its grey.
+    16 bit colours are scaled by 255/65535. Depth becomes grey: black at 0, white at `DEPTH_RANGE_M` and beyond.
+    Integers are millimetres and floats are metres, as in REP-118; NaN and negative values are black. The depth range is
+    the same for all pictures, so an object that did not move keeps its grey level.
     Raises ImageError with cause 'encoding', 'size', 'step', 'truncated' or 'decode'.
     """
     rows, encoding = eight_bit_rows(image, max_pixels)
@@ -88,9 +88,9 @@ def rgb_of_image(image: RawImage, max_pixels: int) -> np.ndarray:
 def rgb_of_file(data: bytes, format_text: str, max_pixels: int) -> np.ndarray:
     """Convert a compressed picture (JPEG, PNG, TIFF, WebP, BMP) to (height, width, 3) uint8 RGB.
 
-    The size is read from the file's header before anything is decoded; orientation tags are ignored.
-    format_text: of the `sensor_msgs/CompressedImage`; only needed where the file cannot say what it means: a bayer
-    mosaic, depth in millimetres, or colours that were compressed in RGB order.
+    The size is read from the file's header before decoding. Orientation tags are ignored.
+    format_text: the format field of the `sensor_msgs/CompressedImage`. It is needed only where the file itself does not
+    tell: for a Bayer mosaic, for depth in millimetres, and for colours that were compressed in RGB order.
     Raises ImageError with cause 'encoding', 'size', 'truncated' or 'decode'.
     """
     if 'compressedDepth' in format_text:
@@ -106,9 +106,9 @@ def rgb_of_file(data: bytes, format_text: str, max_pixels: int) -> np.ndarray:
 
 
 def eight_bit_rows(image: RawImage, max_pixels: int) -> tuple[np.ndarray, str]:
-    """Return a raw picture as (height, width[, channels]) uint8, and its encoding, a key of `EIGHT_BIT`.
+    """Return a raw picture as (height, width[, channels]) uint8, and its encoding, which is a key of `EIGHT_BIT`.
 
-    Padding is left out (the rows may still be a view with gaps), 16 bit colours are scaled and depth is grey.
+    The array has no padding, but it may be a view of a buffer that has. 16 bit colours are scaled; depth becomes grey.
     Raises ImageError as `rgb_of_image` does.
     """
     layout = layout_of(image.encoding)
@@ -117,7 +117,7 @@ def eight_bit_rows(image: RawImage, max_pixels: int) -> tuple[np.ndarray, str]:
 
 
 def rgb_of_rows(rows: np.ndarray, encoding: str) -> np.ndarray:
-    """Convert what `eight_bit_rows` returned to (height, width, 3) uint8 RGB."""
+    """Convert the result of `eight_bit_rows` to (height, width, 3) uint8 RGB."""
     channels, code = EIGHT_BIT[encoding]
     if channels == 2 and rows.shape[1] % 2:
         raise ImageError('size', f'The picture is {rows.shape[1]} pixels wide; {encoding} needs an even number.')
@@ -131,7 +131,7 @@ def rgb_of_rows(rows: np.ndarray, encoding: str) -> np.ndarray:
 
 
 def layout_of(encoding: str) -> PixelLayout:
-    """Return what a `sensor_msgs/Image` encoding's pixels are. Raises ImageError with cause 'encoding'."""
+    """Look up the pixel layout of a `sensor_msgs/Image` encoding. Raises ImageError with cause 'encoding'."""
     if encoding in EIGHT_BIT:
         return PixelLayout(np.dtype(np.uint8), EIGHT_BIT[encoding][0], encoding)
     if encoding in SIXTEEN_BIT:
@@ -145,7 +145,7 @@ def layout_of(encoding: str) -> PixelLayout:
 
 
 def _generic_meaning(encoding: str, dtype: np.dtype, channels: int) -> str:
-    """OpenCV's names for bare arrays: its channel order is BGR, and one channel deeper than 8 bit is depth."""
+    """The meaning of an OpenCV type name: its channel order is BGR, and a single channel deeper than 8 bit is depth."""
     if dtype == np.uint8 or (dtype == np.uint16 and channels > 1):
         return f'{_COLOURS[channels]}{8 * dtype.itemsize}'
     if channels > 1:
@@ -163,7 +163,7 @@ def _unknown_encoding(encoding: str) -> ImageError:
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
-    """Refuse what is no picture, or more than the node may take."""
+    """Refuse an empty picture, and one with more pixels than the node accepts."""
     if width < 1 or height < 1:
         raise ImageError('size', f'The picture is {width} x {height} pixels; expected at least 1 x 1.')
     if width * height > max_pixels:
@@ -175,7 +175,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def _rows(image: RawImage, layout: PixelLayout) -> np.ndarray:
-    """(height, width[, channels]) view of the picture's data without its padding, in the machine's byte order."""
+    """The picture's data without padding, in native byte order: (height, width[, channels])."""
     dtype, channels = layout.dtype, layout.channels
     tight = image.width * channels * dtype.itemsize
     if image.step < tight:
@@ -191,7 +191,7 @@ def _rows(image: RawImage, layout: PixelLayout) -> np.ndarray:
 
 
 def _check_length(image: RawImage, tight: int) -> None:
-    """The data must be height rows of step bytes; only the last row's padding may be missing."""
+    """Check that the data holds `height` rows of `step` bytes. Only the padding of the last row may be missing."""
     length = memoryview(image.data).nbytes
     least = image.step * (image.height - 1) + tight
     most = image.step * image.height
@@ -204,12 +204,12 @@ def _check_length(image: RawImage, tight: int) -> None:
         raise ImageError(
             'step',
             f'The picture has {length} bytes; expected {most}: {image.height} rows of {image.step} bytes. '
-            'Its step does not fit its data.',
+            'The step does not match the data.',
         )
 
 
 def _eight_bit(pixels: np.ndarray, meaning: str) -> tuple[np.ndarray, str]:
-    """The pixels as uint8, and their encoding: depth is grey, and 16 bit colours are scaled."""
+    """Convert pixels to uint8 and return their encoding. Depth becomes grey; 16 bit colours are scaled."""
     if meaning == 'depth':
         return _grey_of_depth(pixels), 'mono8'
     if meaning in SIXTEEN_BIT:
@@ -218,7 +218,7 @@ def _eight_bit(pixels: np.ndarray, meaning: str) -> tuple[np.ndarray, str]:
 
 
 def _grey_of_depth(depth: np.ndarray) -> np.ndarray:
-    """(height, width) uint8: 0 at 0 m, 255 at DEPTH_RANGE_M and beyond; NaN and negative are 0."""
+    """Convert depth to grey: (height, width) uint8, 0 at 0 m, NaN and negative values, 255 from DEPTH_RANGE_M on."""
     if np.issubdtype(depth.dtype, np.integer):
         depth = depth * np.float32(0.001)
     depth = np.nan_to_num(depth, nan=0.0, posinf=DEPTH_RANGE_M, neginf=0.0)
@@ -232,18 +232,19 @@ def _check_file(data: bytes, max_pixels: int) -> None:
             width, height = file.size
     except PilImage.DecompressionBombError as error:
         raise ImageError('size', f'The compressed picture is too large: {error}.') from error
-    except Exception as error:  # Pillow's plug-ins raise nearly anything on a broken header
+    except Exception as error:  # Pillow's plug-ins raise almost any exception on a broken header
         raise ImageError(
-            'decode', f'The {len(data)} bytes are no compressed picture; expected JPEG, PNG, TIFF, WebP or BMP.'
+            'decode',
+            f'The {len(data)} bytes are not a compressed picture; expected JPEG, PNG, TIFF, WebP or BMP.',
         ) from error
     _check_size(width, height, max_pixels)
-    # Some JPEG decoders fill the missing rest with grey and say nothing.
+    # Some JPEG decoders silently fill missing pixels with grey.
     if data.startswith(b'\xff\xd8') and data.rfind(b'\xff\xd9') < data.rfind(b'\xff\xda'):
         raise ImageError('truncated', f'The JPEG picture ends after {len(data)} bytes without its end marker.')
 
 
 def _decoded(data: bytes) -> np.ndarray:
-    """The file's pixels as OpenCV orders them (BGR), at their own depth."""
+    """Decode the file in OpenCV's channel order (BGR), at its own bit depth."""
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
@@ -256,7 +257,7 @@ def _decoded(data: bytes) -> np.ndarray:
 
 
 def _meaning_of_file(format_text: str, pixels: np.ndarray) -> str:
-    """What decoded pixels mean; `format_text` is '<encoding>; <codec> compressed <order>' or only the codec."""
+    """The meaning of decoded pixels. `format_text` is '<encoding>; <codec> compressed <order>', or the codec alone."""
     if pixels.ndim == 2:
         return _meaning_of_grey(format_text.partition(';')[0].strip(), pixels.dtype)
     order = 'rgb' if 'compressed rgb' in format_text else 'bgr'
@@ -270,7 +271,7 @@ def _meaning_of_file(format_text: str, pixels: np.ndarray) -> str:
 
 
 def _meaning_of_grey(original: str, dtype: np.dtype) -> str:
-    """One channel: grey up to 8 bit; deeper it is depth unless the message says what it was before compression."""
+    """The meaning of one channel. 8 bit is grey; more is depth, unless the message names another original encoding."""
     for name in ('bayer_rggb', 'bayer_bggr', 'bayer_gbrg', 'bayer_grbg', 'mono'):
         if original.startswith(name) and dtype in (np.uint8, np.uint16):
             return f'{name}{8 * dtype.itemsize}'

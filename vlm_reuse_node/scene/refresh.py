@@ -1,6 +1,6 @@
-"""The record of one refresh: what bringing the state up to a picture cost.
+"""The record of one refresh: what it cost to bring the state up to a frame.
 
-Raw additive counts and stage times only; ratios are properties.
+It holds additive counts and stage times.
 """
 
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Level(StrEnum):
-    """A rung of the refresh ladder, cheapest first."""
+    """The levels of the refresh ladder, the cheapest first."""
 
     REUSE = 'reuse'
     PATCH = 'patch'
@@ -20,16 +20,16 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class Refresh:
-    """What bringing the state up to one frame cost.
+    """What it cost to bring the state up to one frame.
 
-    refreshed: (rows, columns) bool, the cells that were paid for.
-    deferred: (rows, columns) bool, cells known to have changed and not yet refreshed.
-    changed: (rows, columns) bool, the cells that were found changed and whose state shows it now; all where nothing
-        could be compared. What was computed whole may have paid for more.
-    oldest_cell_age_s: seconds from the frame that the oldest cached cell was computed from to this one.
-    budget_ms: what the refresh was allowed to take; 0: no limit.
-    visual_tokens_total, visual_tokens_refreshed, visual_tokens_changed, visual_tokens_deferred: the cells, counted.
-    spent_ms: all stages together.
+    refreshed: (rows, columns) bool, the cells that were computed.
+    deferred: (rows, columns) bool, the cells that changed and wait for a later refresh.
+    changed: (rows, columns) bool, the changed cells among the refreshed ones; all cells when there was no frame to
+        compare with. Other cells are refreshed too when the whole frame is.
+    oldest_cell_age_s: age of the frame that the oldest cached cell was computed from, relative to this one, seconds.
+    budget_ms: the time limit of the refresh; 0: none.
+    visual_tokens_total, visual_tokens_refreshed, visual_tokens_changed, visual_tokens_deferred: counts of cells.
+    spent_ms: the sum of all stages.
     """
 
     camera: str

@@ -1,7 +1,8 @@
-"""What to refresh for a picture: the cheapest level that is allowed, within a budget, the most urgent cells first.
+"""Plans a refresh: the cheapest level that is allowed, within a budget, the most urgent cells first.
 
-NumPy only. What does not fit is deferred, and the longer a cell waits, the sooner it is refreshed. A cell that is in
-doubt for longer than max_cell_age_s is refreshed whatever the budget says. Without budget_ms no plan needs a clock.
+Cells that do not fit into the budget are deferred. A cell gets more urgent while it is deferred. The budget does not
+apply to a cell that has been in doubt for longer than max_cell_age_s. Without budget_ms a plan does not depend on
+measured times. NumPy only.
 """
 
 from dataclasses import dataclass
@@ -12,19 +13,19 @@ from vlm_reuse_node.config import Config
 from vlm_reuse_node.scene.change import Change
 from vlm_reuse_node.scene.refresh import Level
 
-# What a refresh counts for in the fit when the next one is added.
+# Every new refresh multiplies the weight of the older ones in the fit by this factor.
 REMEMBERED = 0.95
-# One that took longer than expected counts for at most so many times that: once may be chance, and after a few the
-# expectation has grown.
+# A refresh is learnt with at most this many times its expected time. One outlier then hardly matters, and after several
+# slow refreshes the expectation has grown.
 MOST_SLOWER = 3
 
 
 @dataclass(frozen=True, eq=False)
 class RefreshPlan:
-    """What one frame gets.
+    """The level and the cells of one refresh.
 
-    refreshed: (rows, columns) bool, the cells to compute; None: all of them, before the frame's grid is known.
-    deferred: (rows, columns) bool, stale cells that did not fit; None: none.
+    refreshed: (rows, columns) bool, the cells to compute; None: all cells, while the frame's grid is not known.
+    deferred: (rows, columns) bool, the stale cells that did not fit into the budget; None: no cells.
     """
 
     level: Level
@@ -32,7 +33,7 @@ class RefreshPlan:
     deferred: np.ndarray | None = None
 
     def over(self, rows: int, columns: int) -> 'RefreshPlan':
-        """The same plan for a frame of this grid, with no None in it."""
+        """The same plan with a mask in place of every None, for a frame with this grid."""
         if self.refreshed is not None:
             return self
         everything = np.ones((rows, columns), bool)
@@ -40,45 +41,45 @@ class RefreshPlan:
 
 
 class Cost:
-    """Milliseconds of a refresh by its cells: a fixed part and one per cell, fitted to what refreshes took."""
+    """Expected time of a refresh: a fixed part, plus a part for each cell. Both are fitted to measured refreshes."""
 
     def __init__(self) -> None:
-        """Know nothing."""
-        self._sums = np.zeros(5)  # of 1, cells, ms, cells^2, cells * ms; older refreshes count less
-        self._most_cells = 0  # seen so far: what more of them take is not known
+        """Start without measurements."""
+        self._sums = np.zeros(5)  # weighted sums of 1, cells, ms, cells^2, cells * ms
+        self._most_cells = 0  # the largest refresh that was measured; the fit says little about larger ones
 
     @property
     def is_known(self) -> bool:
-        """Whether there was a refresh."""
+        """Whether a refresh was measured."""
         return self._sums[0] > 0
 
     def learn(self, cells: int, ms: float) -> None:
-        """Take one refresh of so many cells into account."""
+        """Add the measured time of a refresh of this many cells."""
         if cells <= self._most_cells and (expected := self.ms(cells)):
             ms = min(ms, MOST_SLOWER * expected)
         self._most_cells = max(self._most_cells, cells)
         self._sums = REMEMBERED * self._sums + (1, cells, ms, cells * cells, cells * ms)
 
     def ms(self, cells: int) -> float:
-        """Expected time of a refresh of so many cells; it never falls with their number, nor below 0."""
+        """Expected time of a refresh of this many cells: never negative, and never less for more cells."""
         count, x, y, xx, xy = self._sums
-        spread = count * xx - x * x
-        slope = max(0.0, (count * xy - x * y) / spread) if spread > 1e-6 * count * xx else 0.0
+        variance = count * xx - x * x
+        slope = max(0.0, (count * xy - x * y) / variance) if variance > 1e-6 * count * xx else 0.0
         return max(0.0, (y - slope * x) / count + slope * cells)
 
 
 class RefreshPlanner:
-    """Plans one camera's refreshes, and learns from what they took."""
+    """Plans one camera's refreshes, and learns how long they take."""
 
     def __init__(self) -> None:
-        """Know no costs; the first refreshes are made to learn them."""
+        """Start without known costs. They are learnt from the first refreshes."""
         self._costs, self._has_patched = {Level.PATCH: Cost(), Level.FRAME: Cost()}, False
 
     def learn(self, level: Level, cells: int, ms: float) -> None:
-        """Note what a refresh of so many cells took, vision and prefill together.
+        """Learn the time of a refresh of this many cells, vision and prefill together.
 
-        level: PATCH or FRAME; of one picture alone FULL is the same as FRAME. The first patch is not learnt from: it
-        may have had kernels to compile.
+        level: PATCH or FRAME; a FULL refresh without history counts as FRAME. The first patch is not counted, because
+        it may include the compilation of kernels.
         """
         if level == Level.FRAME or self._has_patched:
             self._costs[level].learn(cells, ms)
@@ -87,15 +88,16 @@ class RefreshPlanner:
     def plan(self, change: Change, config: Config, can_patch: bool, whole_is_due: bool = False) -> RefreshPlan:
         """Choose level and cells.
 
-        can_patch: whether single cells may be refreshed; else it is all or none. whole_is_due: whether all are wanted
-        as soon as they fit.
+        can_patch: whether single cells may be refreshed; else it is all cells or none. whole_is_due: whether to refresh
+        all cells as soon as that fits into the budget.
         """
         urgent, overdue = _by_urgency(change, config.max_cell_age_s)
         total, budget_ms = change.stale.size, config.budget_ms or np.inf
         budget_cells = config.budget_tokens or total
         patchable = int(config.max_patch_share * total) if can_patch else 0
         cells = self._most_cells(min(len(urgent), patchable, budget_cells), total, budget_ms)
-        # The whole picture at once, where that fits and single cells do not do, or where more is overdue than they may.
+        # Refresh the whole frame when that fits and patching cannot cover all stale cells. Refresh it although it does
+        # not fit when more cells are overdue than may be patched.
         fits = budget_cells >= total and self._frame_ms(total) <= budget_ms
         if len(urgent) and (whole_is_due or cells < len(urgent)) if fits else overdue > patchable:
             return RefreshPlan(Level.FRAME).over(*change.stale.shape)
@@ -105,7 +107,7 @@ class RefreshPlanner:
         return RefreshPlan(Level.PATCH if cells else Level.REUSE, refreshed, change.stale & ~refreshed)
 
     def _most_cells(self, most: int, total: int, budget_ms: float) -> int:
-        """Most cells whose refresh takes no longer."""
+        """The largest number of cells, up to `most`, that can be refreshed within budget_ms."""
         return next((cells for cells in range(most, 0, -1) if self._patch_ms(cells, total) <= budget_ms), 0)
 
     def _frame_ms(self, total: int) -> float:
@@ -113,16 +115,16 @@ class RefreshPlanner:
         return cost.ms(total) if cost.is_known else 0.0
 
     def _patch_ms(self, cells: int, total: int) -> float:
-        """Until there was one: the cells' share of the whole picture."""
+        """Expected time of a patch. Until one was measured: the cells' share of the time of the whole frame."""
         cost = self._costs[Level.PATCH]
         return cost.ms(cells) if cost.is_known else self._frame_ms(total) * cells / total
 
 
 def _by_urgency(change: Change, limit_s: float) -> tuple[np.ndarray, int]:
-    """Numbers of the stale cells, the most urgent first, and how many of them are overdue: those come before all."""
+    """Indices of the stale cells, the most urgent first, and the number of overdue cells. Overdue cells come first."""
     stale = np.flatnonzero(change.stale)
-    difference, doubt_s = (each.ravel()[stale].astype(float) for each in (change.difference, change.doubt_s))
+    difference, doubt_s = (values.ravel()[stale].astype(float) for values in (change.difference, change.doubt_s))
     overdue = doubt_s > limit_s
-    # Added to both, so that a cell that waits gets more urgent even where it differs little.
+    # The constants keep both factors above 0: a cell with a small difference gets more urgent with time too.
     order = np.lexsort((-(difference + 1) * (doubt_s + 1e-3), ~overdue))
     return stale[order], int(overdue.sum())

@@ -1,4 +1,4 @@
-"""A frame as the change detector compares it: on the model's pixel grid, and as the means of blocks."""
+"""A frame as the change detector compares it: at the model's resolution, and as the means of blocks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ import numpy as np
 
 from vlm_reuse_node.scene.cells import spread
 
-# Blocks a cell is cut into along each side; their means have little noise, so that small steady differences show.
+# Blocks along each side of a cell. Their means carry little noise, so small but steady differences stand out.
 BLOCKS = 4
-# From this factor on, a frame that is shrunk is averaged; below it every pixel still counts without.
+# A frame is averaged when it shrinks by at least this factor. Below it, interpolation still uses every pixel.
 LEAST_SHRUNK = 1.5
-# Pixels: the width of the small picture that pans are looked for in.
+# Width of the small frame that pans are detected in, pixels.
 SMALL_WIDTH = 128
 
 
@@ -21,8 +21,9 @@ SMALL_WIDTH = 128
 class ScaledFrame:
     """A frame at two scales.
 
-    pixels: (height, width, 3) uint8, as the model sees them. blocks: the means of BLOCKS x BLOCKS blocks of each cell,
-    likewise. grey: of the blocks, float32.
+    pixels: (height, width, 3) uint8, at the model's resolution.
+    blocks: (BLOCKS * rows, BLOCKS * columns, 3) uint8, the means of BLOCKS x BLOCKS blocks of each cell.
+    grey: (BLOCKS * rows, BLOCKS * columns) float32, the blocks as grey levels.
     """
 
     pixels: np.ndarray
@@ -31,9 +32,9 @@ class ScaledFrame:
 
     @classmethod
     def of(cls, rgb: np.ndarray, rows: int, columns: int, cell_px: int) -> 'ScaledFrame':
-        """Shrink a (height, width, 3) uint8 frame to rows x columns cells; averaging areas averages noise too."""
+        """Resize a (height, width, 3) uint8 frame to rows x columns cells. Averaging areas also reduces noise."""
         size = columns * cell_px, rows * cell_px
-        # Where there is hardly anything to average, areas cost four times as much as what lies between two pixels.
+        # At scales near 1, averaging areas takes four times as long as linear interpolation and reduces little noise.
         shrinks = rgb.shape[1] >= LEAST_SHRUNK * size[0] or rgb.shape[0] >= LEAST_SHRUNK * size[1]
         pixels = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
         blocks = cv2.resize(pixels, (columns * BLOCKS, rows * BLOCKS), interpolation=cv2.INTER_AREA)
@@ -41,31 +42,31 @@ class ScaledFrame:
 
     @property
     def scales(self) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels, and means of blocks."""
+        """Both scales: pixels, and means of blocks."""
         return self.pixels, self.blocks
 
     @cached_property
     def small(self) -> np.ndarray:
-        """Grey, SMALL_WIDTH wide, float32. Kept: a pan looks at every frame twice, as the new and as the old one."""
+        """The frame in grey, SMALL_WIDTH wide, float32. Cached, because pan detection may use a frame several times."""
         height, width = max(1, SMALL_WIDTH * self.pixels.shape[0] // self.pixels.shape[1]), SMALL_WIDTH
-        step = max(1, self.pixels.shape[1] // (2 * width))  # two or more are averaged; those between are not needed
+        step = max(1, self.pixels.shape[1] // (2 * width))  # keep at least two pixels to average for each small one
         small = cv2.resize(self.pixels[::step, ::step], (width, height), interpolation=cv2.INTER_AREA)
         return cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32)
 
     def exposed(self, gain: float) -> 'ScaledFrame':
-        """The same frame under another exposure."""
-        pixels, blocks = (cv2.convertScaleAbs(each, alpha=gain) for each in self.scales)
+        """The same frame with its brightness multiplied by `gain`."""
+        pixels, blocks = (cv2.convertScaleAbs(scale, alpha=gain) for scale in self.scales)
         return ScaledFrame(pixels, blocks, gain * self.grey)
 
     def copy(self) -> 'ScaledFrame':
-        """The same in arrays of its own."""
-        return ScaledFrame(*(each.copy() for each in self._arrays()))
+        """A copy with its own arrays."""
+        return ScaledFrame(*(array.copy() for array in self._arrays()))
 
     def with_cells(self, other: 'ScaledFrame', cells: np.ndarray) -> 'ScaledFrame':
-        """This frame with some cells, (rows, columns) bool, of another one. This one's arrays are used, and change."""
+        """Replace some cells, (rows, columns) bool, by those of another frame. This frame's arrays change in place."""
         for mine, theirs in zip(self._arrays(), other._arrays()):
             cv2.copyTo(theirs, spread(cells, *theirs.shape[:2]), mine)
-        return ScaledFrame(*self._arrays())  # without the small picture that was made of them
+        return ScaledFrame(*self._arrays())  # a new record, without the cached small frame
 
     def _arrays(self) -> Iterator[np.ndarray]:
         return iter((self.pixels, self.blocks, self.grey))

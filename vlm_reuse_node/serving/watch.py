@@ -24,7 +24,7 @@ class Region:
 
         size: (height, width) of the picture, which the cells cover evenly. A region outside the picture touches none.
         """
-        if not self.width and not self.height:
+        if not self.width:
             return bool(cells.any())
         spans = ((self.y, self.height, size[0], cells.shape[0]), (self.x, self.width, size[1], cells.shape[1]))
         rows, columns = (

@@ -28,8 +28,8 @@ class Answer:
     choice_scores: probability of each choice, from logits, in the question's order.
     stamp_ns, frame_id: of the newest picture that the state stands for.
     cached_stamp_ns: of the picture the state was computed from; older than stamp_ns while nothing has changed since.
-    image_age_s: from the picture of stamp_ns to the asking, or from its arrival when its stamp is later; with cells in
-        debt, from the last picture that showed them as they are cached.
+    image_age_s: from the picture of stamp_ns to the asking, or from its arrival when its stamp is later; with
+        deferred cells, from the last picture that showed them as they are cached.
     level: the refresh that brought the state up to that picture; '' without an answer.
     exact: True when there is an answer, and the state equals a cold-dense one on the cached picture.
     tokens_prefilled: prompt and choice tokens that this answer paid for.
