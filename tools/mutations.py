@@ -111,8 +111,6 @@ class _Finder(ast.NodeVisitor):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 self._replace(node, repr(f'XX{node.value}'))
 
-    # --- statements ---------------------------------------------------------------------------------------------------
-
     def visit_Import(self, node: ast.Import) -> None:
         pass
 
@@ -180,8 +178,6 @@ class _Finder(ast.NodeVisitor):
         self.generic_visit(node)
 
     visit_While = visit_IfExp = _visit_condition
-
-    # --- expressions --------------------------------------------------------------------------------------------------
 
     def visit_comprehension(self, node: ast.comprehension) -> None:
         for test in node.ifs:
