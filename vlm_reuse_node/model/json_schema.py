@@ -45,7 +45,7 @@ class JsonSchemas:
         except (ValueError, RecursionError) as error:
             raise InvalidRequestError(f'json_schema is not JSON ({error}); expected a JSON schema.') from error
         if not isinstance(content, dict):
-            raise InvalidRequestError('json_schema is no JSON object; expected one, such as {"type": "object"}.')
+            raise InvalidRequestError('json_schema is no JSON object; expected one, for example {"type": "object"}.')
         try:
             grammar = llguidance.LLMatcher.grammar_from_json_schema(
                 schema,

@@ -113,7 +113,8 @@ def restore(cache: list, snapshot: Snapshot) -> None:
 def held_bytes(cache: list, *snapshots: Snapshot) -> int:
     """Return the bytes of the arrays that a cache and snapshots of it hold together; shared arrays count once.
 
-    Flat layers count with what they have allocated. All other arrays that are held at one number of tokens are shared.
+    Flat layers count with all rows that they have allocated. The other layers share their arrays between cache and
+    snapshots of the same number of tokens.
     """
     parts = _parts(cache)
     held = {max(_lengths(cache)): _bytes([vars(part) for part in parts if type(part) not in FLAT])}

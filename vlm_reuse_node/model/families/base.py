@@ -87,7 +87,7 @@ class Family(Protocol):
         """Run the image processor on as much of a picture as `encode_cells` needs for these cells."""
 
     def encode_cells(self, pixels: Any, grid: Grid, cells: np.ndarray, older: VisionState | None) -> VisionState:
-        """Run the vision tower for some cells only; what they look at beyond themselves comes from an older picture.
+        """Run the vision tower for some cells only; the other cells are those of an older picture.
 
         pixels: of the whole picture, from `prepare`, or of these cells, from `prepare_cells`. cells: (cells,) numbers,
         row by row, ascending. older: the older picture's state; None when `cells` are all cells: then the features are

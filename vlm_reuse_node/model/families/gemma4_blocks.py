@@ -1,4 +1,4 @@
-"""Some cells of a picture through Gemma 4's vision tower; what they look at beyond themselves is an older picture's.
+"""Encodes some cells of a picture with Gemma 4's vision tower; the other cells are those of an older picture.
 
 Patches follow each other cell by cell. Every block looks at the whole picture: the patches of the cells to encode are
 queries, and look at the older picture's keys and values, in which their own are replaced.

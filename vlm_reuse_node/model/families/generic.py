@@ -1,8 +1,8 @@
 """Every other vision-language model of mlx-vlm whose pictures are rows among those of the text: reuse, frame and full.
 
-Such a model counts one position per token, takes positions from its cache, and looks back only. The model's own
-processor says what tokens a picture has, and its `get_input_embeddings` what their embeddings are. Which token sees
-which part of the picture is not known, so a changed picture is computed as a whole.
+Such a model counts one position per token, takes positions from its cache, and looks back only. The tokens of a picture
+come from the model's own processor, their embeddings from its `get_input_embeddings`. Which token sees which part of
+the picture is not known, so a changed picture is computed as a whole.
 """
 
 from collections.abc import Sequence

@@ -71,10 +71,10 @@ class PictureParts:
         return CellPixels(values, (rows[:, None] * grid.columns + columns).reshape(-1))
 
     def _find_orders(self, shape: tuple[int, ...], grid: Grid) -> list[bool]:
-        """The values of `columns_first` with which a part is what it is in the whole picture of this shape.
+        """The values of `columns_first` with which a part equals the same part of the whole picture.
 
-        Each is tried on black and white squares as small as the model can tell apart, which other filters resize
-        differently.
+        shape: of the picture. Each value is tried on black and white squares as small as the model can tell apart,
+        which other filters resize differently.
         """
         squares = np.random.default_rng(0).integers(
             0, 2, (grid.rows * self._cell_px // SQUARE, grid.columns * self._cell_px // SQUARE, 1), np.uint8

@@ -1,4 +1,4 @@
-"""Whether the generic family computes what a model computes itself, tried on one small picture when it is loaded."""
+"""Checks at load, on one small picture, that the generic family computes the same as the model itself."""
 
 from collections.abc import Callable
 

@@ -1,9 +1,9 @@
-"""Some cells of a picture through a Qwen vision tower; what they look at beyond themselves is an older picture's.
+"""Encodes some cells of a picture with a Qwen vision tower; the other cells are those of an older picture.
 
 Patches are in the order in which the tower runs them, window by window. Up to the first block that looks at the whole
-picture, a window depends on its own pixels alone: windows with a cell to encode run whole, the others keep their old
-values. From there on only the patches of the cells to encode are queries. They look at the older picture's keys and
-values, in which their own are replaced.
+picture, a window depends on its own pixels alone: windows with a cell to encode run whole, the others do not run. From
+there on only the patches of the cells to encode are queries. They look at the older picture's keys and values, in which
+their own are replaced.
 Source: mlx_vlm/models/qwen2_5_vl/vision.py and qwen3_vl/vision.py, whose modules are used.
 """
 
@@ -30,7 +30,7 @@ class Layout:
     """Where the cells of a picture are in the tower's order.
 
     order: the cell at each place, (cells,). starts: the first place of each window, and the number of places.
-    rotary: angles of each patch, mx (patches, width). added: what is added to each embedded patch, or None.
+    rotary: angles of each patch, mx (patches, width). added: position embeddings, mx (patches, width), or None.
     """
 
     order: np.ndarray
