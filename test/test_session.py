@@ -241,7 +241,7 @@ def test_a_clock_that_is_ahead_does_not_keep_a_picture_young(session, stamp_s, a
     session.observe(replace(picture(2, stamp_s), received_ns=SECOND_NS))
     stale = session.ask(QUESTION, now_ns=4 * SECOND_NS)
     assert stale.status == Status.STALE and stale.image_age_s == age_s
-    assert stale.level == '' and not stale.exact
+    assert stale.level is None and not stale.exact
     waiting = [replace(picture(3, stamp_s + 1), received_ns=4 * SECOND_NS)] if stamp_s == 100 else []
     later = session.ask(QUESTION, now_ns=4 * SECOND_NS, newest=lambda: waiting.pop() if waiting else None)
     assert not waiting and (later.status == Status.OK) == (stamp_s == 100)

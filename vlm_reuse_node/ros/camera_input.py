@@ -30,7 +30,7 @@ class CameraInput:
 
     def __init__(
         self, node: Node, name: str, config: Config, observe: Callable[[Frame], bool], forget: Callable[[str], None]
-    ):
+    ) -> None:
         """Prepare. No picture is received before `subscribe`.
 
         observe: takes a frame; returns False when it replaced a waiting frame.

@@ -27,7 +27,7 @@ class History:
     spent_ms: time spent on the last rollover so far.
     """
 
-    def __init__(self, vlm: Vlm, template_for: Callable[[int], PromptTemplate], camera: str):
+    def __init__(self, vlm: Vlm, template_for: Callable[[int], PromptTemplate], camera: str) -> None:
         """Start without a rollover."""
         self._vlm, self._template_for, self._camera = vlm, template_for, camera
         self._next: State | None = None

@@ -32,7 +32,7 @@ class Refresher:
     prefilled: prompt tokens computed for refreshes so far.
     """
 
-    def __init__(self, vlm: Vlm, template_for: Callable[[int], PromptTemplate], camera: str):
+    def __init__(self, vlm: Vlm, template_for: Callable[[int], PromptTemplate], camera: str) -> None:
         """Start without a frame. template_for: returns the prompt template for a number of frames."""
         self._vlm, self._template_for, self._camera = vlm, template_for, camera
         self._history = History(vlm, template_for, camera)
