@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten, tree_map
 # How often the input is moved. The result follows by another amount each time; the largest counts.
 MOVES = 3
 # From the floor to the bound: a computation rounds at every step, the measure moves its input alone and a few times.
+# Other orders of summing come to twice the floor, a single stale cell to hundreds of times (test/test_noise.py).
 FACTOR = 8.0
 
 
