@@ -28,9 +28,10 @@ test: setup ## all tests
 mutants: setup ## small changes of the core that no test notices; minutes a file: make mutants ARGS='change'
 	@export OPENBLAS_NUM_THREADS=1; $(RUN) python tools/mutants.py $(ARGS)
 
-lint: setup ## formatter, linter, package.xml
+lint: setup ## formatter, linter, types, package.xml
 	@$(RUN) ruff format --check -q $(LINTED)
 	@$(RUN) ruff check -q $(LINTED)
+	@$(RUN) mypy --no-error-summary
 	@$(RUN) python -c 'import sys; from xml.etree import ElementTree; list(map(ElementTree.parse, sys.argv[1:]))' \
 	  package.xml vlm_reuse_interfaces/package.xml
 	@echo 'lint: clean'

@@ -1,4 +1,4 @@
-"""The change detector: its time, what it pays while nothing happens, and what it misses.
+"""The change detector: its time, what it pays while nothing happens, and what it misses; and the overlay's time.
 
 Pictures are the demo's generated tabletop, on the grid of the embedded model and on that of a Qwen2.5-VL model at full
 size; both see the same pictures. Written as JSON:
@@ -8,6 +8,8 @@ times   the comparison of one picture, shrinking included, OpenCV on one thread:
         and time on the clock (wall_ms_*), over `pictures` pictures. flicker: every picture is compared twice, as it is
         and with the exposure taken out. move: an object moves. pan: the whole picture moves, by 1 % of its width. In
         the last two every picture becomes the cached one, and what is new in it is determined too
+overlay drawing the overlay of one picture, half of the cells paid for and a quarter deferred: processor time of the
+        thread, over `pictures` pictures
 paid    share of the cells that was paid for, while there is only noise or flicker: at level `frame`, where one stale
         cell pays for the whole picture, and cell by cell (the stale ones alone). oldest_s: longest doubt of a cell
 events  an object of the smallest size appears, moves by a quarter of a cell, or changes colour. A cell is touched when
@@ -27,27 +29,20 @@ from typing import Any
 
 import cv2
 import numpy as np
+from change_events import measure_events
+from change_grids import CELL_PX, CONFIG, GRIDS
 from results import publish
 
-from vlm_reuse_node.config import Config
 from vlm_reuse_node.demo import tabletop
-from vlm_reuse_node.demo.tabletop import Sensor, Tabletop, Thing
+from vlm_reuse_node.demo.tabletop import Sensor, Tabletop
 from vlm_reuse_node.scene.change import ChangeDetector
+from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.scene.overlay import draw_overlay
+from vlm_reuse_node.scene.refresh import Level, Refresh
 
 OUTPUT = Path(__file__).parents[1] / 'out' / 'bench' / 'change.json'
-CELL_PX = 28
-# Picture size (width, height) and name of the model: rows and columns of cells.
-GRIDS = {
-    (640, 480): {'embedded': (9, 12), 'full size': (17, 23)},
-    (1920, 1080): {'embedded': (8, 14), 'full size': (39, 69)},
-}
 FLICKER = 0.1  # of the brightness
 FLICKER_HZ = 5.0
-TOUCHED = 0.05
-SENSORS = {'noise 3': Sensor(), 'noise 8': Sensor(noise=8.0), 'noise 3, JPEG 60': Sensor(jpeg_quality=60)}
-KINDS = ('appear', 'move', 'recolour')
-CONFIG = Config()
-Things = tuple[Thing, ...]
 
 
 def still(time_s: float) -> Sensor:
@@ -83,14 +78,29 @@ def time_compare(size: tuple[int, int], grid: tuple[int, int], situation: str, p
             detector.report_changed(change.stale, CONFIG)
         wall.append(1e3 * (time.perf_counter() - wall_s))
         cpu.append(1e3 * (time.thread_time() - cpu_s))
+    return {'situation': situation, 'pictures': pictures, **percentiles('cpu', cpu), **percentiles('wall', wall)}
+
+
+def time_overlay(size: tuple[int, int], grid: tuple[int, int], pictures: int) -> dict:
+    """Return the processor times of drawing, in ms."""
+    rgb = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
+    refreshed = np.zeros(grid, bool)
+    refreshed[::2] = True
+    deferred = np.zeros(grid, bool)
+    deferred[1::4] = True
+    refresh = Refresh('camera', 0, '', Level.FRAME, 'some cells changed', refreshed, deferred, changed=refreshed)
+    cpu = []
+    for _ in range(pictures):
+        cpu_s = time.thread_time()
+        draw_overlay(Frame(rgb), refresh)
+        cpu.append(1e3 * (time.thread_time() - cpu_s))
+    return {'pictures': pictures, **percentiles('cpu', cpu)}
+
+
+def percentiles(name: str, times_ms: list[float]) -> dict[str, float]:
+    """Return the median and the 95th percentile, by name."""
     return {
-        'situation': situation,
-        'pictures': pictures,
-        **{
-            f'{name}_ms_{what}': float(np.percentile(values, percent))
-            for name, values in (('cpu', cpu), ('wall', wall))
-            for what, percent in (('median', 50), ('p95', 95))
-        },
+        f'{name}_ms_{what}': float(np.percentile(times_ms, percent)) for what, percent in (('median', 50), ('p95', 95))
     }
 
 
@@ -134,68 +144,6 @@ def watch(sensor_at: Callable[[float], Sensor], seconds: float, rate_hz: float, 
     ]
 
 
-def draw_event(rng: np.random.Generator, kind: str, quarter: float) -> tuple[Things, Things] | None:
-    """Return the things before and after one event of a thing of the smallest size; None where there is no room."""
-    others = tabletop.random_things(rng, 3)
-    place = tabletop.free_place(rng, tabletop.SMALLEST + 2 * quarter, others)
-    if place is None:
-        return None
-    colours = rng.permutation(list(tabletop.COLOURS))
-    shape = tabletop.SHAPES[rng.integers(len(tabletop.SHAPES))]
-    thing = tabletop.Thing(shape, str(colours[0]), *place, tabletop.SMALLEST, rng.uniform(-12, 12))
-    turn = rng.uniform(0, 2 * math.pi)
-    after = {
-        'appear': thing,
-        'recolour': replace(thing, colour=str(colours[1])),
-        'move': replace(thing, x=thing.x + quarter * math.cos(turn), y=thing.y + quarter * math.sin(turn)),
-    }[kind]
-    return others if kind == 'appear' else (*others, thing), (*others, after)
-
-
-def truth(before: np.ndarray, after: np.ndarray, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the cells that an event touches, and those that it leaves alone, (rows, columns) bool.
-
-    before, after: pictures without noise.
-    """
-    rows, columns = grid
-    small = [
-        cv2.resize(np.clip(rgb, 0, 255), (columns * CELL_PX, rows * CELL_PX), interpolation=cv2.INTER_AREA)
-        for rgb in (before, after)
-    ]
-    pixels = np.abs(small[1] - small[0]).max(axis=2).reshape(rows, CELL_PX, columns, CELL_PX)
-    share = (pixels >= CONFIG.change_threshold).mean(axis=(1, 3))
-    return share >= TOUCHED, pixels.max(axis=(1, 3)) < CONFIG.static_threshold
-
-
-def count_events(sensor: Sensor, grid: tuple[int, int], kind: str, count: int, seed: int) -> dict:
-    """Count misses and false alarms of events of one kind. Three pictures before each show the camera's noise."""
-    rng = np.random.default_rng(seed)
-    size = next(iter(GRIDS))
-    quarter = CELL_PX / 4 * tabletop.WIDTH / (grid[1] * CELL_PX)
-    tally = dict.fromkeys(('events', 'touched', 'misses', 'untouched', 'false_alarms'), 0)
-    while tally['events'] < count:
-        scenes = draw_event(rng, kind, quarter)
-        if scenes is None:
-            continue
-        table = Tabletop(rng, *size)
-        before, after = (table.picture(things) for things in scenes)
-        detector = ChangeDetector(tabletop.sense(before, sensor, rng), 0, *grid, CELL_PX)
-        for stamp in (1, 2):
-            if detector.compare(tabletop.sense(before, sensor, rng), stamp, CONFIG).stale.any():
-                detector.refresh()
-        changed = detector.compare(tabletop.sense(after, sensor, rng), 3, CONFIG).changed
-        touched, untouched = truth(before, after, grid)
-        tally['events'] += 1
-        for name, cells in (
-            ('touched', touched),
-            ('misses', touched & ~changed),
-            ('untouched', untouched),
-            ('false_alarms', untouched & changed),
-        ):
-            tally[name] += int(cells.sum())
-    return {'kind': kind, **tally}
-
-
 def table_of(title: str, rows: list[dict]) -> None:
     """Print rows as a table with their keys as titles."""
     print(f'\n{title}')
@@ -215,6 +163,15 @@ def measure_times(pictures: int) -> list[dict]:
     ]
 
 
+def measure_overlay(pictures: int) -> list[dict]:
+    """Return rows of the overlay."""
+    return [
+        {'size': f'{size[0]}x{size[1]}', 'grid': name, **time_overlay(size, grid, pictures)}
+        for size, grids in GRIDS.items()
+        for name, grid in grids.items()
+    ]
+
+
 def worst(times: list[dict]) -> dict[str, float]:
     """Return the worst of the rows of times by picture size: p95, processor milliseconds."""
     return {
@@ -229,17 +186,6 @@ def measure_paid(seconds: float) -> list[dict]:
         {'situation': name, **row}
         for name, sensor_at, rate_hz, share in (('still', still, 10.0, 1.0), ('flicker', flicker, 30.0, 0.2))
         for row in watch(sensor_at, share * seconds, rate_hz, seed=0)
-    ]
-
-
-def measure_events(count: int) -> list[dict]:
-    """Return the rows of events."""
-    grids = next(iter(GRIDS.values()))
-    return [
-        {'sensor': name, 'grid': grid, **count_events(sensor, grids[grid], kind, count, seed)}
-        for name, sensor in SENSORS.items()
-        for grid in grids
-        for seed, kind in enumerate(KINDS)
     ]
 
 
@@ -266,11 +212,13 @@ def main(argv: list[str] | None = None) -> int:
     cv2.setNumThreads(1)
     times = measure_times(arguments.pictures)
     table_of('time of a comparison', times)
+    overlay = measure_overlay(arguments.pictures)
+    table_of('time of drawing the overlay', overlay)
     events = measure_events(arguments.events)
     table_of('events', events)
     paid = measure_paid(arguments.seconds)
     table_of('paid while nothing happens', paid)
-    result = {'change_ms_p95': worst(times), 'times': times, 'events': events, 'paid': paid}
+    result = {'change_ms_p95': worst(times), 'times': times, 'overlay': overlay, 'events': events, 'paid': paid}
     publish(result, arguments.output)
     return 0
 

@@ -18,10 +18,12 @@ where it takes longer. Peers answer in text only: mlx-vlm does not score choices
 Written as JSON, times in milliseconds, `null` for what was not measured:
 rows    a question on a state: cold_ms, warm_ms, floor_ms, speedup (cold / warm), warm_over_floor, snapshot_restore_ms
         (`kv_cache.take` and `restore`) and its share of warm_ms, equal_to_cold (the answer's tokens; of a choice the
-        index), max_logprob_difference (between warm and cold), noise_floor (the same between two cold runs on two chunk
-        grids: the state's own, and half a picture's tokens; noise_grids). peers: by name ms, tokens_reused,
-        answer_right (equal to generate's cold tokens), answer_right_after_new_picture (the newest picture replaced by
-        another one of its size, and the other question asked again), and a reason where something is missing
+        index), max_logprob_difference (between warm and cold), noise_floor (the largest difference between cold runs
+        that only rounding explains, see `model/noise.py`: the pictures' features moved by one unit in the last place,
+        and two chunk grids: the state's own, and half a picture's tokens; noise_grids). peers: by name ms,
+        tokens_reused, answer_right (equal to generate's cold tokens), answer_right_after_new_picture (the newest
+        picture replaced by another one of its size, and the other question asked again), and a reason where something
+        is missing
 states  a number of pictures: frame_ms (a new picture in the newest one's place, `Level.FRAME`), full_ms (everything
         from nothing), held_bytes (cache and snapshots, after questions; flat layers grow by 256 tokens at a time, which
         shows at few pictures), needed_bytes (K and V that the prompt's tokens need; of a sliding layer at most its
@@ -43,23 +45,21 @@ from followup_case import (
     SIDE_PX,
     ColdBuildTimer,
     FollowupCase,
-    build_on_grid,
     make_case,
     replace_newest,
     state_bytes,
 )
-from followup_floor import floor_choice, floor_text, log_probabilities, snapshot_restore_ms
+from followup_floor import floor_choice, floor_text, log_probabilities, noise_floor, snapshot_restore_ms
 from followup_peers import PEERS, Peers
 from results import publish
 from shapes import SHAPES, parameter_count
 from timing import timed
 from tiny_model import picture
 
-from vlm_reuse_node.model import loading
+from vlm_reuse_node.model import loading, noise
 from vlm_reuse_node.model import vlm as vlms
 from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.session.answer import Answer
-from vlm_reuse_node.session.state import State
 
 OUTPUT = Path(__file__).parents[1] / 'out' / 'bench' / 'followup.json'
 CHOICES = ('red', 'green', 'blue', 'yellow')
@@ -83,17 +83,16 @@ def time_warm_and_floor(case: FollowupCase, choices: tuple[str, ...], repeats: i
 
 
 def measure_question(
-    case: FollowupCase, choices: tuple[str, ...], builds: ColdBuildTimer, other: State, repeats: int
+    case: FollowupCase, choices: tuple[str, ...], builds: ColdBuildTimer, grids: list[int], repeats: int
 ) -> dict:
-    """Return one row. other: the state computed on another chunk grid."""
+    """Return one row. grids: most tokens of a call, as usual and for another cold run."""
     warm_ms, floor_ms, answer = time_warm_and_floor(case, choices, repeats)
     cold = [timed(lambda: case.ask(case.question, choices, cold=True)) for _ in range(case.cold_runs)]
     cold_ms = median(ms for ms, _ in cold)
     if builds.newest is None:
         raise RuntimeError('The cold answers computed no state.')
-    warm_table, cold_table, other_table = (
-        log_probabilities(case, state, answer, choices) for state in (case.state, builds.newest, other)
-    )
+    warm_table = log_probabilities(case, case.state, answer, choices)
+    cold_table = log_probabilities(case, builds.newest, answer, choices)
     kept_ms = median(snapshot_restore_ms(case) for _ in range(repeats))
     return {
         'question': 'choice' if choices else 'text',
@@ -108,8 +107,8 @@ def measure_question(
         'equal_to_cold': all(
             (answer.token_ids, answer.choice_index) == (each.token_ids, each.choice_index) for _, each in cold
         ),
-        'max_logprob_difference': float(abs(warm_table - cold_table).max()),
-        'noise_floor': float(abs(cold_table - other_table).max()),
+        'max_logprob_difference': noise.apart(warm_table, cold_table),
+        'noise_floor': noise_floor(case, answer, choices, grids),
         'snapshot_restore_ms': kept_ms,
         'snapshot_restore_share': kept_ms / warm_ms,
         'peers': {},
@@ -121,8 +120,7 @@ def measure(vlm: Vlm, frames: int, repeats: int) -> tuple[dict, list[dict]]:
     case = make_case(vlm, frames)
     grids = [vlms.PREFILL_CHUNK, case.state.live.grid.cells // 2]
     builds = ColdBuildTimer(case.session)
-    other = build_on_grid(case, grids[1])
-    rows = [measure_question(case, choices, builds, other, repeats) for choices in ((), CHOICES)]
+    rows = [measure_question(case, choices, builds, grids, repeats) for choices in ((), CHOICES)]
     state = {'frames': frames, **state_bytes(case.state), 'full_ms': median(builds.times_ms)}
     ours = case.ask(case.question)
     old = [kept.frame for kept in case.state.frames]
@@ -140,8 +138,8 @@ def worst(result: dict) -> dict:
     at_8 = [state['frame_ms'] / state['full_ms'] for state in states if state['frames'] == 8]
     return {
         'answers equal to cold, share of rows (limit 1)': sum(row['equal_to_cold'] for row in rows) / len(rows),
-        'log-prob difference warm-cold, largest less its noise floor (limit 0)': max(
-            row['max_logprob_difference'] - row['noise_floor'] for row in rows
+        f'log-prob difference warm-cold / its noise floor, largest (limit {noise.FACTOR:g})': max(
+            row['max_logprob_difference'] / row['noise_floor'] for row in rows
         ),
         'warm / floor, largest (limit 1.10)': max(row['warm_over_floor'] for row in rows),
         'snapshot + restore / warm, largest (limit 0.01)': max(row['snapshot_restore_share'] for row in rows),

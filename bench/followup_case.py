@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
+import mlx.core as mx
 from mlx_vlm.models.cache import RotatingKVCache
 from timing import timed
 from tiny_model import picture
@@ -96,12 +97,13 @@ def make_case(vlm: Vlm, frames: int) -> FollowupCase:
     return case
 
 
-def build_on_grid(case: FollowupCase, tokens: int) -> State:
-    """Return the kept pictures' state, prefilled in chunks of at most so many tokens."""
+def build_on_grid(case: FollowupCase, tokens: int, features: list[mx.array]) -> State:
+    """Return the state of the kept pictures with these features, prefilled in chunks of at most so many tokens."""
+    encoded = [replace(each, features=own, vision=None) for each, own in zip(case.state.frames, features)]
     usual = vlms.PREFILL_CHUNK
     vlms.PREFILL_CHUNK = tokens
     try:
-        return states.build(case.vlm, case.session._template_for, case.state.frames)
+        return states.build(case.vlm, case.session._template_for, encoded)
     finally:
         vlms.PREFILL_CHUNK = usual
 

@@ -2,14 +2,15 @@
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
 import mlx.core as mx
 import numpy as np
-from followup_case import ANSWER_TOKENS, FollowupCase
+from followup_case import ANSWER_TOKENS, FollowupCase, build_on_grid
 from timing import timed
 
-from vlm_reuse_node.model import kv_cache
+from vlm_reuse_node.model import kv_cache, noise
 from vlm_reuse_node.session.answer import Answer
 from vlm_reuse_node.session.state import State
 
@@ -78,6 +79,16 @@ def log_probabilities(case: FollowupCase, state: State, answer: Answer, choices:
     table = np.array(mx.concatenate(rows), np.float64)
     table -= table.max(axis=-1, keepdims=True)
     return table - np.log(np.exp(table).sum(axis=-1, keepdims=True))
+
+
+def noise_floor(case: FollowupCase, answer: Answer, choices: tuple[str, ...], grids: list[int]) -> float:
+    """Return how far rounding moves `log_probabilities` behind a cold state of the kept pictures."""
+
+    def cold(grid: int, features: list[mx.array]) -> np.ndarray:
+        return log_probabilities(case, build_on_grid(case, grid, features), answer, choices)
+
+    features = [encoded.features for encoded in case.state.frames]
+    return noise.floor(features, *(partial(cold, grid) for grid in grids))
 
 
 def snapshot_restore_ms(case: FollowupCase) -> float:

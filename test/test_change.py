@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -523,15 +522,6 @@ def one_core():
     cv2.setNumThreads(threads)
 
 
-def test_a_640_x_480_picture_takes_less_than_5_ms(one_core):
-    detector, spent = detector_of(BASE, 17, 23), []
-    for number in range(30):
-        started = time.thread_time()
-        detector.compare(BASE, number, CONFIG)
-        spent.append(time.thread_time() - started)
-    assert np.median(spent) < 0.005
-
-
 def test_the_benchmark_writes_what_it_measured(one_core, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(bench, 'GRIDS', {(160, 120): {'embedded': (3, 4)}})
     output = tmp_path / 'new' / 'change.json'
@@ -541,5 +531,6 @@ def test_the_benchmark_writes_what_it_measured(one_core, monkeypatch, tmp_path, 
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
     assert list(result['change_ms_p95']) == ['160x120']
     assert result['change_ms_p95']['160x120'] == max(row['cpu_ms_p95'] for row in result['times'])
+    assert [(row['size'], row['grid']) for row in result['overlay']] == [('160x120', 'embedded')]
     assert [row['situation'] for row in result['paid']] == ['still', 'flicker']
     assert all(row['events'] == 1 and row['touched'] for row in result['events'])

@@ -6,19 +6,19 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx_vlm.models.cache import ArraysCache, KVCache, QuantizedKVCache, RotatingKVCache
+from rounding import WIDE, state_bound
 from tiny_gemma4 import write_tiny_gemma4
 from tiny_model import picture, write_tiny_model
 from tiny_qwen3 import write_tiny_qwen3
 
 from vlm_reuse_node.model import kv_rewrite, loading
 from vlm_reuse_node.model import vlm as vlms
+from vlm_reuse_node.model.noise import apart
 from vlm_reuse_node.session import state as states
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
 from vlm_reuse_node.session.turn import Halt
 
-NOISE = 1e-4
 CELLS = 12
-
 
 # The window of the Gemma 4 models holds the longest prompt here: no ring wraps.
 WRITERS = {
@@ -47,10 +47,6 @@ def kept(state):
     return [np.array(rows[:, :, : state.tokens]) for layer in state.cache for rows in (layer.keys, layer.values)]
 
 
-def difference(one, other):
-    return max(np.abs(a - b).max() for a, b in zip(one, other))
-
-
 def logits(vlm, state):
     """Behind a question, which is taken back."""
     ids = state.template.question('what color is the square ?')
@@ -59,13 +55,24 @@ def logits(vlm, state):
     return result
 
 
+def kept_bound(vlm, *frames):
+    """How far rounding may move the keys and values of a state of these pictures."""
+    return state_bound(vlm, frames, kept)
+
+
+def logits_bound(vlm, *frames):
+    """How far rounding may move the logits behind them."""
+    return state_bound(vlm, frames, partial(logits, vlm))
+
+
+@pytest.mark.numeric
 def test_all_tokens_rewritten_are_the_slot_prefilled_again(vlm):
     state, fresh = built(vlm, picture(1), picture(2)), built(vlm, picture(1), picture(3))
     newer = EncodedFrame.see(vlm, picture(3))
     assert state.rewrite(newer, np.arange(CELLS)) == CELLS + 1  # and the end of the picture
     assert state.live.features is newer.features and state.exact
-    assert difference(kept(state), kept(fresh)) < NOISE
-    assert np.abs(logits(vlm, state) - logits(vlm, fresh)).max() < NOISE
+    assert apart(kept(state), kept(fresh)) < kept_bound(vlm, picture(1), picture(3))
+    assert apart(logits(vlm, state), logits(vlm, fresh)) < logits_bound(vlm, picture(1), picture(3))
 
 
 @pytest.mark.parametrize('cells', [[0], [3, 4], [1, 2, 6, 7, 11]])
@@ -73,7 +80,7 @@ def test_tokens_whose_features_did_not_change_stay_what_they_were(vlm, cells):
     state = built(vlm, picture(1), picture(2))
     before = kept(state)
     state.rewrite(state.live, np.array(cells))
-    assert difference(kept(state), before) < NOISE
+    assert apart(kept(state), before) < kept_bound(vlm, picture(1), picture(2))
 
 
 def test_only_the_rows_of_these_tokens_change_and_a_question_behind_them_leaves_them_alone(vlm):
@@ -86,7 +93,7 @@ def test_only_the_rows_of_these_tokens_change_and_a_question_behind_them_leaves_
     rows = np.append(live[cells], len(ids) - 1)
     changed = np.flatnonzero(np.abs(after[-1] - before[-1]).max(axis=(0, 1, 3)) > 0)  # of the last layer
     assert changed.tolist() == sorted(rows) and not state.exact
-    assert np.abs(logits(vlm, state) - answered).max() > 1e-2
+    assert apart(logits(vlm, state), answered) > WIDE * logits_bound(vlm, picture(1), picture(2))
     assert all(map(np.array_equal, kept(state), after))
 
 
@@ -110,12 +117,8 @@ def test_some_tokens_rewritten_are_what_a_forward_with_the_old_rows_around_them_
         features = None if cell is None else newer.features[cell : cell + 1]
         vlm.run(cache, [ids[row]], positions[:, row : row + 1], embeddings=vlm.family.embed([ids[row]], features))
     state.rewrite(newer, cells)
-    assert (
-        difference(
-            kept(state), [np.array(rows[:, :, : len(ids)]) for layer in cache for rows in (layer.keys, layer.values)]
-        )
-        < NOISE
-    )
+    expected = [np.array(rows[:, :, : len(ids)]) for layer in cache for rows in (layer.keys, layer.values)]
+    assert apart(kept(state), expected) < kept_bound(vlm, picture(1))
 
 
 def test_a_slot_of_which_some_tokens_are_old_is_not_exact_whatever_its_features_are(vlm):
@@ -129,7 +132,7 @@ def test_chunks_see_those_before_them(vlm, monkeypatch):
     state.rewrite(EncodedFrame.see(vlm, picture(2)), np.arange(CELLS))
     monkeypatch.setattr(vlms, 'PREFILL_CHUNK', 5)
     chunked.rewrite(EncodedFrame.see(vlm, picture(2)), np.arange(CELLS))
-    assert difference(kept(chunked), kept(state)) < NOISE
+    assert apart(kept(chunked), kept(state)) < kept_bound(vlm, picture(2))
 
 
 def test_a_rewrite_that_was_stopped_leaves_the_history_and_no_live_picture(vlm, monkeypatch):
@@ -144,9 +147,9 @@ def test_a_rewrite_that_was_stopped_leaves_the_history_and_no_live_picture(vlm, 
     with pytest.raises(Halt):
         state.rewrite(EncodedFrame.see(vlm, picture(3)), np.arange(CELLS), check)
     assert not state.has_live and not state.can_rewrite and len(state.frames) == 1
-    assert difference(kept(state), kept(history)) < NOISE
+    assert apart(kept(state), kept(history)) < kept_bound(vlm, picture(1))
     state.append(EncodedFrame.see(vlm, picture(3)))
-    assert difference(kept(state), kept(built(vlm, picture(1), picture(3)))) < NOISE
+    assert apart(kept(state), kept(built(vlm, picture(1), picture(3)))) < kept_bound(vlm, picture(1), picture(3))
 
 
 def test_fifty_rewrites_do_not_grow_what_is_held(vlm):
@@ -156,7 +159,7 @@ def test_fifty_rewrites_do_not_grow_what_is_held(vlm):
         state.rewrite(state.live.with_cells(vlm, picture(seed), cells), cells)
     assert state.held_bytes == held
     state.rewrite(EncodedFrame.see(vlm, picture(60), keep=True), np.arange(CELLS))
-    assert difference(kept(state), kept(built(vlm, picture(60)))) < NOISE
+    assert apart(kept(state), kept(built(vlm, picture(60)))) < kept_bound(vlm, picture(60))
 
 
 def test_an_approximate_state_has_another_identity(vlm):

@@ -3,12 +3,14 @@
 import mlx.core as mx
 import numpy as np
 import pytest
+from rounding import state_bound
 from tiny_gemma4 import write_tiny_gemma4
 from tiny_model import SECOND_NS, picture
 from tiny_qwen3 import write_tiny_qwen3
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.model import loading
+from vlm_reuse_node.model.noise import apart
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Level
 from vlm_reuse_node.session.answer import Status
@@ -106,16 +108,16 @@ def test_the_threshold_is_compared_with_the_probability_of_the_answer(vlm):
 def test_the_confidence_of_a_text_is_that_of_its_least_likely_token(vlm):
     session = patched(vlm)
     answer, state = session.ask(QUESTION, now_ns=0), session._refresher.state
-    ids = state.template.question(QUESTION.text) + list(answer.token_ids)
-    logits = np.array(
-        vlm.run(
-            state.cache, ids, vlm.family.text_positions(state.next_position, len(ids)), keep=len(answer.token_ids) + 1
-        )
-    )[:-1]
-    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-    shares /= shares.sum(axis=1, keepdims=True)
-    likely = shares[np.arange(len(shares)), list(answer.token_ids)]
-    assert answer.confidence == pytest.approx(likely.min(), abs=1e-4)
+
+    def log_probabilities(state):
+        ids = state.template.question(QUESTION.text) + list(answer.token_ids)
+        positions = vlm.family.text_positions(state.next_position, len(ids))
+        logits = np.array(vlm.run(state.cache, ids, positions, keep=len(answer.token_ids) + 1), np.float64)[:-1]
+        of_all = np.log(np.exp(logits).sum(axis=1))
+        return logits[np.arange(len(logits)), list(answer.token_ids)] - of_all
+
+    least = log_probabilities(state).min()
+    assert apart(np.log(answer.confidence), least) < state_bound(vlm, [state.live.frame], log_probabilities)
 
 
 def test_a_picture_is_computed_whole_after_so_many_patches(vlm):

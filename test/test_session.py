@@ -7,13 +7,14 @@ from functools import partial
 from hashlib import sha256
 from types import SimpleNamespace
 
-import mlx.core as mx
 import numpy as np
 import pytest
+from rounding import choice_bound, choices_apart
 from tiny_model import SECOND_NS, picture
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ImageError
+from vlm_reuse_node.model import noise
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Level
 from vlm_reuse_node.session import state as states
@@ -77,14 +78,12 @@ def test_logits_behind_a_used_snapshot_equal_a_cold_pass_in_one_chunk(vlm, count
 
     features, grid = vlm.see(picture(1).rgb)
     prompt = vlm.family.expand(template.prefix + ids, [grid])
-    cold = vlm.run(
-        vlm.new_cache(),
-        prompt,
-        vlm.family.positions(prompt, [grid]),
-        embeddings=vlm.family.embed(prompt, features),
-        keep=len(ids),
-    )
-    assert mx.abs(logits - cold).max().item() < 1e-4
+    positions, embeddings = vlm.family.positions(prompt, [grid]), vlm.family.embed(prompt, features)
+
+    def cold(embeddings):
+        return vlm.run(vlm.new_cache(), prompt, positions, embeddings=embeddings, keep=len(ids))
+
+    assert noise.apart(logits, cold(embeddings)) < noise.bound(embeddings, cold)
 
 
 def test_fifty_follow_ups_leave_the_snapshot_bit_for_bit(session):
@@ -242,7 +241,7 @@ def test_a_clock_that_is_ahead_does_not_keep_a_picture_young(session, stamp_s, a
     session.observe(replace(picture(2, stamp_s), received_ns=SECOND_NS))
     stale = session.ask(QUESTION, now_ns=4 * SECOND_NS)
     assert stale.status == Status.STALE and stale.image_age_s == age_s
-    assert stale.level == '' and not stale.exact
+    assert stale.level is None and not stale.exact
     waiting = [replace(picture(3, stamp_s + 1), received_ns=4 * SECOND_NS)] if stamp_s == 100 else []
     later = session.ask(QUESTION, now_ns=4 * SECOND_NS, newest=lambda: waiting.pop() if waiting else None)
     assert not waiting and (later.status == Status.OK) == (stamp_s == 100)
@@ -363,7 +362,7 @@ def test_choices_are_scored_by_probability_and_equal_cold(session):
     question = Question(QUESTION.text, choices=('red', 'green circle', 'yes', 'yes it is'))
     warm, cold = session.ask(question, now_ns=0), session.ask_cold(question, now_ns=0)
     assert sum(warm.choice_scores) == pytest.approx(1) and min(warm.choice_scores) > 0
-    assert warm.choice_scores == pytest.approx(cold.choice_scores, rel=1e-4)
+    assert choices_apart(warm, cold) < choice_bound(session, question)
     assert warm.text == question.choices[warm.choice_index] and warm.choice_index == np.argmax(warm.choice_scores)
 
 
@@ -372,7 +371,7 @@ def test_choices_scored_in_one_pass_equal_those_scored_one_by_one(session, monke
     together = session.ask(question, now_ns=0)
     monkeypatch.setattr(session._vlm.family, 'takes_mask', False)
     apart = session.ask(question, now_ns=0)
-    assert together.choice_scores == pytest.approx(apart.choice_scores, rel=1e-4)
+    assert choices_apart(together, apart) < choice_bound(session, question)
     assert together.tokens_prefilled == apart.tokens_prefilled
 
 

@@ -54,7 +54,7 @@ class MutantProcess:
         limit_s: float,
         kills: Counter,
         seconds: dict[str, float],
-    ):
+    ) -> None:
         """Start it."""
         self._limit_s = math.ceil(limit_s)
         self._folder = tempfile.TemporaryDirectory(prefix='mutant')
@@ -125,7 +125,7 @@ def _run(folder: Path, path: Path, source: str, arguments: list[str], order: '_O
 class _Order:
     """A pytest plugin: tests that failed often, and quick ones, go first. Notes what fails and what each takes."""
 
-    def __init__(self, kills: Counter, seconds: dict[str, float]):
+    def __init__(self, kills: Counter, seconds: dict[str, float]) -> None:
         self._kills, self._known = kills, seconds
         self.failed, self.seconds = [], {}
 
@@ -144,7 +144,7 @@ class _Order:
 class _Finder(MetaPathFinder):
     """Finds one module, with another source."""
 
-    def __init__(self, path: Path, module: str, source: str):
+    def __init__(self, path: Path, module: str, source: str) -> None:
         self._path, self._module, self._source, self.has_found = path, module, source, False
 
     def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
@@ -159,7 +159,7 @@ class _Finder(MetaPathFinder):
 class _Loader(SourceFileLoader):
     """Compiles another source in the place of the file's own."""
 
-    def __init__(self, name: str, path: str, source: str):
+    def __init__(self, name: str, path: str, source: str) -> None:
         super().__init__(name, path)
         self._source = source
 

@@ -174,8 +174,8 @@ def main(argv: list[str] | None = None) -> int:
         equivalent = {(each['before'], each['after']) for each in entries if each['file'] == path}
         try:
             scores[path] = score(Path(path), table, equivalent, arguments.jobs, arguments.most)
-        except TestsFailed as err:
-            sys.exit(str(err))
+        except TestsFailed as error:
+            sys.exit(str(error))
         OUT.parent.mkdir(exist_ok=True)
         OUT.write_text(json.dumps({'files': {name: asdict(each) for name, each in scores.items()}}, indent=2) + '\n')
     print('\n'.join(table_lines(scores)))

@@ -76,7 +76,7 @@ def _edits(tree: ast.AST, text: bytes) -> list[tuple[int, int, str]]:
 class _Finder(ast.NodeVisitor):
     """Collects the edits of a tree; a method for each kind of node that has some."""
 
-    def __init__(self, text: bytes):
+    def __init__(self, text: bytes) -> None:
         self._text, self.edits = text, []
         self._starts = [0, *(match.end() for match in re.finditer(b'\n', text))]
 
@@ -110,8 +110,6 @@ class _Finder(ast.NodeVisitor):
         for node in nodes:
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 self._replace(node, repr(f'XX{node.value}'))
-
-    # --- statements ---------------------------------------------------------------------------------------------------
 
     def visit_Import(self, node: ast.Import) -> None:
         pass
@@ -180,8 +178,6 @@ class _Finder(ast.NodeVisitor):
         self.generic_visit(node)
 
     visit_While = visit_IfExp = _visit_condition
-
-    # --- expressions --------------------------------------------------------------------------------------------------
 
     def visit_comprehension(self, node: ast.comprehension) -> None:
         for test in node.ifs:

@@ -19,7 +19,7 @@ class ImageError(VlmReuseError):
     cause: a short, stable key for counters, such as 'truncated' or 'encoding'.
     """
 
-    def __init__(self, cause: str, message: str):
+    def __init__(self, cause: str, message: str) -> None:
         super().__init__(message)
         self.cause = cause
 

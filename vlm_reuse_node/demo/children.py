@@ -1,10 +1,12 @@
 """Processes that the demo starts. Each writes to a log and is ended by its pid; none outlives the demo."""
 
 import ctypes
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from vlm_reuse_node.errors import VlmReuseError
@@ -33,7 +35,7 @@ class Child:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
+                preexec_fn=partial(_end_with_parent, os.getpid()),
             )
 
     def __enter__(self) -> 'Child':
@@ -87,9 +89,11 @@ class Child:
         return '\n'.join(f'  {line}' for line in lines) or '  (it said nothing)'
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(parent: int) -> None:
     """In the child: restore the default signals; on Linux, end it when the demo is killed and cannot do so."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_DFL)
     if _LIBC:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it was killed before that
+            os.kill(os.getpid(), signal.SIGTERM)

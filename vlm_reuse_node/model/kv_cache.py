@@ -1,13 +1,13 @@
 """Snapshot and restore of a model's working state, for every kind of cache that mlx-vlm's models make.
 
-A flat KV cache only ever writes behind its offset: a snapshot is the offset, restoring is trimming, nothing is copied.
-A ring, a chunk or a recurrent state overwrites its past: a snapshot holds its arrays, and the cache goes on with other
-array objects over the same buffers. MLX copies a shared buffer before it writes into it, so taking and restoring stay
-cheap and the first write behind them pays for one copy of that layer, which is never longer than its window.
+A flat KV cache only writes behind its offset. Its snapshot is the offset, and restoring it is trimming: nothing is
+copied. A ring, a chunk or a recurrent state overwrites its past. Its snapshot is its arrays, and the cache goes on with
+other array objects over the same buffers. MLX copies a shared buffer before it writes into it. So taking and restoring
+are cheap, and the first write behind them pays for one copy of that layer, which is never longer than its window.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -29,20 +29,21 @@ from vlm_reuse_node.errors import ModelError
 
 # Exact classes: a subclass may hold more than its parent's offset says.
 FLAT = (KVCache, ConcatenateKVCache, QuantizedKVCache)
-# Trimming a ring is exact only while it never dropped a row, which a later and longer update can undo: always held.
 WINDOWED = (RotatingKVCache, ChunkedKVCache)
-HELD = (*WINDOWED, ArraysCache, PoolingCache)
+# A snapshot holds the arrays of these. A ring, too: trimming restores it only as long as no update drops a row.
+OVERWRITING = (*WINDOWED, ArraysCache, PoolingCache)
 
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
     """A point that its cache can return to.
 
-    lengths: tokens seen by each layer, 0 by one that does not count them (recurrent state).
+    lengths: tokens that each layer has seen; 0 for one that does not count them (recurrent state).
     """
 
     lengths: tuple[int, ...]
-    _parts: tuple[int | dict, ...] = field(repr=False)
+    # Of each part of the cache: the offset of a flat one, the attributes of any other.
+    _parts: tuple[int | dict[str, Any], ...] = field(repr=False)
 
     @property
     def tokens(self) -> int:
@@ -50,22 +51,22 @@ class Snapshot:
         return max(self.lengths)
 
 
-# The snapshots a cache can still return to, by the cache's first part.
+# The snapshots that a cache can still return to, by the cache's first part.
 _reachable: WeakKeyDictionary[Any, WeakSet[Snapshot]] = WeakKeyDictionary()
 
 
 def new_cache(language_model: Any) -> list:
     """Make an empty cache: one entry per layer, fewer where layers share theirs.
 
-    Raises ModelError for a kind that cannot be restored, and where no layer counts tokens.
+    Raises ModelError for a kind of cache that cannot be restored, and for a model in which no layer counts tokens.
     """
     cache = make_prompt_cache(language_model)
     kinds = {type(part) for part in _parts(cache)}
-    unknown = sorted(kind.__name__ for kind in kinds.difference(FLAT, HELD))
+    unknown = sorted(kind.__name__ for kind in kinds.difference(FLAT, OVERWRITING))
     if unknown:
         raise ModelError(
             f"The model's cache holds {', '.join(unknown)}, which cannot be restored; expected "
-            f'{", ".join(kind.__name__ for kind in (*FLAT, *HELD))}. Choose another model.'
+            f'{", ".join(kind.__name__ for kind in (*FLAT, *OVERWRITING))}. Choose another model.'
         )
     if kinds.isdisjoint((*FLAT, *WINDOWED)):
         raise ModelError(
@@ -76,41 +77,44 @@ def new_cache(language_model: Any) -> list:
 
 
 def take(cache: list) -> Snapshot:
-    """Remember what the cache holds now; it is evaluated, so that the snapshot pins no computation."""
+    """Take a snapshot of the cache. Its arrays are evaluated, so that the snapshot pins no computation."""
     parts = _parts(cache)
     for part in parts:
         _drop_unseen(part)
-    snapshot = Snapshot(_lengths(cache), tuple(part.offset if type(part) in FLAT else _held(part) for part in parts))
+    snapshot = Snapshot(
+        _lengths(cache), tuple(part.offset if type(part) in FLAT else _own_attributes(part) for part in parts)
+    )
     mx.eval(list(_arrays(snapshot._parts)))
     _reachable.setdefault(parts[0], WeakSet()).add(snapshot)
     return snapshot
 
 
 def restore(cache: list, snapshot: Snapshot) -> None:
-    """Make the cache bit for bit what it was when the snapshot was taken; as often as wanted.
+    """Make the cache bit for bit what it was when the snapshot was taken; this can be repeated.
 
-    Snapshots nest: returning to one gives up those taken behind it. Raises ModelError for a snapshot that was given up
-    or is another cache's, and leaves the cache as it is.
+    Snapshots nest: restoring one invalidates those that were taken behind it. Raises ModelError for an invalid snapshot
+    and for one of another cache, and leaves the cache as it is.
     """
     parts = _parts(cache)
     reachable = _reachable.get(parts[0], ())
     if snapshot not in reachable or not _fits(parts, snapshot):
         raise ModelError(
-            f'The cache holds {list(_lengths(cache))} tokens a layer and cannot return to its snapshot of '
-            f'{list(snapshot.lengths)}, part of which is gone; it must be built again.'
+            f'The cache holds {list(_lengths(cache))} tokens a layer and cannot return to the snapshot of '
+            f'{list(snapshot.lengths)}, which was overwritten since or is of another cache; it must be built again.'
         )
-    for part, kept in zip(parts, snapshot._parts):
-        if isinstance(kept, dict):
-            part.__dict__ = copy.deepcopy(kept)  # of an mx.array: a new object over the same buffer
-        elif part.offset > kept:
-            part.trim(part.offset - kept)
+    for part, saved in zip(parts, snapshot._parts):
+        if isinstance(saved, dict):
+            part.__dict__ = copy.deepcopy(saved)  # of an mx.array: a new object over the same buffer
+        elif part.offset > saved:
+            part.trim(part.offset - saved)
     _reachable[parts[0]] = WeakSet(other for other in reachable if other.tokens <= snapshot.tokens)
 
 
 def held_bytes(cache: list, *snapshots: Snapshot) -> int:
-    """Bytes of the arrays that a cache and snapshots of it hold together, a shared one counted once.
+    """Return the bytes of the arrays that a cache and snapshots of it hold together; shared arrays count once.
 
-    Flat layers count with what they have allocated. What else is held at one number of tokens is shared.
+    Flat layers count with all rows that they have allocated. The other layers share their arrays between cache and
+    snapshots of the same number of tokens.
     """
     parts = _parts(cache)
     held = {max(_lengths(cache)): _bytes([vars(part) for part in parts if type(part) not in FLAT])}
@@ -119,39 +123,41 @@ def held_bytes(cache: list, *snapshots: Snapshot) -> int:
     return _bytes([vars(part) for part in parts if type(part) in FLAT]) + sum(held.values())
 
 
-def _parts(cache):
+def _parts(cache: Sequence[Any]) -> list[Any]:
     """The caches of a list, composites taken apart."""
     return [part for entry in cache for part in (_parts(entry.caches) if type(entry) is CacheList else [entry])]
 
 
-def _lengths(cache):
+def _lengths(cache: list) -> tuple[int, ...]:
     return tuple(
         max((part.offset for part in _parts([entry]) if type(part) in (*FLAT, *WINDOWED)), default=0) for entry in cache
     )
 
 
-def _drop_unseen(part):
-    """Let go of what a ring holds beyond its window: a long update needed it, no later one sees it."""
+def _drop_unseen(part: Any) -> None:
+    """Drop the rows that a ring holds beyond its window: a long update needed them, no later one sees them."""
     if (
         type(part) is RotatingKVCache
         and not part.keep
         and part.keys is not None
         and (part.keys.shape[2] > part.max_size)
     ):
-        part.keys, part.values = (mx.contiguous(rows[..., -part.max_size :, :]) for rows in (part.keys, part.values))
+        part.keys = mx.contiguous(part.keys[..., -part.max_size :, :])
+        part.values = mx.contiguous(part.values[..., -part.max_size :, :])
         part._idx = part.max_size
 
 
-def _held(part):
-    """All attributes, with arrays of their own: what is a view of something larger becomes a copy and lets go of it."""
+def _own_attributes(part: Any) -> dict[str, Any]:
+    """All attributes, with arrays of their own: a view is copied, so that the larger array behind it is freed."""
     attributes = vars(part)
     return copy.deepcopy(attributes, {id(array): mx.contiguous(array) for array in _arrays(attributes)})
 
 
-def _fits(parts, snapshot):
+def _fits(parts: list[Any], snapshot: Snapshot) -> bool:
+    """Whether the snapshot is of such parts, and no flat one is shorter now."""
     return len(parts) == len(snapshot._parts) and all(
-        isinstance(kept, dict) if type(part) not in FLAT else not isinstance(kept, dict) and part.offset >= kept
-        for part, kept in zip(parts, snapshot._parts)
+        isinstance(saved, dict) if type(part) not in FLAT else not isinstance(saved, dict) and part.offset >= saved
+        for part, saved in zip(parts, snapshot._parts)
     )
 
 
@@ -165,5 +171,5 @@ def _arrays(value: Any) -> Iterator[mx.array]:
             yield from _arrays(item)
 
 
-def _bytes(value):
+def _bytes(value: Any) -> int:
     return sum(array.nbytes for array in {id(array): array for array in _arrays(value)}.values())

@@ -1,4 +1,4 @@
-"""Loads a model through mlx-vlm: finds its directory, refuses what cannot be served, tells models apart."""
+"""Loads a model through mlx-vlm: finds its directory, refuses a model that cannot be served, tells models apart."""
 
 import gc
 import json
@@ -23,11 +23,11 @@ _log = logging.getLogger(__name__)
 
 
 def load(name: str) -> Vlm:
-    """Load 'tabletop' (the embedded model), a model directory, or a hub name such as 'org/name'.
+    """Load 'tabletop' (the embedded model), a model directory, or a hub name of the form 'org/name'.
 
-    On MLX's CPU backend half-precision weights are computed in float32, which is an order of magnitude faster there;
-    elsewhere the weights keep their type. Python files that come with a model are never run. Raises ModelError with one
-    sentence that says what to do.
+    On MLX's CPU backend half-precision weights become float32, which is an order of magnitude faster there; elsewhere
+    the weights keep their type. Python files in a model's directory are never run. Raises ModelError with one sentence
+    that says what to do.
     """
     folder = _folder(name)
     family = family_for(_model_type(folder))
@@ -45,10 +45,10 @@ def load(name: str) -> Vlm:
 
 
 def release_thread() -> None:
-    """Give back what a model that is no longer used held; the last thing that a thread does which used or imported MLX.
+    """Free the memory of models that are no longer used. A thread that used or imported MLX calls this last.
 
-    Models refer to themselves, so that only the garbage collector ends them. Without `clear_streams` MLX 0.32 may abort
-    the process at its end (ml-explore/mlx issue 4327).
+    Models refer to themselves, so only the garbage collector frees them. Without `clear_streams` MLX 0.32 may abort the
+    process when it ends (ml-explore/mlx issue 4327).
     """
     gc.collect()
     mx.clear_cache()
@@ -56,12 +56,12 @@ def release_thread() -> None:
 
 
 def device_bytes() -> int:
-    """What MLX holds now: arrays, and buffers it keeps for reuse. For any thread."""
+    """Return the bytes of MLX's arrays, and of the buffers that MLX keeps for reuse. Any thread may call this."""
     return mx.get_active_memory() + mx.get_cache_memory()
 
 
 def _folder(name: str) -> Path:
-    """The local directory of a model, from the hub only for a name like 'org/name'."""
+    """The local directory of a model. Only a name of the form 'org/name' is looked up in the hub."""
     path = EMBEDDED.get(name, Path(name).expanduser())
     if name.strip() and path.is_dir():
         return path.resolve()
@@ -75,19 +75,20 @@ def _folder(name: str) -> Path:
 
 
 def _from_hub(name: str) -> Path:
+    """The directory of a model in this host's hub cache, downloaded when it is not there."""
     from huggingface_hub import snapshot_download
     from mlx_vlm.utils import get_model_path
 
     try:
         return Path(snapshot_download(name, local_files_only=True))
     except Exception:
-        _log.warning("'%s' is no directory and not in the hub's cache of this host; asking the hub for it.", name)
+        _log.warning("'%s' is no directory and not in this host's hub cache; asking the hub for it.", name)
     try:
         return get_model_path(name)
     except Exception as error:
         raise ModelError(
-            f"The model '{name}' is neither a directory, nor in this host's hub cache, nor could the hub "
-            f'give it: {_one_line(error)}. Download it first, or give a model directory.'
+            f"The model '{name}' is neither a directory, nor in this host's hub cache, and the hub did not "
+            f'deliver it: {_one_line(error)}. Download it first, or give a model directory.'
         ) from error
 
 
@@ -104,12 +105,12 @@ def _model_type(folder: Path) -> str:
     if 'model_file' in config:
         raise ModelError(
             f"The model in '{folder}' brings Python code of its own (model_file in config.json), which "
-            'mlx-vlm would run; expected a model_type that mlx-vlm knows, and no such entry.'
+            'mlx-vlm would run; expected a model_type that mlx-vlm knows, and no model_file.'
         )
     if 'vision_config' not in config:
         raise ModelError(
             f"The model in '{folder}' ({model_type}) is a text-only model; expected a vision-language "
-            f'model, such as Qwen2.5-VL.'
+            'model, for example Qwen2.5-VL.'
         )
     if not any(folder.glob('*.safetensors')):
         raise ModelError(f"'{folder}' has no *.safetensors files; expected the model's weights. Copy the whole model.")
@@ -128,4 +129,5 @@ def _fingerprint(folder: Path) -> str:
 
 
 def _one_line(error: Exception) -> str:
+    """The type and the text of an error in one line of at most 300 characters."""
     return ' '.join(f'{type(error).__name__}: {error}'.split())[:300]

@@ -1,7 +1,7 @@
 """Turns a question into tokens: the model's own chat template around the pictures and the question.
 
-`[system] [picture 1] ... [live picture] | snapshot | [question] [start of the answer]`: the part before the bar is the
-same for every question, so its state is kept; the part behind it is all a follow-up question pays for.
+`[system] [picture 1] ... [live picture] | snapshot | [question] [start of the answer]`: the part before the snapshot is
+the same for every question, so its state is reused. A follow-up question pays only for the part behind it.
 """
 
 from collections.abc import Sequence
@@ -22,15 +22,17 @@ class PromptTemplate:
     prefix: tokens up to the snapshot, one token per picture (`Family.expand` makes them one per cell).
     """
 
-    def __init__(self, processor: Any, model_config: Any, family: Family, system: str, pictures: int):
-        """Render the chat once with a plain question, to learn its prefix and its special tokens.
+    def __init__(self, processor: Any, model_config: Any, family: Family, system: str, pictures: int) -> None:
+        """Render the chat once with a plain question, to find its prefix and its special tokens.
 
-        Raises ModelError when the chat template leaves the pictures out, ConfigError for special tokens in `system`.
+        Raises ModelError when the chat template leaves pictures out, ConfigError for special tokens in `system`.
         """
-        self._processor, self._model_config, self._family = processor, model_config, family
-        self._system, self._pictures = system, pictures
+        self._processor = processor
+        self._model_config = model_config
+        self._system = system
+        self._pictures = pictures
         self._tokenizer = processor.tokenizer
-        self._special = {
+        self._special: dict[int, str] = {
             index: token.content
             for index, token in self._tokenizer.added_tokens_decoder.items()
             if index != self._tokenizer.unk_token_id
@@ -45,11 +47,12 @@ class PromptTemplate:
                 'them, before the question. Look at chat_template in tokenizer_config.json.'
             )
         self.prefix = ids[: slots[-1]]
-        self._behind, self._plain_specials = ids[slots[-1] :], self._specials(ids)
+        self._suffix = ids[slots[-1] :]
+        self._plain_specials = self._specials(ids)
 
     def extends(self, shorter: 'PromptTemplate') -> bool:
-        """Whether this is the prompt of that one, which has fewer pictures, with more of them before the snapshot."""
-        return self.prefix[: len(shorter.prefix)] == shorter.prefix and self._behind == shorter._behind
+        """Whether this prompt is the shorter one with more pictures before the snapshot, and nothing else changed."""
+        return self.prefix[: len(shorter.prefix)] == shorter.prefix and self._suffix == shorter._suffix
 
     def question(self, text: str) -> list[int]:
         """Return the tokens behind the snapshot, up to where the answer starts.
@@ -60,13 +63,13 @@ class PromptTemplate:
         self._refuse_special(text, 'The question')
         ids = self._ids(text)
         if ids[: len(self.prefix)] != self.prefix or self._specials(ids) != self._plain_specials:
-            raise InvalidRequestError('The question is read as special tokens of the model; expected plain text.')
+            raise InvalidRequestError('The tokenizer makes special tokens of the question; expected plain text.')
         return ids[len(self.prefix) :]
 
     def choices(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of each possible answer.
 
-        Raises InvalidRequestError for special tokens, for choices that are the same tokens to this model, and for one
+        Raises InvalidRequestError for an empty choice, a special token, two choices with the same tokens, and a choice
         of more than LONGEST_CHOICE_TOKENS.
         """
         tokens = []
@@ -75,8 +78,8 @@ class PromptTemplate:
             ids = list(self._tokenizer(text.strip(), add_special_tokens=False)['input_ids'])
             if not ids or self._specials(ids) or ids in tokens:
                 raise InvalidRequestError(
-                    f"The choice '{text}' is nothing, special or the same as another one to this "
-                    f'model; expected choices that differ in words it knows.'
+                    f"To this model the choice '{text}' is empty, a special token or the same as another choice; "
+                    'expected choices that differ in words that the model knows.'
                 )
             if len(ids) > LONGEST_CHOICE_TOKENS:
                 raise InvalidRequestError(
@@ -85,18 +88,18 @@ class PromptTemplate:
             tokens.append(ids)
         return tokens
 
-    def _ids(self, question):
+    def _ids(self, question: str) -> list[int]:
         chat = [{'role': 'system', 'content': self._system}] if self._system else []
         chat.append({'role': 'user', 'content': question})
         text = apply_chat_template(self._processor, self._model_config, chat, num_images=self._pictures)
         return list(self._tokenizer(text)['input_ids'])
 
-    def _specials(self, ids):
+    def _specials(self, ids: list[int]) -> list[int]:
         return [token for token in ids if token in self._special]
 
-    def _special_in(self, text):
+    def _special_in(self, text: str) -> str | None:
         return next((token for token in self._special.values() if token in text), None)
 
-    def _refuse_special(self, text, what):
+    def _refuse_special(self, text: str, what: str) -> None:
         if (token := self._special_in(text)) is not None:
             raise InvalidRequestError(f"{what} holds '{token}', a special token of the model; expected plain text.")

@@ -1,17 +1,21 @@
 """How a token is picked from logits."""
 
 from collections.abc import Callable
+from typing import cast
 
 import mlx.core as mx
 
+# Picks a token from logits, mx (vocabulary,).
+Sampler = Callable[[mx.array], int]
+
 
 def likeliest(logits: mx.array) -> int:
-    """The most probable token, from logits, mx (vocabulary,)."""
-    return mx.argmax(logits).item()
+    """Return the most probable token of logits, mx (vocabulary,)."""
+    return cast(int, mx.argmax(logits).item())
 
 
-def sampler(temperature: float, seed: int) -> Callable[[mx.array], int]:
-    """Pick tokens by chance from logits, mx (vocabulary,): the same ones for the same seed and logits.
+def sampler(temperature: float, seed: int) -> Sampler:
+    """Return a sampler that draws at random: the same tokens for the same seed and logits.
 
     temperature: 0 picks the likeliest.
     """
@@ -22,23 +26,25 @@ def sampler(temperature: float, seed: int) -> Callable[[mx.array], int]:
     def sample(logits: mx.array) -> int:
         nonlocal key
         key, draw = mx.random.split(key)
-        return mx.random.categorical(logits / temperature, key=draw).item()
+        return cast(int, mx.random.categorical(logits / temperature, key=draw).item())
 
     return sample
 
 
 class ConfidenceSampler:
-    """A sampler that notes how likely its picks were.
+    """A sampler that notes how probable its tokens were.
 
-    least: probability of the least likely token picked so far, the one that ended the answer included.
+    least: probability of the least probable token picked so far, the one that ended the answer included.
     """
 
-    def __init__(self, sample: Callable[[mx.array], int]):
+    def __init__(self, sample: Sampler) -> None:
         """Pick with `sample`."""
-        self._sample, self.least = sample, 1.0
+        self._sample = sample
+        self.least = 1.0
 
     def __call__(self, logits: mx.array) -> int:
         """Pick from logits, mx (vocabulary,)."""
         token = self._sample(logits)
-        self.least = min(self.least, mx.exp(logits[token] - mx.logsumexp(logits)).item())
+        probability = mx.exp(logits[token] - mx.logsumexp(logits))
+        self.least = min(self.least, cast(float, probability.item()))
         return token

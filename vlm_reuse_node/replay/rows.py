@@ -57,7 +57,7 @@ def answer_row(question: dict, arm: str, arm_answer: ArmAnswer, pictures_s: list
         'parse_failure': bool(is_answer and choices and answer.choice_index < 0),
         'degenerate': bool(is_answer and not choices and is_degenerate(answer.text)),
         'cut': bool(is_answer and answer.message),
-        'level': str(answer.level),
+        'level': str(answer.level or ''),
         'exact': answer.exact,
         'confidence': round(answer.confidence, 6),
         'escalated': answer.escalated,

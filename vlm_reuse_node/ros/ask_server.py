@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future as WorkerFuture
 from functools import partial
 from threading import Event
+from typing import Any, TypeAlias
 
 from rclpy.action import ActionServer, CancelResponse
 from rclpy.action.server import ServerGoalHandle
@@ -29,7 +30,7 @@ QUESTIONS_AT_ONCE = 1000
 # How long a goal's result can be fetched after its end, seconds.
 RESULT_KEPT_S = 60
 
-Request = AskScene.Request | AskSceneAction.Goal
+Request: TypeAlias = Any  # AskScene.Request or AskSceneAction.Goal: ROS generates them without types
 Listener = Callable[[Progress], None]
 
 # Queues a request's question for the model: (request, cold, cancel, listener) -> the answer's future.
@@ -40,7 +41,7 @@ Ask = Callable[[Request, bool, Event | None, Listener | None], WorkerFuture[Answ
 class AskServer:
     """Serves questions in every state of the node. When the node is not active, `ask` returns INACTIVE."""
 
-    def __init__(self, node: Node, ask: Ask, explain: Callable[[Answer], Answer]):
+    def __init__(self, node: Node, ask: Ask, explain: Callable[[Answer], Answer]) -> None:
         """Create the services and the action. explain: adds a reason to an answer's message."""
         self._node, self._ask, self._explain = node, ask, explain
         self._cancels: dict[bytes, Event] = {}
@@ -114,14 +115,14 @@ class AskServer:
 
 def answered(answer: Answer) -> WorkerFuture[Answer]:
     """A future that has this answer already."""
-    future = WorkerFuture()
+    future: WorkerFuture[Answer] = WorkerFuture()
     future.set_result(answer)
     return future
 
 
 def awaitable(asked: WorkerFuture[Answer], executor: Executor) -> Awaitable[Answer]:
     """Make an answer's future awaitable in an rclpy coroutine. A dropped question gets an answer too."""
-    answer = Future(executor=executor)
+    answer: Future = Future(executor=executor)
 
     def finish(done: WorkerFuture[Answer]) -> None:
         if done.cancelled():

@@ -30,7 +30,7 @@ class CameraInput:
 
     def __init__(
         self, node: Node, name: str, config: Config, observe: Callable[[Frame], bool], forget: Callable[[str], None]
-    ):
+    ) -> None:
         """Prepare. No picture is received before `subscribe`.
 
         observe: takes a frame; returns False when it replaced a waiting frame.
@@ -69,8 +69,8 @@ class CameraInput:
         kind = CompressedImage if self._compressed else Image
         try:
             self._subscription = ImageSubscription(self._node, kind, self._asked_topic, self._on_message)
-        except ConfigError as err:
-            self._failure = str(err)
+        except ConfigError as error:
+            self._failure = str(error)
             raise
         self._failure = ''
 
@@ -123,19 +123,19 @@ class CameraInput:
                 self._model_refuses = False
                 self._last_usable_s, self.refused_in_a_row = self._looked_at_s, 0
 
-    def on_refused(self, err: ImageError) -> None:
+    def on_refused(self, error: ImageError) -> None:
         """Count a picture that the model refused. Called on the model's thread; does not block."""
         with self._counting:
             self._model_refuses, self._last_usable_s = True, self._looked_at_s
-        self._refuse(err)
+        self._refuse(error)
 
     def _on_message(self, message: Image | CompressedImage) -> None:
         start = time.perf_counter()
         self.received += 1
         try:
             self._hand_over(self._converted(message))
-        except ImageError as err:
-            self._refuse(err)
+        except ImageError as error:
+            self._refuse(error)
         self.callback_ms.append(1000 * (time.perf_counter() - start))
 
     def _converted(self, message: Image | CompressedImage) -> Frame:
@@ -161,11 +161,11 @@ class CameraInput:
         if not self._observe(frame):
             self.dropped += 1
 
-    def _refuse(self, err: ImageError) -> None:
+    def _refuse(self, error: ImageError) -> None:
         with self._counting:
-            self.refused[err.cause] += 1
+            self.refused[error.cause] += 1
             self.refused_in_a_row += 1
-            self.last_refusal = str(err)
+            self.last_refusal = str(error)
         self._node.get_logger().warning(
-            f"A picture of camera '{self.name}' was refused ({err.cause}). {err}", throttle_duration_sec=5.0
+            f"A picture of camera '{self.name}' was refused ({error.cause}). {error}", throttle_duration_sec=5.0
         )

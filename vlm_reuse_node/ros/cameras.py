@@ -25,7 +25,7 @@ class Cameras:
     refreshes: the refreshes since the last diagnostics message.
     """
 
-    def __init__(self, node: Node, observe: Callable[[Frame], bool], forget: Callable[[str], None]):
+    def __init__(self, node: Node, observe: Callable[[Frame], bool], forget: Callable[[str], None]) -> None:
         """Start without cameras.
 
         observe: takes a frame; returns False when it replaced a waiting frame.

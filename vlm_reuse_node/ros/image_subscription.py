@@ -36,7 +36,7 @@ class ImageSubscription:
     incompatible_qos: the policy that a publisher offers and this subscription does not accept; '' for none.
     """
 
-    def __init__(self, node: Node, kind: type, topic: str, on_message: Callable[[Any], None]):
+    def __init__(self, node: Node, kind: type, topic: str, on_message: Callable[[Any], None]) -> None:
         """Subscribe. topic: the name before remapping. Raises ConfigError for an invalid QoS override."""
         self.lost = 0
         self.incompatible_qos = ''

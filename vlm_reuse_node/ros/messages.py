@@ -75,7 +75,7 @@ def answer_message(answer: Answer) -> AnswerMessage:
         cached_stamp=_time(answer.cached_stamp_ns),
         image_age=duration_of(answer.image_age_s),
         model=answer.model,
-        level=_LEVEL_NUMBERS.get(answer.level, AnswerMessage.LEVEL_NONE),
+        level=_LEVEL_NUMBERS[answer.level] if answer.level else AnswerMessage.LEVEL_NONE,
         exact=answer.exact,
         escalated=answer.escalated,
         tokens_reused=answer.tokens_reused,

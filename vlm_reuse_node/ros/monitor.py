@@ -27,7 +27,7 @@ PERIOD_S = 1.0
 class Monitor:
     """Publishes the node's statuses. diagnostics.py makes their texts."""
 
-    def __init__(self, node: Node, statuses: Callable[[float], list[DiagnosticStatus]]):
+    def __init__(self, node: Node, statuses: Callable[[float], list[DiagnosticStatus]]) -> None:
         """Start. statuses: returns the current statuses; called with the seconds since the last call."""
         self._node, self._statuses = node, statuses
         self._published_s = time.monotonic()
@@ -48,7 +48,7 @@ class Monitor:
 class CameraMonitor:
     """Makes the statuses of model, cameras, budget, audit and memory while a model is loaded."""
 
-    def __init__(self, cameras: Cameras):
+    def __init__(self, cameras: Cameras) -> None:
         """Start without earlier states."""
         self._cameras = cameras
         self._before: dict[str, CameraState] = {}

@@ -55,7 +55,9 @@ class SceneNode(LifecycleNode):
     node is not active, they answer INACTIVE.
     """
 
-    def __init__(self, name: str = NODE_NAME, *, on_active: Callable[[], None] = lambda: None, **node_arguments: Any):
+    def __init__(
+        self, name: str = NODE_NAME, *, on_active: Callable[[], None] = lambda: None, **node_arguments: Any
+    ) -> None:
         """Declare the parameters and publish diagnostics. Nothing is loaded or subscribed yet.
 
         on_active: called every time the node has become active.

@@ -17,7 +17,7 @@ from vlm_reuse_node.scene.refresh import Refresh
 class OverlayOutput:
     """Publishes `~/overlay/<camera>` while somebody subscribes to it."""
 
-    def __init__(self, node: Node, camera: str):
+    def __init__(self, node: Node, camera: str) -> None:
         """Create the topic. Raises ConfigError for an invalid QoS override."""
         self._node, self._using = node, Lock()
         with making(f'The overlay topic of camera {camera}'):

@@ -48,9 +48,9 @@ def making(what: str) -> Iterator[None]:
     """Turn an error of ROS while something is created, mostly due to a QoS override, into a ConfigError."""
     try:
         yield
-    except (RuntimeError, ParameterException, NameValidationException, InvalidQoSProfileException) as err:
-        reason = ' '.join(str(err).partition(', at ')[0].split()).rstrip('.')
-        raise ConfigError(f'{what} cannot be created: {reason}.') from err
+    except (RuntimeError, ParameterException, NameValidationException, InvalidQoSProfileException) as error:
+        reason = ' '.join(str(error).partition(', at ')[0].split()).rstrip('.')
+        raise ConfigError(f'{what} cannot be created: {reason}.') from error
 
 
 def check_qos_overrides_are_used(node: Node) -> None:
@@ -87,8 +87,8 @@ def watch_parameters(
             if is_configured():
                 _check_live(node, config, changed)
             _check_cameras(node, changed)
-        except ConfigError as err:
-            return SetParametersResult(successful=False, reason=str(err))
+        except ConfigError as error:
+            return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
 
     def take(parameters: list[Parameter]) -> None:
@@ -140,11 +140,11 @@ def _check_cameras(node: Node, config: Config) -> None:
             # Check the longest topic names of the camera. The first also refuses an absolute name.
             node.resolve_topic_name(f'~/overlay/{camera}')
             node.resolve_topic_name(f'{camera}/image_raw/compressed')
-        except (RuntimeError, NameValidationException) as err:
+        except (RuntimeError, NameValidationException) as error:
             raise ConfigError(
                 f"cameras has '{camera}', which cannot begin a topic name; expected letters, digits and "
                 "underscores, as in 'front_camera', and a name that is short enough."
-            ) from err
+            ) from error
 
 
 def _overrides(node: Node) -> dict:

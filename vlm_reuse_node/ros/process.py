@@ -13,6 +13,7 @@ import traceback
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
+from typing import Any
 
 import cv2
 import rclpy
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns 0; EXIT_MODEL when the model cannot be loaded; EXIT_CONFIG for wrong parameters or arguments; EXIT_FAULT
     after an internal error.
     """
-    events = SimpleQueue()  # the only queue that a signal handler may write to
+    events: SimpleQueue[str] = SimpleQueue()  # the only queue that a signal handler may write to
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: events.put(SIGNAL))
     if hasattr(cv2, 'setLogLevel'):
@@ -48,8 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _init(argv)
         running = _Running(events)
-    except ConfigError as err:
-        return _say(err, EXIT_CONFIG)
+    except ConfigError as error:
+        return _say(error, EXIT_CONFIG)
     running.start()
     events.get()
     if not running.end():
@@ -68,7 +69,7 @@ def say_ready() -> None:
 class _Running(Thread):
     """The node and its executor. Puts END into `events` when it ends."""
 
-    def __init__(self, events: SimpleQueue):
+    def __init__(self, events: SimpleQueue) -> None:
         """Create the node. Raises ConfigError when ROS refuses it, for example without SROS 2 keys."""
         super().__init__(name='ros', daemon=True)
         with making(
@@ -76,7 +77,9 @@ class _Running(Thread):
             'and the policy)'
         ):
             self._node = SceneNode(on_active=say_ready)
-        self._executor, self._end_future, self._events, self.exit_code = SingleThreadedExecutor(), Future(), events, 0
+        self._events, self.exit_code = events, 0
+        self._executor = SingleThreadedExecutor()
+        self._end_future: Future = Future()
         self._executor.add_node(self._node)
         self._log = EngineLog(self._node.get_logger())
 
@@ -111,10 +114,10 @@ class _Running(Thread):
             if self._node.config.autostart:
                 self._node.start()
             self._executor.spin_until_future_complete(self._end_future)
-        except ConfigError as err:
-            return _say(err, EXIT_CONFIG)
-        except ModelError as err:
-            return _say(err, EXIT_MODEL)
+        except ConfigError as error:
+            return _say(error, EXIT_CONFIG)
+        except ModelError as error:
+            return _say(error, EXIT_MODEL)
         finally:
             self._answer_open_questions()
         return 0
@@ -148,10 +151,11 @@ class _Running(Thread):
 class EngineLog(logging.Handler):
     """Forwards the engine's log to a ROS logger, at its level. Repeats the same message at most every five seconds."""
 
-    def __init__(self, logger):
+    def __init__(self, logger: Any) -> None:
         """Start forwarding. logger: a node's `get_logger()`."""
         super().__init__()
-        self._logger, self._last_s = logger, {}
+        self._logger = logger
+        self._last_s: dict[str, float] = {}  # when each sentence was written last
         engine = logging.getLogger('vlm_reuse_node')
         engine.setLevel(int(logger.get_effective_level()))  # ROS's levels have Python's numbers
         engine.addHandler(self)
@@ -176,13 +180,13 @@ def _init(argv: list[str] | None) -> None:
     """Initialise ROS. Raises ConfigError for wrong ROS arguments, such as a missing parameter file."""
     try:
         rclpy.init(args=argv, signal_handler_options=SignalHandlerOptions.NO)
-    except RuntimeError as err:
-        reason = str(err).splitlines()[0].partition(', at ')[0].rstrip('.')
-        raise ConfigError(f'The ROS arguments are wrong: {reason}.') from err
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0].partition(', at ')[0].rstrip('.')
+        raise ConfigError(f'The ROS arguments are wrong: {reason}.') from error
 
 
-def _say(err: Exception, exit_code: int) -> int:
-    print(f'{NODE_NAME}: {err}', file=sys.stderr)
+def _say(error: Exception, exit_code: int) -> int:
+    print(f'{NODE_NAME}: {error}', file=sys.stderr)
     return exit_code
 
 

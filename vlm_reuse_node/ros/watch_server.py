@@ -34,7 +34,7 @@ class WatchServer:
         node: Node,
         worker: Callable[[], ModelWorker],
         standing: Callable[[], list[Watch]],
-    ):
+    ) -> None:
         """Create the services and the topic.
 
         worker: returns the worker. Raises InvalidRequestError when the node is not active.

@@ -72,7 +72,7 @@ class ChangeDetector:
     exact for the cached frame, which is darker or brighter than the newest one.
     """
 
-    def __init__(self, rgb: np.ndarray, stamp_ns: int, rows: int, columns: int, cell_px: int):
+    def __init__(self, rgb: np.ndarray, stamp_ns: int, rows: int, columns: int, cell_px: int) -> None:
         """Keep the (height, width, 3) uint8 frame whose state is cached. Its grid has rows x columns cells."""
         self._grid, self._cell_px = (rows, columns), cell_px
         self._cached = self._latest = self._scaled(rgb)

@@ -47,7 +47,7 @@ class ModelLoop:
         tally: Tally,
         on_refresh: Callable[[Frame, Refresh], None],
         on_refused: Callable[[Frame, ImageError], None] | None,
-    ):
+    ) -> None:
         """Prepare; call `load` next. on_refresh, on_refused: as for `ModelWorker`."""
         self.config = config
         self._inbox, self._tally = inbox, tally

@@ -32,7 +32,7 @@ class Watches:
         self,
         ask: Callable[[Watch, int, Future[Answer]], None],
         on_answer: Callable[[Watch, Answer | None], None],
-    ):
+    ) -> None:
         """Start without any.
 
         ask: queues a question for the model, which sets the future. Called with the time on the node's clock, ns.

@@ -39,7 +39,7 @@ class ModelWorker:
         on_refresh: Callable[[Frame, Refresh], None] | None = None,
         on_refused: Callable[[Frame, ImageError], None] | None = None,
         on_watch: Callable[[Watch, Answer | None], None] | None = None,
-    ):
+    ) -> None:
         """Prepare. `start` loads the model and starts the thread.
 
         All callbacks run on the worker's thread and must not block.

@@ -30,7 +30,7 @@ class Answer:
     cached_stamp_ns: of the frame that the state was computed from; older than stamp_ns when nothing has changed since.
     image_age_s: age of the frame of stamp_ns when the question was asked, plus the lag of deferred cells. The age
         counts from the frame's stamp, or from its arrival if that is earlier.
-    level: the level of the refresh that brought the state up to that frame; '' without an answer.
+    level: the level of the refresh that brought the state up to that frame; None without an answer.
     exact: True when there is an answer and its state equals a cold-dense one on the cached frame.
     tokens_prefilled: prompt and choice tokens that were computed for this answer.
     refresh_ms: time of the refresh that this answer waited for; of a cold answer: image processor and vision tower.
@@ -49,7 +49,7 @@ class Answer:
     cached_stamp_ns: int = 0
     image_age_s: float = 0.0
     model: str = ''
-    level: Level | str = ''
+    level: Level | None = None
     exact: bool = False
     tokens_reused: int = 0
     tokens_prefilled: int = 0

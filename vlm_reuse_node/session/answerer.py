@@ -46,7 +46,7 @@ class TokenizedQuestion:
 class Answerer:
     """Answers questions from the states of one model. It serves any camera."""
 
-    def __init__(self, vlm: Vlm, template: PromptTemplate):
+    def __init__(self, vlm: Vlm, template: PromptTemplate) -> None:
         """Store the model and a prompt template. The part behind the frames is the same in all templates of a model."""
         self._vlm, self._template = vlm, template
 

@@ -35,7 +35,9 @@ class _Sample:
 class Auditor:
     """Chooses the answers to audit, repeats them cold-dense, and counts the differences."""
 
-    def __init__(self, vlm: Vlm, template_for: Callable[[int], PromptTemplate], answerer: Answerer, camera: str):
+    def __init__(
+        self, vlm: Vlm, template_for: Callable[[int], PromptTemplate], answerer: Answerer, camera: str
+    ) -> None:
         """Start with all counts at 0. template_for: returns the prompt template for a number of frames."""
         self._vlm, self._template_for, self._answerer, self._camera = vlm, template_for, answerer, camera
         self._audit = DriftAudit()

@@ -27,7 +27,7 @@ class History:
     spent_ms: time spent on the last rollover so far.
     """
 
-    def __init__(self, vlm: Vlm, template_for: Callable[[int], PromptTemplate], camera: str):
+    def __init__(self, vlm: Vlm, template_for: Callable[[int], PromptTemplate], camera: str) -> None:
         """Start without a rollover."""
         self._vlm, self._template_for, self._camera = vlm, template_for, camera
         self._next: State | None = None
@@ -67,8 +67,6 @@ class History:
         refreshed again.
         """
         room, keyframes = self._room(state, config), len(state.frames) - state.has_live
-        if self._next and len(self._next.frames) + len(self._waiting) > room:
-            self.stop()
         is_due = (
             room > 0 and self._is_due(state, scene_changed, config) and encoded.frame is not state.live.frame
         )  # the same frame again does not become a keyframe

@@ -32,7 +32,7 @@ class Refresher:
     prefilled: prompt tokens computed for refreshes so far.
     """
 
-    def __init__(self, vlm: Vlm, template_for: Callable[[int], PromptTemplate], camera: str):
+    def __init__(self, vlm: Vlm, template_for: Callable[[int], PromptTemplate], camera: str) -> None:
         """Start without a frame. template_for: returns the prompt template for a number of frames."""
         self._vlm, self._template_for, self._camera = vlm, template_for, camera
         self._history = History(vlm, template_for, camera)
@@ -209,7 +209,7 @@ class Refresher:
         if change is None:
             self._detector = ChangeDetector(frame.rgb, frame.stamp_ns, *encoded.grid, self._vlm.family.cell_px)
             self._computed_ns = np.full(encoded.grid, frame.stamp_ns, np.int64)
-        if paid < 2 * plan.refreshed.size:  # else a history was computed too, and the time says nothing
+        if paid <= self.state.tokens / len(self.state.frames):  # else more than one frame was computed
             level = Level.PATCH if plan.level == Level.PATCH else Level.FRAME
             self._planner.learn(level, int(plan.refreshed.sum()), total_ms)
         return {'vision_ms': vision_ms, 'prefill_ms': total_ms - vision_ms}, plan

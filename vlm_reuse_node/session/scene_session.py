@@ -46,7 +46,7 @@ class SceneSession:
         camera: str = 'camera',
         on_refresh: Callable[[Frame, Refresh], None] = lambda frame, refresh: None,
         on_refused: Callable[[Frame, ImageError], None] = lambda frame, error: None,
-    ):
+    ) -> None:
         """Start without a frame.
 
         on_refresh: called after every observed frame, and with the newest frame after a history rollover.

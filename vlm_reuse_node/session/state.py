@@ -45,7 +45,7 @@ class State:
     cache: the model's KV cache, one entry for each layer.
     """
 
-    def __init__(self, vlm: Vlm, template_for: Callable[[int], PromptTemplate]):
+    def __init__(self, vlm: Vlm, template_for: Callable[[int], PromptTemplate]) -> None:
         """Start with an empty cache. template_for: returns the prompt template for a number of frames."""
         self._vlm, self._template_for = vlm, template_for
         self.clear()

@@ -12,7 +12,7 @@ from vlm_reuse_node.session.progress import Progress
 class Halt(Exception):
     """Ends a turn without an answer. The message says why and what to do."""
 
-    def __init__(self, status: Status, message: str):
+    def __init__(self, status: Status, message: str) -> None:
         super().__init__(message)
         self.status = status
 
@@ -28,7 +28,7 @@ class Turn:
         asked_s: float | None = None,
         cancelled: Callable[[], bool] | None = None,
         listener: Callable[[Progress], None] | None = None,
-    ):
+    ) -> None:
         """Start the turn of a question that was asked at `asked_s` (None: now). There is no timeout before `begin`.
 
         listener: called at the start of every stage, and after every token.

@@ -1,12 +1,13 @@
 """The contract of a model family, and the table of families.
 
-A family knows how one architecture cuts a picture, where the picture sits in the prompt, which positions its tokens
-have, and how to run the language model once on a cache. It holds no state: everything is passed and returned.
+A family knows how one architecture cuts a picture, where the picture is in the prompt, which positions its tokens have,
+and how to run the language model once on a cache. It holds no state of a camera: everything is passed and returned.
 """
 
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
+import mlx.core as mx
 import numpy as np
 
 from vlm_reuse_node.errors import ModelError
@@ -34,27 +35,31 @@ class Grid(NamedTuple):
         return self.rows * self.columns
 
 
-class VisionState(NamedTuple):
-    """What is kept of an encoded picture, so that a few cells of the next one can be encoded in its surroundings.
+# Keys and values of one layer.
+KeysValues = tuple[mx.array, mx.array]
 
-    features: mx (cells, width), row by row. blocks: keys and values of each block of the vision tower that looks beyond
-    what is encoded anew, mx (heads, patches, head width), patches in the order the family runs them in.
+
+class VisionState(NamedTuple):
+    """The vision tower's arrays of one picture. With them a few cells of the next picture can be encoded alone.
+
+    features: mx (cells, width), row by row. blocks: keys and values of each block of the tower in which encoded cells
+    look at others, mx (heads, patches, head width), patches in the order in which the family runs them.
     """
 
-    features: Any
-    blocks: tuple[tuple[Any, Any], ...]
+    features: mx.array
+    blocks: tuple[KeysValues, ...]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all of it."""
+        """Bytes of all arrays."""
         return self.features.nbytes + sum(keys.nbytes + values.nbytes for keys, values in self.blocks)
 
 
 class Family(Protocol):
-    """What a session asks of an architecture. Arrays named `mx` belong to the thread that made them.
+    """What a session needs from an architecture. MLX arrays belong to the thread that made them.
 
-    cell_px: pixels of a cell's side, on the picture as the model sees it.
-    takes_mask: whether `forward` takes a mask: attention layers with a flat cache alone.
+    cell_px: pixels of a cell's side, in the picture as the model sees it.
+    takes_mask: whether `forward` takes a mask; only a family whose layers are all attention with a flat cache does.
     encodes_cells: whether it has `prepare_cells`, `encode_cells`, `cells` and `rewrite`.
     """
 
@@ -62,93 +67,106 @@ class Family(Protocol):
     takes_mask: bool
     encodes_cells: bool
 
-    def __init__(self, model: Any, processor: Any):
+    def __init__(self, model: Any, processor: Any) -> None:
         """Serve a model and a processor as `mlx_vlm.load` returns them."""
 
     def prepare(self, rgb: np.ndarray) -> tuple[Any, Grid]:
         """Run the model's own image processor on a (height, width, 3) uint8 picture.
 
-        Returns the pixel values for `encode`, and the picture's grid.
-        Raises ImageError('size', ...) for a picture the processor refuses.
+        Returns the pixel values for `encode`, in the family's own form, and the picture's grid.
+        Raises ImageError('size', ...) for a picture that the processor refuses.
         """
 
-    def encode(self, pixels: Any, grid: Grid) -> Any:
-        """Run the vision tower: mx (cells, width), row by row. Not evaluated yet.
+    def encode(self, pixels: Any, grid: Grid) -> mx.array:
+        """Run the vision tower. Returns features, mx (cells, width), row by row, not evaluated yet.
 
-        The width is the language model's, or more where features enter at several layers: `embed` knows.
+        The width is the language model's, or larger where features enter at several layers; `embed` takes them apart.
         """
 
     def prepare_cells(self, rgb: np.ndarray, grid: Grid, cells: np.ndarray) -> Any:
-        """Run the image processor for what `encode_cells` reads to encode these cells of a picture of this grid."""
+        """Run the image processor on as much of a picture as `encode_cells` needs for these cells."""
 
-    def encode_cells(self, pixels: Any, grid: Grid, cells: np.ndarray, kept: VisionState | None) -> VisionState:
-        """Run the vision tower for some cells alone, in the surroundings that were kept of an older picture.
+    def encode_cells(self, pixels: Any, grid: Grid, cells: np.ndarray, older: VisionState | None) -> VisionState:
+        """Run the vision tower for some cells only; the other cells are those of an older picture.
 
-        pixels: of the whole picture, from `prepare`, or of these cells, from `prepare_cells`. cells: their numbers, row
-        by row, ascending. kept: None when it is all of them: then the features are those of `encode`.
-        Returns what to keep now, in which all else is as it was. Not evaluated yet.
+        pixels: of the whole picture, from `prepare`, or of these cells, from `prepare_cells`. cells: (cells,) numbers,
+        row by row, ascending. older: the older picture's state; None when `cells` are all cells: then the features are
+        those of `encode`. Returns the older state with the arrays of these cells replaced, not evaluated yet.
         """
 
     def slots(self, ids: list[int]) -> list[int]:
         """Return where each picture's slot ends in a prompt, expanded or not: the index right behind its last token.
 
-        The snapshot is taken at the last of them, and a picture's tokens begin at or after the one before.
+        The snapshot is taken at the end of the last slot. A picture's tokens are behind the end of the slot before.
         """
 
     def expand(self, ids: list[int], grids: list[Grid]) -> list[int]:
-        """Give every picture, one token in the chat template, as many tokens as it has cells."""
+        """Replace the one token that a picture has in the chat template by as many as it has cells."""
 
     def positions(self, ids: list[int], grids: list[Grid]) -> np.ndarray:
-        """Positions of an expanded prompt that starts at 0: (axes, length) int32."""
+        """Return the positions of an expanded prompt that starts at 0: (axes, length) int32."""
 
     def text_positions(self, start: int, count: int) -> np.ndarray:
-        """Positions of `count` text tokens, the first at `start`: (axes, count) int32."""
+        """Return the positions of `count` text tokens, the first at `start`: (axes, count) int32."""
 
     def cells(self, ids: list[int]) -> np.ndarray:
-        """Where the pictures' tokens are in an expanded prompt: (cells,) indices."""
+        """Return the indices of the pictures' cells in an expanded prompt: (cells,)."""
 
-    def embed(self, ids: list[int], features: Any = None) -> Any:
-        """Embed an expanded prompt, with `features` (all pictures' cells in order) in the cells' place.
+    def embed(self, ids: list[int], features: mx.array | None = None) -> mx.array:
+        """Embed an expanded prompt, with `features` (all pictures' cells in order) in place of the cells' tokens.
 
-        Returns mx (1, length, width). Not evaluated yet.
+        Returns mx (1, length, width), not evaluated yet.
         """
 
     def chunks(self, ids: list[int], limit: int) -> list[slice]:
-        """Cut a slot's or a question's tokens into forward calls of at most `limit`, more only where a cut is wrong.
+        """Cut the tokens of a slot or a question into forward calls of at most `limit` tokens.
 
-        A picture whose tokens see each other in both directions is never cut.
+        A picture whose tokens see each other in both directions is never cut; its call may be longer.
         """
 
     def forward(
-        self, ids: list[int], embeddings: Any, positions: np.ndarray, cache: list, keep: int = 1, mask: Any = None
-    ) -> Any:
-        """Run the language model once behind what `cache` holds, and add these tokens to it.
+        self,
+        ids: list[int],
+        embeddings: mx.array,
+        positions: np.ndarray,
+        cache: list,
+        keep: int = 1,
+        mask: mx.array | None = None,
+    ) -> mx.array:
+        """Run the language model once behind the tokens in `cache`, and add these tokens to it.
 
         ids, embeddings, positions: of the same tokens, one of `chunks`. cache: as the model's `make_cache` returned it.
-        mask: mx (length, held + length) bool, which tokens see which ones; None: all that come before.
-        Returns the logits of the last `keep` tokens: mx (keep, vocabulary) float32. Not evaluated yet.
+        mask: mx (length, tokens in the cache + length) bool, which tokens see which; None: each sees all before it.
+        Returns the logits of the last `keep` tokens, mx (keep, vocabulary) float32, not evaluated yet.
         """
 
     def rewrite(
-        self, ids: list[int], embeddings: Any, positions: np.ndarray, rows: np.ndarray, picture: np.ndarray, cache: list
+        self,
+        ids: list[int],
+        embeddings: mx.array,
+        positions: np.ndarray,
+        rows: np.ndarray,
+        picture: np.ndarray,
+        cache: list,
     ) -> None:
-        """Compute tokens that `cache` holds anew in their place, each seeing all before it, new ones among them.
+        """Compute tokens that are in `cache` once more, in their place. Each sees all before it, the new ones too.
 
-        ids, embeddings, positions, rows: of the same tokens, rows (tokens,) is where they are, ascending. picture:
-        where all cells of their picture are. cache: one for which `kv_rewrite.is_possible`. Not evaluated yet.
+        ids, embeddings, positions, rows: of the same tokens; rows: their indices in the cache, (tokens,) ascending.
+        picture: indices of all cells of their picture. cache: one for which `kv_rewrite.is_possible`. The new keys and
+        values are not evaluated yet.
         """
 
 
 def even_chunks(length: int, limit: int) -> list[slice]:
-    """Cut so many tokens every `limit`; what a family without two-way attention does."""
+    """Cut `length` tokens every `limit`; right for a family without two-way attention."""
     return [slice(first, min(first + limit, length)) for first in range(0, length, limit)]
 
 
 def family_for(model_type: str) -> type[Family]:
-    """Return the class that serves a model_type: its own, or for any other type that mlx-vlm loads the generic one.
+    """Return the class that serves a model_type: its own one, or the generic one for any other type mlx-vlm can load.
 
-    The generic one looks at the loaded model too, and refuses it when its answers would not be exact.
-    Raises ModelError that names what is missing and the types with a family of their own.
+    The generic class also examines the loaded model, and refuses one whose answers would not be exact.
+    Raises ModelError for a type that mlx-vlm cannot serve, with the reason and the types that have their own class.
     """
     if model_type in FAMILIES:
         return import_module(FAMILIES[model_type]).Family

@@ -4,12 +4,16 @@ Source: mlx_vlm/models/qwen2_5_vl.
 """
 
 from functools import cache
+from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 from vlm_reuse_node.model.families import qwen_blocks
+from vlm_reuse_node.model.families.base import Grid, VisionState
+from vlm_reuse_node.model.families.picture_parts import CellPixels
 from vlm_reuse_node.model.families.qwen_vision import QwenFamily
-from vlm_reuse_node.model.families.sparse_vision import patches
+from vlm_reuse_node.model.families.sparse_vision import patch_rows
 
 
 class Family(QwenFamily):
@@ -18,29 +22,32 @@ class Family(QwenFamily):
     takes_mask = True
     encodes_cells = True
 
-    def __init__(self, model, processor):
+    def __init__(self, model: Any, processor: Any) -> None:
         """Serve a model and a processor as `mlx_vlm.load` returns them."""
         super().__init__(model, processor)
-        self._layout, self._first = cache(self._windows), min(self._vision.fullatt_block_indexes)
+        self._layout = cache(self._windows)
+        self._first = min(self._vision.fullatt_block_indexes)
 
-    def encode(self, pixels, grid):
+    def encode(self, pixels: mx.array, grid: Grid) -> mx.array:
         """Vision features, mx (cells, hidden)."""
-        return self._vision(pixels, self.patches(grid), output_hidden_states=False)
+        return self._vision(pixels, self.patch_grid(grid), output_hidden_states=False)
 
-    def encode_cells(self, pixels, grid, cells, kept):
-        """Exact for a window up to the first block of full attention, from there on in the kept surroundings."""
-        return qwen_blocks.encode_cells(self._vision, self._layout(grid), pixels, cells, kept, self._first, {})
+    def encode_cells(
+        self, pixels: mx.array | CellPixels, grid: Grid, cells: np.ndarray, older: VisionState | None
+    ) -> VisionState:
+        """Exact for whole windows up to the first block of full attention; from there on against the older picture."""
+        return qwen_blocks.encode_cells(self._vision, self._layout(grid), pixels, cells, older, self._first, {})
 
-    def read_cells(self, grid, cells):
-        """All of the windows they are in."""
+    def read_cells(self, grid: Grid, cells: np.ndarray) -> np.ndarray:
+        """All cells of the windows that hold these."""
         return qwen_blocks.read_cells(self._layout(grid), cells, self._first)
 
-    def _windows(self, grid):
-        """Cells window by window; those at the right and bottom edges may be smaller."""
+    def _windows(self, grid: Grid) -> qwen_blocks.Layout:
+        """Cells window by window; windows at the right and bottom edges may be smaller."""
         side = self._vision.window_size // self.cell_px
         rows, columns = np.divmod(np.arange(grid.cells), grid.columns)
         order = np.lexsort((columns, rows, columns // side, rows // side))
         windows = (rows // side * grid.columns + columns // side)[order]
         starts = np.append(np.flatnonzero(np.diff(windows, prepend=-1)), grid.cells)
-        angles = self._vision.rot_pos_emb(self.patches(grid))
-        return qwen_blocks.Layout(order, starts, angles[patches(order, self._merge**2)])
+        angles = self._vision.rot_pos_emb(self.patch_grid(grid))
+        return qwen_blocks.Layout(order, starts, angles[patch_rows(order, self._merge**2)])

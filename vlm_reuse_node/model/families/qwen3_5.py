@@ -1,18 +1,21 @@
 """Qwen3.5: the cells and the vision tower of Qwen3-VL without DeepStack; gated-delta layers between full attention.
 
-Source: mlx_vlm/models/qwen3_5 and qwen3_5_moe. A gated-delta layer has no positions; its cache is a whole state that
-every call replaces by a new one, so it cannot be cut back, only put back. One sequence needs no mask.
-Off Metal, mlx-vlm has one method for a call of one token and another one for more; where heads forget fast their logits
-differ by some 1e-4 in float32. It is the noise floor between chunk grids; on one grid warm and cold are equal.
+Source: mlx_vlm/models/qwen3_5 and qwen3_5_moe. A gated-delta layer has no positions. Every call replaces its whole
+state, so its cache cannot be trimmed, only restored. One sequence needs no mask.
+Off Metal, mlx-vlm has one method for a call of one token and another one for more, whose roundings differ most where
+heads forget fast. That is noise between chunk grids (`model/noise.py`); on one grid warm and cold are equal.
 """
 
+import mlx.core as mx
+
+from vlm_reuse_node.model.families.base import Grid
 from vlm_reuse_node.model.families.qwen_vision import QwenFamily
 
 
 class Family(QwenFamily):
     """See `families.base.Family`."""
 
-    def encode(self, pixels, grid):
+    def encode(self, pixels: mx.array, grid: Grid) -> mx.array:
         """Vision features, mx (cells, hidden)."""
-        features, _ = self._vision(pixels, self.patches(grid))
+        features, _ = self._vision(pixels, self.patch_grid(grid))
         return features

@@ -1,17 +1,20 @@
 """Qwen3-VL: square cells of 32 px, interleaved M-RoPE, DeepStack, a flat KV cache; serves the mixture of experts too.
 
 Source: mlx_vlm/models/qwen3_vl and qwen3_vl_moe. With DeepStack the vision tower gives each cell one vector for the
-prompt and one more, a level, for each of the first language layers; they are carried side by side. mlx-vlm drops the
-levels when features come from its cache (`cached_image_features`), or when their number is not that of the mask: this
-file hands every call the levels of exactly its own tokens.
+prompt and one more, a level, for each of the first language layers. Here they are one array, side by side. mlx-vlm
+drops the levels when features come from its cache (`cached_image_features`), or when their number is not that of the
+mask: this file gives every call the levels of exactly its own tokens.
 """
 
 from functools import cache
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from vlm_reuse_node.model.families import qwen_blocks
+from vlm_reuse_node.model.families.base import Grid, VisionState
+from vlm_reuse_node.model.families.picture_parts import CellPixels
 from vlm_reuse_node.model.families.qwen_vision import QwenFamily
 
 
@@ -21,41 +24,52 @@ class Family(QwenFamily):
     takes_mask = True
     encodes_cells = True
 
-    def __init__(self, model, processor):
+    def __init__(self, model: Any, processor: Any) -> None:
         """Serve a model and a processor as `mlx_vlm.load` returns them."""
         super().__init__(model, processor)
         self._layout = cache(self._one_window)
 
-    def encode(self, pixels, grid):
+    def encode(self, pixels: mx.array, grid: Grid) -> mx.array:
         """Vision features and their levels side by side, mx (cells, hidden * (1 + levels))."""
-        features, levels = self._vision(pixels, self.patches(grid))
+        features, levels = self._vision(pixels, self.patch_grid(grid))
         return mx.concatenate([features, *levels], axis=-1)
 
-    def encode_cells(self, pixels, grid, cells, kept):
-        """In every block in the kept surroundings, levels too."""
+    def encode_cells(
+        self, pixels: mx.array | CellPixels, grid: Grid, cells: np.ndarray, older: VisionState | None
+    ) -> VisionState:
+        """Against the older picture in every block; levels too."""
         levels = dict(zip(self._vision.deepstack_visual_indexes, self._vision.deepstack_merger_list))
-        return qwen_blocks.encode_cells(self._vision, self._layout(grid), pixels, cells, kept, 0, levels)
+        return qwen_blocks.encode_cells(self._vision, self._layout(grid), pixels, cells, older, 0, levels)
 
-    def _one_window(self, grid):
-        patches = self.patches(grid)
+    def _one_window(self, grid: Grid) -> qwen_blocks.Layout:
+        """Cells row by row; all of them are one window."""
+        patch_grid = self.patch_grid(grid)
         return qwen_blocks.Layout(
             np.arange(grid.cells),
             np.array([0, grid.cells]),
-            self._vision.rot_pos_emb(patches),
-            self._vision.fast_pos_embed_interpolate(patches),
+            self._vision.rot_pos_emb(patch_grid),
+            self._vision.fast_pos_embed_interpolate(patch_grid),
         )
 
-    def embed(self, ids, features=None):
-        """Token embeddings, mx (1, length, hidden); with features as wide as those, and zeros in the text's levels."""
+    def embed(self, ids: list[int], features: mx.array | None = None) -> mx.array:
+        """Token embeddings, mx (1, length, hidden); with features as wide as these, and 0 in the levels of text."""
         embeddings = super().embed(ids)
         if features is None:
             return embeddings
         added = features.shape[-1] - embeddings.shape[-1]
-        embeddings = mx.pad(embeddings, ((0, 0), (0, 0), (0, added)))
+        embeddings = mx.pad(embeddings, [(0, 0), (0, 0), (0, added)])
         embeddings[0, mx.array(self.cells(ids))] = features.astype(embeddings.dtype)
         return embeddings
 
-    def forward(self, ids, embeddings, positions, cache, keep=1, mask=None):
+    def forward(
+        self,
+        ids: list[int],
+        embeddings: mx.array,
+        positions: np.ndarray,
+        cache: list,
+        keep: int = 1,
+        mask: mx.array | None = None,
+    ) -> mx.array:
         """Logits of the last `keep` tokens, mx (keep, vocabulary)."""
         hidden = self._language.args.hidden_size
         levels = embeddings.shape[-1] // hidden - 1

@@ -1,30 +1,36 @@
-"""Some cells of a picture through a Qwen vision tower, in the surroundings that were kept of an older picture.
+"""Encodes some cells of a picture with a Qwen vision tower; the other cells are those of an older picture.
 
-Patches are in the order the tower runs them in, window by window. Up to the first block that looks at the whole picture
-a window depends on its own pixels alone: those with a wanted cell are run whole, the others are what they were. From
-there on the wanted cells' patches are queries against the kept keys and values of everything they look at.
+Patches are in the order in which the tower runs them, window by window. Up to the first block that looks at the whole
+picture, a window depends on its own pixels alone: windows with a cell to encode run whole, the others do not run. From
+there on only the patches of the cells to encode are queries. They look at the older picture's keys and values, in which
+their own are replaced.
 Source: mlx_vlm/models/qwen2_5_vl/vision.py and qwen3_vl/vision.py, whose modules are used.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from mlx_vlm.models.base import ensure_fused_sdpa
 from mlx_vlm.models.qwen2_5_vl.vision import apply_rotary_pos_emb_vision
 
-from vlm_reuse_node.model.families.base import VisionState
+from vlm_reuse_node.model.families.base import KeysValues, VisionState
 from vlm_reuse_node.model.families.picture_parts import CellPixels
-from vlm_reuse_node.model.families.sparse_vision import padded, patches, written
+from vlm_reuse_node.model.families.sparse_vision import padded, patch_rows, written
+
+# Which queries look at which keys in one block.
+Spans = list[tuple[slice, slice]]
+WHOLE_PICTURE: Spans = [(slice(None), slice(None))]
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Where a picture's cells are in the tower's order.
+    """Where the cells of a picture are in the tower's order.
 
     order: the cell at each place, (cells,). starts: the first place of each window, and the number of places.
-    rotary: angles of each patch, mx (patches, width). added: what is added to each embedded patch, or None.
+    rotary: angles of each patch, mx (patches, width). added: position embeddings, mx (patches, width), or None.
     """
 
     order: np.ndarray
@@ -33,113 +39,133 @@ class Layout:
     added: mx.array | None = None
 
     def window_of(self, places: np.ndarray) -> np.ndarray:
-        """The number of each place's window."""
+        """Return the number of each place's window."""
         return np.searchsorted(self.starts, places, side='right') - 1
 
 
 @dataclass(frozen=True, eq=False)
 class CellSelection:
-    """The places to be encoded: `asked`, padded; before them `inside`, all of the windows they are in.
+    """Which places a vision pass runs.
 
-    lengths: places of each of these windows.
+    places: of the cells to encode, padded. window_places: all places of the windows that hold them, ascending.
+    window_lengths: places of each of these windows.
     """
 
-    asked: np.ndarray
-    inside: np.ndarray
-    lengths: np.ndarray
+    places: np.ndarray
+    window_places: np.ndarray
+    window_lengths: np.ndarray
 
     @classmethod
     def of(cls, layout: Layout, cells: np.ndarray, by_window: bool) -> 'CellSelection':
-        """Find cells, at least one; by_window: whether the first blocks look at windows."""
-        asked = padded(np.flatnonzero(np.isin(layout.order, cells)), len(layout.order))
+        """Select cells, at least one. by_window: whether the first blocks look at windows."""
+        places = padded(np.flatnonzero(np.isin(layout.order, cells)), len(layout.order))
         if not by_window:
-            return cls(asked, asked, np.array([len(asked)]))
-        windows = np.unique(layout.window_of(asked))
-        first, last = layout.starts[windows], layout.starts[windows + 1]
-        return cls(asked, np.concatenate([np.arange(*span) for span in zip(first, last)]), last - first)
+            return cls(places, places, np.array([len(places)]))
+        windows = np.unique(layout.window_of(places))
+        first = layout.starts[windows]
+        last = layout.starts[windows + 1]
+        return cls(places, np.concatenate([np.arange(*bounds) for bounds in zip(first, last)]), last - first)
 
 
 def read_cells(layout: Layout, cells: np.ndarray, first: int) -> np.ndarray:
-    """The cells whose pixels `encode_cells` reads to encode these, ascending."""
-    return np.unique(layout.order[CellSelection.of(layout, cells, by_window=first > 0).inside])
+    """Return the cells whose pixels `encode_cells` needs to encode these, ascending."""
+    return np.unique(layout.order[CellSelection.of(layout, cells, by_window=first > 0).window_places])
 
 
 def encode_cells(
-    tower,
+    tower: Any,
     layout: Layout,
     pixels: mx.array | CellPixels,
     cells: np.ndarray,
-    kept: VisionState | None,
+    older: VisionState | None,
     first: int,
-    levels: dict[int, Callable],
+    levels: Mapping[int, Callable[[mx.array], mx.array]],
 ) -> VisionState:
     """See `families.base.Family.encode_cells`.
 
     first: the first block that looks at the whole picture. levels: the merger behind each block that has one.
     """
-    wanted, each = CellSelection.of(layout, cells, by_window=first > 0), tower.spatial_merge_size**2
+    selection = CellSelection.of(layout, cells, by_window=first > 0)
+    per_cell = tower.spatial_merge_size**2
     # 1. Whole windows, each by itself.
-    rows = patches(wanted.inside, each)
-    if not isinstance(pixels, CellPixels):
-        pixels = CellPixels(pixels, np.arange(len(layout.order)))
-    hidden = tower.patch_embed(pixels.of(layout.order[wanted.inside], each))
-    if layout.added is not None:
-        hidden = hidden + layout.added[rows]
-    bounds = mx.array(np.append(0, np.cumsum(wanted.lengths * each)))
+    hidden = _embedded(tower, layout, pixels, selection.window_places)
+    rows = patch_rows(selection.window_places, per_cell)
+    bounds = mx.array(np.append(0, np.cumsum(selection.window_lengths * per_cell)))
     for block in tower.blocks[:first]:
         hidden = block(hidden, cu_seqlens=bounds, rotary_pos_emb=layout.rotary[rows])
-    # 2. The wanted cells alone, in the picture.
-    going_on = patches(np.searchsorted(wanted.inside, wanted.asked), each) if first else None
-    windows, everything = _window_spans(layout, wanted.asked, each), [(slice(None), slice(None))]
-    merged, blocks = [], []
+    # 2. The cells to encode, in the picture. The first block here takes keys and values of whole windows.
+    queries = patch_rows(np.searchsorted(selection.window_places, selection.places), per_cell) if first else None
+    windows = _window_spans(layout, selection.places, per_cell)
+    merged = []
+    blocks: list[KeysValues] = []
     for index, block in enumerate(tower.blocks[first:], first):
-        spans = windows if index not in getattr(tower, 'fullatt_block_indexes', [index]) else everything
-        hidden, keys_values = _run_block(
-            block, hidden, layout.rotary[rows], rows, kept and kept.blocks[len(blocks)], spans, going_on
-        )
+        spans = windows if index not in getattr(tower, 'fullatt_block_indexes', [index]) else WHOLE_PICTURE
+        old = None if older is None else older.blocks[len(blocks)]
+        hidden, keys_values = _run_block(block, hidden, layout.rotary[rows], rows, old, spans, queries)
         blocks.append(keys_values)
-        if going_on is not None:
-            rows, going_on = patches(wanted.asked, each), None
+        if queries is not None:
+            rows = patch_rows(selection.places, per_cell)
+            queries = None
         if index in levels:
             merged.append(levels[index](hidden))
-    # 3. Their features among the others'.
+    # 3. Their features among those of the other cells.
     features = mx.concatenate([tower.merger(hidden), *merged], axis=-1)
-    if kept is None:
+    if older is None:
         features = features[mx.array(np.argsort(layout.order))]
     else:
-        features = written(kept.features, mx.array(layout.order[wanted.asked]), features)
+        features = written(older.features, mx.array(layout.order[selection.places]), features)
     return VisionState(features, tuple(blocks))
 
 
-def _window_spans(layout, asked, each):
-    """Which queries look at which keys in a block that looks at windows: patches of `asked`, patches of all places."""
-    windows = layout.window_of(asked)
+def _embedded(tower: Any, layout: Layout, pixels: mx.array | CellPixels, places: np.ndarray) -> mx.array:
+    """The embedded patches at these places, mx (patches, width)."""
+    per_cell = tower.spatial_merge_size**2
+    if not isinstance(pixels, CellPixels):
+        pixels = CellPixels(pixels, np.arange(len(layout.order)))
+    hidden = tower.patch_embed(pixels.of(layout.order[places], per_cell))
+    return hidden if layout.added is None else hidden + layout.added[patch_rows(places, per_cell)]
+
+
+def _window_spans(layout: Layout, places: np.ndarray, per_cell: int) -> Spans:
+    """The spans of a block that looks at windows: queries are the patches at `places`, keys those of all places."""
+    windows = layout.window_of(places)
     spans = []
     for window in np.unique(windows):
-        queries = np.searchsorted(windows, [window, window + 1]) * each
-        keys = layout.starts[window : window + 2] * each
+        queries = np.searchsorted(windows, [window, window + 1]) * per_cell
+        keys = layout.starts[window : window + 2] * per_cell
         spans.append((slice(*queries.tolist()), slice(*keys.tolist())))
     return spans
 
 
-def _run_block(block, hidden, angles, rows, kept, spans, going_on):
-    """Run one block on patches: those that go on, mx (patches, width), and keys and values of the whole picture.
+def _run_block(
+    block: Any,
+    hidden: mx.array,
+    angles: mx.array,
+    rows: mx.array,
+    older: KeysValues | None,
+    spans: Spans,
+    queries: mx.array | None,
+) -> tuple[mx.array, KeysValues]:
+    """Run one block; return the patches that are queries, mx (queries, width), and the whole picture's keys and values.
 
-    angles, rows: of these patches, rows among all. kept: keys and values of all, None when these are all of them.
-    going_on: which of these patches do, None: all.
+    hidden: of some patches, mx (patches, width). angles: of these. rows: of these, among all patches of the picture.
+    older: the older picture's keys and values; None when `hidden` is all patches. queries: which of `hidden` are
+    queries; None: all.
     """
     attention = block.attn
     states = attention.qkv(block.norm1(hidden)).reshape(len(hidden), 3, attention.num_heads, -1)
-    queries, keys, values = (states[:, part] for part in range(3))
-    queries, keys = (apply_rotary_pos_emb_vision(part[None], angles)[0] for part in (queries, keys))
-    queries, keys, values = (part.transpose(1, 0, 2) for part in (queries, keys, values))
-    if kept is not None:
-        keys, values = written(kept[0], rows, keys, axis=1), written(kept[1], rows, values, axis=1)
-    if going_on is not None:
-        hidden, queries = hidden[going_on], queries[:, going_on]
+    turned = [apply_rotary_pos_emb_vision(states[None, :, part], angles)[0].transpose(1, 0, 2) for part in (0, 1)]
+    asking, keys, values = *turned, states[:, 2].transpose(1, 0, 2)  # mx (heads, patches, head width)
+    if older is not None:
+        old_keys, old_values = older
+        keys = written(old_keys, rows, keys, axis=1)
+        values = written(old_values, rows, values, axis=1)
+    if queries is not None:
+        hidden = hidden[queries]
+        asking = asking[:, queries]
     seen = mx.concatenate(
         [
-            ensure_fused_sdpa(queries[None, :, mine], keys[None, :, theirs], values[None, :, theirs], attention.scale)
+            ensure_fused_sdpa(asking[None, :, mine], keys[None, :, theirs], values[None, :, theirs], attention.scale)
             for mine, theirs in spans
         ],
         axis=2,

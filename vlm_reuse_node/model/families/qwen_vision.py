@@ -1,13 +1,14 @@
-"""What the Qwen families share: cells of patches, one image token per cell, M-RoPE with three axes (time, row, column).
+"""Shared by the Qwen families: cells of patches, one image token per cell, M-RoPE with three axes (time, row, column).
 
 Source: mlx_vlm/models/qwen2_5_vl, qwen3_vl and qwen3_5. Their `LanguageModel.__call__` keeps positions in attributes
-(`_rope_deltas`, `_position_ids`) that a second session would inherit, so this file calls the layers below it with
-positions given.
+(`_rope_deltas`, `_position_ids`) that a second session would inherit. So this file calls the layers below it, and gives
+them the positions.
 """
 
 import copy
 import sys
 from functools import partial
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -15,8 +16,8 @@ from PIL import Image
 
 from vlm_reuse_node.errors import ImageError
 from vlm_reuse_node.model.families.base import Grid, even_chunks
-from vlm_reuse_node.model.families.picture_parts import PictureParts
-from vlm_reuse_node.model.kv_rewrite import RewrittenLayer, visible
+from vlm_reuse_node.model.families.picture_parts import CellPixels, PictureParts
+from vlm_reuse_node.model.kv_rewrite import RewriteCache, visible
 
 AXES = 3
 
@@ -27,7 +28,7 @@ class QwenFamily:
     takes_mask = False
     encodes_cells = False
 
-    def __init__(self, model, processor):
+    def __init__(self, model: Any, processor: Any) -> None:
         """Serve a model and a processor as `mlx_vlm.load` returns them."""
         self._vision = model.vision_tower
         self._language = model.language_model
@@ -36,11 +37,14 @@ class QwenFamily:
         self._image_token = model.config.image_token_id
         self._end_token = model.config.vision_end_token_id
         self.cell_px = model.config.vision_config.patch_size * self._merge
-        sized = copy.copy(self._image_processor)
-        sized.min_pixels, sized.max_pixels = 1, sys.maxsize  # takes a picture as large as it is
-        self._parts = PictureParts(self.prepare, partial(self._processed, sized), self.cell_px, self._merge**2)
+        without_resizing = copy.copy(self._image_processor)
+        without_resizing.min_pixels = 1
+        without_resizing.max_pixels = sys.maxsize
+        self._parts = PictureParts(
+            self.prepare, partial(self._processed, without_resizing), self.cell_px, self._merge**2
+        )
 
-    def prepare(self, rgb):
+    def prepare(self, rgb: np.ndarray) -> tuple[mx.array, Grid]:
         """Pixel values mx (patches, patch values) and the grid."""
         try:
             return self._processed(self._image_processor, rgb)
@@ -52,29 +56,30 @@ class QwenFamily:
                 f'Expected sides of at least one pixel and a ratio below 200.',
             ) from error
 
-    def _processed(self, processor, rgb):
+    def _processed(self, processor: Any, rgb: np.ndarray) -> tuple[mx.array, Grid]:
+        """Run an image processor; see `prepare`."""
         inputs = processor(images=[Image.fromarray(rgb)])
         _, rows, columns = (int(side) for side in inputs['image_grid_thw'][0])
         dtype = self._vision.patch_embed.proj.weight.dtype
         return mx.array(inputs['pixel_values']).astype(dtype), Grid(rows // self._merge, columns // self._merge)
 
-    def prepare_cells(self, rgb, grid, cells):
-        """Of the part of the picture that they are in."""
+    def prepare_cells(self, rgb: np.ndarray, grid: Grid, cells: np.ndarray) -> CellPixels | mx.array:
+        """Pixel values of the part of the picture that holds the cells `encode_cells` needs."""
         return self._parts.around(rgb, grid, self.read_cells(grid, cells))
 
-    def read_cells(self, grid, cells):
-        """The cells whose pixels it takes to encode these, ascending."""
+    def read_cells(self, grid: Grid, cells: np.ndarray) -> np.ndarray:
+        """The cells whose pixels are needed to encode these, ascending."""
         return np.unique(cells)
 
-    def patches(self, grid):
-        """Patches of a picture as its vision tower counts them: mx (1, 3), time, rows and columns."""
+    def patch_grid(self, grid: Grid) -> mx.array:
+        """Times, rows and columns of a picture's patches, mx (1, 3), for the vision tower."""
         return mx.array([[1, grid.rows * self._merge, grid.columns * self._merge]])
 
-    def slots(self, ids):
+    def slots(self, ids: list[int]) -> list[int]:
         """Right behind each picture's end token."""
         return [index + 1 for index, token in enumerate(ids) if token == self._end_token]
 
-    def expand(self, ids, grids):
+    def expand(self, ids: list[int], grids: list[Grid]) -> list[int]:
         """One image token per cell."""
         waiting = iter(grids)
         return [
@@ -83,9 +88,11 @@ class QwenFamily:
             for token in ([given] * next(waiting).cells if given == self._image_token else [given])
         ]
 
-    def positions(self, ids, grids):
-        """Text counts up on all axes; a picture's cells share the time and count rows and columns from there."""
-        parts, start, index = [], 0, 0
+    def positions(self, ids: list[int], grids: list[Grid]) -> np.ndarray:
+        """Text counts up on all axes. A picture's cells have one time, and count rows and columns from there."""
+        parts = []
+        start = 0  # the next position
+        index = 0  # of the next token
         for grid in grids:
             first = ids.index(self._image_token, index)
             parts.append(self.text_positions(start, first - index))
@@ -97,36 +104,54 @@ class QwenFamily:
         parts.append(self.text_positions(start, len(ids) - index))
         return np.concatenate(parts, axis=1).astype(np.int32)
 
-    def text_positions(self, start, count):
+    def text_positions(self, start: int, count: int) -> np.ndarray:
         """The same number on the three axes."""
         return np.tile(np.arange(start, start + count, dtype=np.int32), (AXES, 1))
 
-    def embed(self, ids, features=None):
+    def embed(self, ids: list[int], features: mx.array | None = None) -> mx.array:
         """Token embeddings, mx (1, length, hidden)."""
         embeddings = self._language.model.embed_tokens(mx.array([ids]))
         if features is not None:
             embeddings[0, mx.array(self.cells(ids))] = features.astype(embeddings.dtype)
         return embeddings
 
-    def cells(self, ids):
-        """Where the pictures' tokens are, (cells,)."""
+    def cells(self, ids: list[int]) -> np.ndarray:
+        """Indices of the image tokens, (cells,)."""
         return np.flatnonzero(np.array(ids) == self._image_token)
 
-    def chunks(self, ids, limit):
+    def chunks(self, ids: list[int], limit: int) -> list[slice]:
         """Every `limit` tokens."""
         return even_chunks(len(ids), limit)
 
-    def forward(self, ids, embeddings, positions, cache, keep=1, mask=None):
+    def forward(
+        self,
+        ids: list[int],
+        embeddings: mx.array,
+        positions: np.ndarray,
+        cache: list,
+        keep: int = 1,
+        mask: mx.array | None = None,
+    ) -> mx.array:
         """Logits of the last `keep` tokens, mx (keep, vocabulary)."""
         return self.run_layers(embeddings, positions, cache, keep, mask=mask)
 
-    def rewrite(self, ids, embeddings, positions, rows, picture, cache):
-        """In one forward call, masked by slot order."""
+    def rewrite(
+        self,
+        ids: list[int],
+        embeddings: mx.array,
+        positions: np.ndarray,
+        rows: np.ndarray,
+        picture: np.ndarray,
+        cache: list,
+    ) -> None:
+        """In one forward call, with a mask by the order in the prompt."""
         mask = mx.array(visible(rows, cache[0].offset))
-        self.forward(ids, embeddings, positions, [RewrittenLayer(part, rows) for part in cache], mask=mask)
+        self.forward(ids, embeddings, positions, [RewriteCache(part, rows) for part in cache], mask=mask)
 
-    def run_layers(self, embeddings, positions, cache, keep, **inputs):
-        """`forward`, with what else the family's layers take by name."""
+    def run_layers(
+        self, embeddings: mx.array, positions: np.ndarray, cache: list, keep: int, **inputs: Any
+    ) -> mx.array:
+        """`forward`, with further inputs of the family's layers by name."""
         hidden = self._language.model(
             None, inputs_embeds=embeddings, cache=cache, position_ids=mx.array(positions)[:, None], **inputs
         )

@@ -1,0 +1,48 @@
+"""What rounding alone may change, for tests that compare two ways of computing the same; see `model/noise.py`."""
+
+from functools import partial
+
+import numpy as np
+
+from vlm_reuse_node.model import noise
+from vlm_reuse_node.session import state as states
+from vlm_reuse_node.session.encoded_frame import EncodedFrame
+
+# What is really wrong is off by more than so many times the bound.
+WIDE = 10
+
+
+def state_bound(vlm, frames, measure, template_for=None):
+    """The bound of what `measure` says of a state of these frames, when all is computed from their pixels."""
+    prepared = [vlm.family.prepare(frame.rgb) for frame in frames]
+
+    def compute(pixels):
+        seen = [
+            EncodedFrame(frame, b'', grid, vlm.family.encode(values, grid))
+            for frame, values, (_, grid) in zip(frames, pixels, prepared)
+        ]
+        return measure(states.build(vlm, template_for or partial(vlm.template, ''), seen))
+
+    return noise.bound([pixels for pixels, _ in prepared], compute)
+
+
+def log_scores(vlm, state, *questions):
+    """Log-probabilities of the choices of questions about a state: an array each."""
+    scores = []
+    for question in questions:
+        ids, choices = state.template.question(question.text), state.template.choices(question.choices)
+        logits = vlm.run(state.cache, ids, vlm.family.text_positions(state.next_position, len(ids)))
+        scores.append(np.log(vlm.score(state.cache, logits, state.next_position + len(ids), choices)))
+        state.restore()
+    return scores
+
+
+def choice_bound(session, *questions):
+    """The bound of the log-probabilities of choices, of questions about the pictures that a session keeps."""
+    vlm, frames = session._vlm, [picture.frame for picture in session._refresher.state.frames]
+    return state_bound(vlm, frames, lambda state: log_scores(vlm, state, *questions), session._template_for)
+
+
+def choices_apart(one, other):
+    """How far the log-probabilities of two answers' choices are apart."""
+    return noise.apart(np.log(one.choice_scores), np.log(other.choice_scores))

@@ -1,0 +1,58 @@
+"""The numeric tests once more, in processes of their own, under other BLAS kernels: bounds must hold on any machine."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from blas import kernel, main
+
+TESTS = Path(__file__).parent
+# OpenBLAS's name of a kernel -> what the processor needs to run it.
+KERNELS = {
+    'Haswell': {'avx2', 'fma'},
+    'SkylakeX': {'avx512f', 'avx512bw', 'avx512dq', 'avx512vl'},
+    'Zen': {'avx2', 'fma'},
+    'Nehalem': {'sse4_2'},
+}
+PROCESSOR = Path('/proc/cpuinfo')
+
+pytestmark = pytest.mark.skipif(not kernel(), reason='no OpenBLAS is preloaded (LD_PRELOAD; tools/env.sh does it)')
+
+
+def test_nothing_is_run_under_another_kernel_than_the_expected_one():
+    assert main(['Other', '--no-such-option']) == f"The kernel is '{kernel()}'; expected 'Other'."
+
+
+def run(expected, files, environment):
+    """Run the numeric tests of these files where the kernel is the expected one: what pytest says."""
+    # Settings of this pytest are not those of the other; a processor's kernel may be set or not.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(('PYTEST_', 'OPENBLAS_CORE'))}
+    program = f'import sys; sys.path.append({str(TESTS)!r}); from blas import main; sys.exit(main(sys.argv[1:]))'
+    options = '-q', '-m', 'numeric', '-p', 'no:cacheprovider', '-p', 'no:randomly'
+    done = subprocess.run(
+        [sys.executable, '-c', program, expected, *options, *map(str, files)],
+        cwd=TESTS.parent,
+        env={name: value for name, value in (inherited | environment).items() if value is not None},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, f'under {expected or "the BLAS of MLX"}:\n{done.stdout[-4000:]}\n{done.stderr[-2000:]}'
+    return done.stdout
+
+
+@pytest.mark.parametrize('name', KERNELS)
+def test_the_bounds_hold_under_another_kernel(name):
+    flags = PROCESSOR.read_text().split() if PROCESSOR.exists() else []
+    if missing := KERNELS[name].difference(flags):
+        pytest.skip(f'this processor has no {", ".join(sorted(missing))}')
+    others = [path for path in sorted(TESTS.glob('test_*.py')) if path != Path(__file__)]
+    files = [path for path in others if 'pytest.mark.numeric' in path.read_text()]
+    assert ' passed' in run(name, files, {'OPENBLAS_CORETYPE': name})
+
+
+def test_the_bounds_hold_under_the_blas_that_mlx_brings():
+    """A slow one whose sums come in the same order in calls of any size: only moving the input shows its rounding."""
+    assert ' passed' in run('', [TESTS / 'test_noise.py'], {'LD_PRELOAD': None})

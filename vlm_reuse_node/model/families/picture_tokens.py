@@ -1,0 +1,96 @@
+"""The tokens of pictures in a prompt, for models whose processor decides their number and what frames them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vlm_reuse_node.model.families.base import Grid
+
+
+class TokenSpan(Grid):
+    """All tokens that replace a picture's placeholder, separators too, and a grid of its image tokens.
+
+    The grid has exactly as many cells as there are image tokens, in rows and columns near the picture's shape. It says
+    how finely two pictures are compared, not which token sees which pixels: such models refresh all cells or none.
+    """
+
+    ids: tuple[int, ...]
+
+    def __new__(cls, rows: int, columns: int, ids: tuple[int, ...]) -> 'TokenSpan':
+        """Lay out the `rows * columns` image tokens among `ids`."""
+        span = super().__new__(cls, rows, columns)
+        span.ids = ids
+        return span
+
+    def __eq__(self, other: object) -> bool:
+        """Compare the tokens too: two pictures with equally many image tokens may have other separators."""
+        return isinstance(other, TokenSpan) and self.ids == other.ids and tuple(self) == tuple(other)
+
+    def __ne__(self, other: object) -> bool:
+        """Override the tuple's, which compares rows and columns only."""
+        return not self == other
+
+    def __hash__(self) -> int:
+        """Agree with equality."""
+        return hash((*self, self.ids))
+
+
+@dataclass(frozen=True)
+class PictureTokens:
+    """How a model's prompts show pictures.
+
+    image: the token of one cell. placeholder: the chat template's token for a whole picture. head, tail: tokens before
+    the first and behind the last image token of a picture. fewest: image tokens of a small picture.
+    """
+
+    image: int
+    placeholder: int
+    head: tuple[int, ...]
+    tail: tuple[int, ...]
+    fewest: int
+
+    @classmethod
+    def of(cls, image: int, placeholder: int, small: tuple[int, ...]) -> 'PictureTokens':
+        """Learn from the tokens of one small picture."""
+        places = [index for index, token in enumerate(small) if token == image]
+        return cls(image, placeholder, small[: places[0]], small[places[-1] + 1 :], len(places))
+
+    def cells(self, ids: Sequence[int]) -> np.ndarray:
+        """Return the indices of the image tokens, (cells,)."""
+        return np.flatnonzero(np.array(ids) == self.image)
+
+    def expand(self, ids: Sequence[int], spans: Sequence[TokenSpan]) -> list[int]:
+        """Replace every placeholder by its picture's tokens."""
+        waiting = iter(spans)
+        return [token for given in ids for token in (next(waiting).ids if given == self.placeholder else [given])]
+
+    def slots(self, ids: Sequence[int]) -> list[int]:
+        """Return the index behind each picture's last token, its closing separators included."""
+        images = [index for index, token in enumerate(ids) if token == self.image]
+        if not self._is_expanded(ids, len(images)):
+            return [index + 1 for index, token in enumerate(ids) if token == self.placeholder]
+        gaps = [ids[here + 1 : following] for here, following in zip(images, images[1:])]
+        last = [here for here, gap in zip(images, gaps) if self._parts_pictures(gap)] + images[-1:]
+        return [index + 1 + len(self.tail) for index in last]
+
+    def _is_expanded(self, ids: Sequence[int], images: int) -> bool:
+        """Whether a prompt with so many image tokens has pictures in the place of placeholders."""
+        if self.placeholder != self.image:
+            return images > 0
+        if self.tail:
+            return (self.image, self.tail[0]) in zip(ids, ids[1:])
+        return images >= self.fewest
+
+    def _parts_pictures(self, gap: Sequence[int]) -> bool:
+        """Whether tokens between two image tokens end one picture and begin another; else they are inside of one."""
+        rest = gap[len(self.tail) :]
+        ends_one = bool(gap) and tuple(gap[: len(self.tail)]) == self.tail
+        return ends_one and (not self.head or self.head[0] in rest)
+
+
+def layout(count: int, ratio: float) -> tuple[int, int]:
+    """Return rows and columns of exactly `count` cells; rows / columns is as near to `ratio` as that allows."""
+    sides = [rows for rows in range(1, count + 1) if count % rows == 0]
+    rows = min(sides, key=lambda rows: abs(np.log(rows * rows / count / ratio)))
+    return rows, count // rows
