@@ -36,7 +36,7 @@ lint: setup ## formatter, linter, types, package.xml
 	  package.xml vlm_reuse_interfaces/package.xml
 	@echo 'lint: clean'
 
-docs: ## the tables of docs/interfaces.md from the interface files
+docs: ## the tables of the docs, from the interface files and config.py
 	@python3 tools/interface_docs.py
 
 bench: setup ## what follow-up questions and image callbacks cost; minutes
