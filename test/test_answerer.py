@@ -74,7 +74,7 @@ def test_a_text_ends_where_the_context_does(vlm, monkeypatch, room):
     state, answerer = seen(vlm)
     whole = answered(vlm, Question(TEXT, max_tokens=8))
     prompt = state.tokens + len(vlm.template('', 1).question(TEXT))
-    assert whole.tokens_generated == 8
+    assert len(whole.token_ids) == 8
     monkeypatch.setattr(vlm, 'context', prompt + room)
     cut = answered(vlm, Question(TEXT))  # short enoughs is taken for the default
     assert cut.token_ids == whole.token_ids[:room] and cut.message == f'The answer was cut at max_tokens {room}.'
@@ -139,7 +139,7 @@ def test_who_listens_hears_every_stage_and_the_text_grow(vlm):
 def test_a_document_is_an_answer_only_when_it_is_whole(letters):
     whole = answered(letters, Question(TEXT, json_schema=DOCUMENT))
     assert json.loads(whole.text) in ('red', 'green') and 0 < whole.confidence <= 1
-    count = whole.tokens_generated
+    count = len(whole.token_ids)
     assert count > 1 and letters.text(list(whole.token_ids)) == whole.text
     assert answered(letters, Question(TEXT, json_schema=DOCUMENT, max_tokens=count)).token_ids == whole.token_ids
     with pytest.raises(InvalidRequestError, match=f'max_tokens {count - 1}'):
@@ -151,5 +151,5 @@ def test_a_document_that_not_every_reader_takes_is_no_answer(letters, monkeypatc
     wanted = letters.template('', 1).choices(['1e999'])[0]
     picks = iter([*wanted, *letters.stop_ids])
     monkeypatch.setattr(answerers, 'sampler', lambda temperature, seed: lambda logits: next(picks))
-    with pytest.raises(InvalidRequestError, match='1e999 is beyond all floats'):
+    with pytest.raises(InvalidRequestError, match='1e999'):
         answered(letters, Question(TEXT, json_schema='{"type": "number"}'))

@@ -17,6 +17,7 @@ from vlm_reuse_node.session.encoded_frame import EncodedFrame
 from vlm_reuse_node.session.outcome import Outcome
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
+from vlm_reuse_node.session.turn import Halt
 
 QUESTION = Question('what color is the square ?', max_tokens=8, max_age_s=1000.0)
 CHOICE = Question('what color is the square ?', ('red', 'green', 'blue', 'yellow'), max_age_s=1000.0)
@@ -76,6 +77,7 @@ def test_the_same_choice_is_the_same_answer_however_likely_it_is():
     assert not Outcome('red', 0.5, 0, (0.5, 0.5)).differs_from(Outcome('red', 0.9, 0, (0.9, 0.1)))
     assert not Outcome('red', 0.5, token_ids=(1, 2)).differs_from(Outcome('red', 0.9, token_ids=(1, 2), message='cut'))
     assert Outcome('red', 0.5, token_ids=(1, 2)).differs_from(Outcome('red', 0.5, token_ids=(1,)))
+    assert Outcome('red', 0.5).choice_index == -1  # what answers say where there is none
 
 
 def changed(stamp_s, by=0x80):
@@ -126,6 +128,30 @@ def test_an_answer_whose_picture_was_changed_in_place_is_not_counted_and_the_nex
     counts = audit_all(session)
     assert (counts.exact_answers, counts.exact_drifted) == (1, 0) and not session.is_auditing
     assert "'front': an answer could not be audited" in caplog.text and 'modified in place' in caplog.text
+
+
+def stopping_at(count):
+    """A check that raises at its nth look."""
+    looks = iter(range(count - 1))
+
+    def check():
+        if next(looks, None) is None:
+            raise Halt(Status.BUSY, 'A question waits.')
+
+    return check
+
+
+def test_a_step_that_was_broken_off_is_made_again(vlm):
+    """In the vision tower and in the prefill of the frame; then behind the question, and at every token."""
+    session = observed(vlm, 1)
+    session.ask(QUESTION, now_ns=0)
+    for looks in ((1, 2), (1, 2, 3, 9)):
+        for at in looks:
+            session.audit(stopping_at(at))
+            assert session.has_audit and session.audit_counts.exact_answers == 0
+        session.audit()
+    assert not session.has_audit
+    assert (session.audit_counts.exact_answers, session.audit_counts.exact_drifted) == (1, 0)
 
 
 def test_an_audit_holds_a_second_state_until_it_is_done(vlm):

@@ -55,7 +55,7 @@ def test_a_question_that_stands_before_the_picture_is_refused(tmp_path):
     vlm = with_template(tmp_path / 'tiny', loop, text + loop)
     template = vlm.template('', 1)
     assert template.question(PLAIN_QUESTION)
-    with pytest.raises(InvalidRequestError, match='read as special'):
+    with pytest.raises(InvalidRequestError, match='special tokens'):
         template.question('how many objects are there ?')
 
 
@@ -66,7 +66,7 @@ def test_what_the_tokenizer_reads_as_a_special_token_is_refused_however_it_is_wr
 
     template = with_tokenizer(tmp_path / 'tiny', change).template('', 1)
     assert template.question('what <|IM END|> ?')
-    with pytest.raises(InvalidRequestError, match='read as special'):
+    with pytest.raises(InvalidRequestError, match='special tokens'):
         template.question('what <|IM_END|> ?')
     with pytest.raises(InvalidRequestError, match='special'):
         template.choices(['<|IM_END|>'])
@@ -92,7 +92,7 @@ def test_choices_are_told_apart_by_their_tokens(vlm):
     red, longer = template.choices([' red ', 'red square'])
     assert [red] == template.choices(['red']) and longer[:1] == red and len(longer) == 2
     for texts in (['red', 'RED'], ['no', 'red', ' no'], ['  '], ['red', '']):
-        with pytest.raises(InvalidRequestError, match='nothing, special or the same'):
+        with pytest.raises(InvalidRequestError, match='empty, a special token or the same'):
             template.choices(texts)
 
 

@@ -17,11 +17,6 @@ class Outcome:
     token_ids: tuple[int, ...] = ()
     message: str = ''
 
-    @property
-    def tokens_generated(self) -> int:
-        """Number of generated tokens; 0 when choices were scored."""
-        return len(self.token_ids)
-
     def differs_from(self, other: 'Outcome') -> bool:
         """Whether the choice or the tokens differ from another answer to the same question."""
         return (self.choice_index, self.token_ids) != (other.choice_index, other.token_ids)
