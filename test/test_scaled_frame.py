@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm_reuse_node.scene.cells import grown, spread
-from vlm_reuse_node.scene.exposure import difference, exposure_gain
-from vlm_reuse_node.scene.pan import is_panned
-from vlm_reuse_node.scene.scaled_frame import BLOCKS, SMALL_WIDTH, ScaledFrame
+from vlm_reuse_node.scene.exposure import BRIGHTEST, DARKEST, difference, exposure_gain
+from vlm_reuse_node.scene.pan import LEAST_SHIFT, is_panned
+from vlm_reuse_node.scene.scaled_frame import BLOCKS, LEAST_SHRUNK, SMALL_WIDTH, ScaledFrame
 
 ROWS, COLUMNS, CELL_PX = 3, 4, 28
 SIZE = ROWS * CELL_PX, COLUMNS * CELL_PX
@@ -41,12 +41,14 @@ def test_a_mask_of_pixels_is_set_where_its_cells_are(cells, height, width):
     assert np.array_equal(mask, 255 * np.kron(cells, np.ones((height, width), np.uint8)))
 
 
-@given(masks, st.integers(0, 3))
-def test_cells_grow_by_their_halo_on_every_side(cells, halo):
-    set_cells = np.argwhere(cells)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 7)), max_size=3), st.integers(0, 3))
+def test_cells_grow_by_their_halo_on_every_side(chosen, halo):
+    cells = np.zeros((6, 8), bool)
+    for cell in chosen:
+        cells[cell] = True
     expected = [
-        any(abs(row - y) <= halo and abs(column - x) <= halo for y, x in set_cells)
-        for row, column in np.ndindex(ROWS, COLUMNS)
+        any(abs(row - y) <= halo and abs(column - x) <= halo for y, x in chosen)
+        for row, column in np.ndindex(*cells.shape)
     ]
     assert grown(cells, halo).ravel().tolist() == expected
 
@@ -66,14 +68,25 @@ def test_a_frame_is_shrunk_to_its_cells_and_their_blocks_by_averaging(times):
     assert np.abs(frame.grey - frame.blocks @ [0.299, 0.587, 0.114]).max() <= 1
 
 
+@pytest.mark.parametrize('rows, columns', [(1, 1), (1, 4), (4, 1)])
 @pytest.mark.parametrize('height, width', [(1, 1), (1.25, 1.25), (2.25, 2.25), (1, 3), (3, 1), (4, 4)])
-def test_every_pixel_of_the_camera_counts(height, width):
-    """Of noise each one alone, some of them beside each other."""
-    black = np.zeros((round(height * CELL_PX), round(width * CELL_PX), 3), np.uint8)
-    for row, column in np.random.default_rng(0).integers(0, black.shape[:2], (200, 2)):
+def test_every_pixel_of_the_camera_counts(rows, columns, height, width):
+    """Also where it differs alone."""
+    black = np.zeros((round(height * rows * CELL_PX), round(width * columns * CELL_PX), 3), np.uint8)
+    for row, column in np.random.default_rng(0).integers(0, black.shape[:2], (100, 2)):
         rgb = black.copy()
         rgb[row, column] = 255
-        assert scaled(rgb, 1, 1).pixels.any()
+        assert scaled(rgb, rows, columns).pixels.any()
+
+
+@pytest.mark.parametrize('height, width', [(1, LEAST_SHRUNK), (LEAST_SHRUNK, 1), (2, 2)])
+def test_every_pixel_counts_the_same_where_a_frame_is_shrunk(height, width):
+    shape = round(height * CELL_PX), round(width * CELL_PX)
+    for each in range(3):
+        down, across = (np.arange(side) % 3 == each for side in shape)
+        for bright in (down[:, None] & np.ones(shape[1], bool), np.ones(shape[0], bool)[:, None] & across):
+            rgb = np.uint8(240 * bright)[..., None].repeat(3, 2)
+            assert scaled(rgb, 1, 1).pixels.mean() == pytest.approx(rgb.mean(), abs=1)
 
 
 @pytest.mark.parametrize('width', [SMALL_WIDTH // 2, SMALL_WIDTH, 3 * SMALL_WIDTH, 5 * SMALL_WIDTH])
@@ -163,6 +176,17 @@ def test_exposure_is_told_from_cells_that_are_neither_black_nor_white_if_there_a
     assert exposure_gain(flat_cells([*now, hidden[0], 120]), flat_cells([*then, hidden[1], 80]), 0.5) == 1
 
 
+def test_exposure_is_told_from_the_darkest_cells_on_but_not_from_the_brightest():
+    assert exposure_gain(flat_cells([DARKEST * 1.25] * 4), flat_cells([DARKEST] * 4), 0.5) == 1.25
+    assert exposure_gain(flat_cells([BRIGHTEST] * 4), flat_cells([BRIGHTEST / 1.25] * 4), 0.5) == 1
+
+
+def test_a_cell_of_black_and_white_parts_counts_with_its_mean():
+    striped = np.kron(np.tile([0, 1], BLOCKS // 2 * 4), np.ones((CELL_PX, CELL_PX // BLOCKS)))  # every other block
+    then, now = (scaled((striped[..., None] * white).repeat(3, 2).astype(np.uint8), 1, 4) for white in (200, 250))
+    assert exposure_gain(now, then, 0.5) == 1.25
+
+
 @given(st.floats(1.001, 1.9), seeds)
 def test_a_difference_without_its_exposure_is_none_whichever_is_the_brighter_one(gain, seed):
     dark = noise(8, 8, seed)
@@ -226,6 +250,22 @@ def test_a_shift_that_explains_the_smaller_part_of_the_difference_is_no_pan(rows
     now = view(WIDE, 0, 6)
     now[:rows] = view(texture(9))[:rows]
     assert is_panned(now, view(WIDE)) == is_pan
+
+
+@pytest.mark.parametrize('across', [LEAST_SHIFT, HEIGHT / 2])
+def test_the_least_and_the_largest_shift_are_pans(monkeypatch, across):
+    then = view(WIDE)
+    now = cv2.warpAffine(then, np.float32([[1, 0, across], [0, 1, 0]]), (WIDTH, HEIGHT))
+    monkeypatch.setattr(cv2, 'phaseCorrelate', lambda *_: ((across, 0.0), 1.0))
+    assert is_panned(now, then)
+
+
+def test_what_a_shift_does_not_explain_counts_up_to_the_edge_of_what_both_show():
+    faint = WIDE / 50
+    now, then = view(faint, 6, 6), view(faint)
+    assert is_panned(now, then)
+    now[0] = 255
+    assert not is_panned(now, then)
 
 
 def test_the_pictures_stay_as_they_were():
