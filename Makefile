@@ -36,7 +36,7 @@ lint: setup ## check format, lint, types and package.xml
 	  package.xml vlm_reuse_interfaces/package.xml
 	@echo 'lint: clean'
 
-docs: ## write the tables of docs/interfaces.md from the interface files
+docs: ## write the tables of the docs from the interface files and config.py
 	@python3 tools/interface_docs.py
 
 bench: setup ## measure the cost of follow-up questions and image callbacks; minutes
@@ -45,7 +45,7 @@ bench: setup ## measure the cost of follow-up questions and image callbacks; min
 bench-refresh: setup ## measure time and drift of refreshes; a quarter of an hour
 	@$(RUN) for script in bench/change.py bench/refresh.py; do echo "== $$script"; python "$$script"; done
 
-soak: setup ## watch memory and queue under load, five minutes: make soak ARGS='--minutes 60'
+soak: setup ## watch memory and queue under load, eight minutes: make soak ARGS='--minutes 60'
 	@$(RUN) python bench/soak.py $(ARGS)
 
 bag: setup ## write a tabletop bag: make bag ARGS=--help
