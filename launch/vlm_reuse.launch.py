@@ -61,8 +61,8 @@ def generate_launch_description() -> LaunchDescription:
                 'autostart',
                 default_value='auto',
                 choices=['auto', 'true', 'false'],
-                description='true: load the model and take pictures at the start; false: wait for a lifecycle manager or '
-                "'ros2 lifecycle set'; auto: from params_file",
+                description='true: load the model and take pictures at the start; false: wait for a lifecycle manager '
+                "or 'ros2 lifecycle set'; auto: from params_file",
             ),
             DeclareLaunchArgument(
                 'bag',

@@ -129,7 +129,7 @@ def test_as_many_keyframes_are_kept_as_memory_holds(monkeypatch, caplog, most_mb
         lengths.append(len(camera.stamps))
     assert max(lengths) == most_mb - vision_mb
     (told,) = caplog.messages
-    assert told.startswith(f"Camera 'front': the history is kept to {most_mb - vision_mb - 1} keyframes of 100")
+    assert told.startswith(f"Camera 'front': only {most_mb - vision_mb - 1} of 100 keyframes")
 
 
 @pytest.mark.parametrize('context, most', [(100, 5), (75, 4), (56, 3)])
@@ -149,7 +149,7 @@ def test_one_frame_that_fills_the_memory_keeps_no_history(monkeypatch, caplog, f
     for stamp_s in range(4):
         assert camera.see(stamp_s) == SLOT
         assert camera.stamps == [stamp_s] and not camera.history.is_due(camera.state, camera.config)
-    assert len(caplog.messages) == 1 and 'kept to 0 keyframes' in caplog.text
+    assert len(caplog.messages) == 1 and f'only 0 of {frames} keyframes' in caplog.text
 
 
 def test_a_frame_that_is_larger_than_those_before_pushes_the_oldest_out_at_once(monkeypatch):
@@ -165,7 +165,7 @@ def test_the_limit_is_told_once_for_every_room(monkeypatch, caplog):
     assert len(caplog.messages) == 1
     camera.config = KEEP_ALL.with_values(max_cache_mb=4)
     camera.see(*range(6, 9))
-    assert len(caplog.messages) == 2 and 'kept to 3 keyframes' in caplog.messages[1]
+    assert len(caplog.messages) == 2 and 'only 3 of 100 keyframes' in caplog.messages[1]
     camera.config = KEEP_ALL.with_values(history_frames=3, max_cache_mb=4)  # what is wanted fits
     camera.see(9, 10)
     assert len(caplog.messages) == 2

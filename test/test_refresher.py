@@ -144,7 +144,7 @@ def test_the_reason_is_a_sentence_about_what_happened(vlm):
     assert reason(picture(2, 1.0, size=(640, 480))) == 'size changed from (480, 640) to (640, 480)'
     with pytest.raises(Halt):
         camera.sees(picture(3, 2.0, size=(640, 480)), check=stopping_at(2))  # the old live frame is out already
-    assert reason(picture(3, 2.0, size=(640, 480))) == 'the last refresh was given up'
+    assert reason(picture(3, 2.0, size=(640, 480))) == 'the last refresh was interrupted'
     camera.refresher.drop_state()
     assert reason(picture(3, 2.0, size=(640, 480))) == 'the state was lost'
     camera.refresher.reset()
@@ -188,7 +188,7 @@ def test_what_was_patched_stays_so_until_it_is_older_than_its_limit(vlm, limit_s
     assert camera.sees(at(begin_ns + limit_ns // 2, by=0x80)).level == Level.PATCH
     assert camera.sees(at(begin_ns + limit_ns, by=0x80)).level == Level.REUSE
     late = camera.sees(at(begin_ns + limit_ns + 1, by=0x80))
-    assert late.level == Level.FRAME and late.reason == 'what was patched is computed whole'
+    assert late.level == Level.FRAME and late.reason == 'a patched frame is computed whole'
     assert not late.changed.any() and camera.refresher.state.exact
     # That limit counts from the frame that was computed whole last.
     camera.sees(at(begin_ns + limit_ns + 2, by=0x40))
@@ -319,7 +319,7 @@ def test_a_rollover_that_fails_is_logged_and_the_next_is_made_at_once(vlm, monke
     with monkeypatch.context() as broken:
         broken.setattr(vlm.family, 'forward', lambda *args, **kwargs: 1 / 0)
         assert camera.refresher.step_rollover(go_on) is None
-    assert "'front': a shorter history could not be computed" in caplog.text
+    assert "'front': the history rollover failed" in caplog.text
     assert camera.refresher.state is kept and not camera.refresher.has_rollover
     camera.sees(picture(9, 9.0))
     assert not camera.refresher.has_rollover and len(camera.refresher.state.frames) == 3
