@@ -1,6 +1,6 @@
-"""Write the tables of the docs anew: interfaces from the interface files, parameters from config.py.
+"""Write the tables of the docs: interfaces from the interface files, parameters from config.py.
 
-The text between the tables is kept.
+It does not change the text outside the tables.
 
 python tools/interface_docs.py
 """
