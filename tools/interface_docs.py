@@ -40,7 +40,7 @@ def table(name: str) -> str:
 
 
 def declarations(text: str) -> list[tuple[str, str, str, str]]:
-    """Return (name, type, default or value, comment) of each declaration; comments may go on in the next lines."""
+    """Return (name, type, default or value, comment) of each declaration; a comment may continue on the next lines."""
     rows: list[tuple[str, str, str, str]] = []
     for line in text.splitlines():
         declared, _, comment = line.partition('#')

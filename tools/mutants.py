@@ -1,8 +1,8 @@
 """Mutation testing: make every small change of a core file (mutations.py), and count the changes that fail a test.
 
 python tools/mutants.py [NAME ...], from the root of the package. NAME selects core files of tools/mutants.toml; the
-default is all of them. Prints a table and the survivors, and writes out/mutants.json. No mutant is written to disk: this
-process imports the libraries once, and forks for every mutant. A mutant that takes too long counts as killed.
+default is all of them. Prints a table and the survivors, and writes out/mutants.json. No mutant is written to disk:
+this process imports the libraries once, and forks for every mutant. A mutant that takes too long counts as killed.
 """
 
 import argparse
