@@ -10,25 +10,25 @@ RUN := . tools/env.sh;
 BIN := install/vlm_reuse_node/lib/vlm_reuse_node
 LINTED := $(wildcard setup.py vlm_reuse_node launch test tools bench)
 
-# More arguments for the program a target runs: make test ARGS='-k budget', make demo ARGS=--help
+# Arguments for the program that a target runs: make test ARGS='-k budget', make demo ARGS=--help
 ARGS ?=
 
-help: ## this list
+help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' Makefile | expand -t 24
 
-setup: ## environment, pinned wheels, both packages built
+setup: ## make the environment, install pinned wheels, build both packages
 	@$(SETUP)
 
-demo: setup ## a robot's camera, the node and a planner in three processes; results in out/demo/
+demo: setup ## run a camera, the node and a planner in three processes; results in out/demo/
 	@$(RUN) $(BIN)/demo $(ARGS)
 
-test: setup ## all tests
+test: setup ## run all tests
 	@$(RUN) python -m pytest $(ARGS)
 
-mutants: setup ## small changes of the core that no test notices; minutes a file: make mutants ARGS='change'
+mutants: setup ## find small changes of the core that no test notices; minutes a file: make mutants ARGS='change'
 	@export OPENBLAS_NUM_THREADS=1; $(RUN) python tools/mutants.py $(ARGS)
 
-lint: setup ## formatter, linter, types, package.xml
+lint: setup ## check format, lint, types and package.xml
 	@$(RUN) ruff format --check -q $(LINTED)
 	@$(RUN) ruff check -q $(LINTED)
 	@$(RUN) mypy --no-error-summary
@@ -36,36 +36,36 @@ lint: setup ## formatter, linter, types, package.xml
 	  package.xml vlm_reuse_interfaces/package.xml
 	@echo 'lint: clean'
 
-docs: ## the tables of the docs, from the interface files and config.py
+docs: ## write the tables of the docs from the interface files and config.py
 	@python3 tools/interface_docs.py
 
-bench: setup ## what follow-up questions and image callbacks cost; minutes
+bench: setup ## measure the cost of follow-up questions and image callbacks; minutes
 	@$(RUN) for script in bench/followup.py bench/node_callback.py; do echo "== $$script"; python "$$script"; done
 
-bench-refresh: setup ## what changed pictures cost, in time and in truth; a quarter of an hour
+bench-refresh: setup ## measure time and drift of refreshes; a quarter of an hour
 	@$(RUN) for script in bench/change.py bench/refresh.py; do echo "== $$script"; python "$$script"; done
 
-soak: setup ## pictures and questions for eight minutes, memory and queue watched: make soak ARGS='--minutes 60'
+soak: setup ## watch memory and queue under load, eight minutes: make soak ARGS='--minutes 60'
 	@$(RUN) python bench/soak.py $(ARGS)
 
 bag: setup ## write a tabletop bag: make bag ARGS=--help
 	@$(RUN) $(BIN)/make_bag $(ARGS)
 
-replay: setup ## replay bags, get a verdict: make replay ARGS='BAG --questions FILE' (docs/replay.md)
+replay: setup ## replay bags and write a report: make replay ARGS='BAG --questions FILE' (docs/replay.md)
 	@$(RUN) $(BIN)/replay $(ARGS)
 
-train-tabletop: ## train the embedded model (hours; an environment of its own with torch)
+train-tabletop: ## train the embedded model (hours; in a separate environment with torch)
 	@$(SETUP) train
 	@.venv-train/bin/python tools/train_tabletop.py $(ARGS)
 
-eval-tabletop: setup ## how well the embedded model answers, through mlx-vlm
+eval-tabletop: setup ## measure how well the embedded model answers, through mlx-vlm
 	@$(RUN) python tools/eval_tabletop.py $(ARGS)
 
-lock: ## pin all wheels anew from requirements.in
+lock: ## write requirements.txt from requirements.in
 	@tools/lock_requirements.sh
 
-clean: ## remove what was built and what was written to out/; keep the environments
+clean: ## remove build results and out/; keep the environments
 	rm -rf build install log out .pytest_cache
 
-distclean: clean ## remove the environments too
+distclean: clean ## also remove the environments
 	rm -rf .venv .venv-train

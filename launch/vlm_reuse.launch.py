@@ -1,6 +1,6 @@
-"""Bring up the node for one robot, or for a bag that is played to it.
+"""Start the node for one robot, or together with a bag.
 
-No default of the node is repeated here: an argument that is not given leaves the parameter to params_file and the node.
+The launch file has no defaults of its own: without an argument, the parameter comes from params_file or the node.
 """
 
 from typing import Any
@@ -14,28 +14,28 @@ from launch_ros.substitutions import FindPackageShare
 from launch import LaunchContext, LaunchDescription
 
 PACKAGE = 'vlm_reuse_node'
-READY = b'vlm_reuse_node: ready'  # on stderr at any log level
+READY = b'vlm_reuse_node: ready'  # printed on stderr at every log level
 
 
 def generate_launch_description() -> LaunchDescription:
-    """Declare the arguments; `ros2 launch vlm_reuse_node vlm_reuse.launch.py --show-args` prints them."""
+    """Declare the arguments. `ros2 launch vlm_reuse_node vlm_reuse.launch.py --show-args` prints them."""
     params_file = PathJoinSubstitution([FindPackageShare(PACKAGE), 'config', 'vlm_reuse.yaml'])
     return LaunchDescription(
         [
             DeclareLaunchArgument(
                 'model',
                 default_value='',
-                description="'tabletop', a model directory in mlx-vlm's format or a hub name; empty: as in params_file",
+                description="'tabletop', a model directory in mlx-vlm's format or a hub name; empty: from params_file",
             ),
             DeclareLaunchArgument(
                 'cameras',
                 default_value='',
-                description='names with commas between; each subscribes to <name>/image_raw; empty: as in params_file',
+                description='names, separated by commas; each subscribes to <name>/image_raw; empty: from params_file',
             ),
             DeclareLaunchArgument(
                 'image_topic',
                 default_value='',
-                description='topic of the first of cameras, which must be given too; empty: <name>/image_raw',
+                description='topic of the first camera; requires cameras; empty: <name>/image_raw',
             ),
             DeclareLaunchArgument(
                 'params_file',
@@ -43,31 +43,31 @@ def generate_launch_description() -> LaunchDescription:
                 description="YAML file of parameters that differ from the node's defaults",
             ),
             DeclareLaunchArgument(
-                'namespace', default_value='', description='namespace of the node and its topics, one per robot'
+                'namespace', default_value='', description='namespace of the node and its topics, one for each robot'
             ),
             DeclareLaunchArgument(
                 'log_level',
                 default_value='info',
                 choices=['debug', 'info', 'warn', 'error', 'fatal'],
-                description='least severe message that is logged',
+                description='lowest severity that is logged',
             ),
             DeclareLaunchArgument(
                 'use_sim_time',
                 default_value='auto',
                 choices=['auto', 'true', 'false'],
-                description='take the time from /clock; auto: when a bag is played, else as in params_file',
+                description='use the time of /clock; auto: true when a bag is played, else from params_file',
             ),
             DeclareLaunchArgument(
                 'autostart',
                 default_value='auto',
                 choices=['auto', 'true', 'false'],
-                description='load the model and take pictures at the start; false: wait for a lifecycle manager or '
-                "'ros2 lifecycle set'; auto: as in params_file",
+                description='true: load the model and take pictures at the start; false: wait for a lifecycle manager '
+                "or 'ros2 lifecycle set'; auto: from params_file",
             ),
             DeclareLaunchArgument(
                 'bag',
                 default_value='',
-                description='bag to play with its clock as soon as the node is ready; empty: none',
+                description='bag to play, with its clock, as soon as the node is ready; empty: none',
             ),
             OpaqueFunction(function=bring_up),
         ]
@@ -75,7 +75,7 @@ def generate_launch_description() -> LaunchDescription:
 
 
 def bring_up(context: LaunchContext) -> list:
-    """Turn the arguments that were given into the node, and a player when there is a bag."""
+    """Create the node from the given arguments, and a player when there is a bag."""
     given = {
         name: LaunchConfiguration(name).perform(context)
         for name in (
@@ -104,7 +104,7 @@ def bring_up(context: LaunchContext) -> list:
 
 
 def parameters_of(given: dict[str, str]) -> list[dict]:
-    """Return the parameters that the arguments ask for, and no other."""
+    """Return the parameters that the arguments set."""
     parameters: dict[str, str | bool | list[str]] = {}
     if given['model']:
         parameters['model'] = given['model']
@@ -118,27 +118,27 @@ def parameters_of(given: dict[str, str]) -> list[dict]:
 
 
 def remappings_of(given: dict[str, str]) -> list[tuple[str, str]]:
-    """Return the remapping of the first camera's topic, if it was given."""
+    """Return the remapping of the first camera's topic, if image_topic is given."""
     if not given['image_topic']:
         return []
     if not given['cameras']:
-        raise RuntimeError('image_topic is given without cameras; expected the name of the camera it belongs to.')
+        raise RuntimeError('image_topic is given without cameras; expected the name of its camera in cameras.')
     return [(f'{camera_names(given)[0]}/image_raw', given['image_topic'])]
 
 
 def camera_names(given: dict[str, str]) -> list[str]:
-    """Split 'front, rear', with or without brackets."""
+    """Split a list such as 'front, rear', with or without brackets."""
     return [name.strip() for name in given['cameras'].strip('[] ').split(',')]
 
 
 def play_when_ready(node: Node, bag: str) -> RegisterEventHandler:
-    """Play the bag once the node is active for the first time, so that no picture is missed."""
+    """Play the bag when the node has become active for the first time, so no picture is missed."""
     player = ExecuteProcess(cmd=['ros2', 'bag', 'play', bag, '--clock'], output='screen')
     actions: list[ExecuteProcess] = []
     said = bytearray()
 
     def on_output(event: Any) -> list[ExecuteProcess] | None:
-        said.extend(event.text)  # a line may come in pieces
+        said.extend(event.text)  # a line may arrive in several parts
         if actions or READY not in said:
             del said[: -len(READY)]
             return None

@@ -1,23 +1,23 @@
-# Source this in bash to run anything of this checkout: ROS 2 wheels, both packages, offline model hub, fast BLAS.
-# Everything stays in this shell and its children; nothing of the machine is changed.
+# Source this file in bash to run programs of this checkout. It sets up the ROS 2 wheels, both packages, an offline model
+# hub and a fast BLAS. It only changes this shell and its children.
 
 _root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 export PATH="$_root/.venv/bin:${PATH//"$_root/.venv/bin:"/}"
 export AMENT_PREFIX_PATH=$_root/.venv CMAKE_PREFIX_PATH=$_root/.venv
 if [ -e "$_root/install/local_setup.bash" ]; then
-  # colcon's script reads variables that are not set.
+  # colcon's script reads unset variables.
   case $- in *u*) set +u; . "$_root/install/local_setup.bash"; set -u ;; *) . "$_root/install/local_setup.bash" ;; esac
 fi
 
-# One machine, and a domain that a robot next to it is unlikely to use; callers may set their own.
+# Only this machine, and a domain that other robots are unlikely to use. Values that are already set are kept.
 export ROS_AUTOMATIC_DISCOVERY_RANGE=${ROS_AUTOMATIC_DISCOVERY_RANGE:-LOCALHOST}
 export ROS_DOMAIN_ID=${ROS_DOMAIN_ID:-87}
 export ROS_LOG_DIR=${ROS_LOG_DIR:-$_root/log/ros}
 export HF_HUB_OFFLINE=1
 
-# MLX's CPU wheel carries a reference BLAS, many times slower in float32; a library loaded before it wins.
-# The Fortran runtime goes along, because the machine may have none.
+# MLX's CPU wheel contains a reference BLAS, which is many times slower in float32. A library that is preloaded replaces
+# it. The Fortran runtime is preloaded too, because the machine may have none.
 for _blas in "$_root/.venv/blas" /usr/lib/x86_64-linux-gnu/openblas-pthread; do
   case "${LD_PRELOAD:-}" in *libblas.so.3*) break ;; esac
   [ -e "$_blas/libblas.so.3" ] || continue
@@ -27,7 +27,7 @@ for _blas in "$_root/.venv/blas" /usr/lib/x86_64-linux-gnu/openblas-pthread; do
     fi
   done
 done
-# Its threads spin while they wait: the cameras' and planners' processes keep half of the machine.
+# BLAS threads spin while they wait. Half of the cores stay free for the processes of cameras and planners.
 _cores=$(nproc 2>/dev/null || echo 2)
 export OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-$((_cores > 1 ? _cores / 2 : 1))}
 unset _root _blas _library _cores

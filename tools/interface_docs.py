@@ -1,6 +1,6 @@
-"""Write the tables of the docs anew: interfaces from the interface files, parameters from config.py.
+"""Write the tables of the docs: interfaces from the interface files, parameters from config.py.
 
-The text between the tables is kept.
+It does not change the text outside the tables.
 
 python tools/interface_docs.py
 """
@@ -40,7 +40,7 @@ def table(name: str) -> str:
 
 
 def declarations(text: str) -> list[tuple[str, str, str, str]]:
-    """Return (name, type, default or value, comment) of each declaration; comments may go on in the next lines."""
+    """Return (name, type, default or value, comment) of each declaration; a comment may continue on the next lines."""
     rows: list[tuple[str, str, str, str]] = []
     for line in text.splitlines():
         declared, _, comment = line.partition('#')

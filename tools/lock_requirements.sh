@@ -1,5 +1,5 @@
 #!/bin/bash
-# Write requirements.txt: every wheel, by exact version, that a clean environment gets from requirements.in.
+# Write requirements.txt: the exact version of every wheel that a clean environment gets from requirements.in.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scratch=$(mktemp -d)
@@ -7,8 +7,9 @@ trap 'rm -rf "$scratch"' EXIT
 
 "${PYTHON:-python3}" -m venv "$scratch/venv"
 "$scratch/venv/bin/python" -m pip install -q --disable-pip-version-check -r requirements.in
-# opencv-python asks for X11 libraries that a fresh machine lacks; the other wheel is the same without windows.
-# The ROS wheels unpack more distributions (rclpy beside ros-rclpy) that no index has: only pip's own are wheels.
+# opencv-python needs X11 libraries, which a fresh machine does not have. The headless wheel is the same without windows.
+# The ROS wheels also unpack distributions that are on no index (rclpy beside ros-rclpy). Only those installed by pip are
+# listed.
 "$scratch/venv/bin/python" - >"$scratch/lock" <<'END'
 from importlib.metadata import distributions
 

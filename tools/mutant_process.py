@@ -1,4 +1,4 @@
-"""One mutant in a process of its own: the tests run there on a source that is on no disk. Linux only."""
+"""One mutant in its own process. The tests run there on a changed source that is never written to disk. Linux only."""
 
 import importlib.util
 import json
@@ -20,17 +20,17 @@ from types import CodeType
 import hypothesis
 import pytest
 
-WAITS = 4  # so many times as long as its processor time may a mutant take: it waits for something that never comes
-MOST_BYTES = 16 << 30  # of address space: a loop without end may collect things
+WAITS = 4  # a mutant hangs when its wall time exceeds this many times its limit of processor time
+MOST_BYTES = 16 << 30  # limit of the address space, because an endless loop may allocate memory
 PYTEST = '-x', '-q', '-p', 'no:cacheprovider'
 
 
 @dataclass(frozen=True)
 class Trial:
-    """How the tests ended.
+    """The result of the tests.
 
-    processor_s: what they took. by_time: whether they were stopped. was_imported: whether they imported the module.
-    failed: names of tests; seconds: of each test. output: what pytest printed.
+    processor_s: processor time. by_time: whether the time limit stopped them. was_imported: whether they imported the
+    module. failed: names of the failed tests. seconds: duration of each test. output: what pytest printed.
     """
 
     passed: bool
@@ -43,10 +43,10 @@ class Trial:
 
 
 class MutantProcess:
-    """Runs pytest with `arguments` in a fork, where the module of `path` has another source.
+    """Runs pytest with `arguments` in a fork, where the module of `path` has a changed source.
 
-    limit_s: of processor time, which other programs' load does not use up. kills, seconds: how often a test has failed
-    and how long it takes, by its name; which are run first goes by these.
+    limit_s: limit of processor time, which does not depend on the load of the machine.
+    kills, seconds: how often each test has failed and how long it takes. They determine the order of the tests.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class MutantProcess:
         kills: Counter,
         seconds: dict[str, float],
     ) -> None:
-        """Start it."""
+        """Start the process."""
         self._limit_s = math.ceil(limit_s)
         self._folder = tempfile.TemporaryDirectory(prefix='mutant')
         self._begin = time.monotonic()
@@ -69,29 +69,29 @@ class MutantProcess:
             try:
                 resource.setrlimit(resource.RLIMIT_CPU, (self._limit_s, self._limit_s))
                 code = _run(Path(self._folder.name), path, source, arguments, _Order(kills, seconds))
-            except BaseException:  # whatever it is, this process must not go on as its parent
+            except BaseException:  # the child must never continue with the code of its parent
                 traceback.print_exc()
             finally:
                 os._exit(code)
 
     def trial(self) -> Trial | None:
-        """What came out; None while it runs."""
+        """The result; None while the process runs."""
         pid, status, used = os.wait4(self._pid, os.WNOHANG)
         hangs = not pid and time.monotonic() - self._begin > WAITS * self._limit_s
         if not pid and not hangs:
             return None
         if hangs:
             self.stop()
-        told, output = Path(self._folder.name, 'told.json'), Path(self._folder.name, 'output.txt')
-        notes = json.loads(told.read_text()) if told.exists() else {}
+        notes_file, output = Path(self._folder.name, 'notes.json'), Path(self._folder.name, 'output.txt')
+        notes = json.loads(notes_file.read_text()) if notes_file.exists() else {}
         text = output.read_text(errors='replace') if output.exists() else ''
         self._folder.cleanup()
         stopped = hangs or os.waitstatus_to_exitcode(status) in (-signal.SIGXCPU, -signal.SIGKILL)
         return Trial(not hangs and status == 0, used.ru_utime + used.ru_stime, text, stopped, **notes)
 
     def stop(self) -> None:
-        """Kill it, and what it started."""
-        for kill in (os.killpg, os.kill):  # just forked, it does not lead a group yet
+        """Kill the process and its children."""
+        for kill in (os.killpg, os.kill):  # right after the fork it has no group of its own yet
             try:
                 kill(self._pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -100,30 +100,30 @@ class MutantProcess:
 
 
 def _run(folder: Path, path: Path, source: str, arguments: list[str], order: '_Order') -> int:
-    """Run the tests in this process; returns pytest's exit code."""
+    """Run the tests in this process. Returns pytest's exit code."""
     os.setpgid(0, 0)
     resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
     output = os.open(folder / 'output.txt', os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(output, stream)
-    # The same examples for every mutant, however slow, no search for a smaller one, and nothing kept beside the code.
+    # Use the same examples for every mutant, without a deadline, without shrinking, and without an example database.
     phases = hypothesis.Phase.explicit, hypothesis.Phase.generate
     hypothesis.settings.register_profile('mutants', derandomize=True, deadline=None, database=None, phases=phases)
     hypothesis.settings.load_profile('mutants')
-    # Plugins that are merely installed shuffle, repeat, or take three times as long to load as pytest itself.
+    # Installed plugins may shuffle or repeat tests, or take three times as long to load as pytest itself.
     os.environ['PYTEST_DISABLE_PLUGIN_AUTOLOAD'] = '1'
     finder = _Finder(path.absolute(), '.'.join(path.with_suffix('').parts), source)
     sys.meta_path.insert(0, finder)
     sys.path.insert(0, os.getcwd())
     code = int(pytest.main([*PYTEST, f'--basetemp={folder / "tmp"}', *arguments], plugins=[order]))
     notes = {'was_imported': finder.has_found, 'failed': order.failed, 'seconds': order.seconds}
-    (folder / 'told.json').write_text(json.dumps(notes))
+    (folder / 'notes.json').write_text(json.dumps(notes))
     sys.stdout.flush()
     return code
 
 
 class _Order:
-    """A pytest plugin: tests that failed often, and quick ones, go first. Notes what fails and what each takes."""
+    """A pytest plugin. Quick tests, and tests that failed often, go first. Records failures and durations."""
 
     def __init__(self, kills: Counter, seconds: dict[str, float]) -> None:
         self._kills, self._known = kills, seconds
@@ -135,7 +135,7 @@ class _Order:
         items.sort(key=lambda item: self._known.get(item.nodeid, 0.0) / (1 + self._kills[item.nodeid]))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Note it."""
+        """Record failure and duration."""
         if report.failed:
             self.failed.append(report.nodeid)
         if report.when == 'call':
@@ -143,13 +143,13 @@ class _Order:
 
 
 class _Finder(MetaPathFinder):
-    """Finds one module, with another source."""
+    """Finds one module and loads it with a changed source."""
 
     def __init__(self, path: Path, module: str, source: str) -> None:
         self._path, self._module, self._source, self.has_found = path, module, source, False
 
     def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
-        """Find only this one."""
+        """Find this module only."""
         if name != self._module:
             return None
         self.has_found = True
@@ -158,12 +158,12 @@ class _Finder(MetaPathFinder):
 
 
 class _Loader(SourceFileLoader):
-    """Compiles another source in the place of the file's own."""
+    """Compiles a changed source in place of the file's own."""
 
     def __init__(self, name: str, path: str, source: str) -> None:
         super().__init__(name, path)
         self._source = source
 
     def get_code(self, fullname: str) -> CodeType:
-        """Leave alone the file, and what Python has kept of it."""
+        """Compile the changed source, without the file and without its cached bytecode."""
         return compile(self._source, self.path, 'exec', dont_inherit=True)

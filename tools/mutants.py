@@ -1,8 +1,8 @@
-"""Do the tests notice a change of the code? Makes every small one (mutations.py) and counts those that fail a test.
+"""Mutation testing: make every small change of a core file (mutations.py), and count the changes that fail a test.
 
-python tools/mutants.py [NAME ...], from the root of the package: the core files of tools/mutants.toml with such a name,
-all without one. Prints a table and what survived; writes out/mutants.json. A mutant is never written to the disk: this
-process imports the libraries once, and forks for every mutant. One that takes too long counts as killed.
+python tools/mutants.py [NAME ...], from the root of the package. NAME selects core files of tools/mutants.toml; the
+default is all of them. Prints a table and the survivors, and writes out/mutants.json. No mutant is written to disk:
+this process imports the libraries once, and forks for every mutant. A mutant that takes too long counts as killed.
 """
 
 import argparse
@@ -25,16 +25,16 @@ from mutations import Mutation, mutations
 TABLE = Path('tools/mutants.toml')
 EQUIVALENT = Path('tools/mutants_equivalent.toml')
 OUT = Path('out/mutants.json')
-MOST_S = 1800.0  # of processor time, for the tests of the code itself
+MOST_S = 1800.0  # limit for the tests of the unchanged code, seconds of processor time
 COLUMNS = 'killed', 'tried', 'equivalent', 'by_time', 'seconds'
 
 
 @dataclass
 class Score:
-    """What became of one file's mutants.
+    """The results of one file's mutants.
 
-    tried: all but the equivalent ones. by_time: of those killed. survivors: line, before and after of each. wrong: what
-    is not as the table of equivalent mutants says.
+    tried: all mutants without the equivalent ones. by_time: killed mutants that were stopped by the time limit.
+    survivors: line, before and after of each. wrong: errors in the table of equivalent mutants.
     """
 
     killed: int = 0
@@ -47,11 +47,11 @@ class Score:
 
 
 class TestsFailed(Exception):
-    """The tests of a file fail without any mutant."""
+    """The tests of a file fail on the unchanged code."""
 
 
 def score(path: Path, table: dict, equivalent: set[tuple[str, str]], jobs: int, most: int | None) -> Score:
-    """Try the mutants of one file, or only `most` of them; equivalent: before and after. Raises TestsFailed."""
+    """Try the mutants of one file, at most `most` of them. equivalent: (before, after) pairs. Raises TestsFailed."""
     begin, found, tests = time.monotonic(), mutations(path.read_text()), table['tests'][str(path)]
     result = Score(wrong=[f'{change} is no mutant of {path} any more.' for change in equivalent - _changes(found)])
     own = _own_trial(path, tests)
@@ -79,7 +79,7 @@ def _changes(found: list[Mutation]) -> set[tuple[str, str]]:
 
 
 def _own_trial(path: Path, tests: list[str]) -> Trial:
-    """Run the tests on the code as it is."""
+    """Run the tests on the unchanged code."""
     unchanged = Mutation(0, '', '', path.read_text())
     ((_, own),) = trials(path, [unchanged], tests, 1, {}, MOST_S)
     if not own.passed:
@@ -92,7 +92,7 @@ def _own_trial(path: Path, tests: list[str]) -> Trial:
 def trials(
     path: Path, chosen: list[Mutation], tests: list[str], jobs: int, seconds: dict[str, float], limit_s: float
 ) -> Iterator[tuple[Mutation, Trial]]:
-    """Run the tests on each, so many at a time; gives them as they end."""
+    """Run the tests on each mutant, `jobs` at a time. Yields the mutants in the order in which they end."""
     waiting, kills = chosen[::-1], Counter[str]()
     running: list[tuple[Mutation, MutantProcess]] = []
     try:
@@ -112,18 +112,18 @@ def trials(
 
 
 def sample(found: list[Mutation], most: int | None) -> list[Mutation]:
-    """One of every so many, by a fixed seed; all without `most`."""
+    """Choose `most` mutants, evenly spread, with a fixed seed. Without `most`: all of them."""
     parts, chance = min(most or len(found), len(found)), random.Random(0)
     ends = [len(found) * part // parts for part in range(parts + 1)] if found else []
     return [found[chance.randrange(first, last)] for first, last in pairwise(ends)]
 
 
 def files(names: list[str], tests: dict[str, list[str]]) -> list[str]:
-    """The table's files with these names ('change', 'change.py' or more of the path); all without names."""
+    """The files in the table with these names ('change', 'change.py' or more of the path). Without names: all files."""
     for path, arguments in tests.items():
-        gone = [each for each in (path, *arguments) if each.endswith('.py') and not Path(each).exists()]
+        gone = [file for file in (path, *arguments) if file.endswith('.py') and not Path(file).exists()]
         if gone:
-            sys.exit(f'{TABLE} names {" and ".join(gone)}, which does not exist. Write its new name there.')
+            sys.exit(f'{TABLE} names {" and ".join(gone)}, which does not exist; correct the table.')
     wanted = {
         name: [path for path in tests if f'/{path}'.removesuffix('.py').endswith(f'/{name.removesuffix(".py")}')]
         for name in names
@@ -135,19 +135,19 @@ def files(names: list[str], tests: dict[str, list[str]]) -> list[str]:
 
 
 def import_libraries(names: list[str]) -> None:
-    """Import once what every child needs. Nothing here may start a thread: a fork has only the one that forked."""
+    """Import the libraries once for all child processes. They must not start threads: a fork copies only one."""
     for name in names:
         importlib.import_module(name)
     threads = len(os.listdir('/proc/self/task'))
     if threads > 1:
         sys.exit(
-            f'{threads - 1} threads run beside this one after the libraries were imported; expected none. Set '
-            f'OPENBLAS_NUM_THREADS=1, or take the one that starts them out of {TABLE}: {", ".join(names)}.'
+            f'The libraries started {threads - 1} threads; expected none. Set OPENBLAS_NUM_THREADS=1, or remove the '
+            f'library that starts them from {TABLE}: {", ".join(names)}.'
         )
 
 
 def table_lines(scores: dict[str, Score]) -> Iterator[str]:
-    """A line for each file, and what survived."""
+    """A line for each file, then the survivors."""
     yield f'{"file":36}' + ''.join(f'{name:>11}' for name in COLUMNS)
     for path, each in scores.items():
         yield f'{path:36}' + ''.join(f'{getattr(each, name):>11}' for name in COLUMNS)
@@ -158,14 +158,14 @@ def table_lines(scores: dict[str, Score]) -> Iterator[str]:
 def build_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('names', nargs='*', metavar='NAME', help='core files, such as change; default: all')
-    parser.add_argument('--jobs', type=int, default=1, help='mutants at a time (default: %(default)s)')
-    parser.add_argument('--most', type=int, metavar='N', help='no more than N mutants of a file, evenly chosen')
+    parser.add_argument('names', nargs='*', metavar='NAME', help='core file, such as change; default: all')
+    parser.add_argument('--jobs', type=int, default=1, help='number of mutants at a time (default: %(default)s)')
+    parser.add_argument('--most', type=int, metavar='N', help='try at most N mutants of each file, evenly spread')
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run it; returns 1 where the table of equivalent mutants is wrong."""
+    """Run the program. Returns 1 when the table of equivalent mutants has errors."""
     arguments = build_parser().parse_args(argv)
     table = tomllib.loads(TABLE.read_text())
     entries = tomllib.loads(EQUIVALENT.read_text()).get('mutant', []) if EQUIVALENT.exists() else []
@@ -182,7 +182,7 @@ def main(argv: list[str] | None = None) -> int:
     print('\n'.join(table_lines(scores)))
     wrong = [sentence for each in scores.values() for sentence in each.wrong]
     if wrong:
-        print(f'\n{EQUIVALENT} is wrong; remove what is gone or killed:', *wrong, sep='\n  ', file=sys.stderr)
+        print(f'\n{EQUIVALENT} has errors; remove these entries:', *wrong, sep='\n  ', file=sys.stderr)
     return 1 if wrong else 0
 
 

@@ -1,8 +1,8 @@
-"""Every small change that could be made to a Python file, one at a time: what tests are there to notice.
+"""Makes every small change of a Python file, one at a time. Tests should notice each of them.
 
-Changed are comparisons, and/or/not, arithmetic, min/max and any/all, numbers, True/False, strings that are keys or are
-compared, conditions, bounds of slices and what is returned. Deleted are calls, assignments to attributes and items,
-raise, continue and break. Left alone are imports, annotations, decorators, docstrings, log calls and an error's text.
+It changes comparisons, and/or/not, arithmetic, min/max and any/all, numbers, True/False, strings that are keys or are
+compared, conditions, bounds of slices, and return values. It deletes calls, assignments to attributes and items, raise,
+continue and break. It skips imports, annotations, decorators, docstrings, log calls and the texts of errors.
 """
 
 import ast
@@ -41,7 +41,7 @@ LOG_CALLS = {'debug', 'info', 'warning', 'error', 'exception', 'critical'}
 
 
 class Mutation(NamedTuple):
-    """One change. before, after: the lines it touches, as one; source: the whole file with it."""
+    """One change. before, after: the affected lines, joined to one line. source: the whole changed file."""
 
     line: int
     before: str
@@ -50,7 +50,7 @@ class Mutation(NamedTuple):
 
 
 def mutations(source: str, mode: str = 'exec') -> list[Mutation]:
-    """All changes of a file's source ('eval': of an expression), in its order, each with another text."""
+    """All changes of a file's source, in its order and without duplicates. mode 'eval': of an expression."""
     text = source.encode()
     found: dict[str, Mutation] = {}
     for start, end, new in sorted(_edits(ast.parse(source, mode=mode), text)):
@@ -68,14 +68,14 @@ def _one_line(text: bytes) -> str:
 
 
 def _edits(tree: ast.AST, text: bytes) -> list[tuple[int, int, str]]:
-    """First byte, byte behind the last, and what to write there instead."""
+    """The edits: first byte, end byte, and the new text."""
     finder = _Finder(text)
     finder.visit(tree)
     return finder.edits
 
 
 class _Finder(ast.NodeVisitor):
-    """Collects the edits of a tree; a method for each kind of node that has some."""
+    """Collects the edits of a tree. It has a method for each kind of node that is changed."""
 
     def __init__(self, text: bytes) -> None:
         self._text = text
@@ -92,14 +92,14 @@ class _Finder(ast.NodeVisitor):
         self.edits.append((*self._span(node), new))
 
     def _swap(self, left: ast.expr, right: ast.expr, old: str, new: str) -> None:
-        """Replace an operator, which stands between its two sides."""
+        """Replace an operator between its two operands."""
         start, end = self._span(left)[1], self._span(right)[0]
-        pattern = re.escape(old).replace(r'\ ', r'\s+')  # `not in` may be cut by a line's end
+        pattern = re.escape(old).replace(r'\ ', r'\s+')  # `not in` may contain a line break
         match = re.search(rf'(?<!\w){pattern}(?!\w)'.encode(), self._text[start:end])
         self.edits.append((start + match.start(), start + match.end(), new))
 
     def _negate(self, test: ast.expr) -> None:
-        """Turn a condition round, unless swapping its only operator does the same."""
+        """Negate a condition, unless swapping its only operator does the same."""
         start, end = self._span(test)
         turned = isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not)
         if isinstance(test, ast.Compare) and len(test.ops) == 1:
@@ -108,7 +108,7 @@ class _Finder(ast.NodeVisitor):
             self.edits.append((start, end, f'not ({self._text[start:end].decode()})'))
 
     def _rename(self, *nodes: ast.expr | None) -> None:
-        """Replace what is a string among these by another one."""
+        """Replace each string among these nodes by a different string."""
         for node in nodes:
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 self._replace(node, repr(f'XX{node.value}'))
@@ -244,7 +244,7 @@ class _Finder(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
-        # Python 3.11 does not tell where in an f-string an expression stands: the whole string is written anew.
+        # Python 3.11 does not report the position of an expression in an f-string, so the whole string is replaced.
         for part in node.values:
             if isinstance(part, ast.FormattedValue):
                 value = part.value

@@ -1,8 +1,8 @@
 #!/bin/bash
-# Set this checkout up: `setup_env.sh` for running and testing, `setup_env.sh train` for training the embedded model.
+# Set up this checkout: `setup_env.sh` for running and testing, `setup_env.sh train` for training the embedded model.
 #
-# Every step has a stamp that says what it was made from. A step whose stamp fits is skipped; stamps go first and
-# are written last, so that an interrupted step is done again.
+# Every step has a stamp file that names its inputs, and is skipped when the stamp matches. It removes the stamp first and
+# writes it at the end, so an interrupted step is repeated.
 set -Eeuo pipefail
 shopt -s inherit_errexit
 cd "$(dirname "$0")/.."
@@ -13,15 +13,15 @@ fail() {
   say "$*" >&2
   exit 1
 }
-trap 'say "stopped before the end; run the same command again." >&2' ERR
+trap 'say "failed; run the same command again." >&2' ERR
 trap 'exit 130' INT TERM
 
-# Neither a script's first line nor LD_PRELOAD can name a path with spaces.
-case $root in *' '*) fail "this folder's path has a space, which ROS and the loader do not take: $root" ;; esac
+# A path in a script's first line or in LD_PRELOAD must not contain spaces.
+case $root in *' '*) fail "this folder's path contains a space, which ROS and the loader do not support; move the folder: $root" ;; esac
 
-# A second set-up in the same folder waits for the first, and then finds the work done.
+# A second set-up in the same folder waits for the first one.
 exec 9<"$root"
-flock -n 9 || { say "another set-up is at work here; waiting for it."; flock 9; }
+flock -n 9 || { say "waiting for another set-up in this folder."; flock 9; }
 
 find_python() {
   local candidate
@@ -31,14 +31,14 @@ find_python() {
       return
     fi
   done
-  fail "no Python 3.11 found, for which the wheels are pinned. Install it, or name one: PYTHON=/path/to/python3.11 make setup"
+  fail "Python 3.11 was not found, and the wheels are pinned for it. Install it, or run: PYTHON=/path/to/python3.11 make setup"
 }
 
-# unpack_debian FOLDER PACKAGE...: Debian packages unpacked below a folder; no root needed, nothing installed.
+# unpack_debian FOLDER PACKAGE...: unpack Debian packages into a folder, without root and without installing them.
 unpack_debian() {
   local folder=$root/$1 deb
   shift
-  # Package lists may be missing or too old: then new ones go into a folder of our own.
+  # If the package lists are missing or too old, download new ones into a private folder.
   local private=(-o Dir::State::lists="$folder/lists" -o Dir::Cache="$folder/cache" -o APT::Sandbox::User=)
   rm -rf "$folder"
   mkdir -p "$folder"/{lists,cache/archives}/partial
@@ -53,12 +53,13 @@ unpack_debian() {
   done
 }
 
-# install_wheels ENVIRONMENT LOCK [PIP OPTIONS]: the environment holds what the lock says.
+# install_wheels ENVIRONMENT LOCK [PIP OPTIONS]: make an environment with the wheels of the lock file.
 install_wheels() {
   local venv=$1 lock=$2 python stamp made_from start=$SECONDS
   shift 2
   stamp=$venv/wheels.stamp
-  # Its files name its own path. It is made anew, not updated: wheels that replace each other leave remains.
+  # The stamp contains the path, because files of the environment do. A changed environment is made again, not updated:
+  # updating wheels would leave old files behind.
   made_from="$root $(sha256sum <"$lock")"
   if [ "$(cat "$stamp" 2>/dev/null)" = "$made_from" ] && "$venv/bin/python" -c ''; then return 0; fi
   python=$(find_python)
@@ -72,16 +73,16 @@ install_wheels() {
   say "$venv is ready after $((SECONDS - start)) s"
 }
 
-# Debian's Python brings ensurepip in another package, python3-venv.
+# On Debian, ensurepip is in a separate package, python3-venv.
 make_venv_without_ensurepip() {
   local python=$1 venv=$2
   { "$python" -m venv --clear --without-pip "$venv" && unpack_debian "$venv/debian-pip" python3-pip-whl; } ||
-    fail 'this Python makes no virtual environment with pip; on Debian: apt-get install python3-venv'
+    fail 'this Python cannot make a virtual environment with pip; on Debian: apt-get install python3-venv'
   set -- "$venv"/debian-pip/usr/share/python-wheels/pip-*.whl
   "$venv/bin/python" "$1/pip" install -qq --no-index "$1"
 }
 
-# The ROS wheels' CMake files name the headers of the machine that built them.
+# The CMake files of the ROS wheels contain header paths of the machine that built them. Replace these paths.
 point_cmake_files_here() {
   local headers
   headers=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
@@ -109,7 +110,7 @@ for path in pathlib.Path(sys.prefix, 'share').rglob('*.cmake'):
 END
 }
 
-# Debian's OpenBLAS and its Fortran runtime, which env.sh puts before MLX's own.
+# Fetch Debian's OpenBLAS and its Fortran runtime. env.sh preloads them in place of MLX's own BLAS.
 unpack_blas() {
   [ "$(uname -sm)" = 'Linux x86_64' ] || return 0
   [ ! -e .venv/blas ] && [ ! -e .venv/no-blas ] || return 0
@@ -126,11 +127,12 @@ unpack_blas() {
   else
     mv .venv/debian-blas.log .venv/no-blas
     say 'no fast BLAS: everything works, but float32 on MLX is about 30 times slower.' \
-      'Why: .venv/no-blas; remove that file to try again, or install libopenblas0-pthread.'
+      'See .venv/no-blas for the reason. Remove that file to try again, or install libopenblas0-pthread.'
   fi
 }
 
-# Everything colcon copies or compiles; Python, launch and config files are linked, so only their names count.
+# Print the inputs of the build. colcon links Python, launch and config files, so only their names count; it copies or
+# compiles the others.
 build_inputs() {
   find . -maxdepth 2 '(' -path './launch/*.launch.py' -o -path './config/*' ')' | LC_ALL=C sort
   find vlm_reuse_interfaces resource package.xml setup.py setup.cfg -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
@@ -141,10 +143,10 @@ build_packages() {
   made_from=$(cat .venv/wheels.stamp && build_inputs | sha256sum)
   [ "$(cat "$stamp" 2>/dev/null)" != "$made_from" ] || return 0
   say 'building vlm_reuse_interfaces and vlm_reuse_node'
-  # CMake remembers paths, and a compiler that was killed can leave half a file that looks new: what was built
-  # elsewhere, with other wheels or not to the end goes.
+  # CMake caches paths, and a killed compiler can leave an incomplete file with a new time. So remove builds from another
+  # folder, with other wheels, or that were interrupted.
   [ "$(head -n 1 "$stamp" 2>/dev/null)" = "$(cat .venv/wheels.stamp)" ] || rm -rf build install
-  # colcon links into build/ what it installs, and stumbles over links whose files are gone.
+  # colcon links installed files from build/, and fails on links to deleted files.
   rm -rf "$stamp" {build,install}/vlm_reuse_node
   local cmake_options=(-DBUILD_TESTING=OFF -DPython3_EXECUTABLE="$root/.venv/bin/python")
   [ ! -e .venv/include/python3.11/Python.h ] || cmake_options+=(-DPython3_INCLUDE_DIR="$root/.venv/include/python3.11")
@@ -163,5 +165,5 @@ case ${1:-} in
     build_packages
     ;;
   train) install_wheels .venv-train requirements-train.txt ;;
-  *) fail "'$1' is no set-up; expected nothing, or: train" ;;
+  *) fail "unknown argument '$1'; expected none, or: train" ;;
 esac
