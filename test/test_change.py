@@ -17,6 +17,7 @@ from vlm_reuse_node.scene.change import ChangeDetector, SceneChange
 sys.path.append(str(Path(__file__).parents[1] / 'bench'))
 
 import change as bench
+import change_events
 
 SECOND_NS = 1_000_000_000
 CONFIG = Config()
@@ -255,9 +256,9 @@ def test_a_flickering_lamp_costs_nothing():
 
 
 @pytest.mark.parametrize('grid', GRIDS)
-@pytest.mark.parametrize('kind', bench.KINDS)
+@pytest.mark.parametrize('kind', change_events.KINDS)
 def test_every_cell_that_a_small_thing_touches_is_seen(kind, grid):
-    tally = bench.count_events(Sensor(), grid, kind, count=3, seed=5)
+    tally = change_events.count_events(Sensor(), grid, kind, count=3, seed=5)
     assert tally['touched'] > 5 and tally['misses'] == 0 and tally['false_alarms'] == 0
 
 
