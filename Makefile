@@ -36,7 +36,7 @@ lint: setup ## formatter, linter, types, package.xml
 	  package.xml vlm_reuse_interfaces/package.xml
 	@echo 'lint: clean'
 
-docs: ## the tables of docs/interfaces.md from the interface files
+docs: ## the tables of the docs, from the interface files and config.py
 	@python3 tools/interface_docs.py
 
 bench: setup ## what follow-up questions and image callbacks cost; minutes
@@ -45,7 +45,7 @@ bench: setup ## what follow-up questions and image callbacks cost; minutes
 bench-refresh: setup ## what changed pictures cost, in time and in truth; a quarter of an hour
 	@$(RUN) for script in bench/change.py bench/refresh.py; do echo "== $$script"; python "$$script"; done
 
-soak: setup ## pictures and questions for five minutes, memory and queue watched: make soak ARGS='--minutes 60'
+soak: setup ## pictures and questions for eight minutes, memory and queue watched: make soak ARGS='--minutes 60'
 	@$(RUN) python bench/soak.py $(ARGS)
 
 bag: setup ## write a tabletop bag: make bag ARGS=--help

@@ -17,7 +17,7 @@ from vlm_reuse_node.session.encoded_frame import EncodedFrame
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
 from vlm_reuse_node.session.state import build
-from vlm_reuse_node.session.turn import Interruption, Turn
+from vlm_reuse_node.session.turn import Halt, Turn
 
 TEXT = 'what color is the square ?'
 CHOICES = 'red', 'green circle', 'no it is not'
@@ -79,7 +79,7 @@ def test_a_text_ends_where_the_context_does(vlm, monkeypatch, room):
     cut = answered(vlm, Question(TEXT))  # short enoughs is taken for the default
     assert cut.token_ids == whole.token_ids[:room] and cut.message == f'The answer was cut at max_tokens {room}.'
     assert answered(vlm, Question(TEXT, max_tokens=room)).token_ids == cut.token_ids
-    with pytest.raises(InvalidRequestError, match=f'{prompt + room + 1} tokens; expected up to {prompt + room}'):
+    with pytest.raises(InvalidRequestError, match=f'{prompt + room + 1} tokens; expected at most {prompt + room}'):
         answered(vlm, Question(TEXT, max_tokens=room + 1))
     choices = 'red', ' '.join(['blue'] * room)
     assert answered(vlm, Question(TEXT, choices if room > 1 else ('red', 'blue'))).choice_index >= 0
@@ -115,7 +115,7 @@ def test_the_state_is_put_back_whatever_stops_the_answer(vlm, question, at):
     expected = answerer.answer(state, asked, Turn())
     try:
         answerer.answer(state, asked, Turn(cancelled=lambda: looks.append(1) or len(looks) == at))
-    except Interruption as stopped:
+    except Halt as stopped:
         assert stopped.status == Status.CANCELLED
     else:
         assert question.choices and at > 2

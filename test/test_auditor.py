@@ -110,7 +110,7 @@ def test_a_loss_of_trust_and_its_return_are_logged_once_each(vlm, caplog):
         audit_all(session)
     back = caplog.records[-1]
     assert len(caplog.records) == 2 and back.levelno == logging.INFO
-    assert back.getMessage() == "Camera 'front': patches are tried again."
+    assert back.getMessage() == "Camera 'front': patching is tried again."
     assert session.observe(changed(6, by=0x20)).level == Level.PATCH
     session.ask(QUESTION, now_ns=0)
     counts = audit_all(session)
@@ -125,7 +125,7 @@ def test_an_answer_whose_picture_was_changed_in_place_is_not_counted_and_the_nex
     session.ask(QUESTION, now_ns=0)
     counts = audit_all(session)
     assert (counts.exact_answers, counts.exact_drifted) == (1, 0) and not session.is_auditing
-    assert "'front': an answer could not be audited" in caplog.text and 'changed in place' in caplog.text
+    assert "'front': an answer could not be audited" in caplog.text and 'modified in place' in caplog.text
 
 
 def test_an_audit_holds_a_second_state_until_it_is_done(vlm):

@@ -2,17 +2,19 @@
 
 import importlib.util
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from vlm_reuse_node.config import Config
 from vlm_reuse_node.session.answer import Status
 
 ROOT = Path(__file__).parents[1]
 SPEC = importlib.util.spec_from_file_location('interface_docs', ROOT / 'tools' / 'interface_docs.py')
 docs = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(docs)
-PAGE = docs.PAGE.read_text()
+PAGE = docs.PAGES[0].read_text()
 # What rclpy gives every node.
 EVERY_NODES = re.compile(
     r'/(rosout|parameter_events|clock)|.*/(get|set|list|describe)_parameter\w*'
@@ -20,8 +22,17 @@ EVERY_NODES = re.compile(
 )
 
 
-def test_every_table_is_what_its_file_says():
-    assert docs.page(PAGE) == PAGE, 'make docs writes the tables anew'
+@pytest.mark.parametrize('path', docs.PAGES, ids=lambda path: path.name)
+def test_every_table_is_what_its_file_says(path):
+    assert docs.page(path.read_text()) == path.read_text(), 'make docs writes the tables anew'
+
+
+def test_a_table_of_parameters_is_the_code():
+    """Name, default, range and description of each, in the order of the code, and no other."""
+    rows = docs.parameter_table('all').splitlines()[2:]
+    assert [row.split('`')[1] for row in rows] == [parameter.name for parameter in fields(Config)]
+    for row, parameter in zip(rows, fields(Config)):
+        assert parameter.metadata['description'] in row and str(parameter.default).strip('()')[:4] in row
 
 
 def test_every_interface_has_a_table():

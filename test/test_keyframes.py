@@ -13,7 +13,7 @@ from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.session import history as histories
 from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.history import History
-from vlm_reuse_node.session.turn import Interruption
+from vlm_reuse_node.session.turn import Halt
 
 PIXELS = np.zeros((1, 1, 3), np.uint8)
 SLOT = 14
@@ -110,7 +110,7 @@ def stopping_at(count):
 
     def check():
         if next(looks) == count:
-            raise Interruption(Status.CANCELLED, 'enough')
+            raise Halt(Status.CANCELLED, 'enough')
 
     return check
 
@@ -324,7 +324,7 @@ def test_a_refresh_that_was_stopped_keeps_the_live_frame_only_where_it_is_what_i
     )
     camera.see(0)
     camera.see(1, exact=exact)
-    with pytest.raises(Interruption):
+    with pytest.raises(Halt):
         camera.see(2, check=stopping_at(1 if exact else 2))
     assert camera.state.has_live == exact and camera.stamps == ([0, 1] if exact else [0])
     camera.see(3)
@@ -336,7 +336,7 @@ def test_a_history_that_was_stopped_while_it_was_cut_is_gone(monkeypatch, at):
     camera = Camera(monkeypatch)
     camera.see(*range(6))
     camera.config = camera.config.with_values(history_frames=2)
-    with pytest.raises(Interruption):
+    with pytest.raises(Halt):
         camera.see(6, check=stopping_at(at))
     assert camera.stamps == [] and not camera.state.has_live
     camera.see(7)

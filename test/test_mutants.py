@@ -82,7 +82,7 @@ def write(path, text):
 
 
 def table(file, tests):
-    return f"libraries = ['pytest', 'hypothesis']\nslower = 5\nlater_s = 3\n\n[tests]\n'{file}' = ['{tests}']\n"
+    return f"libraries = []\nslower = 5\nlater_s = 3\n\n[tests]\n'{file}' = ['{tests}']\n"
 
 
 def equivalent(package, before, after):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_model import WORDS, write_tiny_model
+from tiny_model import WORDS, replace_in_chat_template, write_tiny_model
 
 from vlm_reuse_node.errors import ConfigError, InvalidRequestError, ModelError
 from vlm_reuse_node.model import loading
@@ -16,11 +16,7 @@ START = '<|im_start|>assistant\n'
 
 def with_template(folder, old, new):
     """The tiny model with another chat template."""
-    file = write_tiny_model(folder) / 'tokenizer_config.json'
-    content = json.loads(file.read_text())
-    assert old in content['chat_template']
-    file.write_text(json.dumps(content | {'chat_template': content['chat_template'].replace(old, new)}))
-    return loading.load(str(folder))
+    return loading.load(str(replace_in_chat_template(write_tiny_model(folder), old, new)))
 
 
 def with_tokenizer(folder, change):

@@ -16,7 +16,7 @@ from vlm_reuse_node.session import history as histories
 from vlm_reuse_node.session import refresher as refreshers
 from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.refresher import Refresher
-from vlm_reuse_node.session.turn import Interruption
+from vlm_reuse_node.session.turn import Halt
 
 EXACT = Config()
 PATCH = Config(refresh_policy='patch', max_patches=1000)
@@ -46,7 +46,7 @@ def go_on():
 
 
 def stop():
-    raise Interruption(Status.CANCELLED, 'enough')
+    raise Halt(Status.CANCELLED, 'enough')
 
 
 def stopping_at(count):
@@ -142,7 +142,7 @@ def test_the_reason_is_a_sentence_about_what_happened(vlm):
     assert reason(Frame(wide[:, 20:660].copy(), 30)) == 'the camera moved'
     assert reason(Frame(wide[:, 20:660].copy(), 29)) == 'time went back'
     assert reason(picture(2, 1.0, size=(640, 480))) == 'size changed from (480, 640) to (640, 480)'
-    with pytest.raises(Interruption):
+    with pytest.raises(Halt):
         camera.sees(picture(3, 2.0, size=(640, 480)), check=stopping_at(2))  # the old live frame is out already
     assert reason(picture(3, 2.0, size=(640, 480))) == 'the last refresh was given up'
     camera.refresher.drop_state()
@@ -240,7 +240,7 @@ def test_what_keeps_a_frame_whole_is_only_kept_where_it_may_be_patched(vlm, monk
 def test_a_frame_that_was_given_up_is_computed_when_it_comes_again(vlm, frame):
     camera = Camera(vlm)
     camera.sees(at(0))
-    with pytest.raises(Interruption):
+    with pytest.raises(Halt):
         camera.sees(frame, check=stop)
     refresher = camera.refresher
     assert refresher.newest is frame and not refresher.is_current
@@ -255,7 +255,7 @@ def test_a_frame_that_was_given_up_is_computed_when_it_comes_again(vlm, frame):
 def test_a_jump_back_that_was_given_up_leaves_nothing_of_the_later_time(vlm):
     camera = Camera(vlm)
     camera.sees(at(9 * SECOND_NS))
-    with pytest.raises(Interruption):
+    with pytest.raises(Halt):
         camera.sees(at(0), check=stop)
     assert camera.refresher.state is None
     assert camera.sees(at(SECOND_NS)).reason == 'the state was lost'
@@ -346,7 +346,7 @@ def test_a_cut_keeps_the_frame_before_it_and_what_only_changed_does_not(vlm):
     assert stamps() == [0, 2]
     assert camera.sees(picture(2, 1.0)).reason == 'the scene was cut'
     assert stamps() == [0, 2, SECOND_NS]
-    with pytest.raises(Interruption):
+    with pytest.raises(Halt):
         camera.sees(picture(3, 2.0), check=stop)
     camera.refresher.state.drop_live()
     camera.sees(picture(3, 2.0))  # nothing to compare it with

@@ -400,11 +400,26 @@ def test_all_of_every_picture_is_worth_as_many_pictures_and_nothing_is_worth_one
     }
 
 
+def test_pictures_without_tokens_have_no_share_that_was_paid():
+    rows = RowIndex([question(0), answer(0, 'x'), picture('x', 0) | {'visual_tokens': 0}])
+    ratios = derive_ratios(rows, count_rows(rows))['x']
+    assert ratios['paid'] is None and ratios['effective_pictures'] is None
+
+
+def test_every_row_is_found_by_its_kind():
+    rows = [*random_rows(0), {'row': 'bag', 'bag': 'a'}]
+    index = RowIndex(rows)
+    kinds = {'question': index.questions, 'answer': index.answers, 'picture': index.pictures, 'bag': index.bags}
+    for kind, found in kinds.items():
+        assert found == [row for row in rows if row['row'] == kind] != []
+
+
 @pytest.mark.parametrize(
     'scores, cold_scores, pictures_s, largest',
     [
         ((0.2, 0.8), (0.5, 0.5), (1.0,), 0.3),
         ((0.9, 0.1), (0.2, 0.8), (1.0,), 0.7),
+        ((0.2, 0.8, 0.0), (0.5, 0.5, 0.0), (1.0,), 0.3),
         ((0.2, 0.8), (0.5, 0.5), (0.5,), None),  # of another picture
         ((0.2, 0.8), (0.5, 0.3, 0.2), (1.0,), None),  # of other choices
         ((), (), (1.0,), None),

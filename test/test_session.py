@@ -10,15 +10,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from rounding import choice_bound, choices_apart
-from tiny_model import SECOND_NS, picture
+from tiny_model import SECOND_NS, picture, replace_in_chat_template, write_tiny_model
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ImageError
-from vlm_reuse_node.model import noise
+from vlm_reuse_node.model import loading, noise
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Level
+from vlm_reuse_node.session import scene_session, turn
 from vlm_reuse_node.session import state as states
-from vlm_reuse_node.session import turn
 from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
 from vlm_reuse_node.session.question import LONGEST_QUESTION_CHARS, Question
@@ -236,6 +236,22 @@ def test_an_old_picture_is_stale_and_the_message_tells_its_age(session):
     assert session.ask(patient, now_ns=3 * SECOND_NS).status == Status.OK
 
 
+def test_a_picture_of_exactly_the_age_that_is_allowed_answers_from_what_is_kept(session):
+    at_once = Question(QUESTION.text, max_tokens=2, max_age_s=1.5)
+    answer = session.ask(at_once, now_ns=3 * SECOND_NS // 2)
+    assert answer.status == Status.OK and answer.image_age_s == 1.5 and answer.refresh_ms == 0
+    assert answer.tokens_reused == session._refresher.state.tokens
+    assert session.ask(at_once, now_ns=3 * SECOND_NS // 2 + 1).status == Status.STALE
+
+
+def test_a_first_picture_that_was_given_up_has_its_age(vlm):
+    session, looks = SceneSession(vlm, Config(), 'front'), []
+    turn_ends = Turn(cancelled=lambda: looks.append(1) or len(looks) > 1)
+    answer = session.ask(QUESTION, now_ns=2 * SECOND_NS, newest=lambda: picture(1, 0.5), turn=turn_ends)
+    assert answer.status == Status.CANCELLED and answer.image_age_s == 1.5 and answer.stamp_ns == SECOND_NS // 2
+    assert session.held == (0, 0) and answer.camera == 'front' and answer.model == vlm.name
+
+
 @pytest.mark.parametrize('stamp_s, age_s', [(100, 3), (1, 3), (0.5, 3.5), (-5, 9)])
 def test_a_clock_that_is_ahead_does_not_keep_a_picture_young(session, stamp_s, age_s):
     session.observe(replace(picture(2, stamp_s), received_ns=SECOND_NS))
@@ -412,8 +428,56 @@ def test_progress_tells_every_stage_and_token(session):
     assert [each.tokens_generated for each in told] == [0, 0, 1, 2, 3, 4, 5]
     assert all(answer.text.startswith(each.text) for each in told) and told[-1].text == answer.text
     told.clear()
-    session.ask_cold(replace(QUESTION, max_tokens=1), now_ns=0, turn=Turn(listener=told.append))
-    assert [each.stage for each in told] == ['refresh', 'prefill', 'decode', 'decode']
+    short = replace(QUESTION, max_tokens=1)
+    session.ask_cold(short, now_ns=0, turn=Turn(listener=told.append))
+    session.ask(
+        replace(short, force_refresh=True), now_ns=0, turn=Turn(listener=told.append), newest=lambda: picture(2, 1.0)
+    )
+    assert [each.stage for each in told] == 2 * ['refresh', 'prefill', 'decode', 'decode']
+
+
+@pytest.mark.parametrize('ask', [SceneSession.ask, SceneSession.ask_cold])
+def test_an_answers_time_is_that_of_its_stages(vlm, monkeypatch, ask):
+    """By a clock that only the model moves. What a cold answer prefills in place of the kept state is prefill."""
+    session = SceneSession(vlm, Config(history_frames=2, keyframe_interval_s=0.0))
+    session.observe(picture(1))
+    clock, encode, forward = [0.0], vlm.family.encode, vlm.family.forward
+    for module in (scene_session, turn):
+        monkeypatch.setattr(module, 'time', SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def takes(seconds, function):
+        def timed(*args, **kwargs):
+            clock[0] += seconds
+            return function(*args, **kwargs)
+
+        return timed
+
+    monkeypatch.setattr(vlm.family, 'encode', takes(4, encode))
+    monkeypatch.setattr(vlm.family, 'forward', takes(8, forward))
+    question = Question(QUESTION.text, ('red', 'blue'), force_refresh=True, timeout_s=1000.0)
+    answer = ask(session, question, now_ns=0, turn=Turn(asked_s=-1.0), newest=lambda: picture(2, 1.0))
+    is_cold = ask is SceneSession.ask_cold
+    assert answer.queue_ms == 1000 and answer.decode_ms == 8000
+    assert answer.refresh_ms == 12_000 + is_cold * 2 * 4000  # the newest picture; and both of the state, if cold
+    assert answer.prefill_ms == 8000 + is_cold * 2 * 8000
+    assert answer.total_ms == 1000 + 1e3 * clock[0]
+
+
+def test_a_chat_template_that_takes_one_picture_is_enough_for_one(tmp_path):
+    folder = write_tiny_model(tmp_path / 'tiny')
+    replace_in_chat_template(folder, "part['type'] == 'image'", "part['type'] == 'image' and loop.first")
+    session = SceneSession(loading.load(str(folder)), Config())
+    session.observe(picture(1))
+    assert same(session.ask(QUESTION, now_ns=0), session.ask_cold(QUESTION, now_ns=0))
+
+
+def test_who_hands_over_a_picture_that_is_refused_is_told(vlm):
+    refused, frame = [], Frame(np.zeros((2, 3000, 3), np.uint8))
+    session = SceneSession(vlm, Config(), on_refused=lambda *args: refused.append(args))
+    with pytest.raises(ImageError) as error:
+        session.observe(frame)
+    assert refused == [(frame, error.value)] and session.newest is None
+    assert session.ask(QUESTION, now_ns=0, newest=lambda: frame).status == Status.NO_IMAGE and len(refused) == 2
 
 
 @pytest.mark.parametrize('policy', ['exact', 'patch'])

@@ -12,7 +12,7 @@ from vlm_reuse_node.model import vlm as vlms
 from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
 from vlm_reuse_node.session.state import State, build, twin
-from vlm_reuse_node.session.turn import Interruption
+from vlm_reuse_node.session.turn import Halt
 
 CELLS = 12
 ALL_CELLS = np.arange(CELLS)
@@ -45,7 +45,7 @@ def stopping_at(count):
 
     def check():
         if next(looks, None) is None:
-            raise Interruption(Status.CANCELLED, 'enough')
+            raise Halt(Status.CANCELLED, 'enough')
 
     return check
 
@@ -74,7 +74,7 @@ def test_a_frame_pays_for_its_slot_and_the_question_goes_right_behind_it(vlm):
 def test_a_frame_that_was_stopped_half_way_leaves_the_state(vlm, monkeypatch, at):
     monkeypatch.setattr(vlms, 'PREFILL_CHUNK', 5)
     state = built(vlm, 1)
-    with pytest.raises(Interruption):
+    with pytest.raises(Halt):
         state.append(EncodedFrame.see(vlm, picture(2)), stopping_at(at))
     assert equal(state, built(vlm, 1))
     state.append(EncodedFrame.see(vlm, picture(3)))
@@ -151,7 +151,7 @@ def test_a_rewritten_state_is_exact_when_all_was_seen_and_all_was_computed(vlm, 
 def test_a_rewrite_that_was_stopped_half_way_leaves_no_live_frame(vlm, monkeypatch, at):
     monkeypatch.setattr(vlms, 'PREFILL_CHUNK', 5)
     state = built(vlm, 1, 2, keep=True)
-    with pytest.raises(Interruption):
+    with pytest.raises(Halt):
         state.rewrite(EncodedFrame.see(vlm, picture(3), keep=True), ALL_CELLS, stopping_at(at))
     assert not state.has_live and len(state.frames) == 1
     assert all(map(np.array_equal, rows(state), rows(built(vlm, 1))))
@@ -173,5 +173,5 @@ def test_a_twin_is_the_state_of_the_same_frames(vlm):
     kept, same, other = built(vlm, 1, 2), built(vlm, 1, 2), built(vlm, 1, 3)
     assert twin(same, kept.identity) is same
     assert twin(same, replace(kept.identity, exact=False)) is same  # what was patched is compared with these frames
-    with pytest.raises(ModelError, match='changed in place'):
+    with pytest.raises(ModelError, match='modified in place'):
         twin(other, kept.identity)

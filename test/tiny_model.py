@@ -75,6 +75,15 @@ def write_tiny_model(folder: Path, seed: int = 0, tokenizer: str = 'words', tied
     return folder
 
 
+def replace_in_chat_template(folder: Path, old: str, new: str) -> Path:
+    """Change a model directory's chat template."""
+    file = folder / 'tokenizer_config.json'
+    content = json.loads(file.read_text())
+    assert old in content['chat_template']
+    file.write_text(json.dumps(content | {'chat_template': content['chat_template'].replace(old, new)}))
+    return folder
+
+
 def _config(ids: dict[str, int]) -> dict:
     return {
         'model_type': 'qwen2_5_vl',

@@ -1,17 +1,25 @@
-"""Write the tables of docs/interfaces.md anew from the interface files; the text between them is kept.
+"""Write the tables of the docs anew: interfaces from the interface files, parameters from config.py.
+
+The text between the tables is kept.
 
 python tools/interface_docs.py
 """
 
 import re
 import sys
+from dataclasses import Field, fields
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / 'docs' / 'interfaces.md'
+sys.path.insert(0, str(ROOT))
+from vlm_reuse_node.config import Config  # noqa: E402
+
+PAGES = [ROOT / 'docs' / 'interfaces.md', ROOT / 'docs' / 'parameters.md', ROOT / 'README.md']
 FOLDER = ROOT / 'vlm_reuse_interfaces'
 PARTS = {'.msg': ('',), '.srv': ('request', 'response'), '.action': ('goal', 'result', 'feedback')}
 BLOCK = re.compile(r'<!-- table: (\S+) -->\n(.*?)<!-- /table -->', re.S)
+# All parameters, or those that are named.
+PARAMETERS = re.compile(r'<!-- parameters: ([\w ]+) -->\n(.*?)<!-- /parameters -->', re.S)
 
 
 def interfaces() -> list[str]:
@@ -25,13 +33,13 @@ def table(name: str) -> str:
     parts = path.read_text().split('\n---\n')
     lines = []
     for part, text in zip(PARTS[path.suffix], parts, strict=True):
-        rows = [f'| {row} |' for row in map(' | '.join, fields(text))]
+        rows = [f'| {row} |' for row in map(' | '.join, declarations(text))]
         lines += [f'{part.capitalize()}:', ''] if part else []
         lines += ['| field | type | default | what |', '|---|---|---|---|', *rows, '']
     return '\n'.join(lines).rstrip() + '\n'
 
 
-def fields(text: str) -> list[tuple[str, str, str, str]]:
+def declarations(text: str) -> list[tuple[str, str, str, str]]:
     """Return (name, type, default or value, comment) of each declaration; comments may go on in the next lines."""
     rows: list[tuple[str, str, str, str]] = []
     for line in text.splitlines():
@@ -47,14 +55,34 @@ def fields(text: str) -> list[tuple[str, str, str, str]]:
     return rows
 
 
+def parameter_table(names: str) -> str:
+    """Return the table of some parameters by name, or of 'all', in the order of config.py."""
+    known = {parameter.name: parameter for parameter in fields(Config)}
+    rows = [parameter_row(known[name]) for name in (known if names == 'all' else names.split())]
+    return '\n'.join(['| parameter | default | range | live | what |', '|---|---|---|---|---|', *rows]) + '\n'
+
+
+def parameter_row(parameter: Field) -> str:
+    """Return one row: name, default, range or choices, whether it may change while the model is loaded, description."""
+    default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+    low, high, choices = (parameter.metadata[key] for key in ('low', 'high', 'choices'))
+    values = ' or '.join(choices) if choices else '' if low is None else f'{low} to {high}'
+    live = 'yes' if parameter.metadata['live'] else 'no'
+    return f'| `{parameter.name}` | `{default}` | {values} | {live} | {parameter.metadata["description"]} |'
+
+
 def page(text: str) -> str:
-    """Return the page with every table as the files have it now."""
-    return BLOCK.sub(lambda block: f'<!-- table: {block[1]} -->\n{table(block[1])}<!-- /table -->', text)
+    """Return a page with every table as the files have it now."""
+    text = BLOCK.sub(lambda block: f'<!-- table: {block[1]} -->\n{table(block[1])}<!-- /table -->', text)
+    return PARAMETERS.sub(
+        lambda block: f'<!-- parameters: {block[1]} -->\n{parameter_table(block[1])}<!-- /parameters -->', text
+    )
 
 
 def main() -> int:
-    """Rewrite the page."""
-    PAGE.write_text(page(PAGE.read_text()))
+    """Rewrite the pages."""
+    for path in PAGES:
+        path.write_text(page(path.read_text()))
     return 0
 
 

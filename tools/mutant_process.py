@@ -17,6 +17,9 @@ from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import CodeType
 
+import hypothesis
+import pytest
+
 WAITS = 4  # so many times as long as its processor time may a mutant take: it waits for something that never comes
 MOST_BYTES = 16 << 30  # of address space: a loop without end may collect things
 PYTEST = '-x', '-q', '-p', 'no:cacheprovider'
@@ -103,9 +106,6 @@ def _run(folder: Path, path: Path, source: str, arguments: list[str], order: '_O
     output = os.open(folder / 'output.txt', os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(output, stream)
-    import hypothesis
-    import pytest
-
     # The same examples for every mutant, however slow, no search for a smaller one, and nothing kept beside the code.
     phases = hypothesis.Phase.explicit, hypothesis.Phase.generate
     hypothesis.settings.register_profile('mutants', derandomize=True, deadline=None, database=None, phases=phases)
@@ -127,13 +127,14 @@ class _Order:
 
     def __init__(self, kills: Counter, seconds: dict[str, float]) -> None:
         self._kills, self._known = kills, seconds
-        self.failed, self.seconds = [], {}
+        self.failed: list[str] = []
+        self.seconds: dict[str, float] = {}
 
-    def pytest_collection_modifyitems(self, items: list) -> None:
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Sort the tests."""
         items.sort(key=lambda item: self._known.get(item.nodeid, 0.0) / (1 + self._kills[item.nodeid]))
 
-    def pytest_runtest_logreport(self, report: object) -> None:
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note it."""
         if report.failed:
             self.failed.append(report.nodeid)

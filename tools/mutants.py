@@ -93,7 +93,8 @@ def trials(
     path: Path, chosen: list[Mutation], tests: list[str], jobs: int, seconds: dict[str, float], limit_s: float
 ) -> Iterator[tuple[Mutation, Trial]]:
     """Run the tests on each, so many at a time; gives them as they end."""
-    waiting, running, kills = chosen[::-1], [], Counter()
+    waiting, kills = chosen[::-1], Counter[str]()
+    running: list[tuple[Mutation, MutantProcess]] = []
     try:
         while waiting or running:
             while waiting and len(running) < jobs:

@@ -51,7 +51,8 @@ class Mutation(NamedTuple):
 
 def mutations(source: str, mode: str = 'exec') -> list[Mutation]:
     """All changes of a file's source ('eval': of an expression), in its order, each with another text."""
-    text, found = source.encode(), {}
+    text = source.encode()
+    found: dict[str, Mutation] = {}
     for start, end, new in sorted(_edits(ast.parse(source, mode=mode), text)):
         first, last = text.rfind(b'\n', 0, start) + 1, text.find(b'\n', end)
         last = len(text) if last < 0 else last
@@ -77,26 +78,27 @@ class _Finder(ast.NodeVisitor):
     """Collects the edits of a tree; a method for each kind of node that has some."""
 
     def __init__(self, text: bytes) -> None:
-        self._text, self.edits = text, []
+        self._text = text
+        self.edits: list[tuple[int, int, str]] = []
         self._starts = [0, *(match.end() for match in re.finditer(b'\n', text))]
 
-    def _span(self, node: ast.AST) -> tuple[int, int]:
+    def _span(self, node: ast.expr | ast.stmt) -> tuple[int, int]:
         return (
             self._starts[node.lineno - 1] + node.col_offset,
             self._starts[node.end_lineno - 1] + node.end_col_offset,
         )
 
-    def _replace(self, node: ast.AST, new: str) -> None:
+    def _replace(self, node: ast.expr | ast.stmt, new: str) -> None:
         self.edits.append((*self._span(node), new))
 
-    def _swap(self, left: ast.AST, right: ast.AST, old: str, new: str) -> None:
+    def _swap(self, left: ast.expr, right: ast.expr, old: str, new: str) -> None:
         """Replace an operator, which stands between its two sides."""
         start, end = self._span(left)[1], self._span(right)[0]
         pattern = re.escape(old).replace(r'\ ', r'\s+')  # `not in` may be cut by a line's end
         match = re.search(rf'(?<!\w){pattern}(?!\w)'.encode(), self._text[start:end])
         self.edits.append((start + match.start(), start + match.end(), new))
 
-    def _negate(self, test: ast.AST) -> None:
+    def _negate(self, test: ast.expr) -> None:
         """Turn a condition round, unless swapping its only operator does the same."""
         start, end = self._span(test)
         turned = isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not)
@@ -105,7 +107,7 @@ class _Finder(ast.NodeVisitor):
         if not turned:
             self.edits.append((start, end, f'not ({self._text[start:end].decode()})'))
 
-    def _rename(self, *nodes: ast.AST | None) -> None:
+    def _rename(self, *nodes: ast.expr | None) -> None:
         """Replace what is a string among these by another one."""
         for node in nodes:
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -124,8 +126,6 @@ class _Finder(ast.NodeVisitor):
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
         for each in [node.args, *node.body]:
             self.visit(each)
-
-    visit_AsyncFunctionDef = visit_FunctionDef
 
     def visit_arguments(self, node: ast.arguments) -> None:
         for each in [*node.defaults, *node.kw_defaults]:
@@ -173,7 +173,7 @@ class _Finder(ast.NodeVisitor):
         if ast.unparse(node.test) != "__name__ == '__main__'":
             self._visit_condition(node)
 
-    def _visit_condition(self, node: ast.AST) -> None:
+    def _visit_condition(self, node: ast.If | ast.While | ast.IfExp) -> None:
         self._negate(node.test)
         self.generic_visit(node)
 

@@ -1,6 +1,6 @@
-"""Every default, once: one validated record that the node, the launch file and the replay read.
+"""All parameters with their defaults: one validated record for the node, the launch file and the replay.
 
-ROS parameters take their names, defaults, ranges and descriptions from here; YAML files hold overrides only.
+ROS parameters take their names, defaults, ranges and descriptions from here. YAML files only hold overrides.
 """
 
 from dataclasses import Field, dataclass, field, fields, replace
@@ -21,18 +21,18 @@ def _parameter(
     choices: tuple[str, ...] = (),
     live: bool = False,
 ) -> Any:
-    """Declare one parameter; `live` ones may change at any time, the others only while no model is loaded."""
+    """Declare one parameter. A `live` parameter may change at any time, the others only while no model is loaded."""
     metadata = {'description': description, 'low': low, 'high': high, 'choices': choices, 'live': live}
     return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class Config:
-    """The whole configuration. Construction raises `ConfigError` on a value that is out of range."""
+    """The whole configuration. Construction raises `ConfigError` for a wrong type or a value out of range."""
 
     model: str = _parameter('tabletop', "'tabletop' (embedded), a model directory in mlx-vlm's format, or a hub name")
     autostart: bool = _parameter(
-        True, "load the model and take pictures at the start; false: wait for 'ros2 lifecycle set'"
+        True, "true: load the model and take pictures at the start; false: wait for 'ros2 lifecycle set'"
     )
     cameras: tuple[str, ...] = _parameter(
         ('camera',), 'camera names; each subscribes to <name>/image_raw (remap it to your topic)', live=True
@@ -42,124 +42,134 @@ class Config:
         'raw: sensor_msgs/Image; compressed: sensor_msgs/CompressedImage on <topic>/compressed',
         choices=('raw', 'compressed'),
     )
-    system_prompt: str = _parameter('', 'text put before the pictures; empty: what the chat template puts there')
+    system_prompt: str = _parameter('', 'text before the pictures in the prompt; empty: the chat template decides')
     max_tokens: int = _parameter(
-        64, 'tokens an answer may have when the question does not say', low=1, high=4096, live=True
+        64, 'most tokens of an answer, when the question does not set max_tokens', low=1, high=4096, live=True
     )
     temperature: float = _parameter(
-        0.0, 'of the sampling of free text; 0 takes the likeliest token', low=0.0, high=5.0, live=True
+        0.0, 'temperature for sampling free text; 0: always the most likely token', low=0.0, high=5.0, live=True
     )
     seed: int = _parameter(
         0,
-        'of the sampling: the same question on the same state gets the same answer',
+        'seed for sampling; with one seed, the same question on the same state gets the same answer',
         low=0,
         high=2**31 - 1,
         live=True,
     )
     max_image_pixels: int = _parameter(
-        33_177_600, 'largest picture accepted, pixels', low=1, high=268_435_456, live=True
+        33_177_600, 'most pixels of a picture; a larger picture is refused', low=1, high=268_435_456, live=True
     )
     max_age_s: float = _parameter(
         2.0,
-        'oldest picture answered from when the question does not say, seconds; older gives STALE',
+        'largest age of the picture behind an answer, seconds, when the question does not set max_age; older: STALE',
         low=0.001,
         high=86_400.0,
         live=True,
     )
     timeout_s: float = _parameter(
-        30.0, 'time an answer may take when the question does not say, seconds', low=0.001, high=3600.0, live=True
+        30.0,
+        'most time until an answer, seconds, when the question does not set timeout',
+        low=0.001,
+        high=3600.0,
+        live=True,
     )
     queue_size: int = _parameter(
-        16, 'questions about one camera that may wait; one more gives BUSY', low=1, high=10_000, live=True
+        16, 'most questions about one camera that may wait; the next one gets BUSY', low=1, high=10_000, live=True
     )
     change_threshold: int = _parameter(
         32,
-        'a cell whose largest absolute difference is at or above this is changed, of 255; raised by camera noise',
+        'a cell has changed when its largest pixel difference (0 to 255) reaches this; camera noise raises it',
         low=1,
         high=255,
         live=True,
     )
     max_cell_age_s: float = _parameter(
         10.0,
-        'a cell that is neither static nor changed is refreshed at this age, seconds',
+        'a cell that differs too little to count as changed is refreshed after this time, seconds',
         low=0.0,
         high=3600.0,
         live=True,
     )
     change_halo: int = _parameter(
-        0, 'cells on every side of a changed one that are refreshed with it', low=0, high=16, live=True
+        0, 'a changed cell is refreshed with this many cells on every side', low=0, high=16, live=True
     )
     exposure_compensation: float = _parameter(
         0.25,
-        'share by which the whole picture may get brighter or darker before that counts as a change; until '
-        'max_cell_age_s it is not paid for',
+        'share by which the whole picture may get brighter or darker without a change; its cells are then refreshed '
+        'after max_cell_age_s',
         low=0.0,
         high=1.0,
         live=True,
     )
     refresh_policy: str = _parameter(
         EXACT_POLICY,
-        'exact: a changed picture is computed whole; patch: only its changed cells, which is approximate',
+        'exact: compute a changed picture whole; patch: compute only its changed cells, which is approximate',
         choices=(EXACT_POLICY, PATCH_POLICY),
         live=True,
     )
-    max_patches: int = _parameter(8, 'patches in a row before a picture is computed whole', low=1, high=1000, live=True)
+    max_patches: int = _parameter(
+        8, 'most patches in a row; then a picture is computed whole', low=1, high=1000, live=True
+    )
     max_patch_share: float = _parameter(
         0.25,
-        'largest share of cells that is patched; a picture with more is computed whole',
+        'largest share of cells that may be patched; a picture with more is computed whole',
         low=0.0,
         high=1.0,
         live=True,
     )
     min_confidence: float = _parameter(
         0.7,
-        'a patched state whose answer is less likely than this is computed whole, and answers again',
+        'when the answer of a patched state has a lower probability, the state is computed whole and answers again',
         low=0.0,
         high=1.0,
         live=True,
     )
     budget_ms: float = _parameter(
         0.0,
-        'most time a refresh may take, vision and prefill, milliseconds; what does not fit waits, overdue cells '
-        'do not; 0: no limit',
+        'time limit of a refresh (vision and prefill), milliseconds; cells that do not fit are deferred, but not '
+        'longer than max_cell_age_s; 0: no limit',
         low=0.0,
         high=60_000.0,
         live=True,
     )
     budget_tokens: int = _parameter(
-        0, 'most visual tokens a refresh may compute; 0: no limit', low=0, high=1_000_000, live=True
+        0,
+        'most visual tokens that a refresh may compute; the others are deferred; 0: no limit',
+        low=0,
+        high=1_000_000,
+        live=True,
     )
     audit_share: float = _parameter(
         0.05,
-        'share of the answers that are given again from nothing, while nobody asks, to count drift',
+        'share of the answers that are repeated cold-dense while the model is idle, to count drift',
         low=0.0,
         high=1.0,
         live=True,
     )
     max_drift: float = _parameter(
         0.01,
-        'share of drifted answers, among those audited, above which nothing is patched any more',
+        'accepted share of drifted answers; patching stops when the audit finds more than it explains',
         low=0.0001,
         high=1.0,
         live=True,
     )
     history_frames: int = _parameter(
         0,
-        'past pictures (keyframes) before the newest one in the prompt; 0: the newest one alone',
+        'most past pictures (keyframes) in the prompt; 0: only the newest picture',
         low=0,
         high=256,
         live=True,
     )
     keyframe_interval_s: float = _parameter(
         1.0,
-        'a picture becomes a keyframe when it is at least this much newer than the last one, seconds',
+        'a picture becomes a keyframe when it is at least this much newer than the last keyframe, seconds',
         low=0.0,
         high=3600.0,
         live=True,
     )
     max_cache_mb: int = _parameter(
         4096,
-        'most memory for the state of one camera, megabytes; above it the history shrinks',
+        'memory limit for the state of one camera, megabytes; the history is shortened to fit',
         low=1,
         high=1_000_000,
         live=True,
@@ -173,18 +183,18 @@ class Config:
 
     @property
     def static_threshold(self) -> float:
-        """A cell whose largest absolute difference is below this is static, of 255: a quarter of change_threshold.
+        """A cell is static when its largest pixel difference (0 to 255) is below this: a quarter of change_threshold.
 
         The published pair is 8 and 32 (arXiv 2605.03351, section 1 of its planner).
         """
         return self.change_threshold / 4
 
     def unknown_camera(self, camera: str) -> str:
-        """The sentence about a camera that is not configured."""
+        """Error message for a camera that is not configured."""
         return f"There is no camera '{camera}'; known are {', '.join(self.cameras)}."
 
     def with_values(self, **values: Any) -> 'Config':
-        """A checked copy with some values changed.
+        """A checked copy with some values replaced.
 
         Raises ConfigError for an unknown name, a wrong type, or a value out of range.
         """
@@ -196,14 +206,14 @@ class Config:
 
 
 def _checked(parameter: Field, value: Any) -> Any:
-    """The value in the parameter's type, or ConfigError with what was expected."""
-    name, wanted = parameter.name, type(parameter.default)
-    if wanted is tuple and isinstance(value, (list, tuple)) and all(isinstance(item, str) and item for item in value):
+    """The value converted to the parameter's type. Raises ConfigError with the expected type or range."""
+    name, expected = parameter.name, type(parameter.default)
+    if expected is tuple and isinstance(value, (list, tuple)) and all(isinstance(item, str) and item for item in value):
         value = tuple(value)
-    if wanted is float and type(value) is int:
+    if expected is float and type(value) is int:
         value = float(value)
-    if type(value) is not wanted:
-        kind = 'list of names' if wanted is tuple else wanted.__name__
+    if type(value) is not expected:
+        kind = 'list of names' if expected is tuple else expected.__name__
         raise ConfigError(f'{name} is {value!r}; expected a {kind}.')
     low, high, choices = (parameter.metadata[key] for key in ('low', 'high', 'choices'))
     if low is not None and not low <= value <= high:

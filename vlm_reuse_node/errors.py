@@ -1,8 +1,8 @@
-"""Errors a person reads: what was given, what was expected, what to do."""
+"""Errors of this package. A message says what was given, what was expected and what to do."""
 
 
 class VlmReuseError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base class of all errors that this package raises."""
 
 
 class ConfigError(VlmReuseError):
@@ -10,13 +10,13 @@ class ConfigError(VlmReuseError):
 
 
 class ModelError(VlmReuseError):
-    """The model cannot be loaded, or failed while it ran."""
+    """The model cannot be loaded, or failed while it was running."""
 
 
 class ImageError(VlmReuseError):
-    """A camera message is not a picture that can be used.
+    """A camera message does not hold a usable picture.
 
-    cause: a short stable key for counters, such as 'truncated' or 'encoding'.
+    cause: a short, stable key for counters, such as 'truncated' or 'encoding'.
     """
 
     def __init__(self, cause: str, message: str) -> None:
@@ -25,4 +25,4 @@ class ImageError(VlmReuseError):
 
 
 class InvalidRequestError(VlmReuseError):
-    """A question cannot be asked as it was given."""
+    """A request is invalid: a question or a standing question that cannot be asked like this."""

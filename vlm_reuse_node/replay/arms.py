@@ -29,8 +29,8 @@ ARMS = {
     for arm in (
         Arm(
             REFERENCE,
-            'cold-dense: everything from nothing for every question, on the newest picture (behind the keyframes '
-            'of default, where a history is kept). Every other arm is compared with it',
+            'cold-dense: everything is computed from nothing for every question, on the newest picture (behind the '
+            'keyframes of default, where a history is kept). Every other arm is compared with it',
         ),
         Arm('cold-again', 'the same once more: the noise floor'),
         Arm(
@@ -42,11 +42,11 @@ ARMS = {
         ),
         Arm(
             'cold-cached',
-            'cold-dense on the very pictures that default has cached: equal to default, or default is not exact',
+            'cold-dense on the very pictures that default has cached; default is exact when it answers the same',
         ),
         Arm(
             'frame',
-            'level frame for every question: nothing is done between questions, each pays for the newest picture',
+            'level frame for every question: nothing is done between questions, and each pays for the newest picture',
             keeps_state=True,
         ),
         Arm(
@@ -58,7 +58,7 @@ ARMS = {
         ),
         Arm(
             'reuse',
-            'level reuse alone: one state for everything until it is max_cell_age_s old, whatever changes',
+            'level reuse alone: one state answers everything until it is max_cell_age_s old, whatever changes',
             keeps_state=True,
             observes=True,
         ),
