@@ -169,3 +169,18 @@ def test_a_table_that_does_not_fit_is_named(package, file, tests, said):
 def test_an_unknown_name_is_an_error(package):
     code, text, _ = mutants(package, 'other')
     assert code == 1 and 'other' in text and 'tiny/sums.py' in text
+
+
+def test_other_files_keep_their_scores_while_their_code_is_the_same(package):
+    write(package / 'tiny' / 'other.py', 'def one():\n    return 1\n')
+    write(
+        package / 'test' / 'test_other.py', 'from tiny.other import one\n\n\ndef test_one():\n    assert one() == 1\n'
+    )
+    both = table('tiny/sums.py', 'test/test_sums.py') + "'tiny/other.py' = ['test/test_other.py']\n"
+    write(package / 'tools' / 'mutants.toml', both)
+    mutants(package, 'other')
+    _, _, files = mutants(package, 'sums', '--most', '1')
+    assert files['tiny/other.py']['tried'] > files['tiny/sums.py']['tried'] == 1
+    write(package / 'tiny' / 'other.py', 'def one():\n    return 2 - 1\n')
+    _, _, files = mutants(package, 'sums', '--most', '1')
+    assert list(files) == ['tiny/sums.py']

@@ -15,8 +15,9 @@
 """Mutation testing: make every small change of a core file (mutations.py), and count the changes that fail a test.
 
 python tools/mutants.py [NAME ...], from the root of the package. NAME selects core files of tools/mutants.toml; the
-default is all of them. Prints a table and the survivors, and writes out/mutants.json. No mutant is written to disk:
-this process imports the libraries once, and forks for every mutant. A mutant that takes too long counts as killed.
+default is all of them. Prints a table and the survivors, and writes out/mutants.json, in which other files keep their
+scores while their code is what it was. No mutant is written to disk: this process imports the libraries once, and forks
+for every mutant. A mutant that takes too long counts as killed.
 """
 
 import argparse
@@ -30,6 +31,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
 
@@ -148,6 +150,20 @@ def files(names: list[str], tests: dict[str, list[str]]) -> list[str]:
     return [path for path in tests if not names or any(path in found for found in wanted.values())]
 
 
+def write(scores: dict[str, Score]) -> None:
+    """Write the scores to OUT, beside those of other files that an earlier run wrote and whose code is the same."""
+    earlier = json.loads(OUT.read_text())['files'] if OUT.exists() else {}
+    kept = {path: each for path, each in earlier.items() if Path(path).exists() and each.get('code') == code(path)}
+    renewed = {path: asdict(each) | {'code': code(path)} for path, each in scores.items()}
+    OUT.parent.mkdir(exist_ok=True)
+    OUT.write_text(json.dumps({'files': dict(sorted((kept | renewed).items()))}, indent=2) + '\n')
+
+
+def code(path: str) -> str:
+    """Return a digest of a file."""
+    return blake2b(Path(path).read_bytes(), digest_size=8).hexdigest()
+
+
 def import_libraries(names: list[str]) -> None:
     """Import the libraries once for all child processes. They must not start threads: a fork copies only one."""
     for name in names:
@@ -191,8 +207,7 @@ def main(argv: list[str] | None = None) -> int:
             scores[path] = score(Path(path), table, equivalent, arguments.jobs, arguments.most)
         except TestsFailed as error:
             sys.exit(str(error))
-        OUT.parent.mkdir(exist_ok=True)
-        OUT.write_text(json.dumps({'files': {name: asdict(each) for name, each in scores.items()}}, indent=2) + '\n')
+        write(scores)
     print('\n'.join(table_lines(scores)))
     wrong = [sentence for each in scores.values() for sentence in each.wrong]
     if wrong:
