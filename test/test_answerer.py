@@ -151,5 +151,5 @@ def test_a_document_that_not_every_reader_takes_is_no_answer(letters, monkeypatc
     wanted = letters.template('', 1).choices(['1e999'])[0]
     picks = iter([*wanted, *letters.stop_ids])
     monkeypatch.setattr(answerers, 'sampler', lambda temperature, seed: lambda logits: next(picks))
-    with pytest.raises(InvalidRequestError, match='1e999 is beyond all floats'):
+    with pytest.raises(InvalidRequestError, match='1e999 is too large for a float'):
         answered(letters, Question(TEXT, json_schema='{"type": "number"}'))

@@ -228,7 +228,7 @@ def test_ids_are_not_given_again_by_another_list(model):
 
 def test_as_many_stand_as_the_documentation_says_and_no_more(model):
     watches = [model.watches.add(DOOR, 0)[0] for _ in range(MOST_WATCHES)]
-    with pytest.raises(InvalidRequestError, match=f'{MOST_WATCHES} questions stand already'):
+    with pytest.raises(InvalidRequestError, match=f'At most {MOST_WATCHES} standing questions'):
         model.watches.add(DOOR, 0)
     assert len(model.watches.all()) == len(model.asked) == MOST_WATCHES
     model.watches.remove(watches[0].watch_id)
