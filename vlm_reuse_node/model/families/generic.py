@@ -35,7 +35,7 @@ from PIL import Image
 from vlm_reuse_node.errors import ImageError, ModelError
 from vlm_reuse_node.model.families import probe
 from vlm_reuse_node.model.families.base import even_chunks
-from vlm_reuse_node.model.families.picture_tokens import PictureTokens, TokenSpan, layout
+from vlm_reuse_node.model.families.picture_tokens import PictureTokens, TokenSpan, rows_and_columns
 
 # A model that keeps positions here would answer wrong without a sign: a second camera inherits the first one's.
 KEPT_POSITIONS = ('_rope_deltas', '_position_ids')
@@ -90,7 +90,7 @@ class Family:
         if self.slots(span) != [len(span)]:
             raise _size_error(rgb, 'its tokens cannot be told from the text')
         height, width = rgb.shape[:2]
-        rows, columns = layout(span.count(self._image_token), height / width)
+        rows, columns = rows_and_columns(span.count(self._image_token), height / width)
         shrunk = height / (rows * self.cell_px), width / (columns * self.cell_px)
         if max(shrunk) > MOST_SHRUNK and min(shrunk) < 1:
             raise _size_error(

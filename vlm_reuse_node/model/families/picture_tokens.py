@@ -103,7 +103,7 @@ class PictureTokens:
         return ends_one and (not self.head or self.head[0] in rest)
 
 
-def layout(count: int, ratio: float) -> tuple[int, int]:
+def rows_and_columns(count: int, ratio: float) -> tuple[int, int]:
     """Return rows and columns of exactly `count` cells; rows / columns is as near to `ratio` as that allows."""
     sides = [rows for rows in range(1, count + 1) if count % rows == 0]
     rows = min(sides, key=lambda rows: abs(np.log(rows * rows / count / ratio)))
