@@ -23,6 +23,7 @@ import pytest
 
 pytest.importorskip('sensor_msgs', reason='sensor_msgs is missing: install ROS 2 (make setup)')
 from builtin_interfaces.msg import Time
+from PIL import Image as PilImage
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
@@ -248,6 +249,31 @@ def test_a_wrong_message_is_refused_by_cause(change, cause):
     assert cause_of(message) == cause
 
 
+@pytest.mark.parametrize('encoding, dtype', [('rgb8', np.uint8), ('bgr16', np.uint16)])
+def test_rows_that_are_too_short_are_a_wrong_step_whatever_the_datas_length(encoding, dtype):
+    message = message_of(picture(dtype=dtype), encoding)
+    message.step -= 1
+    message.data = message.data[: message.step * message.height]
+    assert cause_of(message) == 'step'
+
+
+@pytest.mark.parametrize('height, width', [(1, 1), (1, 5), (5, 1)])
+def test_the_smallest_pictures_are_pictures(height, width):
+    pixels = picture(height, width)
+    assert np.array_equal(rgb_of(message_of(pixels, 'rgb8')), pixels)
+
+
+def test_a_picture_of_exactly_the_most_pixels_is_taken():
+    message = message_of(picture(), 'rgb8')
+    assert ros_convert.frame_from_image(message, 'front', 24 * 32).size == (24, 32)
+    assert cause_of(message, 24 * 32 - 1) == 'size'
+
+
+def test_a_tight_rgb_picture_of_a_recording_is_not_copied():
+    message = message_of(picture(), 'rgb8')
+    assert np.shares_memory(rgb_of_image(message, MAX_PIXELS), np.frombuffer(message.data, np.uint8))
+
+
 def test_an_unknown_encoding_is_named_shortly():
     message = message_of(picture(), 'rgb8')
     message.encoding = 'y' * 100_000
@@ -363,6 +389,27 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(monkeypatch):
     bomb = compressed(np.zeros((1200, 1200), np.uint8), 'png', '.png')
     monkeypatch.setattr(cv2, 'imdecode', lambda *_: pytest.fail('decoded'))
     assert len(bomb.data) < 5_000 and cause_of(bomb) == 'size'
+
+
+def test_a_file_that_pillow_takes_for_a_bomb_is_refused(monkeypatch):
+    monkeypatch.setattr(PilImage, 'MAX_IMAGE_PIXELS', 100)
+    assert cause_of(compressed(smooth(), 'png', '.png')) == 'size'
+
+
+def test_a_decoder_that_gives_colours_of_another_depth_is_a_refusal(monkeypatch):
+    monkeypatch.setattr(cv2, 'imdecode', lambda *_: smooth().astype(np.float32))
+    assert cause_of(compressed(smooth(), 'tiff', '.tiff')) == 'encoding'
+
+
+def test_what_opencv_fails_at_is_a_refusal(monkeypatch):
+    def fail(*_):
+        raise cv2.error('no memory')
+
+    file, mosaic = compressed(smooth(), 'png', '.png'), message_of(picture(channels=1), 'bayer_grbg8')
+    for function, message in (('imdecode', file), ('cvtColor', mosaic)):
+        with monkeypatch.context() as patch:
+            patch.setattr(cv2, function, fail)
+            assert cause_of(message) == 'decode'
 
 
 def test_compressed_depth_is_refused_with_what_to_do():
