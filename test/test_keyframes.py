@@ -129,11 +129,12 @@ def stopping_at(count):
     return check
 
 
+@pytest.mark.parametrize('size', [MB, MB + 1, MB - 1])
 @pytest.mark.parametrize('vision_mb', [0, 2])
 @pytest.mark.parametrize('most_mb', [4, 7, 8, 16])
-def test_as_many_keyframes_are_kept_as_memory_holds(monkeypatch, caplog, most_mb, vision_mb):
+def test_as_many_keyframes_are_kept_as_memory_holds(monkeypatch, caplog, most_mb, vision_mb, size):
     """Only the live frame keeps what patches it."""
-    camera = Camera(monkeypatch, KEEP_ALL.with_values(max_cache_mb=most_mb), vision=vision_mb * MB)
+    camera = Camera(monkeypatch, KEEP_ALL.with_values(max_cache_mb=most_mb), vision=vision_mb * MB, size=size)
     lengths = []
     for stamp_s in range(40):
         camera.see(stamp_s)
@@ -141,9 +142,10 @@ def test_as_many_keyframes_are_kept_as_memory_holds(monkeypatch, caplog, most_mb
         camera.work()
         assert camera.held_mb <= most_mb
         lengths.append(len(camera.stamps))
-    assert max(lengths) == most_mb - vision_mb
+    fitting = (most_mb - vision_mb) * MB // size
+    assert max(lengths) == fitting
     (told,) = caplog.messages
-    assert "'front'" in told and f'{most_mb - vision_mb - 1} of 100 keyframes' in told
+    assert "'front'" in told and f'{fitting - 1} of 100 keyframes' in told
 
 
 @pytest.mark.parametrize('context, most', [(100, 5), (75, 4), (56, 3)])
@@ -205,7 +207,9 @@ def test_a_shorter_history_is_computed_beside_the_kept_one_where_both_fit(monkey
 @pytest.mark.parametrize('frames, kept', [(1, 1), (2, 1), (3, 1), (4, 2), (6, 3)])
 def test_the_newer_half_is_kept(monkeypatch, frames, kept):
     camera = Camera(monkeypatch, KEEP_ALL.with_values(history_frames=frames))
-    camera.see(*range(frames + 2))
+    for stamp_s in range(frames + 2):
+        camera.see(stamp_s)
+        assert camera.history.is_due(camera.state, camera.config) == (stamp_s <= frames)  # one more begins a rollover
     camera.work()
     assert camera.stamps == list(range(frames + 1 - kept, frames + 2))
     camera.see(frames + 2)
@@ -213,7 +217,7 @@ def test_the_newer_half_is_kept(monkeypatch, frames, kept):
 
 
 def test_the_time_of_a_rollover_is_that_of_its_steps(monkeypatch):
-    ticks = itertools.count()
+    ticks = itertools.count(step=3)
     camera = Camera(monkeypatch, KEEP_ALL.with_values(history_frames=4))
     monkeypatch.setattr(histories, 'time', SimpleNamespace(perf_counter=lambda: float(next(ticks))))
     assert camera.history.spent_ms == 0
@@ -221,7 +225,7 @@ def test_the_time_of_a_rollover_is_that_of_its_steps(monkeypatch):
         camera.see(*range(first, first + 6))
         for steps in (1, 2, 3):
             newer = camera.history.step(camera.state, go_on)
-            assert camera.history.spent_ms == 1e3 * steps  # a second each
+            assert camera.history.spent_ms == 3e3 * steps  # three seconds each
         assert newer is not None
         camera.state = newer
 
