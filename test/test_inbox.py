@@ -47,7 +47,7 @@ def test_questions_go_before_standing_ones_before_frames_and_resets_before_all()
     inbox.put_standing(standing)
     inbox.put_question(asked, 1)
     inbox.put_reset('b')
-    kinds = [inbox.next() for _ in range(4)]
+    kinds = [inbox.next(0) for _ in range(4)]
     assert kinds[:3] == [Reset('b'), asked, standing] and isinstance(kinds[3], Frame)
 
 
@@ -55,7 +55,7 @@ def test_cameras_take_turns_and_each_keeps_its_order():
     inbox = Inbox()
     for camera, text in (('a', '1'), ('a', '2'), ('a', '3'), ('b', '1'), ('b', '2')):
         assert inbox.put_question(ask(camera, text), 9)
-    taken = [inbox.next() for _ in range(5)]
+    taken = [inbox.next(0) for _ in range(5)]
     assert [(each.camera, each.question.text) for each in taken] == [
         ('a', '1'),
         ('b', '1'),
@@ -72,7 +72,7 @@ def test_frames_of_cameras_take_turns_however_fast_one_is():
     for stamp_ns in range(6):
         inbox.put_frame(frame('fast', stamp_ns))
         inbox.put_frame(frame('slow', stamp_ns))
-        taken.append(inbox.next().camera)
+        taken.append(inbox.next(0).camera)
     assert taken == ['slow', 'fast'] * 3
 
 
@@ -104,7 +104,7 @@ def test_nothing_is_passed_over_for_ever(arriving):
     served = []
     for kind, camera in itertools.islice(map(str.split, itertools.cycle(arriving)), 10 * MOST_SKIPPED):
         put[kind](camera)
-        served.append(inbox.next())
+        served.append(inbox.next(0))
     assert all(any(each is one for one in served) for each in waiting)
 
 
@@ -118,7 +118,7 @@ def test_who_was_cancelled_leaves_and_all_do_when_closed(closed):
     if closed:
         inbox.close()
         assert [inbox.put_question(ask('a'), 9), inbox.put_standing(ask('a'))] == [False, False]
-        assert inbox.next() is None
+        assert inbox.next(0) is None
     assert set(inbox.take_leaving(60.0)) == (set(asks) if closed else {asks[0]})
     assert len(inbox) == (0 if closed else 2)
 
@@ -161,7 +161,7 @@ def test_who_is_late_leaves_and_the_others_keep_their_order(monkeypatch):
         inbox.put_question(queued, 9)
     inbox.put_standing(standing)
     assert inbox.take_leaving(30.0) == [late, standing]
-    assert [inbox.next(), inbox.next()] == [early, patient] and inbox.next(0) is None
+    assert [inbox.next(0), inbox.next(0)] == [early, patient] and inbox.next(0) is None
 
 
 def test_a_camera_without_questions_has_no_turn_and_no_count():
@@ -170,7 +170,7 @@ def test_a_camera_without_questions_has_no_turn_and_no_count():
     inbox.put_question(ask('b'), 1)
     queued.future.cancel()
     inbox.take_leaving(60.0)
-    assert inbox.waiting() == {'b': 1} and inbox.next().camera == 'b' and inbox.waiting() == {}
+    assert inbox.waiting() == {'b': 1} and inbox.next(0).camera == 'b' and inbox.waiting() == {}
 
 
 def test_only_the_newest_frame_of_a_camera_waits_and_the_putter_hears_it():
@@ -185,8 +185,8 @@ def test_a_reset_takes_the_waiting_frame_with_it():
     inbox.put_frame(frame('b'))
     inbox.put_reset('a')
     inbox.put_reset('c')  # which has none
-    assert [inbox.next(), inbox.next()] == [Reset('a'), Reset('c')]
-    assert inbox.next().camera == 'b' and inbox.next(0) is None
+    assert [inbox.next(0), inbox.next(0)] == [Reset('a'), Reset('c')]
+    assert inbox.next(0).camera == 'b' and inbox.next(0) is None
 
 
 def test_a_lane_is_skipped_so_often_and_no_more():
@@ -196,7 +196,7 @@ def test_a_lane_is_skipped_so_often_and_no_more():
     served = []
     for _ in range(MOST_SKIPPED + 3):
         inbox.put_question(ask('a'), 99)
-        served.append(inbox.next())
+        served.append(inbox.next(0))
     assert all(each not in (standing, picture) for each in served[:MOST_SKIPPED])
     assert served[MOST_SKIPPED] is standing and served[MOST_SKIPPED + 1] is picture
     assert served[-1] not in (standing, picture)
@@ -208,10 +208,10 @@ def test_what_was_skipped_and_served_waits_as_long_the_next_time():
     for _ in range(3 * MOST_SKIPPED):
         inbox.put_question(ask('a'), 99)
         inbox.put_frame(frame('a'))
-        served.append(isinstance(inbox.next(), Frame))
+        served.append(isinstance(inbox.next(0), Frame))
     turns = [number for number, is_frame in enumerate(served) if is_frame]
     assert np.diff([-1, *turns]).tolist() == [MOST_SKIPPED + 1] * len(turns) and len(turns) > 1
-    assert isinstance(inbox.next(), QueuedQuestion)
+    assert isinstance(inbox.next(0), QueuedQuestion)
 
 
 @pytest.mark.parametrize(

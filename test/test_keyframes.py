@@ -106,9 +106,12 @@ class Camera:
 
     def work(self):
         """All steps of a rollover."""
-        while self.history.can_step(self.state):
+        for _ in range(200):
+            if not self.history.can_step(self.state):
+                return
             if newer := self.history.step(self.state, go_on):
                 self.state = newer
+        raise AssertionError('a rollover does not end')
 
     @property
     def stamps(self):
