@@ -21,7 +21,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vlm_reuse_node.config import Config
@@ -359,6 +359,7 @@ def test_a_difference_that_reaches_a_threshold_is_not_below_it(levels, is_change
 
 
 @given(gain=st.floats(0.85, 1.2), levels=st.integers(-20, 20))
+@example(gain=1.03, levels=6)  # of which neither is visible alone
 def test_no_cell_is_static_whose_pixels_differ_visibly_from_the_cached_ones_whatever_the_exposure(gain, levels):
     now = put(cv2.convertScaleAbs(plain(), alpha=gain), SPOT, levels)
     change = plain_detector().compare(now, SECOND_NS, CONFIG)
@@ -381,6 +382,16 @@ def test_a_refresh_before_the_second_picture_changes_nothing():
     detector.refresh(some)
     change = detector.compare(plain(), SECOND_NS, CONFIG)
     assert not change.difference.any() and not change.doubt_s.any()
+
+
+@pytest.mark.parametrize('gain', [0.5, 0.8, 1.0, 1.25, 2.0])
+def test_a_cell_that_is_refreshed_under_any_light_is_what_it_was_when_the_light_is_back(gain):
+    config, thing = Config(exposure_compensation=1.0), put(plain(), SPOT, -80)
+    detector = plain_detector()
+    assert cells(detector.compare(cv2.convertScaleAbs(thing, alpha=gain), SECOND_NS, config).changed) == [SPOT]
+    detector.refresh(mask(SPOT))
+    change = detector.compare(thing, 2 * SECOND_NS, config)
+    assert not change.changed.any() and change.difference.max() <= 1
 
 
 @pytest.mark.parametrize('count, scene', [(5, SceneChange.SAME), (6, SceneChange.CUT), (10, SceneChange.CUT)])

@@ -268,6 +268,12 @@ def test_what_is_wrong_in_one_layer_leaves_the_others_as_they_are():
         kv_cache.restore(cache, snapshot)
 
 
+def test_a_snapshot_in_a_message_is_its_lengths():
+    cache = KINDS['ring']()
+    run(cache, [(5, 1)])
+    assert repr(kv_cache.take(cache)) == 'Snapshot(lengths=(5, 5, 5))'
+
+
 def test_a_speculation_that_was_broken_off_is_forgotten():
     cache = KINDS['recurrent']()
     run(cache, [(5, 1)])
@@ -385,6 +391,16 @@ def test_held_bytes_are_the_memory_that_cache_and_snapshots_use(make):
     gc.collect()
     assert kv_cache.held_bytes(cache, older, newer) == pytest.approx(bytes_used, rel=0.01)
     assert kv_cache.held_bytes(cache, newer) == kv_cache.held_bytes(cache)
+
+
+@every_kind
+def test_what_a_cache_that_was_restored_shares_with_its_snapshot_is_held_once(make):
+    cache = make()
+    run(cache, [(WINDOW + 3, 1)])
+    snapshot = kv_cache.take(cache)
+    run(cache, [(2, 2)])
+    kv_cache.restore(cache, snapshot)
+    assert kv_cache.held_bytes(cache, snapshot) == kv_cache.held_bytes(cache) > 0
 
 
 def test_an_empty_cache_holds_nothing():
