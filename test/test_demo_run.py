@@ -25,10 +25,12 @@ import pytest
 from patience import PATIENCE_S, wait_for
 from tiny_model import _write_weights as write_weights
 
+from vlm_reuse_node.demo import dds
 from vlm_reuse_node.demo.children import Child, ChildError
 from vlm_reuse_node.demo.live import remove_own_bag
 from vlm_reuse_node.demo.model_files import write_model_files
 from vlm_reuse_node.demo.run import main
+from vlm_reuse_node.errors import VlmReuseError
 
 COMMAND = (sys.executable, '-m', 'vlm_reuse_node.demo.run', '--seconds', '4')
 
@@ -156,6 +158,17 @@ def test_a_length_that_makes_no_sense_is_refused(tmp_path):
     process = demo(tmp_path / 'out', 'tabletop', '--seconds', '-1')
     assert process.wait(PATIENCE_S) == 2
     assert '--seconds is -1' in process.stdout.read()
+
+
+def test_a_domain_is_claimed_once_and_is_free_again_with_its_claim(monkeypatch):
+    (one, claim), (other, other_claim) = dds.claim_domain(7), dds.claim_domain(7)
+    with other_claim:
+        monkeypatch.setattr(dds, 'DOMAINS', [one])
+        with claim, pytest.raises(VlmReuseError, match='all in use'):
+            dds.claim_domain(7)
+        again, claim = dds.claim_domain(7)
+        claim.close()
+    assert again == one != other and {one, other} <= set(range(1, 101))
 
 
 @pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='finds the children in /proc, which is not here')
