@@ -65,7 +65,7 @@ lock: ## write requirements.txt from requirements.in
 	@tools/lock_requirements.sh
 
 clean: ## remove build results and out/; keep the environments
-	rm -rf build install log out .pytest_cache
+	rm -rf build install log out .pytest_cache .mypy_cache .ruff_cache
 
 distclean: clean ## also remove the environments
 	rm -rf .venv .venv-train
