@@ -169,7 +169,7 @@ def test_a_doubtful_cell_is_refreshed_at_its_age(session):
 
 @pytest.mark.parametrize(
     'frame, reason',
-    [(picture(1, stamp_s=1, size=(320, 640)), 'size changed'), (picture(1, stamp_s=-1), 'time went back')],
+    [(picture(1, stamp_s=1, size=(320, 640)), 'size changed'), (picture(1, stamp_s=-2), 'time went back')],
 )
 def test_what_cannot_be_compared_is_computed_anew(session, frame, reason):
     refresh = session.observe(frame)

@@ -80,6 +80,14 @@ class Config:
         high=86_400.0,
         live=True,
     )
+    max_lag_s: float = _parameter(
+        0.0,
+        'how long the kept state may have differed from the newest picture, seconds, when the question does not set '
+        'max_lag; 0: the answer is given from the newest picture',
+        low=0.0,
+        high=86_400.0,
+        live=True,
+    )
     timeout_s: float = _parameter(
         30.0,
         'most time until an answer, seconds, when the question does not set timeout',
@@ -146,11 +154,12 @@ class Config:
         high=60_000.0,
         live=True,
     )
-    budget_tokens: int = _parameter(
-        0,
-        'most visual tokens that a refresh may compute; the others are deferred; 0: no limit',
-        low=0,
-        high=1_000_000,
+    upkeep_share: float = _parameter(
+        1.0,
+        'model work without a question (refreshes, repairs, audits) is done only while all work stays below this many '
+        'times that of cold-dense; 0: only when asked',
+        low=0.0,
+        high=1000.0,
         live=True,
     )
     audit_share: float = _parameter(

@@ -14,7 +14,9 @@
 
 """A vision-language model loaded through mlx-vlm: run it on a cache, decode, score choices by their logits."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
@@ -25,6 +27,7 @@ from vlm_reuse_node.model.families.base import Family, Grid, VisionState
 from vlm_reuse_node.model.json_schema import JsonSchemas
 from vlm_reuse_node.model.prompt import PromptTemplate
 from vlm_reuse_node.model.sampling import Sampler, likeliest
+from vlm_reuse_node.model.work import Cost, Meter, Work
 
 # Most tokens in one forward call, the same everywhere: keys and values depend slightly on the sizes of the calls.
 PREFILL_CHUNK = 512
@@ -44,6 +47,7 @@ class Vlm:
     fingerprint: digest of the model, its processor and its chat template.
     stop_ids: tokens that end an answer. context: most tokens of prompt and answer together, None when not known.
     json_schemas: compiles JSON schemas for the model's tokenizer.
+    meter: counts every step of the model; no step escapes it.
     """
 
     def __init__(self, name: str, model: Any, processor: Any, family: Family, fingerprint: str) -> None:
@@ -51,6 +55,7 @@ class Vlm:
         self.name = name
         self.family = family
         self.fingerprint = fingerprint
+        self.meter = Meter()
         self._model = model
         self._processor = processor
         self.context: int | None = getattr(getattr(model.config, 'text_config', None), 'max_position_embeddings', None)
@@ -65,6 +70,10 @@ class Vlm:
         """Return an empty cache. Raises ModelError for a kind that cannot be restored."""
         return kv_cache.new_cache(self._model.language_model)
 
+    def grid(self, rgb: np.ndarray) -> Grid:
+        """Return the grid of a (height, width, 3) uint8 picture. No model runs. Raises ImageError as `see` does."""
+        return self.family.prepare(rgb)[1]
+
     def see(self, rgb: np.ndarray, check: Check = go_on) -> tuple[mx.array, Grid]:
         """Run the image processor and the vision tower on a (height, width, 3) uint8 picture.
 
@@ -73,16 +82,18 @@ class Vlm:
         """
         pixels, grid = self.family.prepare(rgb)
         check()
-        features = self.family.encode(pixels, grid)
-        mx.eval(features)
+        with self._metered(self.meter.see, vision=grid.cells):
+            features = self.family.encode(pixels, grid)
+            mx.eval(features)
         return features, grid
 
     def see_all_cells(self, rgb: np.ndarray, check: Check = go_on) -> tuple[VisionState, Grid]:
         """`see` that returns the whole vision state, evaluated, which `see_cells` needs; and the grid."""
         pixels, grid = self.family.prepare(rgb)
         check()
-        vision = self.family.encode_cells(pixels, grid, np.arange(grid.cells), None)
-        mx.eval(vision)
+        with self._metered(self.meter.see, vision=grid.cells):
+            vision = self.family.encode_cells(pixels, grid, np.arange(grid.cells), None)
+            mx.eval(vision)
         return vision, grid
 
     def see_cells(
@@ -100,8 +111,9 @@ class Vlm:
         """
         pixels = self.family.prepare_cells(rgb, grid, cells)
         check()
-        vision = self.family.encode_cells(pixels, grid, cells, older)
-        mx.eval(vision)
+        with self._metered(self.meter.see_cells, vision=len(cells)):
+            vision = self.family.encode_cells(pixels, grid, cells, older)
+            mx.eval(vision)
         return vision
 
     def run(
@@ -123,8 +135,9 @@ class Vlm:
             embeddings = self.family.embed(ids)
         for part in self.family.chunks(ids, PREFILL_CHUNK):
             check()
-            logits = self.family.forward(ids[part], embeddings[:, part], positions[:, part], cache, keep)
-            mx.eval(logits)  # every layer's keys and values with it
+            with self._metered(self.meter.read, prefill=len(ids[part])):
+                logits = self.family.forward(ids[part], embeddings[:, part], positions[:, part], cache, keep)
+                mx.eval(logits)  # every layer's keys and values with it
         return logits
 
     def read(self, cache: list, ids: list[int], start: int, check: Check = go_on) -> mx.array:
@@ -147,8 +160,9 @@ class Vlm:
         """
         for part in self.family.chunks(ids, PREFILL_CHUNK):
             check()
-            self.family.rewrite(ids[part], embeddings[:, part], positions[:, part], rows[part], picture, cache)
-            mx.eval([(layer.keys, layer.values) for layer in cache])  # not the logits: nobody needs them
+            with self._metered(self.meter.rewrite, prefill=len(ids[part])):
+                self.family.rewrite(ids[part], embeddings[:, part], positions[:, part], rows[part], picture, cache)
+                mx.eval([(layer.keys, layer.values) for layer in cache])  # not the logits: nobody needs them
 
     def decode(
         self,
@@ -175,7 +189,10 @@ class Vlm:
             on_token(ids)
             if len(ids) == max_tokens:
                 return ids
-            logits = self.run(cache, [token], self.family.text_positions(start + len(ids) - 1, 1))
+            with self._metered(self.meter.decode, decode=1):
+                position = self.family.text_positions(start + len(ids) - 1, 1)
+                logits = self.family.forward([token], self.family.embed([token]), position, cache)
+                mx.eval(logits)
 
     def score(
         self,
@@ -224,9 +241,21 @@ class Vlm:
         mask = mx.array(np.concatenate([np.ones((len(owner), held), bool), among], axis=1))
         ids = [token for choice in choices for token in choice]
         positions = np.concatenate([self.family.text_positions(start, len(choice)) for choice in choices], axis=1)
-        logits = self.family.forward(ids, self.family.embed(ids), positions, cache, keep=len(ids), mask=mask)
-        mx.eval(logits)
+        with self._metered(self.meter.read, prefill=len(ids)):
+            logits = self.family.forward(ids, self.family.embed(ids), positions, cache, keep=len(ids), mask=mask)
+            mx.eval(logits)
         return logits
+
+    @contextmanager
+    def _metered(self, cost: Cost, vision: int = 0, prefill: int = 0, decode: int = 0) -> Iterator[None]:
+        """Count the tokens and the time of one step. A step that fails counts too."""
+        started_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            work = Work(vision, prefill, decode, 1e3 * (time.perf_counter() - started_s))
+            self.meter.done += work
+            cost.learn(work.tokens, work.ms)
 
     def text(self, ids: list[int]) -> str:
         """Return the words of an answer's tokens."""

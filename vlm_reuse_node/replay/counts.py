@@ -126,6 +126,6 @@ def _look_counts(looks: list[dict], answers: list[dict]) -> dict | None:
         'levels': dict(sorted(Counter(row['level'] for row in first).items())),
         'visual_tokens': sum(row['visual_tokens'] for row in first),
         'visual_tokens_refreshed': paid,
-        'visual_tokens_deferred': sum(row['visual_tokens_deferred'] for row in first),
+        'visual_tokens_stale': sum(row['visual_tokens_stale'] for row in first),
         'held_bytes_most': max(row['held_bytes'] for row in looks),
     }

@@ -136,7 +136,9 @@ class Replay:
                 self.bag.refuse(frame.camera, 'model', str(error))
             return
         if ARMS[name].observes and isinstance(runner, Policy):
-            for row in picture_rows(frame.camera, name, at_s, refreshes, runner.session.held):
+            for row in picture_rows(
+                frame.camera, name, at_s, refreshes, (runner.session.status.frames, runner.session.status.held_bytes)
+            ):
                 self._journal.write(row)
         if name == POLICY and refreshes:
             camera.video.add(frame, refreshes[0], at_s)

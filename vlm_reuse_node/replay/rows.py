@@ -115,7 +115,7 @@ def picture_rows(
             'reason': refresh.reason,
             'visual_tokens': refresh.visual_tokens_total,
             'visual_tokens_refreshed': refresh.visual_tokens_refreshed,
-            'visual_tokens_deferred': refresh.visual_tokens_deferred,
+            'visual_tokens_stale': refresh.visual_tokens_stale,
             'oldest_cell_age_s': round(refresh.oldest_cell_age_s, 6),
             'held_pictures': held[0],
             'held_bytes': held[1],

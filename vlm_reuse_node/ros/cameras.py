@@ -114,7 +114,7 @@ class Cameras:
         return camera.state() if camera else None
 
     def on_refresh(self, frame: Frame, refresh: Refresh) -> None:
-        """Publish on the model's thread. rclpy publishers may be used on any thread, and the executor stays free."""
+        """Publish on the worker's threads. rclpy publishers may be used on any thread, and the executor stays free."""
         self.refreshes.add(refresh)
         camera = self._inputs.get(frame.camera)
         if camera is None:  # it was just removed

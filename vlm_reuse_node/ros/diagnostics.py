@@ -26,9 +26,9 @@ from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from vlm_reuse_node.ros.camera_state import CameraState
 from vlm_reuse_node.ros.stage import Stage
-from vlm_reuse_node.scene.refresh import Refresh
+from vlm_reuse_node.scene.refresh import Level, Refresh
 from vlm_reuse_node.serving.worker_stats import WorkerStats
-from vlm_reuse_node.session.drift_audit import AuditCounts
+from vlm_reuse_node.session.session_status import SessionStatus
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 FUTURE_S = 1.0
@@ -123,29 +123,40 @@ def _milliseconds(times: tuple[float, ...], percentile: int) -> str:
     return f'{np.percentile(times, percentile):.2f} ms' if times else 'none yet'
 
 
-def budget_status(node: str, refreshes: list[Refresh], deferred: int, seconds: float) -> DiagnosticStatus:
-    """Cost of the pictures of the last interval. deferred: visual tokens that wait for a refresh."""
-    total = sum(refresh.visual_tokens_total for refresh in refreshes)
+def budget_status(
+    node: str, refreshes: list[Refresh], stale: int, sessions: Mapping[str, SessionStatus], seconds: float
+) -> DiagnosticStatus:
+    """Cost of the pictures of the last interval, and of each camera so far against cold-dense.
+
+    stale: visual tokens that wait for a refresh. sessions: by camera.
+    """
+    looks = [refresh for refresh in refreshes if refresh.level == Level.REUSE]
+    total = sum(look.visual_tokens_total for look in looks)
     paid = sum(refresh.visual_tokens_refreshed for refresh in refreshes)
     levels = Counter(str(refresh.level) for refresh in refreshes)
     share = f'{100 * paid / total:.1f} %' if total else 'no pictures'
     values = {
-        'pictures looked at': f'{len(refreshes) / seconds:.1f} Hz',
+        'pictures looked at': f'{len(looks) / seconds:.1f} Hz',
         'visual tokens': total,
         'visual tokens refreshed': paid,
         'refreshed': share,
-        'visual tokens deferred': deferred,
+        'visual tokens stale': stale,
         'spent': f'{sum(refresh.spent_ms for refresh in refreshes) / seconds:.1f} ms/s',
         **{f'level: {level}': count for level, count in sorted(levels.items())},
     }
-    if deferred:
-        return status(
-            f'{node}: refresh budget',
-            WARN,
-            f'{deferred} visual tokens are out of date (deferred); raise the budget, or send fewer pictures a second.',
-            values,
-        )
-    return status(f'{node}: refresh budget', OK, f'{share} refreshed' if total else share, values)
+    ratios = []
+    for camera, session in sorted(sessions.items()):
+        totals = session.totals
+        values |= {
+            f'{camera}: work': f'{totals.work_ms:.0f} ms',
+            f'{camera}: work of cold-dense': f'{totals.cold_ms:.0f} ms',
+            f'{camera}: credit': f'{totals.credit_ms:.0f} ms',
+        }
+        if totals.cold_ms:
+            ratios.append(f'{camera} {totals.ratio:.2f}')
+    work = f'; times the work of cold-dense: {", ".join(ratios)}' if ratios else ''
+    share_text = f'{share} refreshed' if total else share
+    return status(f'{node}: refresh budget', OK, f'{share_text}{work}', values)
 
 
 def node_status(node: str, stage: Stage, waits_for: str, failure: Exception | None) -> DiagnosticStatus:
@@ -202,16 +213,17 @@ def model_status(node: str, stats: WorkerStats, queue_size: int) -> DiagnosticSt
         'questions waiting': sum(stats.waiting.values()),
         'standing questions': stats.watches,
         **{
-            f'state of {camera}': f'{pictures} pictures, {_megabytes(held)}'
-            for camera, (pictures, held) in sorted(stats.held.items())
+            f'state of {camera}': f'{session.frames} pictures, {_megabytes(session.held_bytes)}'
+            for camera, session in sorted(stats.sessions.items())
         },
         **{f'answers: {name}': count for name, count in sorted(stats.answers.items())},
     }
     return status(f'{node}: model', level, message, values, hardware_id=stats.model)
 
 
-def audit_status(node: str, audited: Mapping[str, AuditCounts], max_drift: float) -> DiagnosticStatus:
-    """Status of the drift audit: how many answers differ from cold-dense, by camera."""
+def audit_status(node: str, sessions: Mapping[str, SessionStatus], max_drift: float) -> DiagnosticStatus:
+    """Status of the drift audit: how many answers differ from cold-dense. sessions: by camera."""
+    audited = {camera: session.audits for camera, session in sessions.items()}
     level, message = OK, f'{sum(counts.answers for counts in audited.values())} answers audited'
     values: dict[str, object] = {'max_drift': f'{100 * max_drift:g} %'}
     for camera, counts in sorted(audited.items()):

@@ -79,8 +79,8 @@ class CameraMonitor:
         return [
             model_status(name, stats, config.queue_size),
             *(cameras if is_active else []),
-            budget_status(name, *self._cameras.refreshes.take(states), seconds),
-            audit_status(name, stats.audits, config.max_drift),
+            budget_status(name, *self._cameras.refreshes.take(states), stats.sessions, seconds),
+            audit_status(name, stats.sessions, config.max_drift),
             memory_status(name, stats),
         ]
 

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The refreshes between two diagnostics messages."""
+"""The looks and refreshes between two diagnostics messages."""
 
 from collections.abc import Iterable
 from threading import Lock
@@ -21,27 +21,27 @@ from vlm_reuse_node.scene.refresh import Refresh
 
 
 class RefreshWindow:
-    """Collects refreshes from the model's thread until the diagnostics take them."""
+    """Collects looks and refreshes from the worker's threads until the diagnostics take them."""
 
     def __init__(self) -> None:
         """Start empty."""
         self._lock = Lock()
         self._refreshes: list[Refresh] = []
-        self._deferred: dict[str, int] = {}  # deferred visual tokens of the last refresh, by camera
+        self._stale: dict[str, int] = {}  # stale visual tokens at the last look, by camera
 
     def add(self, refresh: Refresh) -> None:
-        """Add one refresh."""
+        """Add one look or refresh."""
         with self._lock:
             self._refreshes.append(refresh)
-            self._deferred[refresh.camera] = refresh.visual_tokens_deferred
+            self._stale[refresh.camera] = refresh.visual_tokens_stale
 
     def take(self, cameras: Iterable[str]) -> tuple[list[Refresh], int]:
-        """Take the refreshes since the last call, and the number of these cameras' visual tokens that are deferred."""
+        """Take what was added since the last call, and the number of these cameras' visual tokens that are stale."""
         with self._lock:
             taken, self._refreshes = self._refreshes, []
-            return taken, sum(self._deferred.get(camera, 0) for camera in cameras)
+            return taken, sum(self._stale.get(camera, 0) for camera in cameras)
 
     def forget(self, camera: str = '') -> None:
-        """Forget the deferred tokens of a camera. camera '': every camera."""
+        """Forget the stale tokens of a camera. camera '': every camera."""
         with self._lock:
-            self._deferred = {name: count for name, count in self._deferred.items() if camera not in ('', name)}
+            self._stale = {name: count for name, count in self._stale.items() if camera not in ('', name)}

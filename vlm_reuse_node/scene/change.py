@@ -62,6 +62,7 @@ class Change:
     stale: bool, the cells to refresh: changed, near a changed cell (change_halo), deferred before, or in doubt for
     longer than max_cell_age_s. After a pan or a cut all cells are stale.
     doubt_s: float64, seconds since a frame last showed the cell unchanged.
+    still_s: seconds since two consecutive frames last showed motion.
     """
 
     difference: np.ndarray
@@ -69,6 +70,24 @@ class Change:
     stale: np.ndarray
     doubt_s: np.ndarray
     scene: SceneChange
+    still_s: float = 0.0
+
+    @property
+    def lag_s(self) -> float:
+        """How long the stale cells have been known to differ from the frame, seconds; 0 without one."""
+        return float(self.doubt_s[self.stale].max(initial=0))
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A compared frame, kept until its pixels can become the cached ones.
+
+    gain: the exposure of the frame over the cached pixels.
+    """
+
+    frame: ScaledFrame
+    stamp_ns: int
+    gain: float = 1.0
 
 
 class ChangeDetector:
@@ -88,66 +107,68 @@ class ChangeDetector:
 
     def __init__(self, rgb: np.ndarray, stamp_ns: int, rows: int, columns: int, cell_px: int) -> None:
         """Keep the (height, width, 3) uint8 frame whose state is cached. Its grid has rows x columns cells."""
-        self._grid, self._cell_px = (rows, columns), cell_px
-        self._cached = self._latest = self._scaled(rgb)
-        self._stamp_ns = stamp_ns
+        self._grid, self.cell_px = (rows, columns), cell_px
+        self._seen = Seen(self._scaled(rgb), stamp_ns)
+        self._cached = self._seen.frame
+        self._moved_ns = stamp_ns  # the last frame that showed motion
         # The pixels of each cell when it was last reported as changed.
         self._reported = self._cached.copy()
         # Cells whose cached pixels differ from the reported ones by less than a change, and the stamp since when.
         self._differs_slightly, self._differs_since_ns = np.zeros(self._grid, bool), np.zeros(self._grid, np.int64)
         self._unchanged_ns = np.full(self._grid, stamp_ns, np.int64)  # the last frame that showed the cell unchanged
         self._changed, self._deferred = np.zeros(self._grid, bool), np.zeros(self._grid, bool)
-        # Cached pixels are brought to one common exposure: the factor each cell was divided by, and the last frame's.
-        self._exposures, self._gain = np.ones(self._grid), 1.0
+        self._exposures = np.ones(self._grid)  # cached pixels are brought to one common exposure: each cell's factor
         self._noise = np.zeros((2, *self._grid), np.float32)  # at each scale
         self._step = np.zeros((2, *self._grid), np.uint8)  # differences between the last two frames, at each scale
 
     def compare(self, rgb: np.ndarray, stamp_ns: int, config: Config) -> Change:
         """Compare a frame of the same size with the cached pixels. Thresholds and age limit come from config."""
-        # 1. Compute the differences without and with exposure compensation.
-        frame, previous = self._scaled(rgb), self._latest
-        is_new = stamp_ns != self._stamp_ns
-        self._gain = exposure_gain(frame, self._cached, config.exposure_compensation)
-        differences = self._differences(frame, self._cached, *{1.0, self._gain})
-        # 2. Find the changed and the static cells.
-        noise = self._reach_of_noise(config)
-        changed = np.all([_reaches(by_gain, config.change_threshold, noise) for by_gain in differences], axis=0)
-        static = self._static(differences, config.static_threshold, np.minimum(noise, config.change_threshold))
-        self._changed = changed | (self._changed & ~static)
-        self._unchanged_ns[static & ~self._deferred] = stamp_ns
-        self._latest, self._stamp_ns = frame, stamp_ns
-        # 3. Learn the noise after step 2, so that a new object does not raise the threshold that must find it.
-        if is_new:
-            self._learn_noise(previous, config)
-        # 4. Mark the cells to refresh.
-        scene, doubt_s = self._scene(), self.doubt_s(stamp_ns)
-        overdue = doubt_s > config.max_cell_age_s
-        stale = grown(self._changed, config.change_halo) | self._deferred | overdue | (scene != SceneChange.SAME)
-        smallest = np.min([by_gain.max(axis=0) for by_gain in differences], axis=0)
-        return Change(smallest, self._changed, stale, doubt_s, scene)
+        frame, previous = self._scaled(rgb), self._seen
+        self._seen = Seen(frame, stamp_ns, exposure_gain(frame, self._cached, config.exposure_compensation))
+        self._find_changed(config)
+        # Learn the noise afterwards, so that a new object does not raise the threshold that must find it.
+        if stamp_ns != previous.stamp_ns:
+            self._learn_noise(previous.frame, config)
+        return self._change(config)
 
-    def refresh(self, cells: np.ndarray | None = None) -> None:
-        """Make the last compared frame the cached pixels of these cells, (rows, columns) bool. None: of all cells."""
+    def compare_again(self, config: Config) -> Change:
+        """Compare the last compared frame with the cached pixels once more, after a refresh from an older frame."""
+        gain = exposure_gain(self._seen.frame, self._cached, config.exposure_compensation)
+        self._seen = Seen(self._seen.frame, self._seen.stamp_ns, gain)
+        self._find_changed(config)
+        return self._change(config)
+
+    @property
+    def seen(self) -> Seen:
+        """The last compared frame."""
+        return self._seen
+
+    def refresh(self, cells: np.ndarray | None = None, seen: Seen | None = None) -> None:
+        """Make a compared frame the cached pixels of these cells, (rows, columns) bool. None: of all cells.
+
+        seen: the frame; None: the last compared one.
+        """
+        seen = seen or self._seen
         if cells is None or cells.all():
-            self._cached, self._exposures = self._latest, np.ones(self._grid)
+            self._cached, self._exposures = seen.frame, np.ones(self._grid)
             cells = np.ones(self._grid, bool)
         else:
-            latest = self._latest if self._gain == 1 else self._latest.exposed(1 / self._gain)
-            self._cached = self._cached.with_cells(latest, cells)
-            self._exposures = np.where(cells, self._gain, self._exposures)
+            frame = seen.frame if seen.gain == 1 else seen.frame.exposed(1 / seen.gain)
+            self._cached = self._cached.with_cells(frame, cells)
+            self._exposures = np.where(cells, seen.gain, self._exposures)
         self._changed, self._deferred = self._changed & ~cells, self._deferred & ~cells
-        self._unchanged_ns[cells] = self._stamp_ns
+        self._unchanged_ns[cells] = seen.stamp_ns
 
-    def report_changed(self, refreshed: np.ndarray, config: Config) -> np.ndarray:
+    def report_changed(self, refreshed: np.ndarray, config: Config, seen: Seen | None = None) -> np.ndarray:
         """Return the cells whose cached pixels differ from those last reported here; they count as reported then.
 
         Every refresh of the whole frame replaces the cached pixels, so a slow change is never found against them. It
         adds up against the reported pixels, which stay. A smaller difference is reported when it lasts max_cell_age_s.
-        refreshed: the stale cells that the last `refresh` was for; none when there was no refresh.
-        All arrays are (rows, columns) bool.
+        refreshed: the stale cells that the last `refresh` was for; none when there was no refresh. seen: its frame;
+        None: the last compared one. All arrays are (rows, columns) bool.
         """
-        changed = refreshed.copy()
-        if self._cached is self._latest and not changed.all():  # all cells were refreshed, some without being stale
+        changed, seen = refreshed.copy(), seen or self._seen
+        if self._cached is seen.frame and not changed.all():  # all cells were refreshed, some without being stale
             gain = exposure_gain(self._cached, self._reported, config.exposure_compensation)
             differences = self._differences(self._cached, self._reported, *{1.0, gain})
             noise = self._reach_of_noise(config)
@@ -155,27 +176,32 @@ class ChangeDetector:
             capped_noise = np.minimum(noise, config.change_threshold)
             slightly = [_reaches(by_gain, config.static_threshold, capped_noise) for by_gain in differences]
             differs_slightly = np.any(slightly, axis=0)
-            self._differs_since_ns[differs_slightly & ~self._differs_slightly] = self._stamp_ns
+            self._differs_since_ns[differs_slightly & ~self._differs_slightly] = seen.stamp_ns
             self._differs_slightly = differs_slightly
-        changed |= self._differs_slightly & (self._stamp_ns - self._differs_since_ns > 1e9 * config.max_cell_age_s)
+        changed |= self._differs_slightly & (seen.stamp_ns - self._differs_since_ns > 1e9 * config.max_cell_age_s)
         if changed.any():
             self._reported = self._reported.with_cells(self._cached, changed)
             self._differs_slightly &= ~changed
         return changed
 
     def settle(
-        self, refreshed: np.ndarray, deferred: np.ndarray, stale: np.ndarray, config: Config
-    ) -> tuple[np.ndarray, float]:
-        """Record the refresh of the last compared frame: `refresh`, `report_changed` and `defer` in one call.
+        self,
+        refreshed: np.ndarray,
+        deferred: np.ndarray,
+        stale: np.ndarray,
+        config: Config,
+        seen: Seen | None = None,
+    ) -> np.ndarray:
+        """Record the refresh of a compared frame: `refresh`, `report_changed` and `defer` in one call.
 
-        refreshed, deferred, stale: (rows, columns) bool; stale as `compare` returned it. Returns the cells to report as
-        changed, and the lag in seconds: how long the oldest deferred cell has been known to differ from the frame.
+        refreshed, deferred, stale: (rows, columns) bool; stale as `compare` returned it. seen: the frame; None: the
+        last compared one. Returns the cells to report as changed.
         """
         if refreshed.any():
-            self.refresh(refreshed)
-        changed = self.report_changed(refreshed & stale, config)
+            self.refresh(refreshed, seen)
+        changed = self.report_changed(refreshed & stale, config, seen)
         self.defer(deferred)
-        return changed, float(self.doubt_s(self._stamp_ns)[deferred].max(initial=0))
+        return changed
 
     def defer(self, cells: np.ndarray) -> None:
         """Keep these cells, (rows, columns) bool, stale until they are refreshed, even if they change back."""
@@ -190,8 +216,26 @@ class ChangeDetector:
         """Seconds from the last frame that showed each cell unchanged to `stamp_ns`: (rows, columns) float64."""
         return (stamp_ns - self._unchanged_ns) / 1e9
 
+    def _find_changed(self, config: Config) -> None:
+        """Find the changed and the static cells of the last compared frame, without and with its exposure."""
+        differences = self._differences(self._seen.frame, self._cached, *{1.0, self._seen.gain})
+        noise = self._reach_of_noise(config)
+        changed = np.all([_reaches(by_gain, config.change_threshold, noise) for by_gain in differences], axis=0)
+        static = self._static(differences, config.static_threshold, np.minimum(noise, config.change_threshold))
+        self._changed = changed | (self._changed & ~static)
+        self._unchanged_ns[static & ~self._deferred] = self._seen.stamp_ns
+        self._difference = np.min([by_gain.max(axis=0) for by_gain in differences], axis=0)
+
+    def _change(self, config: Config) -> Change:
+        """Mark the cells to refresh."""
+        scene, doubt_s = self._scene(), self.doubt_s(self._seen.stamp_ns)
+        overdue = doubt_s > config.max_cell_age_s
+        stale = grown(self._changed, config.change_halo) | self._deferred | overdue | (scene != SceneChange.SAME)
+        still_s = (self._seen.stamp_ns - self._moved_ns) / 1e9
+        return Change(self._difference, self._changed, stale, doubt_s, scene, still_s)
+
     def _scaled(self, rgb: np.ndarray) -> ScaledFrame:
-        return ScaledFrame.of(rgb, *self._grid, self._cell_px)
+        return ScaledFrame.of(rgb, *self._grid, self.cell_px)
 
     def _differences(self, now: ScaledFrame, then: ScaledFrame, *gains: float) -> np.ndarray:
         """Largest difference of any pixel and any block of each cell: (gains, 2, rows, columns) uint8."""
@@ -212,7 +256,7 @@ class ChangeDetector:
         others one of the two is enough, as long as the exposure they were cached at is nearly that of this frame.
         """
         unchanged = [~_reaches(by_gain, threshold, noise) for by_gain in differences]
-        apart = 255 * np.abs(self._gain / self._exposures - 1) >= threshold
+        apart = 255 * np.abs(self._seen.gain / self._exposures - 1) >= threshold
         return np.where(self._exposures == 1, np.all(unchanged, axis=0), np.any(unchanged, axis=0) & ~apart)
 
     def _reach_of_noise(self, config: Config) -> np.ndarray:
@@ -226,15 +270,18 @@ class ChangeDetector:
         Compared with the cached frame, a slow change would look like noise. A difference counts as noise only if it
         occurs in two consecutive steps: a new object causes it once.
         """
-        gain = exposure_gain(self._latest, previous, config.exposure_compensation)
-        step = self._differences(self._latest, previous, gain)[0]
+        frame = self._seen.frame
+        gain = exposure_gain(frame, previous, config.exposure_compensation)
+        step = self._differences(frame, previous, gain)[0]
         moved = step[1] >= MOVED * config.change_threshold
+        if moved.any():
+            self._moved_ns = self._seen.stamp_ns
         measured = np.maximum(np.minimum(step, self._step), NOISE_KEPT * self._noise)
         self._noise, self._step = np.where(moved, self._noise, measured), step
 
     def _scene(self) -> SceneChange:
         share = self._changed.mean()
-        if share >= PAN_SHARE and is_panned(self._latest.small, self._cached.small):
+        if share >= PAN_SHARE and is_panned(self._seen.frame.small, self._cached.small):
             return SceneChange.PAN
         return SceneChange.CUT if share >= CUT_SHARE else SceneChange.SAME
 

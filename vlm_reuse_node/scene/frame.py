@@ -43,6 +43,10 @@ class Frame:
         return self.rgb.shape[0], self.rgb.shape[1]
 
     def age_s(self, now_ns: int) -> float:
-        """Age of the picture at `now_ns`, seconds. 0 when the picture arrived later."""
+        """Age of the picture at `now_ns`, seconds. 0 when the picture was taken later."""
+        return max(0.0, self.since_s(now_ns))
+
+    def since_s(self, now_ns: int) -> float:
+        """Seconds from the picture to `now_ns`; negative when the picture was taken later."""
         taken_ns = min(self.stamp_ns, self.received_ns) if self.received_ns else self.stamp_ns
-        return max(0, now_ns - taken_ns) / 1e9
+        return (now_ns - taken_ns) / 1e9

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The overlay picture: refreshed cells are orange, deferred cells are hatched, all others are unchanged.
+"""The overlay picture: refreshed cells are orange, stale cells are hatched, all others are unchanged.
 
 NumPy and OpenCV only. The live node and the replay draw the same picture.
 """
@@ -37,14 +37,14 @@ def draw_overlay(frame: Frame, refresh: Refresh) -> np.ndarray:
     """Draw a refresh over the frame it was made for.
 
     Returns (height + BAR_HEIGHT, width, 3) uint8, RGB: the picture above a bar. The bar shows the shares of reused,
-    refreshed and deferred cells, the level and the time. The frame itself is not changed.
+    refreshed and stale cells, the level and the time. The frame itself is not changed.
     """
     height, width = frame.size
     canvas = np.empty((height + BAR_HEIGHT, width, 3), np.uint8)
     picture, bar = canvas[:height], canvas[height:]
     picture[:] = frame.rgb
     _tint(picture, refresh.refreshed)
-    _hatch(picture, refresh.deferred)
+    _hatch(picture, refresh.stale & ~refresh.refreshed)
     _draw_bar(bar, refresh)
     return canvas
 
@@ -89,22 +89,23 @@ def _blue(height: int, width: int) -> np.ndarray:
 
 def _draw_bar(bar: np.ndarray, refresh: Refresh) -> None:
     """Draw the shares as a coloured line, and below it as text."""
-    total, paid, deferred = refresh.visual_tokens_total, refresh.visual_tokens_refreshed, refresh.visual_tokens_deferred
+    total, paid = refresh.visual_tokens_total, refresh.visual_tokens_refreshed
+    stale = int((refresh.stale & ~refresh.refreshed).sum())  # a newer picture may differ where this one was computed
     width = bar.shape[1]
     bar[:] = (24, 24, 24)
-    ends = [round(width * count / total) for count in (paid, paid + deferred)] if total else [0, 0]
+    ends = [round(width * count / total) for count in (paid, paid + stale)] if total else [0, 0]
     bar[:4], bar[:4, : ends[0]], bar[:4, ends[0] : ends[1]] = GREY, ORANGE, BLUE
-    text = _fitting_text(width, refresh, [percent(count, total) for count in (total - paid - deferred, paid, deferred)])
+    text = _fitting_text(width, refresh, [percent(count, total) for count in (total - paid - stale, paid, stale)])
     cv2.putText(bar, text, (6, 18), _FONT, _SCALE, (235, 235, 235), 1, cv2.LINE_AA)
 
 
 def _fitting_text(width: int, refresh: Refresh, shares: list[str]) -> str:
     """The longest text that fits the picture's width."""
-    reused, refreshed, deferred = shares
+    reused, refreshed, stale = shares
     level = refresh.level
     wordings = (
-        f'reused {reused}   refreshed {refreshed}   deferred {deferred}   |   {level}   {refresh.spent_ms:.1f} ms',
-        f'reused {reused}  deferred {deferred}  {level} {refresh.spent_ms:.0f} ms',
+        f'reused {reused}   refreshed {refreshed}   stale {stale}   |   {level}   {refresh.spent_ms:.1f} ms',
+        f'reused {reused}  stale {stale}  {level} {refresh.spent_ms:.0f} ms',
         f'{reused} {level} {refresh.spent_ms:.0f} ms',
     )
     fitting = (text for text in wordings if cv2.getTextSize(text, _FONT, _SCALE, 1)[0][0] <= width - 12)

@@ -19,6 +19,7 @@ apply to a cell that has been in doubt for longer than max_cell_age_s. Without b
 measured times. NumPy only.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,12 +27,6 @@ import numpy as np
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.scene.change import Change
 from vlm_reuse_node.scene.refresh import Level
-
-# Every new refresh multiplies the weight of the older ones in the fit by this factor.
-REMEMBERED = 0.95
-# A refresh is learnt with at most this many times its expected time. One outlier then hardly matters, and after several
-# slow refreshes the expectation has grown.
-MOST_SLOWER = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,84 +49,34 @@ class RefreshPlan:
         return RefreshPlan(self.level, everything, ~everything)
 
 
-class Cost:
-    """Expected time of a refresh: a fixed part, plus a part for each cell. Both are fitted to measured refreshes."""
+def plan_refresh(
+    change: Change,
+    config: Config,
+    *,
+    can_patch: bool,
+    whole_is_due: bool = False,
+    frame_ms: float = 0.0,
+    patch_ms: Callable[[int], float] = lambda cells: 0.0,
+) -> RefreshPlan:
+    """Choose level and cells.
 
-    def __init__(self) -> None:
-        """Start without measurements."""
-        self._sums = np.zeros(5)  # weighted sums of 1, cells, ms, cells^2, cells * ms
-        self._most_cells = 0  # the largest refresh that was measured; the fit says little about larger ones
-
-    @property
-    def is_known(self) -> bool:
-        """Whether a refresh was measured."""
-        return self._sums[0] > 0
-
-    def learn(self, cells: int, ms: float) -> None:
-        """Add the measured time of a refresh of this many cells."""
-        if cells <= self._most_cells and (expected := self.ms(cells)):
-            ms = min(ms, MOST_SLOWER * expected)
-        self._most_cells = max(self._most_cells, cells)
-        self._sums = REMEMBERED * self._sums + (1, cells, ms, cells * cells, cells * ms)
-
-    def ms(self, cells: int) -> float:
-        """Expected time of a refresh of this many cells: never negative, and never less for more cells."""
-        count, x, y, xx, xy = self._sums
-        variance = count * xx - x * x
-        slope = max(0.0, (count * xy - x * y) / variance) if variance > 1e-6 * count * xx else 0.0
-        return max(0.0, (y - slope * x) / count + slope * cells)
-
-
-class RefreshPlanner:
-    """Plans one camera's refreshes, and learns how long they take."""
-
-    def __init__(self) -> None:
-        """Start without known costs. They are learnt from the first refreshes."""
-        self._costs, self._has_patched = {Level.PATCH: Cost(), Level.FRAME: Cost()}, False
-
-    def learn(self, level: Level, cells: int, ms: float) -> None:
-        """Learn the time of a refresh of this many cells, vision and prefill together.
-
-        level: PATCH or FRAME; a FULL refresh without history counts as FRAME. The first patch is not counted, because
-        it may include the compilation of kernels.
-        """
-        if level == Level.FRAME or self._has_patched:
-            self._costs[level].learn(cells, ms)
-        self._has_patched |= level == Level.PATCH
-
-    def plan(self, change: Change, config: Config, can_patch: bool, whole_is_due: bool = False) -> RefreshPlan:
-        """Choose level and cells.
-
-        can_patch: whether single cells may be refreshed; else it is all cells or none. whole_is_due: whether to refresh
-        all cells as soon as that fits into the budget.
-        """
-        urgent, overdue = _by_urgency(change, config.max_cell_age_s)
-        total, budget_ms = change.stale.size, config.budget_ms or np.inf
-        budget_cells = config.budget_tokens or total
-        patchable = int(config.max_patch_share * total) if can_patch else 0
-        cells = self._most_cells(min(len(urgent), patchable, budget_cells), total, budget_ms)
-        # Refresh the whole frame when that fits and patching cannot cover all stale cells. Refresh it although it does
-        # not fit when more cells are overdue than may be patched.
-        fits = budget_cells >= total and self._frame_ms(total) <= budget_ms
-        if len(urgent) and (whole_is_due or cells < len(urgent)) if fits else overdue > patchable:
-            return RefreshPlan(Level.FRAME).over(*change.stale.shape)
-        cells = max(cells, overdue)
-        refreshed = np.zeros(change.stale.shape, bool)
-        refreshed.ravel()[urgent[:cells]] = True
-        return RefreshPlan(Level.PATCH if cells else Level.REUSE, refreshed, change.stale & ~refreshed)
-
-    def _most_cells(self, most: int, total: int, budget_ms: float) -> int:
-        """The largest number of cells, up to `most`, that can be refreshed within budget_ms."""
-        return next((cells for cells in range(most, 0, -1) if self._patch_ms(cells, total) <= budget_ms), 0)
-
-    def _frame_ms(self, total: int) -> float:
-        cost = self._costs[Level.FRAME]
-        return cost.ms(total) if cost.is_known else 0.0
-
-    def _patch_ms(self, cells: int, total: int) -> float:
-        """Expected time of a patch. Until one was measured: the cells' share of the time of the whole frame."""
-        cost = self._costs[Level.PATCH]
-        return cost.ms(cells) if cost.is_known else self._frame_ms(total) * cells / total
+    can_patch: whether single cells may be refreshed; else it is all cells or none. whole_is_due: whether to refresh all
+    cells as soon as that fits into the budget. frame_ms: expected time of a refresh of all cells; patch_ms: of a number
+    of cells.
+    """
+    urgent, overdue = _by_urgency(change, config.max_cell_age_s)
+    total, budget_ms = change.stale.size, config.budget_ms or np.inf
+    patchable = int(config.max_patch_share * total) if can_patch else 0
+    most = min(len(urgent), patchable)
+    cells = next((cells for cells in range(most, 0, -1) if patch_ms(cells) <= budget_ms), 0)
+    # Refresh the whole frame when that fits and patching cannot cover all stale cells. Refresh it although it does
+    # not fit when more cells are overdue than may be patched.
+    if len(urgent) and (whole_is_due or cells < len(urgent)) if frame_ms <= budget_ms else overdue > patchable:
+        return RefreshPlan(Level.FRAME).over(*change.stale.shape)
+    cells = max(cells, overdue)
+    refreshed = np.zeros(change.stale.shape, bool)
+    refreshed.ravel()[urgent[:cells]] = True
+    return RefreshPlan(Level.PATCH if cells else Level.REUSE, refreshed, change.stale & ~refreshed)
 
 
 def _by_urgency(change: Change, limit_s: float) -> tuple[np.ndarray, int]:

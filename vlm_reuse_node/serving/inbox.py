@@ -12,11 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The queue of work for the model: resets, questions, and the newest frame of each camera. Thread-safe.
+"""The queue of work: the newest frame of each camera for the looks, resets and questions for the model. Thread-safe.
 
-A new frame replaces the waiting frame of its camera, so memory does not grow with the frame rate. There are three
-lanes, in this order: planners' questions, standing questions, frames. In each lane the cameras take turns. A lane that
-was skipped MOST_SKIPPED times is served next, so no lane starves.
+A new frame replaces the waiting frame of its camera, so memory does not grow with the frame rate. The model has three
+lanes, in this order: planners' questions, standing questions, and frames that cannot be looked at without the model. In
+each lane the cameras take turns. A lane that was skipped MOST_SKIPPED times is served next, so no lane starves.
 """
 
 import threading
@@ -80,7 +80,9 @@ class Inbox:
         self._changed = threading.Condition()
         self._resets: deque[Reset] = deque()
         self._questions, self._standing = _CameraQueues(), _CameraQueues()
-        self._frames: dict[str, Frame] = {}  # the frame that has waited longest comes first
+        self._frames: dict[str, Frame] = {}  # for the looks; the frame that has waited longest comes first
+        self._first_frames: dict[str, Frame] = {}  # frames that need the model
+        self._is_woken = False
         self._skipped: Counter[int] = (
             Counter()
         )  # how often each lane was skipped: questions, standing questions, frames
@@ -98,10 +100,18 @@ class Inbox:
     def put_frame(self, frame: Frame) -> bool:
         """Add the newest frame of a camera. Returns False when it replaced a waiting frame."""
         with self._changed:
-            replaced = frame.camera in self._frames
+            replaced = frame.camera in self._frames or frame.camera in self._first_frames
+            self._first_frames.pop(frame.camera, None)
             self._frames[frame.camera] = frame
-            self._changed.notify()
+            self._changed.notify_all()
         return not replaced
+
+    def put_first_frame(self, frame: Frame) -> None:
+        """Add a frame that cannot be looked at without the model. A newer frame of its camera replaces it."""
+        with self._changed:
+            if frame.camera not in self._frames:
+                self._first_frames[frame.camera] = frame
+                self._changed.notify_all()
 
     def put_question(self, queued: QueuedQuestion, limit: int) -> bool:
         """Add a planner's question. Returns False when closed, or when `limit` questions about its camera wait."""
@@ -109,7 +119,7 @@ class Inbox:
             if not self.is_open or self._questions.counts().get(queued.camera, 0) >= limit:
                 return False
             self._questions.put(queued)
-            self._changed.notify()
+            self._changed.notify_all()
         return True
 
     def put_standing(self, queued: QueuedQuestion) -> bool:
@@ -118,31 +128,48 @@ class Inbox:
             if not self.is_open:
                 return False
             self._standing.put(queued)
-            self._changed.notify()
+            self._changed.notify_all()
         return True
 
     def put_reset(self, camera: str) -> None:
         """Add a request to forget a camera's state. The camera's waiting frame is dropped at once."""
         with self._changed:
-            self._frames.pop(camera, None)
+            self._drop_frames(camera)
             self._resets.append(Reset(camera))
-            self._changed.notify()
+            self._changed.notify_all()
 
     def next(self, wait_s: float | None = None) -> Reset | QueuedQuestion | Frame | None:
-        """Wait for the next item and take it. Returns None when closed.
+        """Wait for the model's next item and take it. Returns None when closed, and after `wake`.
 
         wait_s: return None when there is no item after this many seconds. None: wait without limit.
         """
+
+        def is_ready() -> bool:
+            return bool(self._resets or len(self) or self._first_frames or self._is_woken) or not self.is_open
+
         with self._changed:
-            self._changed.wait_for(lambda: self._resets or len(self) or self._frames or not self.is_open, wait_s)
+            self._changed.wait_for(is_ready, wait_s)
+            self._is_woken = False
             if not self.is_open:
                 return None
             return self._resets.popleft() if self._resets else self._next_by_lane()
 
+    def wake(self) -> None:
+        """Let `next` return, because there may be upkeep to do."""
+        with self._changed:
+            self._is_woken = True
+            self._changed.notify_all()
+
+    def next_frame(self) -> Frame | None:
+        """Wait for the next frame to look at and take it. Returns None when closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._frames or not self.is_open)
+            return self._frames.pop(next(iter(self._frames))) if self.is_open else None
+
     def take_frame(self, camera: str) -> Frame | None:
         """Take a camera's waiting frame before its turn."""
         with self._changed:
-            return self._frames.pop(camera, None)
+            return self._drop_frames(camera)
 
     def take_leaving(self, default_timeout_s: float) -> list[QueuedQuestion]:
         """Take all questions that were cancelled or timed out. When closed, take all questions."""
@@ -157,14 +184,14 @@ class Inbox:
         """Refuse new questions, and let `next` return None."""
         with self._changed:
             self.is_open = False
-            self._changed.notify()
+            self._changed.notify_all()
 
     def _next_by_lane(self) -> QueuedQuestion | Frame | None:
         """Take from the first lane that is not empty, or from a lane that was skipped MOST_SKIPPED times."""
         lanes: tuple[tuple[Sized, Callable[[], QueuedQuestion | Frame]], ...] = (
             (self._questions, self._questions.take),
             (self._standing, self._standing.take),
-            (self._frames, self._take_oldest_frame),
+            (self._first_frames, self._take_first_frame),
         )
         takes = {lane: take for lane, (queue, take) in enumerate(lanes) if queue}
         if not takes:
@@ -173,5 +200,10 @@ class Inbox:
         self._skipped = Counter({lane: self._skipped[lane] + 1 for lane in takes if lane != first})
         return takes[first]()
 
-    def _take_oldest_frame(self) -> Frame:
-        return self._frames.pop(next(iter(self._frames)))
+    def _take_first_frame(self) -> Frame:
+        return self._first_frames.pop(next(iter(self._first_frames)))
+
+    def _drop_frames(self, camera: str) -> Frame | None:
+        """Remove a camera's waiting frame, and return it. At most one waits."""
+        first = self._first_frames.pop(camera, None)
+        return self._frames.pop(camera, first)

@@ -12,11 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The loop of the model's thread: it loads the model, processes the inbox item by item, and owns all sessions.
+"""The loop of the model's thread: it loads the model, answers the questions, and owns all sessions.
 
-Questions go before frames, with one exception: the waiting frame goes first when the question asks for a refresh, when
-there is no state yet, or when the state's frame is older than the question's max_age. A planner that needs a recent
-frame sets max_age. The inbox keeps a stream of questions, or one busy camera, from blocking the others.
+When no question waits, the cameras' sessions do upkeep in turns, one stage each. The inbox keeps a stream of questions,
+or one busy camera, from blocking the others. Frames are looked at on another thread (looks.py), except the first one of
+each size, because the model's image processor says how many cells it has.
 """
 
 import logging
@@ -39,17 +39,11 @@ from vlm_reuse_node.session.answer import Answer, Status
 from vlm_reuse_node.session.scene_session import SceneSession
 from vlm_reuse_node.session.turn import Halt, Turn
 
-# While a history rollover waits, this many items of the inbox go first. Then one frame of the rollover is computed.
-MOST_PUT_OFF = 16
-
-# An audit runs only when no question was answered for this long, seconds.
-QUIET_S = 1.0
-
 _log = logging.getLogger(__name__)
 
 
 class ModelLoop:
-    """Processes the inbox, and uses idle time for upkeep: history rollovers and audits.
+    """Processes the inbox, and uses idle time for upkeep.
 
     config: may be replaced at any time. Only live parameters may differ.
     """
@@ -67,9 +61,8 @@ class ModelLoop:
         self._inbox, self._tally = inbox, tally
         self._on_refresh, self._on_refused = on_refresh, on_refused
         self._vlm: Vlm | None = None
-        self._sessions: dict[str, SceneSession] = {}  # the camera whose upkeep is next comes first
-        self._put_off = 0
-        self._answered_s = 0.0  # when the last planner's question was answered
+        self._sessions: dict[str, SceneSession] = {}
+        self._wait_s: float | None = None  # until upkeep may be due
 
     def load(self) -> None:
         """Load the model and test it. Raises ModelError or ConfigError as `loading.load` and `rehearse` do."""
@@ -104,44 +97,25 @@ class ModelLoop:
         session = self._sessions.get(camera)
         return session.newest.size if session and session.newest else None
 
+    def session(self, camera: str) -> SceneSession | None:
+        """The session of a camera, if it has one. May be called from any thread."""
+        return self._sessions.get(camera)
+
     def _step(self) -> None:
-        """Process one item, then one step of upkeep if no question waits or a rollover was put off for too long."""
-        rollover = self._next_that(lambda session: session.has_work)
-        audit = self._next_that(lambda session: session.has_audit)
-        quiet_in_s = max(0.0, self._answered_s + QUIET_S - time.perf_counter())
-        item = self._inbox.next(0 if rollover else quiet_in_s if audit else None)
+        """Process one item. If no question waits then, let the sessions do one stage of upkeep each."""
+        item = self._inbox.next(self._wait_s)
         if item is not None:
             self._do(item)
-        self._put_off = self._put_off + 1 if rollover else 0
-        if rollover in self._sessions and (not len(self._inbox) or self._put_off > MOST_PUT_OFF):
-            self._roll_over(rollover)
-        elif audit and item is None:
-            self._audit(audit)
-        self._tally.note_states(
-            {camera: session.held for camera, session in self._sessions.items()},
-            {camera: session.audit_counts for camera, session in self._sessions.items()},
-        )
+        self._wait_s = None if len(self._inbox) else self._work()
+        self._tally.note_sessions({camera: session.status for camera, session in self._sessions.items()})
 
-    def _next_that(self, has_work: Callable[[SceneSession], bool]) -> str | None:
-        """The next camera whose session has this kind of work; None when there is none."""
-        return next((camera for camera, session in self._sessions.items() if has_work(session)), None)
-
-    def _roll_over(self, camera: str) -> None:
-        """Compute one frame of a history rollover. A question interrupts it, unless it was put off for too long."""
-        is_due = self._put_off > MOST_PUT_OFF
-        self._sessions[camera].work(self._check_open if is_due else self._check_idle)
-        self._pass_turn(camera)
-        self._put_off = 0
-
-    def _audit(self, camera: str) -> None:
-        """Compute one step of an audit."""
-        self._sessions[camera].audit(self._check_idle)
-        if not self._sessions[camera].is_auditing:
-            self._pass_turn(camera)
-
-    def _pass_turn(self, camera: str) -> None:
-        """Let another camera's upkeep go next."""
-        self._sessions[camera] = self._sessions.pop(camera)
+    def _work(self) -> float | None:
+        """Let each session do one stage of upkeep. Returns the seconds until the next stage; None: nothing is due."""
+        waits_s = []
+        for session in list(self._sessions.values()):
+            session.config = self.config
+            waits_s.append(session.work(self._check_idle))
+        return min((wait_s for wait_s in waits_s if wait_s is not None), default=None)
 
     def _do(self, item: Reset | QueuedQuestion | Frame) -> None:
         """Process one item of any kind. A question always gets an answer."""
@@ -149,7 +123,7 @@ class ModelLoop:
             self._serve(item)
         elif session := self._session(item.camera):
             if isinstance(item, Frame):
-                self._observe(session, item)
+                self.look(session, item)
             else:
                 session.reset()
 
@@ -163,8 +137,6 @@ class ModelLoop:
         except Exception as error:
             _log.exception('A question could not be handled.')
             self.refuse(queued, Status.MODEL_ERROR, f'The question could not be handled: {error}.')
-        if not queued.is_standing:
-            self._answered_s = time.perf_counter()
 
     def _session(self, camera: str) -> SceneSession | None:
         """The session of a camera, created on first use. For a removed camera: free its session, return None."""
@@ -178,11 +150,12 @@ class ModelLoop:
         self._sessions[camera].config = self.config
         return self._sessions[camera]
 
-    def _observe(self, session: SceneSession, frame: Frame) -> None:
+    def look(self, session: SceneSession, frame: Frame) -> None:
+        """Let a session look at a frame. May be called from any thread while `session.can_look(frame)`."""
         try:
-            session.observe(frame, check=self._check_open)
-        except (Halt, ImageError):
-            pass  # the thread ends, or on_refused was called: the model is fine
+            session.look(frame)
+        except ImageError:
+            pass  # on_refused was called: the model is fine
         except Exception as error:
             message = f"A picture of camera '{frame.camera}' could not be used: {error}"
             if message != self._tally.last_error:  # log it once, not for every frame
@@ -190,7 +163,7 @@ class ModelLoop:
             self._tally.last_error = message
 
     def _answer(self, session: SceneSession, queued: QueuedQuestion) -> Answer:
-        """Answer one question. The session first takes the waiting frame when the question needs it."""
+        """Answer one question. The session first looks at the waiting frame."""
         listener = queued.listener and partial(notify, queued.listener)
         answer = (session.ask_cold if queued.cold else session.ask)(
             queued.question,
@@ -202,15 +175,11 @@ class ModelLoop:
             self._tally.last_error = answer.message
         return answer
 
-    def _check_open(self) -> None:
-        """Called between steps on a frame. Raises Halt after `stop`; also answers questions that have expired."""
+    def _check_idle(self) -> None:
+        """Called between two stages of upkeep. Raises Halt when a question waits, and after `stop`."""
         self._reject_expired()
         if not self._inbox.is_open:
             raise Halt(Status.CANCELLED, 'The model is not running any more.')
-
-    def _check_idle(self) -> None:
-        """Called between steps of upkeep. Raises Halt when a question waits."""
-        self._check_open()
         if len(self._inbox):
             raise Halt(Status.BUSY, 'A question waits.')
 

@@ -96,10 +96,11 @@ class Watches:
             return list(self._watches.values())
 
     def see(self, frame: Frame, refresh: Refresh) -> None:
-        """Ask the questions again that this refresh affects. Called on the model's thread.
+        """Ask the questions again that this refresh affects. Called on any thread.
 
-        These are the questions with a changed cell in their region, and those without an answer. After a refresh of the
-        whole frame they include those whose last answer came from a patched state, because it was approximate.
+        These are the questions with a changed cell in their region (after a look: one that has been stale for longer
+        than the question's max_lag_s), and those without an answer. After a refresh of the whole frame they include
+        those whose last answer came from a patched state, because it was approximate.
         """
         is_whole = refresh.level in (Level.FRAME, Level.FULL)
         with self._lock:
@@ -111,7 +112,10 @@ class Watches:
                 and (
                     watch.watch_id in self._unanswered
                     or (is_whole and watch.watch_id in self._approximate)
-                    or watch.region.touches(refresh.changed, frame.size)
+                    or (
+                        (refresh.level != Level.REUSE or refresh.lag_s >= watch.question.max_lag_s)
+                        and watch.region.touches(refresh.changed, frame.size)
+                    )
                 )
             ]
             waiting = [(watch, self._new_future(watch)) for watch in due]

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The worker: one thread with one model. Any thread may call its methods.
+"""The worker: one thread with one model, and one that looks at pictures. Any thread may call its methods.
 
 Handing over a frame or a question never blocks. Only the newest frame of each camera waits.
 """
@@ -31,6 +31,7 @@ from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Refresh
 from vlm_reuse_node.serving.inbox import Inbox
 from vlm_reuse_node.serving.listener import notify
+from vlm_reuse_node.serving.looks import Looks
 from vlm_reuse_node.serving.model_loop import ModelLoop
 from vlm_reuse_node.serving.queued_question import QueuedQuestion
 from vlm_reuse_node.serving.watch import Watch
@@ -56,8 +57,8 @@ class ModelWorker:
     ) -> None:
         """Prepare. `start` loads the model and starts the thread.
 
-        All callbacks run on the worker's thread and must not block.
-        on_refresh: called after each observed frame.
+        All callbacks run on the worker's threads and must not block.
+        on_refresh: called after each look at a frame and after each refresh; looks and refreshes have two threads.
         on_refused: called after each frame that the model cannot take, such as an extremely wide one.
         on_watch: called with a standing question that has a new answer, and with its previous answer.
         """
@@ -65,6 +66,7 @@ class ModelWorker:
         self._inbox, self._tally = Inbox(), Tally()
         self._watches = Watches(self._ask_standing, partial(notify, on_watch))
         self._loop = ModelLoop(config, self._inbox, self._tally, self._on_frame_refreshed, on_refused)
+        self._looks = Looks(self._inbox, self._loop)
         self._ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name='model', daemon=True)
 
@@ -223,5 +225,7 @@ class ModelWorker:
             self._ready.set_exception(error)
         else:
             self._ready.set_result(None)
+            self._looks.start()
             self._loop.run()
+        self._looks.join()
         self._loop.end()

@@ -19,7 +19,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from vlm_reuse_node.session.answer import Status
-from vlm_reuse_node.session.drift_audit import AuditCounts
+from vlm_reuse_node.session.session_status import SessionStatus
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,7 @@ class WorkerStats:
     waiting: number of planners' questions that wait now, by camera; without the one that is being answered.
     answers: number of answers, by status name.
     last_error: the newest failure of the model; '' after a frame was observed without failure.
-    held: frames and bytes of each camera's state.
-    audits: counts of each camera's drift audit.
+    sessions: what each camera's session holds and has done.
     watches: number of standing questions.
     device_bytes: memory held by MLX: the weights, every state, and buffers for reuse.
     """
@@ -40,8 +39,7 @@ class WorkerStats:
     waiting: dict[str, int]
     answers: dict[str, int]
     last_error: str
-    held: dict[str, tuple[int, int]]
-    audits: dict[str, AuditCounts]
+    sessions: dict[str, SessionStatus]
     watches: int
     device_bytes: int
 
@@ -53,8 +51,7 @@ class Tally:
         """Start with all counts at 0."""
         self._lock = threading.Lock()
         self._answers: Counter[str] = Counter()
-        self._held: dict[str, tuple[int, int]] = {}
-        self._audits: dict[str, AuditCounts] = {}
+        self._sessions: dict[str, SessionStatus] = {}
         self.model = ''
         self.last_error = ''
 
@@ -63,10 +60,10 @@ class Tally:
         with self._lock:
             self._answers[str(status)] += 1
 
-    def note_states(self, held: dict[str, tuple[int, int]], audits: dict[str, AuditCounts]) -> None:
-        """Record what each session holds and what its audit counted, by camera."""
+    def note_sessions(self, sessions: dict[str, SessionStatus]) -> None:
+        """Record what each camera's session holds and has done."""
         with self._lock:
-            self._held, self._audits = held, audits
+            self._sessions = sessions
 
     def stats(self, waiting: dict[str, int], watches: int, device_bytes: int) -> WorkerStats:
         """The current counts."""
@@ -76,8 +73,7 @@ class Tally:
                 waiting,
                 dict(self._answers),
                 self.last_error,
-                dict(self._held),
-                dict(self._audits),
+                dict(self._sessions),
                 watches,
                 device_bytes,
             )

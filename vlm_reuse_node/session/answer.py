@@ -40,11 +40,12 @@ class Answer:
 
     choice_index: index into the question's choices, -1 for none.
     choice_scores: probability of each choice, from logits, in the question's order.
-    stamp_ns, frame_id: of the newest frame that the state is up to date with.
+    stamp_ns, frame_id: of the newest frame that the state agrees with.
     cached_stamp_ns: of the frame that the state was computed from; older than stamp_ns when nothing has changed since.
-    image_age_s: age of the frame of stamp_ns when the question was asked, plus the lag of deferred cells. The age
-        counts from the frame's stamp, or from its arrival if that is earlier.
-    level: the level of the refresh that brought the state up to that frame; None without an answer.
+    lag_s: how long cells of the state have been known to differ from the newest frame; 0: they do not.
+    image_age_s: age of the newest frame when the question was asked, plus the lag. The age counts from the frame's
+        stamp, or from its arrival if that is earlier.
+    level: the level of the refresh that this answer waited for: REUSE when it waited for none; None without an answer.
     exact: True when there is an answer and its state equals a cold-dense one on the cached frame.
     tokens_prefilled: prompt and choice tokens that were computed for this answer.
     refresh_ms: time of the refresh that this answer waited for; of a cold answer: image processor and vision tower.
@@ -61,6 +62,7 @@ class Answer:
     stamp_ns: int = 0
     frame_id: str = ''
     cached_stamp_ns: int = 0
+    lag_s: float = 0.0
     image_age_s: float = 0.0
     model: str = ''
     level: Level | None = None

@@ -26,6 +26,7 @@ from vlm_reuse_node.errors import InvalidRequestError
 from vlm_reuse_node.model.prompt import PromptTemplate
 from vlm_reuse_node.model.sampling import ConfidenceSampler, sampler
 from vlm_reuse_node.model.vlm import Vlm
+from vlm_reuse_node.model.work import Work
 from vlm_reuse_node.session.outcome import Outcome
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.state import State
@@ -77,6 +78,14 @@ class Answerer:
             config.seed,
             self._vlm.json_schemas.grammar(complete.json_schema) if complete.json_schema else '',
         )
+
+    def expected(self, tokenized: TokenizedQuestion) -> Work:
+        """The most work that an answer to this question may take."""
+        meter = self._vlm.meter
+        decoded = 0 if tokenized.choices else tokenized.question.max_tokens
+        ms = meter.read.ms(len(tokenized.tokens)) + decoded * meter.decode.ms(1)
+        ms += sum(meter.read.ms(len(choice)) for choice in tokenized.choices)
+        return Work(0, tokenized.cost, decoded, ms)
 
     def answer(self, state: State, tokenized: TokenizedQuestion, turn: Turn) -> Outcome:
         """Let the model answer. The state is restored in any case.

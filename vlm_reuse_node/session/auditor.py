@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.model.prompt import PromptTemplate
 from vlm_reuse_node.model.vlm import Check, Vlm
+from vlm_reuse_node.model.work import Meter, Work
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.session.answerer import Answerer, TokenizedQuestion
 from vlm_reuse_node.session.drift_audit import AuditCounts, DriftAudit
@@ -38,12 +39,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Sample:
-    """An answer to audit, its question, and the frames and identity of its state."""
+    """An answer to audit, its question, and the frames, identity and tokens of its state. answer: expected work."""
 
     outcome: Outcome
     tokenized: TokenizedQuestion
     frames: tuple[Frame, ...]
     identity: Identity
+    state_tokens: int
+    answer: Work
 
 
 class Auditor:
@@ -83,6 +86,16 @@ class Auditor:
         """Bytes of the cold-dense state that the current audit has computed."""
         return self._twin.held_bytes if self._twin else 0
 
+    def expected(self, meter: Meter) -> Work | None:
+        """The expected work of the rest of the first waiting audit; None without one."""
+        if not self._waiting:
+            return None
+        sample = self._waiting[0]
+        done = len(self._twin.frames) if self._twin else 0
+        tokens = sample.state_tokens // len(sample.frames)
+        frames = (meter.frame(grid.cells, tokens) for grid in sample.identity.grids[done:])
+        return sum(frames, sample.answer)
+
     def forget(self) -> None:
         """Drop the waiting answers. The counts stay."""
         self._waiting.clear()
@@ -97,7 +110,8 @@ class Auditor:
             has_room = 2 * state.held_bytes <= 1e6 * config.max_cache_mb  # for the second state that an audit needs
             if has_room:
                 frames = tuple(encoded.frame for encoded in state.frames)
-                self._waiting.append(_Sample(outcome, tokenized, frames, state.identity))
+                answer = self._answerer.expected(tokenized)
+                self._waiting.append(_Sample(outcome, tokenized, frames, state.identity, state.tokens, answer))
 
     def step(self, check: Check, config: Config, keeps_vision: bool) -> None:
         """Work on the first waiting answer: compute its next frame, or repeat the answer when all frames are computed.

@@ -56,6 +56,11 @@ class History:
         """Bytes of the second state; 0 without a rollover."""
         return self._next.held_bytes if self._next else 0
 
+    @property
+    def left(self) -> int:
+        """Number of frames that a rollover has still to compute; 0 without one."""
+        return len(self._waiting) + 1 if self._next else 0
+
     def can_step(self, state: State | None) -> bool:
         """Whether `step` has work now. The last step needs a live frame in the old state."""
         return self._next is not None and state is not None and (bool(self._waiting) or state.has_live)
@@ -89,7 +94,11 @@ class History:
         paid = self._compute_live_whole(state, check) if is_due and not state.live.exact else 0
         if is_due and keyframes == room:
             kept = max(1, room // 2)
-            if self._at_once or self._needed_mb(state, len(state.frames) + kept + 1) > config.max_cache_mb:
+            if (
+                self._at_once
+                or config.upkeep_share == 0
+                or self._needed_mb(state, len(state.frames) + kept + 1) > config.max_cache_mb
+            ):
                 return paid + self._cut(state, state.frames, kept, encoded, check)
             self._next, self._waiting, self.spent_ms = State(self._vlm, self._template_for), state.frames[-kept:], 0.0
             is_due = False

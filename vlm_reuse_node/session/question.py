@@ -34,6 +34,8 @@ class Question:
     json_schema: JSON schema that the text follows; '': none.
     max_tokens: 0 takes the configured default.
     max_age_s: largest age of the picture that the answer comes from; 0 takes the configured default.
+    max_lag_s: how long the state may have differed from the newest picture; 0 takes the configured default,
+        which is the newest picture itself.
     timeout_s: time limit from the question to the answer; 0 takes the configured default.
     force_refresh: answer from the newest picture itself, not from an older one that looks the same.
     """
@@ -43,6 +45,7 @@ class Question:
     json_schema: str = ''
     max_tokens: int = 0
     max_age_s: float = 0.0
+    max_lag_s: float = 0.0
     timeout_s: float = 0.0
     force_refresh: bool = False
 
@@ -57,7 +60,7 @@ class Question:
         _check_text(self.text)
         _check_choices(self.choices)
         _check_schema(self)
-        for name in ('max_tokens', 'max_age_s', 'timeout_s'):
+        for name in ('max_tokens', 'max_age_s', 'max_lag_s', 'timeout_s'):
             value = getattr(self, name)
             if math.isnan(value) or value < 0:
                 raise InvalidRequestError(f'{name} is {value}; expected 0 (the configured default) or more.')
@@ -67,16 +70,17 @@ class Question:
             self,
             max_tokens=self.max_tokens or config.max_tokens,
             max_age_s=self.max_age_s or config.max_age_s,
+            max_lag_s=self.max_lag_s or config.max_lag_s,
             timeout_s=self.timeout_s or config.timeout_s,
         )
 
 
 def _check_types(question: Question) -> None:
-    numbers = question.max_tokens, question.max_age_s, question.timeout_s
+    numbers = question.max_tokens, question.max_age_s, question.max_lag_s, question.timeout_s
     if not all(isinstance(text, str) for text in (question.text, question.json_schema, *question.choices)):
         raise InvalidRequestError('The question, its json_schema or a choice is not a text; expected strings.')
     if not all(isinstance(number, (int, float)) for number in numbers):
-        raise InvalidRequestError(f'max_tokens, max_age_s and timeout_s are {numbers}; expected numbers.')
+        raise InvalidRequestError(f'max_tokens, max_age_s, max_lag_s and timeout_s are {numbers}; expected numbers.')
 
 
 def _check_text(text: str) -> None:

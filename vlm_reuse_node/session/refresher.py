@@ -17,6 +17,7 @@
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,10 +25,12 @@ from vlm_reuse_node.config import PATCH_POLICY, Config
 from vlm_reuse_node.errors import ImageError
 from vlm_reuse_node.model.prompt import PromptTemplate
 from vlm_reuse_node.model.vlm import Check, Vlm, go_on
-from vlm_reuse_node.scene.change import Change, ChangeDetector, SceneChange
+from vlm_reuse_node.model.work import Work
+from vlm_reuse_node.scene.change import Change, SceneChange
 from vlm_reuse_node.scene.frame import Frame
-from vlm_reuse_node.scene.refresh import Level, Refresh
-from vlm_reuse_node.scene.refresh_plan import RefreshPlan, RefreshPlanner
+from vlm_reuse_node.scene.lookout import Look, Lookout
+from vlm_reuse_node.scene.refresh import Level, Refresh, Totals
+from vlm_reuse_node.scene.refresh_plan import RefreshPlan, plan_refresh
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
 from vlm_reuse_node.session.history import History
 from vlm_reuse_node.session.state import State, build
@@ -36,74 +39,132 @@ from vlm_reuse_node.session.turn import Halt
 _log = logging.getLogger(__name__)
 
 
-class Refresher:
-    """Owns one camera's state and history, its change detector and its refresh planner.
+@dataclass(frozen=True, eq=False)
+class _Encoded:
+    """A refresh between its two stages: the frame is encoded, and is not prefilled yet."""
 
-    state: None before the first frame, and after a failure.
-    newest: the newest frame that was looked at; None before the first.
-    level: the level of the refresh that brought the state up to the newest frame.
-    lag_s: how long the oldest deferred cell has been known to differ from the newest frame, seconds; 0 without one.
+    look: Look
+    plan: RefreshPlan
+    reason: str
+    encoded: EncodedFrame
+    vision_ms: float
+
+
+class Refresher:
+    """Owns one camera's state and history, and its lookout.
+
+    `look` may be called on any thread, everything else on the model's thread only.
+    state: None before the first question, and after a failure.
     prefilled: prompt tokens computed for refreshes so far.
     """
 
-    def __init__(self, vlm: Vlm, template_for: Callable[[int], PromptTemplate], camera: str) -> None:
-        """Start without a frame. template_for: returns the prompt template for a number of frames."""
-        self._vlm, self._template_for, self._camera = vlm, template_for, camera
+    def __init__(
+        self, vlm: Vlm, template_for: Callable[[int], PromptTemplate], camera: str, totals: Callable[[], Totals]
+    ) -> None:
+        """Start without a frame.
+
+        template_for: returns the prompt template for a number of frames. totals: returns the camera's, for the records.
+        """
+        self._vlm, self._template_for, self._camera, self._totals = vlm, template_for, camera, totals
         self._history = History(vlm, template_for, camera)
-        self._planner = RefreshPlanner()
-        self._detector: ChangeDetector | None = None
+        self._lookout = Lookout()
         self._patches = 0  # patches since the live slot was last computed whole
         self._whole_ns = 0  # stamp of the frame that it was computed whole from
-        self._computed_ns: np.ndarray | None = None  # stamp of the frame that each cell was computed from
-        self._is_current = False  # whether the state is up to date with the newest frame
+        self._encoded: _Encoded | None = None
         self.state: State | None = None
-        self.newest: Frame | None = None
-        self.level = Level.FULL
-        self.lag_s = 0.0
         self.prefilled = 0
 
-    def refresh(
-        self, frame: Frame, config: Config, *, may_patch: bool, force: bool = False, check: Check = go_on
-    ) -> Refresh:
-        """Bring the state up to a newer frame at the cheapest level that is allowed (docs/architecture.md).
+    def can_look(self, frame: Frame) -> bool:
+        """Whether `look` needs no model, so that it may be called on any thread."""
+        return self._lookout.can_look(frame)
+
+    def look(self, frame: Frame, config: Config) -> Refresh | None:
+        """Find out which cells of the state differ from a new frame. Returns None for an older one, which is skipped.
+
+        Raises ImageError for a frame that the model cannot take; nothing changes then.
+        """
+        grid = (0, 0) if self._lookout.can_look(frame) else self._vlm.grid(frame.rgb)
+        look = self._lookout.look(frame, config, grid, self._vlm.family.cell_px)
+        return look.record(self._totals()) if look else None
+
+    def refresh(self, config: Config, *, may_patch: bool, force: bool = False, check: Check = go_on) -> Refresh | None:
+        """Bring the state up to the newest frame at the cheapest level that is allowed (docs/architecture.md).
 
         may_patch: whether approximate states may be used.
         force: compute the state of exactly this frame, even when no change is found.
-        check: may raise Halt between two steps of the model. The frame is kept and computed when it is needed.
-        Raises ImageError for a frame the model cannot take; nothing changes then. After any other error of the model
-        the state is dropped, and the next call computes it again.
+        check: may raise Halt between two steps of the model. What was computed before stays usable.
+        Returns None when nothing had to be computed. Raises ImageError for a frame the model cannot take; nothing
+        changes then. After any other error of the model the state is dropped, and the next call computes it again.
         """
-        # 1. Compare with the frame whose state is cached.
-        started_s = time.perf_counter()
-        why_full = self._why_full(frame)
-        change = None
-        if not why_full and self.state.has_live:
-            change = self._detector.compare(frame.rgb, frame.stamp_ns, config)
-        change_ms = _ms_since(started_s)
-        # 2. Choose the cheapest level that is allowed.
-        plan = self._plan(frame, why_full, change, config, may_patch, force)
-        reason = why_full or self._why(change, plan)
-        # 3. Run vision and prefill, unless the state is reused.
-        times = {'vision_ms': 0.0, 'prefill_ms': 0.0}
-        if plan.level != Level.REUSE:
-            times, plan = self._compute(frame, plan, change, config, check)
-        # 4. Record what the state shows now.
-        started_s = time.perf_counter()
-        changed = self._settle(frame, plan, change, config)
-        change_ms += _ms_since(started_s)
-        return self._record(
-            plan.level, reason, plan.refreshed, changed, change_ms=change_ms, budget_ms=config.budget_ms, **times
-        )
+        begun, self._encoded = self._encoded, None
+        if begun is None or not self._serves(begun, may_patch, force):
+            begun = self._encode(config, may_patch, force, check)
+        return self._prefill(begun, config, check) if begun else None
+
+    def step(self, config: Config, may_patch: bool, check: Check) -> Refresh | None:
+        """Do one of the two stages of a refresh: encode the newest frame, or prefill what was encoded.
+
+        In between, the kept state answers as before. Arguments and errors as for `refresh`. Returns the refresh after
+        its second stage.
+        """
+        begun, self._encoded = self._encoded, None
+        if begun:
+            return self._prefill(begun, config, go_on)  # an interrupted prefill would leave no state
+        self._encoded = self._encode(config, may_patch, False, check)
+        return None
 
     @property
-    def is_current(self) -> bool:
-        """Whether there is a state that is up to date with the newest frame."""
-        return self.state is not None and self.state.has_live and self._is_current
+    def is_between_stages(self) -> bool:
+        """Whether a refresh has done its first stage, and not its second."""
+        return self._encoded is not None
+
+    def expected(self, config: Config, may_patch: bool) -> Work:
+        """The expected work of a refresh now; none when there is nothing to compute."""
+        look = self._lookout.newest
+        if look is None:
+            return Work()
+        plan = self._plan(look, config, may_patch, False)
+        return self.whole_work() if plan.level in (Level.FRAME, Level.FULL) else self.patch_work(plan)
+
+    def whole_work(self) -> Work:
+        """The expected work to compute the newest frame whole."""
+        total, tokens = self._slot()
+        return self._vlm.meter.frame(total, tokens)
+
+    def patch_work(self, plan: RefreshPlan | None = None, config: Config | None = None) -> Work:
+        """The expected work of a patch: of this plan, or of the largest one that is allowed."""
+        total, tokens = self._slot()
+        cells = int(plan.refreshed.sum()) if plan else int(config.max_patch_share * total)
+        return self._vlm.meter.patch(cells, total, tokens) if cells else Work()
+
+    def cold_work(self) -> Work:
+        """The expected work of cold-dense to compute the kept state's frames from nothing."""
+        frames, tokens = self.state.frames, self.state.tokens
+        work = (self._vlm.meter.frame(encoded.grid.cells, tokens // len(frames)) for encoded in frames)
+        ms = sum(each.ms for each in work)
+        return Work(sum(encoded.grid.cells for encoded in frames), tokens, 0, ms)
+
+    @property
+    def newest(self) -> Look | None:
+        """The look at the newest frame; None before the first."""
+        return self._lookout.newest
 
     @property
     def is_whole(self) -> bool:
         """Whether all cells of the live slot were computed from the newest frame."""
-        return self.state.live.frame is self.newest and self.state.live.exact
+        return self.state.live.frame is self.newest.frame and self.state.live.exact
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the live slot equals a cold-dense one."""
+        return self.state is not None and self.state.has_live and self.state.live.exact
+
+    @property
+    def repair_work(self) -> Work | None:
+        """The expected work to compute a patched live slot whole; None when it is exact."""
+        if self.state is None or not self.state.has_live or self.state.live.exact:
+            return None
+        return self.whole_work()
 
     @property
     def held(self) -> tuple[int, int]:
@@ -113,9 +174,12 @@ class Refresher:
         return len(self.state.frames), self.state.held_bytes + self._history.held_bytes
 
     @property
-    def has_rollover(self) -> bool:
-        """Whether a step of a history rollover can be computed now. Until the rollover ends, the old state answers."""
-        return self._history.can_step(self.state)
+    def rollover_work(self) -> Work | None:
+        """The expected work of the rest of a history rollover; None without one. Meanwhile the old state answers."""
+        if not self._history.can_step(self.state):
+            return None
+        total, tokens = self._slot()
+        return Work(0, self._history.left * tokens, 0, self._history.left * self._vlm.meter.read.ms(tokens))
 
     def step_rollover(self, check: Check) -> Refresh | None:
         """Compute one frame of a history rollover. Returns its refresh when the new state has replaced the old one.
@@ -123,7 +187,7 @@ class Refresher:
         check: may raise Halt between two steps of the model; the next call computes the frame again.
         Raises nothing. After a failure the old state stays in use.
         """
-        if not self.has_rollover:
+        if not self._history.can_step(self.state):
             return None
         try:
             newer = self._history.step(self.state, check)
@@ -136,47 +200,62 @@ class Refresher:
         if newer is None:
             return None
         # The new state uses the same features, so a patched frame is still approximate.
-        self.state, self.level = newer, Level.FULL if newer.exact else Level.PATCH
+        self.state = newer
+        level, look = Level.FULL if newer.exact else Level.PATCH, self._lookout.newest
         nothing = np.zeros(newer.live.grid, bool)
-        return self._record(
-            self.level, 'history rollover', ~self._detector.deferred, nothing, prefill_ms=self._history.spent_ms
-        )
+        return self._record(look, level, 'history rollover', ~look.stale, nothing, prefill_ms=self._history.spent_ms)
 
     def reset(self) -> None:
-        """Forget the frame and the state."""
-        self.newest = None
-        self.drop_state()
+        """Forget the frames and the state."""
+        self._drop()
+        self._lookout.reset()
 
     def drop_state(self) -> None:
-        """Drop the state. Done before a new one is computed, so that two are never held, and after a failure."""
-        self.state = None
+        """Drop the state after a failure."""
+        self._drop()
+        self._lookout.lose('the state was lost')
+
+    def keeps_vision(self, config: Config) -> bool:
+        """Whether whole frames are encoded in the form that can be patched. All frames must be encoded alike."""
+        return config.refresh_policy == PATCH_POLICY and self._vlm.family.encodes_cells
+
+    def _drop(self) -> None:
+        self.state, self._encoded = None, None
         self._history.stop()
 
-    def _why_full(self, frame: Frame) -> str:
-        """The reason why the whole state must be computed again for this frame; '' when there is none."""
-        if self.state is None:
-            return 'first frame' if self.newest is None else 'the state was lost'
-        if self.state.frames and frame.size != (cached := self.state.frames[-1].frame).size:
-            return f'size changed from {cached.size} to {frame.size}'
-        if self.newest and frame.stamp_ns < self.newest.stamp_ns:
-            return 'time went back'
-        return ''
+    def _slot(self) -> tuple[int, int]:
+        """Cells of the newest frame, and the expected number of tokens of its slot."""
+        total = self._lookout.newest.computed_ns.size
+        if self.state is not None and self.state.frames:
+            return total, max(total, self.state.tokens // len(self.state.frames))
+        return total, total + len(self._template_for(1).prefix)
 
-    def _plan(
-        self, frame: Frame, why_full: str, change: Change | None, config: Config, may_patch: bool, force: bool
-    ) -> RefreshPlan:
+    def _serves(self, begun: _Encoded, may_patch: bool, force: bool) -> bool:
+        """Whether a refresh that was begun as upkeep is the one that is needed now."""
+        if begun.look.frame is not self._lookout.newest.frame:
+            return False
+        return begun.plan.level in (Level.FRAME, Level.FULL) or (may_patch and not force)
+
+    def _plan(self, look: Look, config: Config, may_patch: bool, force: bool) -> RefreshPlan:
         """Choose level and cells. The planner decides when several levels are allowed."""
-        if why_full:
+        if self.state is None or look.is_restart:
             return RefreshPlan(Level.FULL)
-        if change is None or force or self._must_be_whole(frame, config, may_patch):
+        if look.change is None or force or self._must_be_whole(look.frame, config, may_patch):
             return RefreshPlan(Level.FRAME)
-        can_patch = may_patch and self.state.can_rewrite and self.state.live.vision is not None
-        whole_is_due = (
-            change.scene != SceneChange.SAME
-            or self._patches >= config.max_patches
-            or self._history.is_due(self.state, config)
+        change, meter = look.change, self._vlm.meter
+        total, tokens = self._slot()
+        return plan_refresh(
+            change,
+            config,
+            can_patch=may_patch and self.state.can_rewrite and self.state.live.vision is not None,
+            whole_is_due=(
+                change.scene != SceneChange.SAME
+                or self._patches >= config.max_patches
+                or self._history.is_due(self.state, config)
+            ),
+            frame_ms=meter.frame(total, tokens).ms,
+            patch_ms=lambda cells: meter.patch(cells, total, tokens).ms,
         )
-        return self._planner.plan(change, config, can_patch, whole_is_due)
 
     def _must_be_whole(self, frame: Frame, config: Config, may_patch: bool) -> bool:
         """Whether a patched live slot must be computed whole, even if the newest frame shows no change."""
@@ -184,11 +263,10 @@ class Refresher:
             return False
         return not may_patch or frame.stamp_ns - self._whole_ns > 1e9 * config.max_cell_age_s
 
-    def _why(self, change: Change | None, plan: RefreshPlan) -> str:
+    def _why(self, look: Look, plan: RefreshPlan) -> str:
+        change = look.change
         if change is None:
-            return 'the last refresh was interrupted'
-        if plan.level == Level.REUSE and not plan.deferred.any():
-            return 'no cell changed'
+            return look.lost
         why = self._why_changed(change)
         return f'over budget: {why}' if plan.level == Level.REUSE else why
 
@@ -200,89 +278,87 @@ class Refresher:
         what = 'changed' if change.changed.any() else 'in doubt for too long'
         return f'{np.count_nonzero(change.stale)} of {change.stale.size} cells {what}'
 
-    def _compute(
-        self, frame: Frame, plan: RefreshPlan, change: Change | None, config: Config, check: Check
-    ) -> tuple[dict[str, float], RefreshPlan]:
-        """Run vision and prefill. Returns their times, named as `Refresh`'s fields, and the plan with its masks."""
+    def _encode(self, config: Config, may_patch: bool, force: bool, check: Check) -> _Encoded | None:
+        """The first stage: choose the level, and run the vision tower on the newest frame."""
+        look = self._lookout.newest
+        plan = self._plan(look, config, may_patch, force)
+        if plan.level == Level.REUSE:
+            if plan.deferred.any():
+                self._lookout.settle(look, plan.refreshed, plan.deferred, config)
+            return None
         started_s = time.perf_counter()
+        reason = self._why(look, plan)
         try:
-            encoded = self._encode(frame, plan, config, check)
-            vision_ms = _ms_since(started_s)
-            paid = self._prefill(encoded, plan, change, config, check)
-        except ImageError:
-            raise
-        except Halt:
-            self._interrupt(frame, plan)
+            if plan.level == Level.PATCH:
+                cells = np.flatnonzero(plan.refreshed)
+                encoded = self.state.live.with_cells(self._vlm, look.frame, cells, check)
+            else:
+                encoded = EncodedFrame.see(self._vlm, look.frame, check, self.keeps_vision(config))
+        except (ImageError, Halt):
             raise
         except Exception:
             self.drop_state()
             raise
-        total_ms = _ms_since(started_s)
-        self.prefilled += paid
-        plan = plan.over(*encoded.grid)
-        if change is None:
-            self._detector = ChangeDetector(frame.rgb, frame.stamp_ns, *encoded.grid, self._vlm.family.cell_px)
-            self._computed_ns = np.full(encoded.grid, frame.stamp_ns, np.int64)
-        if paid <= self.state.tokens / len(self.state.frames):  # else more than one frame was computed
-            level = Level.PATCH if plan.level == Level.PATCH else Level.FRAME
-            self._planner.learn(level, int(plan.refreshed.sum()), total_ms)
-        return {'vision_ms': vision_ms, 'prefill_ms': total_ms - vision_ms}, plan
+        return _Encoded(look, plan.over(*encoded.grid), reason, encoded, _ms_since(started_s))
 
-    def _encode(self, frame: Frame, plan: RefreshPlan, config: Config, check: Check) -> EncodedFrame:
-        if plan.level == Level.PATCH:
-            return self.state.live.with_cells(self._vlm, frame, np.flatnonzero(plan.refreshed), check)
-        return EncodedFrame.see(self._vlm, frame, check, self.keeps_vision(config))
-
-    def keeps_vision(self, config: Config) -> bool:
-        """Whether whole frames are encoded in the form that can be patched. All frames must be encoded alike."""
-        return config.refresh_policy == PATCH_POLICY and self._vlm.family.encodes_cells
-
-    def _prefill(
-        self, encoded: EncodedFrame, plan: RefreshPlan, change: Change | None, config: Config, check: Check
-    ) -> int:
-        """Prefill the frame into the state. Returns the number of prompt tokens computed."""
-        if plan.level == Level.FULL:
+    def _prefill(self, begun: _Encoded, config: Config, check: Check) -> Refresh:
+        """The second stage: prefill the encoded frame into the state, and record what the state shows now."""
+        look, plan, started_s = begun.look, begun.plan, time.perf_counter()
+        try:
+            self.prefilled += self._prefill_slot(begun, config, check)
+        except Halt:
+            if self.state is None or not self.state.has_live:
+                self._lookout.lose('the last refresh was interrupted')
+            raise
+        except Exception:
             self.drop_state()
-            self.state = build(self._vlm, self._template_for, [encoded], check)
-            return self.state.tokens
+            raise
+        prefill_ms, started_s = _ms_since(started_s), time.perf_counter()
         if plan.level == Level.PATCH:
-            return self.state.rewrite(encoded, np.flatnonzero(plan.refreshed), check)
-        was_cut = change is not None and change.scene == SceneChange.CUT
-        return self._history.refresh(self.state, encoded, was_cut, config, check)
-
-    def _interrupt(self, frame: Frame, plan: RefreshPlan) -> None:
-        """Note that the refresh was interrupted: the state, if there is one, shows an older frame than the newest."""
-        self.newest, self._is_current = frame, False
-        if plan.level == Level.FULL:
-            self.drop_state()
-
-    def _settle(self, frame: Frame, plan: RefreshPlan, change: Change | None, config: Config) -> np.ndarray:
-        """Record refreshed and deferred cells. Returns the cells to report as changed, (rows, columns) bool."""
-        changed, self.lag_s = plan.refreshed, 0.0  # without a comparison
-        if change is not None:
-            changed, self.lag_s = self._detector.settle(plan.refreshed, plan.deferred, change.stale, config)
-        if plan.level in (Level.FRAME, Level.FULL):
-            self._patches, self._whole_ns = 0, frame.stamp_ns
-        elif plan.level == Level.PATCH:
             self._patches += 1
-        self._computed_ns[plan.refreshed] = frame.stamp_ns
-        self.newest, self.level, self._is_current = frame, plan.level, True
-        return changed
+        else:
+            self._patches, self._whole_ns = 0, look.frame.stamp_ns
+        changed = self._lookout.settle(look, plan.refreshed, plan.deferred, config)
+        return self._record(
+            look,
+            plan.level,
+            begun.reason,
+            plan.refreshed,
+            changed,
+            change_ms=_ms_since(started_s),
+            budget_ms=config.budget_ms,
+            vision_ms=begun.vision_ms,
+            prefill_ms=prefill_ms,
+        )
+
+    def _prefill_slot(self, begun: _Encoded, config: Config, check: Check) -> int:
+        """Prefill the frame into the state. Returns the number of prompt tokens computed."""
+        if begun.plan.level == Level.FULL:
+            self._drop()  # before the new state is computed, so that two are never held
+            self.state = build(self._vlm, self._template_for, [begun.encoded], check)
+            return self.state.tokens
+        if begun.plan.level == Level.PATCH:
+            return self.state.rewrite(begun.encoded, np.flatnonzero(begun.plan.refreshed), check)
+        was_cut = begun.look.change is not None and begun.look.change.scene == SceneChange.CUT
+        return self._history.refresh(self.state, begun.encoded, was_cut, config, check)
 
     def _record(
-        self, level: Level, reason: str, refreshed: np.ndarray, changed: np.ndarray, **amounts: float
+        self, look: Look, level: Level, reason: str, refreshed: np.ndarray, changed: np.ndarray, **amounts: float
     ) -> Refresh:
-        """Make the `Refresh` record. amounts: times, by the names of its fields."""
+        """Make the record of a refresh from the frame of `look`. amounts: times, by the names of its fields."""
+        now = self._lookout.newest
         return Refresh(
             self._camera,
-            self.newest.stamp_ns,
-            self.newest.frame_id,
+            look.frame.stamp_ns,
+            look.frame.frame_id,
             level,
             reason,
             refreshed=refreshed,
-            deferred=self._detector.deferred,
+            stale=now.stale if now.stale.shape == refreshed.shape else ~refreshed,
             changed=changed,
-            oldest_cell_age_s=float(self.newest.stamp_ns - self._computed_ns.min()) / 1e9,
+            oldest_cell_age_s=float(look.frame.stamp_ns - now.computed_ns.min()) / 1e9,
+            lag_s=now.lag_s,
+            totals=self._totals(),
             **amounts,
         )
 

@@ -44,8 +44,8 @@ class Policy:
         """Observe the picture, and do at once the rollovers that a node does while nobody asks."""
         self._paid.clear()
         self.session.observe(frame)
-        while self.session.has_work:
-            self.session.work()
+        while self.session.work() == 0:
+            pass
         return list(self._paid)
 
     def ask(self, question: Question, now_ns: int) -> ArmAnswer:
@@ -94,7 +94,7 @@ class StaleReuse(Policy):
             Level.REUSE,
             'not looked at',
             refreshed=nothing,
-            deferred=nothing,
+            stale=nothing,
             changed=nothing,
             oldest_cell_age_s=age_s,
         )

@@ -1,0 +1,203 @@
+# Copyright 2026 vlm_reuse_node maintainers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Looks at every picture of one camera, and knows which cells of the model's state differ from the newest one.
+
+A look takes milliseconds of a CPU and no model, so it can be done while the model is busy. Thread-safe: pictures are
+looked at on one thread while the model computes on another.
+"""
+
+import time
+from dataclasses import dataclass
+from threading import Lock
+
+import numpy as np
+
+from vlm_reuse_node.config import Config
+from vlm_reuse_node.scene.change import Change, ChangeDetector, Seen
+from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.scene.refresh import Level, Refresh, Totals
+
+# A stamp that is older than the newest picture's by more than this comes from a clock that was set back, or from a
+# recording that starts again. A smaller step back is jitter: the picture is only older than the newest one.
+RESTARTED_NS = 1_000_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What is known about the newest picture.
+
+    change: how it differs from the pixels that the state was computed from; None while there is no such state.
+    lost: why there is no such state; '' when there is one. is_restart: whether older pictures are void too, because the
+    size changed or time went back.
+    current: the newest picture that the state agrees with; None while there is no such state.
+    change_ms: time of the comparison.
+    """
+
+    frame: Frame
+    change: Change | None
+    lost: str
+    is_restart: bool
+    current: Frame | None
+    computed_ns: np.ndarray
+    detector: ChangeDetector
+    seen: Seen
+    change_ms: float = 0.0
+
+    @property
+    def stale(self) -> np.ndarray:
+        """The cells of the state that differ from the picture, (rows, columns) bool; without a state, all cells."""
+        return self.change.stale if self.change else np.ones(self.computed_ns.shape, bool)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the state agrees with the picture."""
+        return self.change is not None and not self.change.stale.any()
+
+    @property
+    def lag_s(self) -> float:
+        """How long stale cells have been known to differ from the newest picture, seconds; 0 without one."""
+        return self.change.lag_s if self.change else 0.0
+
+    def record(self, totals: Totals) -> Refresh:
+        """The record of this look, which computed nothing."""
+        stale = self.stale
+        if self.change is None:
+            reason, changed = f'not computed yet: {self.lost}', stale
+        else:
+            count = int(stale.sum())
+            reason = f'{count} of {stale.size} cells are stale' if count else 'no cell changed'
+            changed = stale & ~self.detector.deferred
+        return Refresh(
+            self.frame.camera,
+            self.frame.stamp_ns,
+            self.frame.frame_id,
+            Level.REUSE,
+            reason,
+            refreshed=np.zeros(stale.shape, bool),
+            stale=stale,
+            changed=changed,
+            oldest_cell_age_s=float(self.frame.stamp_ns - self.computed_ns.min()) / 1e9 if self.change else 0.0,
+            lag_s=self.lag_s,
+            change_ms=self.change_ms,
+            totals=totals,
+        )
+
+
+class Lookout:
+    """Owns one camera's change detector and newest picture."""
+
+    def __init__(self) -> None:
+        """Start without a picture."""
+        self._lock = Lock()
+        self._newest: Look | None = None
+        self._lost = 'first frame'
+        self._is_restart = False
+
+    @property
+    def newest(self) -> Look | None:
+        """The look at the newest picture; None before the first."""
+        return self._newest
+
+    def can_look(self, frame: Frame) -> bool:
+        """Whether the grid of such a picture is known, so that `look` may be called without it."""
+        newest = self._newest
+        return newest is not None and newest.frame.size == frame.size
+
+    def look(self, frame: Frame, config: Config, grid: tuple[int, int] = (0, 0), cell_px: int = 0) -> Look | None:
+        """Compare a picture with the state. Returns None for one that is a little older than the newest.
+
+        grid: its (rows, columns); cell_px: pixels of a cell's side as the model sees it. Only needed when `can_look` is
+        False.
+        """
+        started_s = time.perf_counter()
+        with self._lock:
+            before = self._newest
+            restarts = ''
+            if before and frame.size != before.frame.size:
+                restarts = f'size changed from {before.frame.size} to {frame.size}'
+            elif before and frame.stamp_ns < before.frame.stamp_ns - RESTARTED_NS:
+                restarts, grid, cell_px = 'time went back', before.computed_ns.shape, before.detector.cell_px
+            elif before and frame.stamp_ns < before.frame.stamp_ns:
+                return None
+            if before and not restarts:
+                change = before.detector.compare(frame.rgb, frame.stamp_ns, config)
+                detector, computed_ns, current = before.detector, before.computed_ns, before.current
+            else:
+                detector, change, current = ChangeDetector(frame.rgb, frame.stamp_ns, *grid, cell_px), None, None
+                computed_ns = np.full(grid, frame.stamp_ns, np.int64)
+                if before:
+                    self._lost, self._is_restart = restarts, True
+            self._keep(frame, change, current, computed_ns, detector, started_s)
+            return self._newest
+
+    def settle(self, look: Look, refreshed: np.ndarray, deferred: np.ndarray, config: Config) -> np.ndarray:
+        """Note that the model has computed some cells of the picture of `look`, and which stale cells it has deferred.
+
+        refreshed, deferred: (rows, columns) bool. When the state was lost, refreshed are all cells. Returns the cells
+        to report as changed. The newest picture, which may be a newer one, is compared again.
+        """
+        started_s = time.perf_counter()
+        with self._lock:
+            newest = self._newest
+            if newest is None or newest.detector is not look.detector:
+                return refreshed  # pictures of another size or time came meanwhile
+            changed = newest.detector.settle(refreshed, deferred, look.stale, config, look.seen)
+            if look.change is None:
+                changed = refreshed
+            if refreshed.all():
+                self._lost, self._is_restart = '', False
+            computed_ns = np.where(refreshed, look.frame.stamp_ns, newest.computed_ns)
+            change = newest.detector.compare_again(config)
+            current = newest.current if deferred.any() else look.frame
+            self._keep(newest.frame, change, current, computed_ns, newest.detector, started_s)
+            return changed
+
+    def lose(self, why: str) -> None:
+        """Note that the live picture's state is gone: every cell is stale."""
+        with self._lock:
+            self._lost = why
+            if newest := self._newest:
+                self._keep(newest.frame, None, None, newest.computed_ns, newest.detector, None)
+
+    def reset(self) -> None:
+        """Forget the pictures."""
+        with self._lock:
+            self._newest, self._lost, self._is_restart = None, 'first frame', False
+
+    def _keep(
+        self,
+        frame: Frame,
+        change: Change | None,
+        current: Frame | None,
+        computed_ns: np.ndarray,
+        detector: ChangeDetector,
+        started_s: float | None,
+    ) -> None:
+        if self._lost:
+            change = None
+        if change is not None and not change.stale.any():
+            current = frame
+        change_ms = 1e3 * (time.perf_counter() - started_s) if started_s else 0.0
+        self._newest = Look(
+            frame,
+            change,
+            self._lost,
+            self._is_restart,
+            current if change else None,
+            computed_ns,
+            detector,
+            detector.seen,
+            change_ms,
+        )
