@@ -25,9 +25,6 @@ from hypothesis import strategies as st
 from tiny_model import picture
 
 from vlm_reuse_node.config import Config
-from vlm_reuse_node.errors import ImageError
-from vlm_reuse_node.model.work import Work
-from vlm_reuse_node.session.account import MOST_ANSWERS, Account
 from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
