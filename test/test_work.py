@@ -31,7 +31,6 @@ from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
 from vlm_reuse_node.session.state import build
 
-
 WORKS = st.builds(Work, *3 * [st.integers(0, 1000)], st.integers(0, 1000).map(float))
 
 
