@@ -32,8 +32,9 @@ class Account:
     spent: all work so far. cold: what cold-dense would have needed for the same questions.
     """
 
-    def __init__(self) -> None:
-        """Start without credit."""
+    def __init__(self, measures_time: bool = True) -> None:
+        """Start without credit. measures_time: whether the credit must cover the expected time too, not only tokens."""
+        self._measures_time = measures_time
         self.spent, self.cold = Work(), Work()
         self._tokens = self._ms = 0.0  # the credit, in both measures
         self._dearest = Work()  # the question that was the dearest for cold-dense
@@ -58,7 +59,7 @@ class Account:
 
     def covers(self, expected: Work) -> bool:
         """Whether the credit pays for this much work, in tokens and in time."""
-        return expected.tokens <= self._tokens and expected.ms <= self._ms
+        return expected.tokens <= self._tokens and (expected.ms <= self._ms or not self._measures_time)
 
     @property
     def totals(self) -> Totals:
