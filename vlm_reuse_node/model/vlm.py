@@ -14,7 +14,6 @@
 
 """A vision-language model loaded through mlx-vlm: run it on a cache, decode, score choices by their logits."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -249,11 +248,11 @@ class Vlm:
     @contextmanager
     def _metered(self, cost: Cost, vision: int = 0, prefill: int = 0, decode: int = 0) -> Iterator[None]:
         """Count the tokens and the time of one step. A step that fails counts too."""
-        started_s = time.perf_counter()
+        started_s = self.meter.clock()
         try:
             yield
         finally:
-            work = Work(vision, prefill, decode, 1e3 * (time.perf_counter() - started_s))
+            work = Work(vision, prefill, decode, 1e3 * (self.meter.clock() - started_s))
             self.meter.done += work
             cost.learn(work.tokens, work.ms)
 

@@ -14,6 +14,8 @@
 
 """Counts the model's work: tokens through each stage, and the time they took or are expected to take. NumPy only."""
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -100,11 +102,13 @@ class Cost:
 class Meter:
     """What one model has done since it was loaded, and what each kind of step is expected to cost.
 
+    clock: seconds; a benchmark may measure processor time.
     done: all work so far. The difference of two readings is the work between them.
     see, see_cells: a call of the vision tower on a whole picture, and on some cells. read: a call of the language model
     on new tokens. rewrite: on tokens that are in the cache already. decode: on the token that was generated last.
     """
 
+    clock: Callable[[], float] = time.perf_counter
     done: Work = Work()
     see: Cost = field(default_factory=Cost)
     see_cells: Cost = field(default_factory=Cost)

@@ -62,7 +62,7 @@ class Change:
     stale: bool, the cells to refresh: changed, near a changed cell (change_halo), deferred before, or in doubt for
     longer than max_cell_age_s. After a pan or a cut all cells are stale.
     doubt_s: float64, seconds since a frame last showed the cell unchanged.
-    still_s: seconds since two consecutive frames last showed motion.
+    still_s: seconds since the scene last changed, compared with the frame of the change before.
     """
 
     difference: np.ndarray
@@ -110,7 +110,8 @@ class ChangeDetector:
         self._grid, self.cell_px = (rows, columns), cell_px
         self._seen = Seen(self._scaled(rgb), stamp_ns)
         self._cached = self._seen.frame
-        self._moved_ns = stamp_ns  # the last frame that showed motion
+        # The frame that last differed from the one kept here before it, and its stamp: how long the scene rests.
+        self._anchor, self._moved_ns = self._seen.frame, stamp_ns
         # The pixels of each cell when it was last reported as changed.
         self._reported = self._cached.copy()
         # Cells whose cached pixels differ from the reported ones by less than a change, and the stamp since when.
@@ -126,6 +127,7 @@ class ChangeDetector:
         frame, previous = self._scaled(rgb), self._seen
         self._seen = Seen(frame, stamp_ns, exposure_gain(frame, self._cached, config.exposure_compensation))
         self._find_changed(config)
+        self._find_rest(config)
         # Learn the noise afterwards, so that a new object does not raise the threshold that must find it.
         if stamp_ns != previous.stamp_ns:
             self._learn_noise(previous.frame, config)
@@ -226,6 +228,14 @@ class ChangeDetector:
         self._unchanged_ns[static & ~self._deferred] = self._seen.stamp_ns
         self._difference = np.min([by_gain.max(axis=0) for by_gain in differences], axis=0)
 
+    def _find_rest(self, config: Config) -> None:
+        """Note whether the scene has changed since the anchor. The means of blocks show that well enough."""
+        frame, anchor = self._seen.frame, self._anchor
+        gain = exposure_gain(frame, anchor, config.exposure_compensation)
+        difference = self._largest(frame.blocks, anchor.blocks, (gain,))[0]
+        if (difference >= np.maximum(config.change_threshold, self._reach_of_noise(config)[1])).any():
+            self._anchor, self._moved_ns = frame, self._seen.stamp_ns
+
     def _change(self, config: Config) -> Change:
         """Mark the cells to refresh."""
         scene, doubt_s = self._scene(), self.doubt_s(self._seen.stamp_ns)
@@ -274,8 +284,6 @@ class ChangeDetector:
         gain = exposure_gain(frame, previous, config.exposure_compensation)
         step = self._differences(frame, previous, gain)[0]
         moved = step[1] >= MOVED * config.change_threshold
-        if moved.any():
-            self._moved_ns = self._seen.stamp_ns
         measured = np.maximum(np.minimum(step, self._step), NOISE_KEPT * self._noise)
         self._noise, self._step = np.where(moved, self._noise, measured), step
 

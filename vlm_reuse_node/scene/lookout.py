@@ -42,7 +42,7 @@ class Look:
     lost: why there is no such state; '' when there is one. is_restart: whether older pictures are void too, because the
     size changed or time went back.
     current: the newest picture that the state agrees with; None while there is no such state.
-    change_ms: time of the comparison.
+    period_s: seconds since the picture before; 0 for the first. change_ms: time of the comparison.
     """
 
     frame: Frame
@@ -53,6 +53,7 @@ class Look:
     computed_ns: np.ndarray
     detector: ChangeDetector
     seen: Seen
+    period_s: float = 0.0
     change_ms: float = 0.0
 
     @property
@@ -190,6 +191,10 @@ class Lookout:
         if change is not None and not change.stale.any():
             current = frame
         change_ms = 1e3 * (time.perf_counter() - started_s) if started_s else 0.0
+        before, period_s = self._newest, 0.0
+        if before and before.detector is detector:
+            is_same = before.frame is frame
+            period_s = before.period_s if is_same else (frame.stamp_ns - before.frame.stamp_ns) / 1e9
         self._newest = Look(
             frame,
             change,
@@ -199,5 +204,6 @@ class Lookout:
             computed_ns,
             detector,
             detector.seen,
+            period_s,
             change_ms,
         )

@@ -19,6 +19,8 @@ question waits for) spends only credit. So with an upkeep_share of 1 all work to
 in tokens and in time.
 """
 
+import math
+
 from vlm_reuse_node.model.work import Work
 from vlm_reuse_node.scene.refresh import Totals
 
@@ -37,7 +39,8 @@ class Account:
         self._measures_time = measures_time
         self.spent, self.cold = Work(), Work()
         self._tokens = self._ms = 0.0  # the credit, in both measures
-        self._dearest = Work()  # the question that was the dearest for cold-dense
+        self._first = Work()  # of the first question
+        self._dearest = Work()  # of the question that was the dearest for cold-dense
 
     def book_question(self, spent: Work, cold: Work, upkeep_share: float) -> None:
         """Book a question: the work that was done for it, and that of cold-dense.
@@ -46,6 +49,7 @@ class Account:
         """
         self.spent += spent
         self.cold += cold
+        self._first = self._first if self._first.tokens else cold
         self._dearest = max(self._dearest, cold, key=lambda work: work.tokens)
         most = MOST_ANSWERS * max(upkeep_share, 1.0)
         self._tokens = min(self._tokens + upkeep_share * cold.tokens - spent.tokens, most * self._dearest.tokens)
@@ -57,9 +61,21 @@ class Account:
         self._tokens -= spent.tokens
         self._ms -= spent.ms
 
-    def covers(self, expected: Work) -> bool:
-        """Whether the credit pays for this much work, in tokens and in time."""
-        return expected.tokens <= self._tokens and (expected.ms <= self._ms or not self._measures_time)
+    def covers(self, expected: Work, *, answers_left: float = 0.0, on_trust: bool = False) -> bool:
+        """Whether the credit pays for this much work, in tokens and in time.
+
+        answers_left: so many times the cold-dense work of an answer must be left then.
+        on_trust: the first question's work may be overdrawn. Only what is likely to earn may use that.
+        """
+        spare = (self._first if on_trust else Work()) - expected
+        tokens = self._tokens + spare.tokens - answers_left * self._dearest.tokens
+        ms = self._ms + spare.ms - answers_left * self._dearest.ms
+        return tokens >= 0 and (ms >= 0 or not self._measures_time)
+
+    def share(self, work: Work) -> float:
+        """This work as a share of the cold-dense work of an answer; infinite before the first."""
+        most = self._dearest.ms if self._measures_time else self._dearest.tokens
+        return (work.ms if self._measures_time else work.tokens) / most if most else math.inf
 
     @property
     def totals(self) -> Totals:

@@ -14,6 +14,7 @@
 
 """Answers a question from a state: prefill it behind the snapshot, score its choices or decode, restore the state."""
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ class Answerer:
     def __init__(self, vlm: Vlm, template: PromptTemplate) -> None:
         """Store the model and a prompt template. The part behind the frames is the same in all templates of a model."""
         self._vlm, self._template = vlm, template
+        self._mean_decoded = math.inf  # tokens of a text: a running mean
 
     def tokenize(self, question: Question, config: Config) -> TokenizedQuestion:
         """Check a question and convert it to tokens. Raises InvalidRequestError."""
@@ -80,10 +82,10 @@ class Answerer:
         )
 
     def expected(self, tokenized: TokenizedQuestion) -> Work:
-        """The most work that an answer to this question may take."""
+        """The most tokens that an answer to this question may take, and the time that it is likely to take."""
         meter = self._vlm.meter
         decoded = 0 if tokenized.choices else tokenized.question.max_tokens
-        ms = meter.read.ms(len(tokenized.tokens)) + decoded * meter.decode.ms(1)
+        ms = meter.read.ms(len(tokenized.tokens)) + min(decoded, self._mean_decoded) * meter.decode.ms(1)
         ms += sum(meter.read.ms(len(choice)) for choice in tokenized.choices)
         return Work(0, tokenized.cost, decoded, ms)
 
@@ -107,6 +109,11 @@ class Answerer:
             else:
                 outcome = self._write(state, tokenized, logits, start, room, turn)
             turn.lap('decode_ms')
+            if outcome.token_ids:
+                tokens = len(outcome.token_ids)
+                self._mean_decoded = (
+                    tokens if math.isinf(self._mean_decoded) else 0.8 * self._mean_decoded + 0.2 * tokens
+                )
             return outcome
         finally:
             # 3. Restore the state, also after an error.

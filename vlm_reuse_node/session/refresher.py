@@ -154,6 +154,10 @@ class Refresher:
         """Whether all cells of the live slot were computed from the newest frame."""
         return self.state.live.frame is self.newest.frame and self.state.live.exact
 
+    def is_keyframe_due(self, config: Config) -> bool:
+        """Whether the next refresh keeps the live frame as a keyframe."""
+        return self.state is not None and self.state.has_live and self._history.is_due(self.state, config)
+
     @property
     def is_exact(self) -> bool:
         """Whether the live slot equals a cold-dense one."""

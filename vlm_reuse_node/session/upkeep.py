@@ -14,8 +14,8 @@
 
 """One camera's upkeep: model work that no question waits for, paid from the camera's credit.
 
-It is done when it is likely to pay: when the scene has settled, or shortly before the kept state gets too old for a
-question that is likely to come. It is done in stages, so that a question waits for one of them at most.
+It is done when it is likely to pay: when a question is likely to come while the refreshed state can still serve it. It
+is done in stages, so that a question waits for one of them at most.
 """
 
 import logging
@@ -32,14 +32,20 @@ from vlm_reuse_node.session.refresher import Refresher
 from vlm_reuse_node.session.rhythm import Rhythm
 from vlm_reuse_node.session.turn import Halt
 
-# The state is refreshed when its lag has reached this share of the lag that questions allow.
-DUE_SHARE = 0.75
-# The scene has settled when no motion was seen for this long, seconds.
-SETTLED_S = 0.5
-# Repairs and audits wait until no question was asked for this long, seconds.
+# How much a warm answer is worth, as a share of the work of a cold-dense one. It was chosen by simulation: more makes
+# more answers warm and costs more work.
+WORTH = 0.7
+# A refresh before a regular question begins this much earlier than it must, seconds.
+EARLY_S = 0.15
+# A patched state is repaired when the scene has rested for this long, seconds.
+RESTED_S = 0.5
+# Audits wait until no question was asked for this long, seconds.
 QUIET_S = 1.0
 
 _log = logging.getLogger(__name__)
+
+# Does one stage. Its check may raise Halt. Returns the record of a refresh that the stage completed.
+Stage = Callable[[Check], Refresh | None]
 
 
 class Upkeep:
@@ -59,7 +65,6 @@ class Upkeep:
         self._camera, self._clock = camera, clock
         self._rhythm = Rhythm()
         self._allowed_lag_s = 0.0  # by the last question
-        self._reserve = Work()  # what the next escalation may need
 
     def note_question(self, question: Question) -> None:
         """Note a question and the lag that it allows."""
@@ -68,8 +73,7 @@ class Upkeep:
 
     def pays_for_escalation(self, answer: Work, config: Config) -> bool:
         """Whether the credit pays for a patch whose answer is given again. answer: the work of one answer."""
-        self._reserve = self._refresher.patch_work(config=config) + answer
-        return self._account.covers(self._reserve)
+        return self._account.covers(self._refresher.patch_work(config=config) + answer, on_trust=True)
 
     def work(self, config: Config, may_patch: bool, check: Check) -> tuple[float | None, Refresh | None]:
         """Do one stage of upkeep if one is due; see `SceneSession.work`.
@@ -89,14 +93,14 @@ class Upkeep:
         self._account.book_upkeep(self._vlm.meter.done - before)
         return 0.0, refresh
 
-    def _next(self, config: Config, may_patch: bool) -> tuple[float | None, Callable[[Check], Refresh | None] | None]:
+    def _next(self, config: Config, may_patch: bool) -> tuple[float | None, Stage | None]:
         """The stage that is due now; or None, with the seconds until one may be due."""
-        refresher, auditor = self._refresher, self._auditor
+        refresher, auditor, account = self._refresher, self._auditor, self._account
 
         def refresh(check: Check) -> Refresh | None:
             return refresher.step(config, may_patch, check)
 
-        def repair(check: Check) -> Refresh | None:
+        def compute_whole(check: Check) -> Refresh | None:
             return refresher.step(config, False, check)
 
         def audit(check: Check) -> None:
@@ -106,28 +110,56 @@ class Upkeep:
             return 0.0, refresh
         if refresher.newest is None or config.upkeep_share == 0:
             return None, None
-        reserve = self._reserve if may_patch else Work()
-        if self._is_refresh_due(config) and self._pays(refresher.expected(config, may_patch), reserve):
+        wait_s = self._refresh_due_in_s(config, may_patch)
+        if wait_s == 0:
             return 0.0, refresh
-        if (work := refresher.rollover_work) and self._pays(work, reserve):
+        if (work := refresher.rollover_work) and account.covers(work):
             return 0.0, refresher.step_rollover
-        quiet_in_s = self._rhythm.last_s + QUIET_S - self._clock()
-        for work, stage in ((refresher.repair_work, repair), (auditor.expected(self._vlm.meter), audit)):
-            if work and self._pays(work, reserve):
-                return (0.0, stage) if quiet_in_s <= 0 else (quiet_in_s, None)
-        return None, None
+        if self._is_repair_due(config):
+            return 0.0, compute_whole
+        if (work := auditor.expected(self._vlm.meter)) and (auditor.is_busy or account.covers(work)):
+            quiet_in_s = self._rhythm.last_s + QUIET_S - self._clock()
+            if quiet_in_s <= 0:
+                return 0.0, audit
+            wait_s = quiet_in_s if wait_s is None else min(wait_s, quiet_in_s)
+        return wait_s, None
 
-    def _pays(self, expected: Work, reserve: Work) -> bool:
-        return expected.tokens > 0 and self._account.covers(expected + reserve)
+    def _refresh_due_in_s(self, config: Config, may_patch: bool) -> float | None:
+        """Seconds until a refresh is worth its price; 0: now; None: not before the next picture or question.
 
-    def _is_refresh_due(self, config: Config) -> bool:
-        """Whether now is a good time to refresh the state."""
-        look = self._refresher.newest
-        if look.is_current:
+        The price is paid when no question comes that the refreshed state can serve.
+        """
+        look, now_s = self._refresher.newest, self._clock()
+        if look.is_current or self._refresher.state is None:
+            return None
+        work = self._refresher.expected(config, may_patch)
+        if not work.tokens or not self._account.covers(work):
+            return None
+        if config.upkeep_share > 1:
+            return 0.0
+        takes_s, still_s, lag_s = work.ms / 1e3, 0.0, self._allowed_lag_s
+        if look.change:
+            still_s = look.change.still_s
+            if look.lag_s + takes_s + look.period_s < lag_s:
+                return None  # the state still serves at the next picture
+        if due := self._rhythm.due(now_s):
+            earliest_s = due[0] - EARLY_S - takes_s
+            if now_s < earliest_s:
+                return earliest_s - now_s  # right before the question it is fresher
+        # A scene that has rested for some time is likely to rest as long again.
+        price = self._account.share(work)
+        serves_s = max(lag_s, look.period_s) + still_s
+        if self._rhythm.probability(now_s, serves_s) >= price / (price + WORTH):
+            return 0.0
+        if not self._refresher.is_keyframe_due(config) or not self._account.covers(work, answers_left=1):
+            return None
+        is_worth_it = self._rhythm.probability(now_s, config.keyframe_interval_s) >= price / (price + WORTH)
+        return 0.0 if is_worth_it else None
+
+    def _is_repair_due(self, config: Config) -> bool:
+        """Whether a patched state should be computed whole now: when the scene rests, and credit is left after that."""
+        look, work = self._refresher.newest, self._refresher.repair_work
+        if work is None or not look.is_current or look.change.still_s < RESTED_S:
             return False
-        if look.change is None:
-            return self._refresher.state is not None
-        if config.upkeep_share > 1 or look.change.still_s >= SETTLED_S:
-            return True
-        lag_s = self._allowed_lag_s
-        return look.lag_s > DUE_SHARE * lag_s > 0 and self._rhythm.is_question_likely(self._clock(), lag_s)
+        # Without a lag and without a history a repair saves least, and must leave most.
+        return self._account.covers(work, answers_left=1 if self._allowed_lag_s or config.history_frames else 2)
