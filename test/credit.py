@@ -15,14 +15,21 @@
 """Credit, prices and idle time for the tests of sessions, so that none of them depends on the machine's speed."""
 
 from vlm_reuse_node.model.work import Meter, Work
+from vlm_reuse_node.session.account import MOST_ANSWERS
 
 PLENTY = Work(prefill_tokens=10**9, ms=1e9)
 
 
 def give_credit(session):
     """What a session has after many questions that reused: it may patch for a question, and do upkeep."""
-    session._account.book_question(Work(), PLENTY, 1.0)
+    for _ in range(MOST_ANSWERS):
+        session._account.book_question(Work(), PLENTY, 1.0)
     return session
+
+
+def use_up_credit(session):
+    """What a session has after more upkeep than it may do."""
+    session._account.book_upkeep(Work(prefill_tokens=10**12, ms=1e12))
 
 
 def set_prices(monkeypatch, frame_ms=1000.0, cell_ms=1.0):

@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from credit import Idle, give_credit
+from credit import Idle, give_credit, use_up_credit
 from tiny_model import SECOND_NS, picture
 
 from vlm_reuse_node.config import Config
@@ -325,13 +325,18 @@ def test_all_that_the_model_does_for_a_camera_is_booked_on_it(vlm):
     assert totals.work_ms > 0 and totals.ratio == totals.work_ms / totals.cold_ms
 
 
-def test_a_settled_scene_is_computed_from_credit_and_then_warm(vlm):
+EAGER = Config(audit_share=0.0, upkeep_share=1000.0)  # a picture is computed as soon as the credit pays for it
+
+
+def test_a_picture_is_computed_from_credit_in_stages_and_is_then_warm(vlm):
     idle, records = Idle(), []
-    session = asked_once(vlm, Config(audit_share=0.0), clock=idle)
+    session = asked_once(vlm, EAGER, clock=idle)
+    use_up_credit(session)
     session._on_refresh = lambda frame, record: records.append((frame, record))
     for stamp_s in (1.0, 2.0):
         session.look(at(stamp_s, CORNER))
-    assert session.work() is None  # one question earns no credit
+    assert session.work() is None  # the credit is used up
+    session._account._tokens = session._account._ms = 0.0
     give_credit(session)
     assert session.work() == 0 and session._refresher.is_between_stages
     kept = ask(session, 2.0, PATIENT)  # a question comes between the two stages
@@ -347,8 +352,7 @@ def test_a_settled_scene_is_computed_from_credit_and_then_warm(vlm):
 
 
 def test_a_question_uses_the_stage_that_upkeep_has_done(vlm):
-    session = asked_once(vlm, Config(audit_share=0.0), clock=Idle())
-    give_credit(session)
+    session = give_credit(asked_once(vlm, EAGER, clock=Idle()))
     for stamp_s in (1.0, 2.0):
         session.look(picture(2, stamp_s))
     assert session.work() == 0

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The lookout: which cells of the state differ from the newest picture, whatever is looked at while the model computes."""
+"""The lookout: which cells of the state differ from the newest picture, whatever comes while the model computes."""
 
 import threading
 

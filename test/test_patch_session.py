@@ -17,7 +17,7 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from credit import Idle, give_credit
+from credit import Idle, give_credit, use_up_credit
 from rounding import state_bound
 from tiny_gemma4 import write_tiny_gemma4
 from tiny_model import SECOND_NS, picture
@@ -132,7 +132,7 @@ def test_a_patched_state_that_may_not_answer_any_more_is_computed_whole(vlm):
     """The picture has not changed; only the policy has, or the credit is used up."""
     for take_away in (
         lambda session: setattr(session, 'config', Config()),
-        lambda session: session._account.book_upkeep(session._account.cold),
+        use_up_credit,
     ):
         session = patched(vlm)
         assert not session.ask(QUESTION, now_ns=SECOND_NS).exact
@@ -150,6 +150,7 @@ def test_a_patched_state_is_repaired_from_credit_while_nobody_asks(vlm, has_cred
     )
     session.observe(picture(1))
     session.observe(changed(picture(1), 0.1))
+    session.look(changed(picture(1), 1.0))  # the scene rests
     if has_credit:
         give_credit(session)
     assert idle.spend(session) == (2 if has_credit else 0)  # the vision tower, and the prefill

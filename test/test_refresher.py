@@ -24,7 +24,6 @@ from tiny_model import SECOND_NS, picture
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ImageError
-from vlm_reuse_node.model import vlm as models
 from vlm_reuse_node.model.work import Meter
 from vlm_reuse_node.scene import lookout as lookouts
 from vlm_reuse_node.scene.change import ChangeDetector
@@ -100,8 +99,8 @@ def at(stamp_ns, by=0, area=(slice(0, 100), slice(0, 100))):
 def clock(vlm, monkeypatch):
     """Time passes in the change detector, in the vision tower and in the language model alone."""
     clock = SimpleNamespace(s=1.0, compare=1.0, settle=2.0, vision=4.0, language=8.0)
-    monkeypatch.setattr(vlm, 'meter', Meter())
-    for module in (refreshers, histories, lookouts, models):
+    monkeypatch.setattr(vlm, 'meter', Meter(clock=lambda: clock.s))
+    for module in (refreshers, histories, lookouts):
         monkeypatch.setattr(module, 'time', SimpleNamespace(perf_counter=lambda: clock.s))
 
     def takes(owner, name, which):

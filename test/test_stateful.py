@@ -18,20 +18,18 @@ import itertools
 import threading
 from concurrent.futures import CancelledError
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 
 hypothesis = pytest.importorskip('hypothesis', reason='hypothesis is missing: pip install hypothesis')
+from credit import give_credit
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from credit import give_credit
 from patience import PATIENCE_S
 from tiny_model import picture
 
 from vlm_reuse_node.config import Config
-from vlm_reuse_node.model import vlm as models
 from vlm_reuse_node.model.work import Meter
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.serving.worker import ModelWorker
@@ -89,7 +87,8 @@ def make_session_machine(vlm):
     class SessionMachine(RuleBasedStateMachine):
         @initialize(config=CONFIGS)
         def begin(self, config):
-            self.now_s, vlm.meter = 0.0, Meter()
+            ticks = itertools.count()
+            self.now_s, vlm.meter = 0.0, Meter(clock=lambda: next(ticks) / 1000)
             self.session = SceneSession(vlm, config, clock=lambda: self.now_s, measures_time=False)
 
         @rule(config=CONFIGS)
@@ -300,9 +299,7 @@ def make_worker_machine(model_dir):
 
 
 def test_a_session(vlm, monkeypatch):
-    ticks = itertools.count()
-    monkeypatch.setattr(models, 'time', SimpleNamespace(perf_counter=lambda: next(ticks) / 1000))
-    monkeypatch.setattr(vlm, 'meter', Meter())
+    monkeypatch.setattr(vlm, 'meter', vlm.meter)  # put back afterwards
     hypothesis.stateful.run_state_machine_as_test(make_session_machine(vlm), settings=STATE_MACHINE)
 
 
