@@ -20,9 +20,11 @@ from types import SimpleNamespace
 
 import mlx.core as mx
 import pytest
+from credit import give_credit
 from tiny_model import SECOND_NS, picture
 
 from vlm_reuse_node.config import Config
+from vlm_reuse_node.model.work import Work
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Level
 from vlm_reuse_node.session.answer import Status
@@ -46,11 +48,16 @@ def observed(vlm, *seeds, config=ALL):
     return session
 
 
+def audit(session, check=lambda: None):
+    """One step of an audit; `work` does the same when credit pays for it and nothing else is due."""
+    session._auditor.step(check, session.config, session._refresher.keeps_vision(session.config))
+
+
 def audit_all(session):
     for _ in range(100):
-        if not session.has_audit:
-            return session.audit_counts
-        session.audit()
+        if not session._auditor.has_work:
+            return session.status.audits
+        audit(session)
     raise AssertionError('an audit does not end')
 
 
@@ -108,8 +115,9 @@ def test_a_loss_of_trust_and_its_return_are_logged_once_each(vlm, caplog):
     session = SceneSession(vlm, PATCH.with_values(max_drift=0.5), 'front')
     session.observe(picture(1))
     corrupt(session, observed(vlm, 2))
+    give_credit(session)  # a patched state may answer
     step = 0
-    while session.audit_counts.is_trusted and step < 20:
+    while session.status.audits.is_trusted and step < 20:
         step += 1
         assert session.observe(changed(0.1 * step, by=0x80 * (step % 2))).level == Level.PATCH
         assert not session.ask(QUESTION, now_ns=0).exact
@@ -123,7 +131,7 @@ def test_a_loss_of_trust_and_its_return_are_logged_once_each(vlm, caplog):
     # What is computed whole is right again; after a while patches are tried again.
     assert session.observe(changed(5, by=0x40)).level == Level.FRAME
     for _ in range(20):
-        if session.audit_counts.is_trusted:
+        if session.status.audits.is_trusted:
             break
         assert len(caplog.records) == 1
         assert session.ask(QUESTION, now_ns=0).exact
@@ -144,7 +152,7 @@ def test_an_answer_whose_picture_was_changed_in_place_is_not_counted_and_the_nex
     session.observe(picture(2, 2.0))
     session.ask(QUESTION, now_ns=0)
     counts = audit_all(session)
-    assert (counts.exact_answers, counts.exact_drifted) == (1, 0) and not session.is_auditing
+    assert (counts.exact_answers, counts.exact_drifted) == (1, 0) and not session._auditor.is_busy
     assert "'front': an answer could not be audited" in caplog.text and 'modified in place' in caplog.text
 
 
@@ -165,44 +173,66 @@ def test_a_step_that_was_broken_off_is_made_again(vlm):
     session.ask(QUESTION, now_ns=0)
     for looks in ((1, 2), (1, 2, 3, 9)):
         for at in looks:
-            session.audit(stopping_at(at))
-            assert session.has_audit and session.audit_counts.exact_answers == 0
-        session.audit()
-    assert not session.has_audit
-    assert (session.audit_counts.exact_answers, session.audit_counts.exact_drifted) == (1, 0)
+            audit(session, stopping_at(at))
+            assert session._auditor.has_work and session.status.audits.exact_answers == 0
+        audit(session)
+    assert not session._auditor.has_work
+    assert (session.status.audits.exact_answers, session.status.audits.exact_drifted) == (1, 0)
 
 
 def test_an_audit_holds_a_second_state_until_it_is_done(vlm):
     session = observed(vlm, 1, 2, 3, config=ALL.with_values(history_frames=3))
-    held, steps = [session.held[1]], 0
+    held, steps = [session.status.held_bytes], 0
     session.ask(QUESTION, now_ns=0)
-    assert session.held[1] == held[0] and not session.is_auditing
-    while session.has_audit and steps < 9:
-        session.audit()
+    assert session.status.held_bytes == held[0] and not session._auditor.is_busy
+    while session._auditor.has_work and steps < 9:
+        audit(session)
         steps += 1
-        held.append(session.held[1])
-        assert session.is_auditing == session.has_audit
+        held.append(session.status.held_bytes)
+        assert session._auditor.is_busy == session._auditor.has_work
     assert steps == 4 and held[0] == held[-1] < held[1] <= held[2] <= held[3]  # a step each picture, and the answer
-    session.audit()
-    assert session.audit_counts.exact_answers == 1
+    audit(session)
+    assert session.status.audits.exact_answers == 1
 
 
 def test_what_is_forgotten_in_the_middle_holds_nothing_and_spoils_nothing(vlm):
     session = observed(vlm, 1, 2, config=ALL.with_values(history_frames=3))
     session.ask(QUESTION, now_ns=0)
-    session.audit()
+    audit(session)
     session.reset()
-    assert not session.has_audit and not session.is_auditing and session.held == (0, 0)
+    assert (
+        not session._auditor.has_work
+        and not session._auditor.is_busy
+        and session.status.frames == session.status.held_bytes == 0
+    )
     session.observe(picture(7))
     session.ask(QUESTION, now_ns=0)
     counts = audit_all(session)
     assert (counts.exact_answers, counts.exact_drifted) == (1, 0)
 
 
+def test_what_an_audit_is_expected_to_take_shrinks_with_every_step(vlm):
+    session = observed(vlm, 1, 2, 3, config=ALL.with_values(history_frames=3))
+    assert session._auditor.expected(vlm.meter) is None
+    answer = session.ask(QUESTION, now_ns=0)
+    expected, spent = session._auditor.expected(vlm.meter), []
+    while session._auditor.has_work:
+        before = vlm.meter.done
+        left = session._auditor.expected(vlm.meter)
+        audit(session)
+        spent.append(vlm.meter.done - before)
+        assert spent[-1].tokens <= left.tokens
+    assert sum(work.tokens for work in spent) <= expected.tokens
+    assert expected.vision_tokens == sum(work.vision_tokens for work in spent) == 3 * 12
+    assert expected.decode_tokens >= answer.tokens_generated - 1
+    assert session._auditor.expected(vlm.meter) is None
+
+
 @pytest.mark.parametrize('held_bytes, fits', [(1_500_000, True), (1_500_001, False)])
 def test_an_answer_waits_where_two_of_its_states_fit_into_the_memory(vlm, held_bytes, fits):
-    auditor = Auditor(vlm, lambda frames: vlm.template('', frames), None, 'front')
-    state = SimpleNamespace(held_bytes=held_bytes, frames=(), identity=None)
+    answerer = SimpleNamespace(expected=lambda tokenized: Work())
+    auditor = Auditor(vlm, lambda frames: vlm.template('', frames), answerer, 'front')
+    state = SimpleNamespace(held_bytes=held_bytes, frames=(), identity=None, tokens=0)
     auditor.note(Outcome('red', 1.0), None, state, ALL.with_values(max_cache_mb=3))
     assert auditor.has_work == fits and auditor.held_bytes == 0
 

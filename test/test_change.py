@@ -522,21 +522,65 @@ def test_deferred_cells_stay_stale_until_they_are_refreshed_whatever_they_show()
 
 
 def test_what_was_done_about_a_frame_is_booked_at_once():
-    """Told is what was both stale and computed; the age is that of the oldest cell that waits."""
+    """Told is what was both stale and computed. The lag is that of the oldest cell that waits."""
     detector, one, other, late = plain_detector(), (1, 1), (3, 4), (4, 6)
     first = detector.compare(put(plain(), one, 50), SECOND_NS, CONFIG)
-    changed, age_s = detector.settle(NONE, mask(one), first.stale, CONFIG)
-    assert not changed.any() and age_s == 1
+    changed = detector.settle(NONE, mask(one), first.stale, CONFIG)
+    assert not changed.any() and detector.compare_again(CONFIG).lag_s == 1
     # Another one waits as well, for less long; a third one is computed, and a fourth one that is not stale.
     now = put(put(put(plain(), one, 50), other, 50), late, 50)
     detector.compare(put(plain(), one, 50), 2 * SECOND_NS, CONFIG)
     change = detector.compare(now, 3 * SECOND_NS, CONFIG)
-    changed, age_s = detector.settle(mask(other, SPOT), mask(one, late), change.stale, CONFIG)
-    assert cells(changed) == [other] and age_s == 3 and cells(detector.deferred) == [one, late]
+    changed = detector.settle(mask(other, SPOT), mask(one, late), change.stale, CONFIG)
+    assert cells(changed) == [other] and cells(detector.deferred) == [one, late]
+    again = detector.compare_again(CONFIG)
+    assert cells(again.stale) == [one, late] and again.lag_s == 3
     assert cells(detector.compare(now, 4 * SECOND_NS, CONFIG).stale) == [one, late]
-    changed, age_s = detector.settle(ALL, NONE, mask(one, late), CONFIG)
-    assert cells(changed) == [one, late] and age_s == 0 and not detector.deferred.any()
+    changed = detector.settle(ALL, NONE, mask(one, late), CONFIG)
+    assert cells(changed) == [one, late] and not detector.deferred.any()
+    assert detector.compare_again(CONFIG).lag_s == 0
     assert not detector.compare(now, 5 * SECOND_NS, CONFIG).stale.any()
+
+
+@pytest.mark.parametrize('refreshed', [None, mask((1, 1), (3, 4))])
+def test_a_refresh_from_an_older_frame_leaves_what_changed_since_then_stale(refreshed):
+    """The model computed one frame while the next ones were compared."""
+    detector, both, since = plain_detector(), ((1, 1), (3, 4)), (4, 6)
+    older = put(put(plain(), both[0], 50), both[1], 50)
+    newest = put(put(plain(), both[0], 50), since, 50)
+    detector.compare(older, SECOND_NS, CONFIG)
+    seen = detector.seen
+    assert cells(detector.compare(newest, 2 * SECOND_NS, CONFIG).stale) == [both[0], since]  # one has changed back
+    detector.refresh(refreshed, seen)
+    again = detector.compare_again(CONFIG)
+    assert cells(again.stale) == [both[1], since]  # the state now shows it as it was before
+    assert again.doubt_s[both[0]] == 0 < again.doubt_s[both[1]]
+    assert not detector.compare(older, 3 * SECOND_NS, CONFIG).stale.any()
+
+
+def test_a_second_comparison_of_the_same_frame_finds_the_same():
+    detector, rgb = plain_detector(), put(plain(), (1, 1), 50)
+    once, again = detector.compare(rgb, SECOND_NS, CONFIG), detector.compare_again(CONFIG)
+    for name in ('difference', 'changed', 'stale', 'doubt_s'):
+        assert np.array_equal(getattr(once, name), getattr(again, name))
+    assert (once.scene, once.still_s, once.lag_s) == (again.scene, again.still_s, again.lag_s)
+
+
+def test_the_lag_is_that_of_the_stale_cell_that_waits_longest():
+    detector, first = plain_detector(), put(plain(), (1, 1), 50)
+    assert detector.compare(plain(), SECOND_NS, CONFIG).lag_s == 0
+    assert detector.compare(first, 2 * SECOND_NS, CONFIG).lag_s == 1
+    assert detector.compare(put(first, (3, 4), 50), 5 * SECOND_NS, CONFIG).lag_s == 4
+    assert detector.compare(plain(), 6 * SECOND_NS, CONFIG).lag_s == 0  # both have changed back
+
+
+def test_a_scene_is_still_since_the_last_motion_whatever_is_stale():
+    detector, shown = plain_detector(), put(plain(), (1, 1), 50)
+    still_s = [
+        detector.compare(rgb, second * SECOND_NS, CONFIG).still_s
+        for second, rgb in enumerate((plain(), shown, shown, shown, plain(), plain()), 1)
+    ]
+    assert still_s == [1, 0, 1, 2, 0, 1]
 
 
 @pytest.fixture

@@ -52,6 +52,7 @@ def session(vlm):
         st.just('') | TEXTS,
         max_tokens=st.integers(-1, 12) | st.just(10**9),
         max_age_s=NUMBERS,
+        max_lag_s=NUMBERS,
         timeout_s=NUMBERS,
         force_refresh=st.booleans(),
     )

@@ -18,6 +18,7 @@ from hashlib import sha256
 
 import numpy as np
 import pytest
+from credit import give_credit
 from tiny_model import SECOND_NS, picture
 
 from vlm_reuse_node.config import Config
@@ -36,7 +37,7 @@ SLOT = 14  # 12 cells, begin and end
 
 
 def observed(vlm, *stamps, **config):
-    """A session that has seen another picture at each of these times."""
+    """A session that has seen and computed another picture at each of these times."""
     session = SceneSession(vlm, Config(**({'history_frames': 3, 'keyframe_interval_s': 1.0} | config)))
     for seed, stamp_s in enumerate(stamps):
         session.observe(picture(seed, stamp_s))
@@ -63,9 +64,15 @@ def dump(state):
     return digest.hexdigest()
 
 
+def has_rollover(session):
+    return session._refresher.rollover_work is not None
+
+
 def finish(session):
-    while session.has_work:
-        session.work()
+    """All steps of a rollover, which credit pays for."""
+    give_credit(session)
+    while has_rollover(session):
+        assert session.work() == 0
 
 
 def test_without_history_only_the_newest_picture_is_kept(vlm):
@@ -123,10 +130,13 @@ def test_a_full_history_is_made_shorter_while_nobody_asks(vlm):
     refreshes = []
     session = observed(vlm, 0, 1, 2, 3)
     session._on_refresh = lambda frame, refresh: refreshes.append(refresh)
-    assert not session.has_work
+    assert not has_rollover(session)
     session.observe(picture(9, 4.0))
-    assert session.has_work and refreshes[-1].level == Level.FRAME  # the kept state serves on
-    session.work()
+    assert has_rollover(session) and refreshes[-1].level == Level.FRAME  # the kept state serves on
+    assert session.work() is None  # without credit
+    answers_equal(session)
+    give_credit(session)
+    assert session.work() == 0
     answers_equal(session)
     session.observe(picture(10, 4.5))
     answers_equal(session)
@@ -145,8 +155,9 @@ def test_a_shorter_history_makes_no_cell_new(vlm):
         session.observe(picture(9, stamp_s))
     finish(session)
     session.observe(picture(9, 6.0))
-    assert [refresh.level for refresh in refreshes] == [Level.FRAME, Level.REUSE, Level.FULL, Level.REUSE]
-    assert [refresh.oldest_cell_age_s for refresh in refreshes] == [0.0, 0.5, 0.5, 2.0]
+    levels = [refresh.level for refresh in refreshes]  # a record of every look, and of every refresh
+    assert levels == [Level.REUSE, Level.FRAME, Level.REUSE, Level.FULL, Level.REUSE]
+    assert [refresh.oldest_cell_age_s for refresh in refreshes] == [1.0, 0.0, 0.5, 0.5, 2.0]
 
 
 def test_memory_is_bounded_and_the_log_says_so(vlm, caplog, monkeypatch):
@@ -195,7 +206,7 @@ def stopping_at(count):
     return check
 
 
-@pytest.mark.parametrize('frame', [picture(8, 0.5), picture(8, 3.0, size=(640, 480))])
+@pytest.mark.parametrize('frame', [picture(8, -0.5), picture(8, 3.0, size=(640, 480))])
 def test_a_jump_that_was_given_up_is_not_forgotten(vlm, frame):
     session = observed(vlm, 1, 2)
     with pytest.raises(Halt):
@@ -219,23 +230,25 @@ def test_a_cut_that_was_given_up_never_serves_an_old_picture(vlm, monkeypatch, a
 
 
 def test_a_rollover_waits_for_a_live_picture(vlm):
-    session = observed(vlm, 0, 1, 2, 3, 4)
+    session = give_credit(observed(vlm, 0, 1, 2, 3, 4))
     while session._refresher._history._waiting:
-        session.work()
+        assert session.work() == 0
     with pytest.raises(Halt):
         session.observe(picture(8, 4.1), check=stopping_at(2))  # in the middle of the slot
-    assert not session._refresher.state.has_live and not session.has_work
-    session.work()
+    assert not session._refresher.state.has_live and not has_rollover(session)
+    assert session._refresher.step_rollover(lambda: None) is None
     answer = session.ask(QUESTION, now_ns=int(4.1 * SECOND_NS))
     assert answer.cached_stamp_ns == int(4.1 * SECOND_NS)
     session.reset()
-    session.work()
+    assert session.work() is None
     assert session.newest is None
 
 
 def test_what_was_stopped_in_a_rollover_is_made_again(vlm):
-    session = observed(vlm, 0, 1, 2, 3, 4)
+    session = give_credit(observed(vlm, 0, 1, 2, 3, 4))
+    left = session._refresher.rollover_work
     session.work(stopping_at(1))
+    assert session._refresher.rollover_work.tokens == left.tokens
     finish(session)
     assert stamps(session) == [3, 4]
     answers_equal(session)
@@ -245,7 +258,7 @@ def test_one_picture_that_fills_memory_or_context_keeps_no_history(vlm, monkeypa
     monkeypatch.setattr(vlm, 'context', 45)
     session = observed(vlm, 0, 1, 2, history_frames=3)
     finish(session)
-    assert stamps(session) == [2] and not session.has_work and 'only 0 of 3 keyframes' in caplog.text
+    assert stamps(session) == [2] and not has_rollover(session) and 'only 0 of 3 keyframes' in caplog.text
     answers_equal(session)
 
 
@@ -259,22 +272,22 @@ def test_a_lower_limit_holds_from_the_next_change_on(vlm, frames):
 
 
 def test_a_failing_rollover_leaves_the_kept_state(vlm, monkeypatch, caplog):
-    session = observed(vlm, 0, 1, 2, 3, 4)
-    assert session.has_work
+    session = give_credit(observed(vlm, 0, 1, 2, 3, 4))
+    assert has_rollover(session)
     monkeypatch.setattr(session._refresher._history._next, 'append', lambda *_: 1 / 0)
     session.work()
-    assert not session.has_work and 'rollover failed' in caplog.text
+    assert not has_rollover(session) and 'rollover failed' in caplog.text
     answers_equal(session)
     session.observe(picture(9, 9.0))  # from now on in the kept state's place
-    assert not session.has_work and stamps(session)[-1] == 9
+    assert not has_rollover(session) and stamps(session)[-1] == 9
     answers_equal(session)
 
 
-@pytest.mark.parametrize('frame', [picture(1, 5.0, size=(640, 480)), picture(1, 0.5)])
+@pytest.mark.parametrize('frame', [picture(1, 5.0, size=(640, 480)), picture(1, 2.5)])
 def test_another_size_and_time_going_back_forget_the_history(vlm, frame):
     session = observed(vlm, 0, 1, 2, 3, 4)
     assert session.observe(frame).level == Level.FULL
-    assert len(session._refresher.state.frames) == 1 and not session.has_work
+    assert len(session._refresher.state.frames) == 1 and not has_rollover(session)
     answers_equal(session)
 
 
@@ -284,21 +297,36 @@ def test_a_chat_template_that_numbers_its_pictures_at_the_end_keeps_no_history(v
     assert stamps(session) == [2] and 'no history' in caplog.text
 
 
+@pytest.mark.parametrize('upkeep_share', [0.0, 1.0])
+def test_without_upkeep_a_full_history_is_shortened_with_the_picture_that_fills_it(vlm, upkeep_share):
+    session = observed(vlm, 0, 1, 2, 3, upkeep_share=upkeep_share)
+    session.observe(picture(9, 4.0))
+    assert has_rollover(session) == (upkeep_share > 0) and stamps(session)[-1] == 4
+    assert len(stamps(session)) == (4 if upkeep_share else 2)  # a rollover is made beside the kept state
+    answers_equal(session)
+
+
 @pytest.mark.parametrize('seed', range(6))
 def test_any_sequence_leaves_warm_equal_to_cold(vlm, seed):
     rng, session = np.random.default_rng(seed), observed(vlm, 0, history_frames=int(seed % 4))
     now_s = 0.0
     for _ in range(25):
         now_s += rng.choice((0.1, 0.6, 1.5))
-        act = rng.choice(('new', 'same', 'work', 'ask', 'cancel', 'reset'), p=(0.35, 0.1, 0.25, 0.15, 0.1, 0.05))
+        act = rng.choice(
+            ('new', 'look', 'same', 'work', 'ask', 'cancel', 'reset'), p=(0.25, 0.1, 0.1, 0.25, 0.15, 0.1, 0.05)
+        )
         if act == 'reset':
             session.reset()
         if act in ('new', 'reset'):
             session.observe(picture(int(rng.integers(5)), now_s))
+        elif act == 'look':
+            session.look(picture(int(rng.integers(5)), now_s))
         elif act == 'same':
             session.observe(Frame(session.newest.rgb, stamp_ns=int(now_s * SECOND_NS)))
-        elif act == 'work' and session.has_work:
-            session.work()
+        elif act == 'work':
+            give_credit(session).work()
+        elif act == 'ask':
+            assert session.ask(QUESTION, now_ns=session.newest.stamp_ns).status == Status.OK
         elif act == 'cancel':
             looks, limit = [], int(rng.integers(1, 8))
             session.ask(
@@ -307,8 +335,8 @@ def test_any_sequence_leaves_warm_equal_to_cold(vlm, seed):
                 newest=lambda: picture(int(rng.integers(5)), now_s),
                 turn=Turn(cancelled=lambda: looks.append(1) or len(looks) > limit),
             )
-        if session._refresher.is_current:
+        if session._refresher.newest.is_current:
             answers_equal(session)
     finish(session)
-    if session._refresher.is_current:
-        answers_equal(session)
+    assert session.ask(QUESTION, now_ns=session.newest.stamp_ns).status == Status.OK
+    answers_equal(session)

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The overlay: orange is what was paid for, hatched is in debt, everything else is the camera's pixels."""
+"""The overlay: orange is what was paid for, hatched is stale, everything else is the camera's pixels."""
 
 import numpy as np
 import pytest
@@ -27,25 +27,25 @@ def scene(height=480, width=640, rows=17, columns=23):
     return Frame(rgb), np.zeros((rows, columns), bool), np.zeros((rows, columns), bool)
 
 
-def drawn(frame, refreshed, deferred):
+def drawn(frame, refreshed, stale):
     refresh = Refresh(
-        'camera', 0, '', Level.FRAME, 'some cells changed', refreshed, deferred, prefill_ms=12.34, changed=refreshed
+        'camera', 0, '', Level.FRAME, 'some cells changed', refreshed, stale, prefill_ms=12.34, changed=refreshed
     )
     return draw_overlay(frame, refresh)
 
 
 def test_what_was_reused_is_as_the_camera_saw_it():
-    frame, refreshed, deferred = scene()
+    frame, refreshed, stale = scene()
     before = frame.rgb.copy()
-    overlay = drawn(frame, refreshed, deferred)
+    overlay = drawn(frame, refreshed, stale)
     assert overlay.shape == (480 + BAR_HEIGHT, 640, 3) and overlay.dtype == np.uint8
     assert np.array_equal(overlay[:480], frame.rgb) and np.array_equal(frame.rgb, before)
 
 
 def test_only_refreshed_cells_turn_orange():
-    frame, refreshed, deferred = scene(rows=4, columns=4)
+    frame, refreshed, stale = scene(rows=4, columns=4)
     refreshed[1, 2] = True
-    overlay = drawn(frame, refreshed, deferred)
+    overlay = drawn(frame, refreshed, stale)
     cell = np.s_[120:240, 320:480]
     assert overlay[cell][..., 0].mean() > frame.rgb[cell][..., 0].mean() + 40
     assert overlay[cell][..., 2].mean() < frame.rgb[cell][..., 2].mean() - 40
@@ -53,27 +53,36 @@ def test_only_refreshed_cells_turn_orange():
     assert np.array_equal(overlay[:480], frame.rgb)
 
 
-def test_cells_in_debt_are_hatched_and_still_visible():
-    frame, refreshed, deferred = scene(rows=4, columns=4)
-    deferred[0, 0] = True
-    cell = drawn(frame, refreshed, deferred)[:120, :160]
+def test_stale_cells_are_hatched_and_still_visible():
+    frame, refreshed, stale = scene(rows=4, columns=4)
+    stale[0, 0] = True
+    cell = drawn(frame, refreshed, stale)[:120, :160]
     blue = (cell == BLUE).all(axis=2)
     assert 0.2 < blue.mean() < 0.4
     assert np.array_equal(cell[~blue], frame.rgb[:120, :160][~blue])
 
 
+def test_a_cell_that_was_paid_for_is_orange_even_if_a_newer_picture_differs_there():
+    """The three shares of the bar add up all the same."""
+    frame, refreshed, stale = scene(rows=4, columns=4)
+    refreshed[0, :2] = True
+    without = drawn(frame, refreshed, stale)
+    stale[0, :2] = True
+    assert np.array_equal(drawn(frame, refreshed, stale), without)
+
+
 @pytest.mark.parametrize('size', [(1, 1), (2, 300), (37, 41), (1080, 1920)])
 def test_any_picture_size_has_an_overlay(size):
-    frame, refreshed, deferred = scene(*size)
-    refreshed[:], deferred[0] = True, True
-    assert drawn(frame, refreshed, deferred).shape == (size[0] + BAR_HEIGHT, size[1], 3)
+    frame, refreshed, stale = scene(*size)
+    refreshed[:], stale[0] = True, True
+    assert drawn(frame, refreshed, stale).shape == (size[0] + BAR_HEIGHT, size[1], 3)
 
 
 def test_the_bar_is_written_on():
-    frame, refreshed, deferred = scene()
-    first = drawn(frame, refreshed, deferred)[480:]
+    frame, refreshed, stale = scene()
+    first = drawn(frame, refreshed, stale)[480:]
     refreshed[:3] = True
-    assert (first > 200).any() and not np.array_equal(first, drawn(frame, refreshed, deferred)[480:])
+    assert (first > 200).any() and not np.array_equal(first, drawn(frame, refreshed, stale)[480:])
 
 
 @pytest.mark.parametrize(

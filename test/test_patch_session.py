@@ -17,6 +17,7 @@
 import mlx.core as mx
 import numpy as np
 import pytest
+from credit import Idle, give_credit, use_up_credit
 from rounding import state_bound
 from tiny_gemma4 import write_tiny_gemma4
 from tiny_model import SECOND_NS, picture
@@ -46,8 +47,8 @@ def changed(frame, stamp_s, area=(slice(0, 100), slice(0, 100)), by=0x80):
 
 
 def patched(vlm, config=PATCH, **arguments):
-    """A session whose state was patched once."""
-    session = SceneSession(vlm, config, **arguments)
+    """A session whose state was patched once, and whose credit pays for patched answers."""
+    session = give_credit(SceneSession(vlm, config, **arguments))
     session.observe(picture(1))
     session.observe(changed(picture(1), 0.1))
     return session
@@ -75,7 +76,7 @@ def test_a_small_change_pays_for_its_cells_alone(vlm):
     refresh = refreshes[-1]
     assert refresh.level == Level.PATCH and refresh.reason.endswith('cells changed')
     assert 0 < refresh.visual_tokens_refreshed < refresh.visual_tokens_total / 2
-    assert refresh.visual_tokens_deferred == 0 and refresh.refreshed[0, 0]
+    assert refresh.visual_tokens_stale == 0 and refresh.refreshed[0, 0]
     assert session.observe(changed(picture(1), 0.2)).level == Level.REUSE
 
 
@@ -83,11 +84,79 @@ def test_a_small_change_pays_for_its_cells_alone(vlm):
 def test_a_patched_state_answers_and_never_calls_it_exact(vlm, question):
     session = patched(vlm)
     answer = session.ask(question, now_ns=0)
-    assert answer.status == Status.OK and answer.level == Level.PATCH and not answer.exact and not answer.escalated
+    assert answer.status == Status.OK and answer.level == Level.REUSE and not answer.exact and not answer.escalated
     assert answer.cached_stamp_ns == SECOND_NS // 10 and answer.tokens_reused == session._refresher.state.tokens
     session.observe(changed(picture(1), 0.2))
     again = session.ask(question, now_ns=0)
     assert again.level == Level.REUSE and not again.exact and again.text == answer.text
+
+
+@pytest.mark.parametrize('question', [QUESTION, CHOICE])
+def test_a_question_pays_for_the_changed_cells_alone_if_the_credit_covers_a_second_answer(vlm, question):
+    """Without credit the answer could cost more than cold-dense, should it have to be given again."""
+    session = give_credit(SceneSession(vlm, PATCH))
+    session.observe(picture(1))
+    before = vlm.meter.done
+    answer = session.ask(question, now_ns=SECOND_NS, newest=lambda: changed(picture(1), 0.1))
+    assert answer.level == Level.PATCH and not answer.exact and answer.lag_s == 0
+    assert answer.stamp_ns == answer.cached_stamp_ns == SECOND_NS // 10
+    assert 0 < (vlm.meter.done - before).vision_tokens < 6
+    observed = patched(vlm).ask(question, now_ns=SECOND_NS)
+    assert answer.token_ids == observed.token_ids and answer.choice_index == observed.choice_index
+
+
+@pytest.mark.parametrize('is_patched', [True, False])
+def test_without_credit_a_question_gets_the_whole_picture(vlm, is_patched):
+    session = SceneSession(vlm, PATCH)
+    session.observe(picture(1))
+    if is_patched:
+        assert session.observe(changed(picture(1), 0.1)).level == Level.PATCH
+    answer = session.ask(QUESTION, now_ns=SECOND_NS, newest=lambda: changed(picture(1), 0.2))
+    assert answer.level == Level.FRAME and answer.exact and not answer.escalated
+    assert answer.token_ids == session.ask_cold(QUESTION, now_ns=SECOND_NS).token_ids
+
+
+def test_follow_ups_on_a_picture_earn_the_credit_of_a_patch(vlm):
+    session = SceneSession(vlm, PATCH)
+    session.look(picture(1))
+    assert session.ask(QUESTION, now_ns=SECOND_NS).level == Level.FULL
+    for _ in range(8):
+        assert session.ask(QUESTION, now_ns=SECOND_NS).level == Level.REUSE
+    session._account._ms = 1e9  # this machine's speed is not what is tested
+    answer = session.ask(QUESTION, now_ns=SECOND_NS, newest=lambda: changed(picture(1), 0.1))
+    assert answer.level == Level.PATCH
+    assert session._account.spent.tokens <= session._account.cold.tokens
+
+
+def test_a_patched_state_that_may_not_answer_any_more_is_computed_whole(vlm):
+    """The picture has not changed; only the policy has, or the credit is used up."""
+    for take_away in (
+        lambda session: setattr(session, 'config', Config()),
+        use_up_credit,
+    ):
+        session = patched(vlm)
+        assert not session.ask(QUESTION, now_ns=SECOND_NS).exact
+        take_away(session)
+        answer = session.ask(QUESTION, now_ns=SECOND_NS)
+        assert answer.level == Level.FRAME and answer.exact
+        assert answer.token_ids == session.ask_cold(QUESTION, now_ns=SECOND_NS).token_ids
+
+
+@pytest.mark.parametrize('has_credit', [True, False])
+def test_a_patched_state_is_repaired_from_credit_while_nobody_asks(vlm, has_credit):
+    idle, refreshes = Idle(), []
+    session = SceneSession(
+        vlm, PATCH.with_values(audit_share=0.0), on_refresh=lambda frame, refresh: refreshes.append(refresh), clock=idle
+    )
+    session.observe(picture(1))
+    session.observe(changed(picture(1), 0.1))
+    session.look(changed(picture(1), 1.0))  # the scene rests
+    if has_credit:
+        give_credit(session)
+    assert idle.spend(session) == (2 if has_credit else 0)  # the vision tower, and the prefill
+    answer = session.ask(QUESTION, now_ns=SECOND_NS)
+    assert answer.exact and answer.level == (Level.REUSE if has_credit else Level.FRAME)
+    assert refreshes[-1].reason == 'a patched frame is computed whole'
 
 
 def test_a_cold_answer_is_computed_from_the_newest_picture_whole(vlm):
@@ -177,7 +246,7 @@ def test_keyframes_are_kept_as_without_patches(vlm):
 
 def test_an_escalation_keeps_the_picture_once(vlm):
     config = ALWAYS.with_values(history_frames=3, keyframe_interval_s=0.5)
-    session = SceneSession(vlm, config)
+    session = give_credit(SceneSession(vlm, config))
     for frame in (picture(1), changed(picture(1), 0.1), changed(picture(1), 0.9, by=0x40)):
         level = session.observe(frame).level
     assert level == Level.PATCH and len(session._refresher.state.frames) == 2
@@ -194,9 +263,9 @@ def test_a_patch_that_was_stopped_is_made_up_for(vlm):
 
     with pytest.raises(Halt):
         session.observe(flicker(1)[0], check=stop)
-    answer = session.ask(QUESTION, now_ns=0)
+    answer = session.ask(QUESTION, now_ns=SECOND_NS)
     assert answer.stamp_ns == SECOND_NS // 10 == answer.cached_stamp_ns
-    assert answer.token_ids == session.ask_cold(QUESTION, now_ns=0).token_ids
+    assert answer.token_ids == session.ask_cold(QUESTION, now_ns=SECOND_NS).token_ids
 
 
 def test_a_whole_picture_is_bit_for_bit_what_cold_computes_from_it():
@@ -224,7 +293,7 @@ def test_what_cannot_be_patched_any_more_is_not_kept(tmp_path):
 
 @pytest.mark.parametrize('window, level', [(64, Level.PATCH), (16, Level.FRAME)])
 def test_a_sliding_window_is_patched_until_it_wraps(tmp_path, window, level):
-    session = SceneSession(loading.load(str(write_tiny_gemma4(tmp_path / 'gemma4', window=window))), PATCH)
+    session = give_credit(SceneSession(loading.load(str(write_tiny_gemma4(tmp_path / 'gemma4', window=window))), PATCH))
     session.observe(picture(1))
     first = levels(session, flicker(1))
     for count in (1, 40):  # behind it the question may wrap it

@@ -187,17 +187,19 @@ def test_force_refresh_answers_from_exactly_the_newest_picture(session):
 
 
 @pytest.mark.parametrize(
-    'question, now_s', [(Question(QUESTION.text, max_age_s=0.5), 1), (Question(QUESTION.text, force_refresh=True), 0)]
+    'question, now_s',
+    [(QUESTION, 1), (Question(QUESTION.text, max_age_s=0.5), 1), (Question(QUESTION.text, force_refresh=True), 0)],
 )
 def test_a_refresh_that_a_question_needs_is_paid_by_it(session, question, now_s):
     waiting = [picture(2, stamp_s=1)]
     asked = session.ask(question, now_ns=now_s * SECOND_NS, newest=waiting.pop)
+    assert asked.level == Level.FRAME
     cold = session.ask_cold(question, now_ns=now_s * SECOND_NS)
     assert same(asked, cold) and asked.stamp_ns == asked.cached_stamp_ns == SECOND_NS
     assert asked.tokens_reused == 0 and asked.tokens_prefilled == cold.tokens_prefilled
     assert asked.refresh_ms > asked.queue_ms
-    again = session.ask(QUESTION, now_ns=SECOND_NS, newest=waiting.pop)  # nothing is taken: the list is empty
-    assert again.tokens_reused > 0 and again.refresh_ms == 0
+    again = session.ask(QUESTION, now_ns=SECOND_NS)
+    assert again.tokens_reused > 0 and again.refresh_ms == 0 and again.level == Level.REUSE
 
 
 def test_a_waiting_picture_that_shows_no_change_costs_no_tokens(session):
@@ -263,7 +265,11 @@ def test_a_first_picture_that_was_given_up_has_its_age(vlm):
     turn_ends = Turn(cancelled=lambda: looks.append(1) or len(looks) > 1)
     answer = session.ask(QUESTION, now_ns=2 * SECOND_NS, newest=lambda: picture(1, 0.5), turn=turn_ends)
     assert answer.status == Status.CANCELLED and answer.image_age_s == 1.5 and answer.stamp_ns == SECOND_NS // 2
-    assert session.held == (0, 0) and answer.camera == 'front' and answer.model == vlm.name
+    assert (
+        session.status.frames == session.status.held_bytes == 0
+        and answer.camera == 'front'
+        and answer.model == vlm.name
+    )
 
 
 @pytest.mark.parametrize('stamp_s, age_s', [(100, 3), (1, 3), (0.5, 3.5), (-5, 9)])
@@ -336,6 +342,7 @@ def test_a_picture_the_model_cannot_take_is_refused_and_the_session_goes_on(sess
         (Question('a', max_tokens=-1), 'max_tokens'),
         (Question('a', max_tokens=5000), '4096'),
         (Question('a', max_age_s=float('nan')), 'max_age_s'),
+        (Question('a', max_lag_s=-1), 'max_lag_s'),
         (Question('a', timeout_s=-0.5), 'timeout_s'),
         (Question('a', choices=('red', '')), 'empty'),
         (Question('a', choices=('red', 'red')), 'different'),
@@ -361,6 +368,7 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_paid(vlm, question, 
         (Question('a', force_refresh=True), {'turn': Turn(cancelled=lambda: True)}),
         (Question('a', force_refresh=True, timeout_s=1e-6), {}),
         (Question('a', max_age_s='soon'), {}),
+        (Question('a', max_lag_s='soon'), {}),
         (Question(None, force_refresh=True), {}),
     ],
 )
@@ -424,14 +432,16 @@ def test_sampled_text_depends_on_the_seed_alone_and_is_the_same_cold(session):
     assert len(drawn) > 4
 
 
-def test_every_observed_frame_is_reported(vlm):
+def test_every_look_and_every_refresh_is_reported(vlm):
     seen = []
     session = SceneSession(vlm, Config(), 'left', on_refresh=lambda frame, refresh: seen.append((frame, refresh)))
     frames = [picture(1), picture(1, stamp_s=0.1), picture(2, stamp_s=0.2)]
     refreshes = [session.observe(frame) for frame in frames]
-    assert [frame for frame, _ in seen] == frames and [refresh for _, refresh in seen] == refreshes
-    assert [refresh.level for refresh in refreshes] == [Level.FULL, Level.REUSE, Level.FRAME]
-    assert refreshes[2].camera == 'left' and refreshes[2].stamp_ns == frames[2].stamp_ns
+    first, same, other = frames
+    assert [frame for frame, _ in seen] == [first, first, same, other, other]
+    assert [refresh.level for _, refresh in seen] == [Level.REUSE, Level.FULL, Level.REUSE, Level.REUSE, Level.FRAME]
+    assert refreshes == [seen[index][1] for index in (1, 2, 4)]
+    assert refreshes[2].camera == 'left' and refreshes[2].stamp_ns == other.stamp_ns
 
 
 def test_progress_tells_every_stage_and_token(session):

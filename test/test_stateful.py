@@ -14,6 +14,7 @@
 
 """Whatever came before, in whatever order: the warm answer is the cold one."""
 
+import itertools
 import threading
 from concurrent.futures import CancelledError
 from dataclasses import replace
@@ -21,6 +22,7 @@ from dataclasses import replace
 import pytest
 
 hypothesis = pytest.importorskip('hypothesis', reason='hypothesis is missing: pip install hypothesis')
+from credit import give_credit
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -28,6 +30,7 @@ from patience import PATIENCE_S
 from tiny_model import picture
 
 from vlm_reuse_node.config import Config
+from vlm_reuse_node.model.work import Meter
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.serving.worker import ModelWorker
 from vlm_reuse_node.session.answer import Status
@@ -42,6 +45,7 @@ QUESTIONS = st.sampled_from(
         Question('how many objects are there in the picture ?', max_tokens=1),
         Question('describe it', force_refresh=True),
         Question('what ?', max_age_s=0.5),
+        Question('what is there ?', max_tokens=2, max_lag_s=2.0),
         Question(''),
         Question('<|image_pad|>'),
         Question('a' * 3000),
@@ -54,7 +58,9 @@ CONFIGS = st.builds(
     keyframe_interval_s=st.just(0.0),
     audit_share=st.just(1.0),
     refresh_policy=st.sampled_from(['exact', 'patch']),
-    budget_tokens=st.sampled_from([0, 0, 40]),
+    budget_ms=st.sampled_from([0.0, 0.0, 1.5]),  # then one stage of the model fits, and a whole picture does not
+    upkeep_share=st.sampled_from([0.0, 1.0, 1000.0]),
+    max_lag_s=st.sampled_from([0.0, 3.0]),
     max_patch_share=st.just(1.0),
     min_confidence=st.sampled_from([0.0, 0.7]),
 )
@@ -76,12 +82,14 @@ class Counted:
 
 
 def make_session_machine(vlm):
-    """A session by itself: everything that can happen to it, on one thread."""
+    """A session by itself: everything that can happen to it, on one thread. Every step of the model takes 1 ms."""
 
     class SessionMachine(RuleBasedStateMachine):
         @initialize(config=CONFIGS)
         def begin(self, config):
-            self.session, self.now_s = SceneSession(vlm, config), 0.0
+            ticks = itertools.count()
+            self.now_s, vlm.meter = 0.0, Meter(clock=lambda: next(ticks) / 1000)
+            self.session = SceneSession(vlm, config, clock=lambda: self.now_s, measures_time=False)
 
         @rule(config=CONFIGS)
         def configure(self, config):
@@ -91,6 +99,18 @@ def make_session_machine(vlm):
         def observe(self, seed, size, force):
             self.now_s += 1.0
             self.session.observe(picture(seed, self.now_s, size), force=force)
+
+        @rule(seed=SEEDS, size=SIZES, later_s=st.sampled_from([1.0, 0.3, -0.4]))
+        def look(self, seed, size, later_s):
+            self.now_s = max(0.0, self.now_s + later_s)
+            before, frame = self.session.newest, picture(seed, self.now_s, size)
+            is_skipped = before is not None and before.size == frame.size and frame.stamp_ns < before.stamp_ns
+            assert (self.session.look(frame) is None) == (is_skipped and before.stamp_ns - frame.stamp_ns <= 10**9)
+
+        @rule(seed=SEEDS)
+        def ask_with_a_picture_that_waits(self, seed):
+            self.now_s += 1.0
+            self.asked(FINAL, newest=lambda: picture(seed, self.now_s))
 
         @precondition(lambda self: self.session.newest is not None)
         @rule(grey=st.integers(0, 255), left=st.integers(0, 5), calls=st.integers(1, 30))
@@ -126,8 +146,22 @@ def make_session_machine(vlm):
 
         @rule(question=QUESTIONS, cold=st.booleans())
         def ask(self, question, cold):
-            answer = (self.session.ask_cold if cold else self.session.ask)(question, now_ns=int(self.now_s * 1e9))
-            assert answer.status in Status and (answer.status is Status.OK) == bool(answer.exact)
+            self.asked(question, cold)
+
+        def asked(self, question, cold=False, **arguments):
+            """What every answer says of itself must be true."""
+            ask = self.session.ask_cold if cold else self.session.ask
+            answer = ask(question, now_ns=int(self.now_s * 1e9), **arguments)
+            assert answer.status in Status and (answer.status is Status.OK or not answer.exact)
+            if answer.status is Status.OK:
+                config, newest = self.session.config, self.session.newest
+                assert answer.stamp_ns <= newest.stamp_ns
+                assert answer.exact or config.refresh_policy == 'patch'
+                if not config.budget_ms:  # else the state may be of two pictures
+                    assert answer.cached_stamp_ns <= answer.stamp_ns
+                    assert answer.lag_s <= (question.max_lag_s or config.max_lag_s)
+                    assert answer.lag_s or answer.stamp_ns == newest.stamp_ns
+            return answer
 
         @rule(question=QUESTIONS, calls=st.integers(1, 8))
         def cancel(self, question, calls):
@@ -158,8 +192,15 @@ def make_session_machine(vlm):
         def idle(self, calls):
             """Until a question comes."""
             check = Counted(calls, Halt(Status.BUSY, 'a question'))
-            self.session.work(check)
-            self.session.audit(check)
+            self.now_s += 0.5
+            for _ in range(3):
+                spent = vlm.meter.done
+                wait_s = self.session.work(check)
+                assert wait_s == 0 or vlm.meter.done == spent
+
+        @rule()
+        def earn(self):
+            give_credit(self.session)
 
         @rule()
         def reset(self):
@@ -173,10 +214,9 @@ def make_session_machine(vlm):
             self.compared(FINAL)
 
         def compared(self, question):
-            warm, cold = (ask(question, now_ns=0) for ask in (self.session.ask, self.session.ask_cold))
+            warm, cold = (self.asked(question, cold) for cold in (False, True))
             assert warm.status is cold.status is Status.OK, (warm.message, cold.message)
             assert (warm.token_ids == cold.token_ids) or not warm.exact
-            assert warm.exact or self.session.config.refresh_policy == 'patch'
             return warm
 
         def teardown(self):
@@ -184,10 +224,11 @@ def make_session_machine(vlm):
                 return
             self.compared(FINAL)
             exact = self.compared(replace(FINAL, force_refresh=True))
-            while self.session.has_audit:
-                self.session.audit()
-            assert exact.exact and self.session.audit_counts.exact_drifted == 0
-            if self.session.held[0] == 1:  # then nothing but the newest picture counts
+            auditor, keeps = self.session._auditor, self.session._refresher.keeps_vision(self.session.config)
+            while auditor.has_work:
+                auditor.step(lambda: None, self.session.config, keeps)
+            assert exact.exact and self.session.status.audits.exact_drifted == 0
+            if self.session.status.frames == 1:  # then nothing but the newest picture counts
                 fresh = SceneSession(vlm, replace(self.session.config, refresh_policy='exact'))
                 fresh.observe(self.session.newest)
                 assert fresh.ask(FINAL, now_ns=0).token_ids == exact.token_ids
@@ -258,7 +299,8 @@ def make_worker_machine(model_dir):
     return WorkerMachine
 
 
-def test_a_session(vlm):
+def test_a_session(vlm, monkeypatch):
+    monkeypatch.setattr(vlm, 'meter', vlm.meter)  # put back afterwards
     hypothesis.stateful.run_state_machine_as_test(make_session_machine(vlm), settings=STATE_MACHINE)
 
 

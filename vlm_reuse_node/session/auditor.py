@@ -15,6 +15,7 @@
 """One camera's drift audit: while the model is idle, repeat a share of the answers cold-dense and compare them."""
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,10 +92,10 @@ class Auditor:
         if not self._waiting:
             return None
         sample = self._waiting[0]
-        done = len(self._twin.frames) if self._twin else 0
-        tokens = sample.state_tokens // len(sample.frames)
-        frames = (meter.frame(grid.cells, tokens) for grid in sample.identity.grids[done:])
-        return sum(frames, sample.answer)
+        done, tokens = (len(self._twin.frames), self._twin.tokens) if self._twin else (0, 0)
+        grids = sample.identity.grids[done:]
+        tokens_each = math.ceil((sample.state_tokens - tokens) / max(1, len(grids)))
+        return sum((meter.frame(grid.cells, tokens_each) for grid in grids), sample.answer)
 
     def forget(self) -> None:
         """Drop the waiting answers. The counts stay."""
