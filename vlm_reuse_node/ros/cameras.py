@@ -39,10 +39,10 @@ class Cameras:
     refreshes: the refreshes since the last diagnostics message.
     """
 
-    def __init__(self, node: Node, observe: Callable[[Frame], bool], forget: Callable[[str], None]) -> None:
+    def __init__(self, node: Node, observe: Callable[[Frame], None], forget: Callable[[str], None]) -> None:
         """Start without cameras.
 
-        observe: takes a frame; returns False when it replaced a waiting frame.
+        observe: takes a frame.
         forget: called with the name of a camera whose stamps jumped back.
         Raises ConfigError for an invalid QoS override.
         """
@@ -127,6 +127,11 @@ class Cameras:
                 overlay.publish(frame, refresh)
 
     def on_refused(self, frame: Frame, error: ImageError) -> None:
-        """Count a picture that the model refused. Called on the model's thread."""
+        """Count a picture that the model refused. May be called on any thread."""
         if camera := self._inputs.get(frame.camera):
             camera.on_refused(error)
+
+    def on_dropped(self, frame: Frame) -> None:
+        """Count a picture that a newer one has replaced. May be called on any thread."""
+        if camera := self._inputs.get(frame.camera):
+            camera.on_dropped()

@@ -95,12 +95,13 @@ class Watches:
         with self._lock:
             return list(self._watches.values())
 
-    def see(self, frame: Frame, refresh: Refresh) -> None:
-        """Ask the questions again that this refresh affects. Called on any thread.
+    def see(self, frame: Frame, refresh: Refresh, max_lag_s: float = 0.0) -> None:
+        """Ask the questions again that this look or refresh affects. Called on any thread.
 
-        These are the questions with a changed cell in their region (after a look: one that has been stale for longer
-        than the question's max_lag_s), and those without an answer. After a refresh of the whole frame they include
-        those whose last answer came from a patched state, because it was approximate.
+        max_lag_s: the lag that a question allows if it does not say how much.
+        These are the questions with a changed cell in their region, and those without an answer. After a look the
+        lag must be more than the question allows, unless there is no state at all: it has no lag. After a refresh of
+        the whole frame they include those whose last answer came from a patched state, because it was approximate.
         """
         is_whole = refresh.level in (Level.FRAME, Level.FULL)
         with self._lock:
@@ -113,7 +114,10 @@ class Watches:
                     watch.watch_id in self._unanswered
                     or (is_whole and watch.watch_id in self._approximate)
                     or (
-                        (refresh.level != Level.REUSE or refresh.lag_s >= watch.question.max_lag_s)
+                        (
+                            refresh.level != Level.REUSE
+                            or not 0 < refresh.lag_s <= (watch.question.max_lag_s or max_lag_s)
+                        )
                         and watch.region.touches(refresh.changed, frame.size)
                     )
                 )
