@@ -14,6 +14,7 @@
 
 """Pictures that come while the model is busy: looked at, counted, forgotten, asked about. Every wait is on an event."""
 
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -112,6 +113,38 @@ def test_every_picture_is_looked_at_or_dropped_once(worker, brake):
     assert sorted(map(id, [*seen, *worker.dropped])) == sorted(map(id, handed))
 
 
+def test_a_picture_that_is_overtaken_on_its_way_to_the_model_is_dropped_once(make_worker, monkeypatch):
+    worker = make_worker()
+    session, held, go_on = worker._loop.session, threading.Event(), threading.Event()
+
+    def session_later(camera):
+        held.set()
+        assert go_on.wait(PATIENCE_S)
+        return session(camera)
+
+    monkeypatch.setattr(worker._loop, 'session', session_later)
+    frames = [picture(seed, stamp_s=seed) for seed in (1, 2)]
+    worker.observe(frames[0])
+    assert held.wait(PATIENCE_S)  # it needs the model, because it is the first
+    worker.observe(frames[1])
+    assert not worker.dropped
+    go_on.set()
+    given = answer(worker, now_ns=2 * SECOND_NS)
+    assert given.status == Status.OK and given.stamp_ns == 2 * SECOND_NS
+    assert [id(frame) for frame in worker.dropped] == [id(frames[0])]
+
+
+def test_a_look_wakes_the_model_for_upkeep(make_worker):
+    """Nobody asks any more, and what changed is computed from credit."""
+    worker = make_worker(upkeep_share=1000.0, audit_share=0.0)
+    show(worker, picture(1))
+    answer(worker)
+    show(worker, picture(2, stamp_s=1))
+    while levels(worker)[-1] == Level.REUSE:
+        assert worker.counted.acquire(timeout=PATIENCE_S)
+    assert levels(worker) == [Level.REUSE, Level.FULL, Level.REUSE, Level.FRAME]
+
+
 def test_a_picture_that_is_older_than_one_looked_at_is_dropped(worker):
     show(worker, picture(2, stamp_s=2.0))
     late = picture(3, stamp_s=1.9)
@@ -184,9 +217,7 @@ def test_a_camera_that_leaves_and_returns_begins_anew_and_its_standing_questions
     while worker._watches._waiting:
         answer(worker, now_ns=SECOND_NS, camera='b')
     assert worker.stats().answers['OK'] >= asked + 3  # both cameras' and the standing question's
-    assert [each.watch_id for each in worker.watches()] == [
-        watch.watch_id
-    ]
+    assert [each.watch_id for each in worker.watches()] == [watch.watch_id]
 
 
 def test_a_camera_nobody_asks_about_causes_no_step_of_the_model(make_worker, monkeypatch):
@@ -231,8 +262,10 @@ def test_a_standing_question_is_asked_for_stale_cells_in_its_region_and_not_for_
         assert worker.counted.acquire(timeout=PATIENCE_S)  # the question itself pays for the picture
 
 
-def test_a_standing_question_that_allows_a_lag_pays_for_no_picture_before_it_is_over(worker):
-    _, first = worker.watch(Watch(0, '', replace(CHOICE, max_lag_s=1.5)), 0)
+@pytest.mark.parametrize('own_s, nodes_s', [(1.5, 0.0), (0.0, 1.5)])
+def test_a_standing_question_that_allows_a_lag_pays_for_no_picture_before_it_is_over(worker, own_s, nodes_s):
+    worker.configure(worker._config.with_values(max_lag_s=nodes_s))
+    _, first = worker.watch(Watch(0, '', replace(CHOICE, max_lag_s=own_s)), 0)
     assert first.result(PATIENCE_S).status == Status.OK
     known, spent = len(worker.refreshes), work_done(worker)
     for stamp_s in (0.5, 1.0, 1.5):
