@@ -26,8 +26,8 @@ from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
 
-# Every session is asked at 0 s about picture 1, and sees the same picture at 1 s. Mostly another one comes at 2 s, and the
-# question at 2.5 s.
+# Every session is asked at 0 s about picture 1, and sees the same picture at 1 s. Mostly another one comes at 2 s, and
+# the question at 2.5 s.
 ASKED_S = 2.5
 
 

@@ -226,6 +226,19 @@ def test_a_picture_that_only_the_model_refuses_is_refused_of_its_camera(robot):
     assert robot.ask().status == Answer.OK
 
 
+def test_a_refresh_of_an_older_picture_does_not_make_a_refused_camera_usable(robot):
+    """Only a look says that the model can take what the camera sends now."""
+    budgets, camera = robot.listen(RefreshBudget, BUDGET), robot.camera()
+    show(robot, camera, budgets)
+    camera.publish(picture_message(stamp_ns=robot.now_ns(), size=(4, 1024)))
+    cameras = robot.scene._cameras
+    robot.until(lambda: cameras.state('camera').refused_in_a_row == 1, 'the refusal')
+    silent_since_s = time.monotonic() - cameras.state('camera').silent_s
+    ask_and_refresh(robot, budgets, max_age=MINUTE)
+    state = cameras.state('camera')
+    assert state.refused_in_a_row == 1 and time.monotonic() - state.silent_s == pytest.approx(silent_since_s, abs=0.01)
+
+
 def test_the_subscription_follows_a_camera_that_changes_its_qos_and_misses_no_picture(robot):
     budgets, topic = robot.listen(RefreshBudget, BUDGET), f'{robot.namespace}/camera/image_raw'
     for reliability in (ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT, ReliabilityPolicy.RELIABLE):

@@ -30,7 +30,7 @@ from vlm_reuse_node.ros.parameters import making, overridable
 from vlm_reuse_node.ros.refresh_window import RefreshWindow
 from vlm_reuse_node.ros.shutdown import while_ros_runs
 from vlm_reuse_node.scene.frame import Frame
-from vlm_reuse_node.scene.refresh import Refresh
+from vlm_reuse_node.scene.refresh import Level, Refresh
 
 
 class Cameras:
@@ -119,7 +119,8 @@ class Cameras:
         camera = self._inputs.get(frame.camera)
         if camera is None:  # it was just removed
             return
-        camera.on_looked_at()
+        if refresh.level is Level.REUSE:
+            camera.on_looked_at()
         message = budget_message(refresh, camera.received, camera.dropped, camera.refused_total)
         with while_ros_runs(self._node):
             self._budget_publisher.publish(message)
