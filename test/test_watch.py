@@ -103,6 +103,29 @@ def test_it_waits_at_the_model_only_once(model):
     assert len(model.asked) == 1
 
 
+@pytest.mark.parametrize('stamp_ns, asked', [(4, 2), (5, 1), (6, 1)])
+def test_a_change_that_comes_during_its_answer_is_not_lost_and_not_asked_about_twice(model, stamp_ns, asked):
+    """Even if no other picture comes. The answer may know the change already, when the question had to wait."""
+    model.watches.add(DOOR, 0)
+    model.watches.see(FRAME, look((1, 1)))
+    model.watches.see(replace(FRAME, stamp_ns=9), look())  # the same again
+    model.say(replace(answer(0.9), stamp_ns=stamp_ns))
+    assert len(model.asked) == asked and len(model.told) == 1
+    if asked == 2:
+        assert model.asked[-1][1] == FRAME.stamp_ns
+        model.say(replace(answer(0.1), stamp_ns=5))
+        assert len(model.asked) == 2 and len(model.told) == 2
+
+
+@pytest.mark.parametrize('record', [look((3, 5)), look(), look((1, 1), lag_s=1.0)])
+def test_what_does_not_affect_it_during_its_answer_asks_nothing(model, record):
+    question = replace(DOOR.question, max_lag_s=2.0)
+    model.watches.add(Watch(0, 'front', question, region=Region(25, 15, 10, 12)), 0)
+    model.watches.see(FRAME, record)
+    model.say(answer(0.9))
+    assert len(model.asked) == 1
+
+
 @pytest.mark.parametrize('scores, told', [((0.9, 0.45, 0.29), 2), ((0.9, 0.45, 0.31), 1), ((0.9, 0.45, 0.1, 0.55), 2)])
 def test_hysteresis_needs_the_margin(model, scores, told):
     model.watches.add(Watch(0, 'front', DOOR.question, margin=0.4), 0)
@@ -290,6 +313,7 @@ def test_as_many_stand_as_the_documentation_says_and_no_more(model):
 @pytest.mark.parametrize('said', [None, Answer(Status.MODEL_ERROR), answer(0.9, exact=False), answer(0.9)])
 def test_nothing_is_held_for_one_that_was_removed(model, said):
     watch, _ = model.watches.add(DOOR, 0)
+    model.watches.see(FRAME, look((1, 1)))
     if said:
         model.say(said)
     model.watches.remove(watch.watch_id)

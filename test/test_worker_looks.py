@@ -262,6 +262,18 @@ def test_a_standing_question_is_asked_for_stale_cells_in_its_region_and_not_for_
         assert worker.counted.acquire(timeout=PATIENCE_S)  # the question itself pays for the picture
 
 
+def test_a_change_during_the_answer_of_a_standing_question_needs_no_other_picture(worker, brake):
+    brake.hold()
+    _, first = worker.watch(Watch(0, '', CHOICE), 0)
+    assert brake.held.wait(PATIENCE_S)
+    show(worker, touched(picture(1), 0, 0, stamp_s=1))
+    brake.go_on.set()
+    assert first.result(PATIENCE_S).stamp_ns == 0
+    while levels(worker)[-1] == Level.REUSE:
+        assert worker.counted.acquire(timeout=PATIENCE_S)
+    assert worker.refreshes[-1][1].stamp_ns == SECOND_NS
+
+
 @pytest.mark.parametrize('own_s, nodes_s', [(1.5, 0.0), (0.0, 1.5)])
 def test_a_standing_question_that_allows_a_lag_pays_for_no_picture_before_it_is_over(worker, own_s, nodes_s):
     worker.configure(worker._config.with_values(max_lag_s=nodes_s))
