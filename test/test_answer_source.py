@@ -93,8 +93,18 @@ def test_only_the_stale_cells_are_computed(make_session):
     assert told(ask(session)) == (Status.OK, Level.PATCH, 2, 2, 0.5, 0, False)
     session.look(one_cell_changed(2.25))
     assert told(ask(session)) == (Status.OK, Level.REUSE, 2.25, 2, 0.25, 0, False)
+    assert told(ask(session, cold=True)) == (Status.OK, Level.FULL, 2.25, 2, 0.25, 0, True)
     session.look(picture(2, stamp_s=2.5))
     assert told(ask(session, 3.0, max_lag_s=1.0)) == (Status.OK, Level.REUSE, 2.25, 2, 0.75, 0.25, False)
+
+
+def test_a_patched_state_answers_only_while_there_is_credit_to_answer_again(make_session):
+    session = make_session(one_cell_changed(2), refresh_policy='patch', min_confidence=0.0)
+    credit = Work(0, 10**6, 0, 1e6)
+    session._account.book_question(Work(), credit, 1.0)
+    assert ask(session).level == Level.PATCH
+    session._account.book_upkeep(credit)
+    assert told(ask(session)) == (Status.OK, Level.FRAME, 2, 2, 0.5, 0, True)
 
 
 def test_an_unsure_answer_is_given_again_from_the_whole_picture(make_session):
