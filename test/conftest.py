@@ -52,6 +52,25 @@ def brake(monkeypatch):
     brake.go_on.set()
 
 
+@pytest.fixture
+def make_worker(model_dir, brake):
+    """Start workers on the tiny model (working.py)."""
+    from working import ObservedWorker
+
+    workers = []
+
+    def make(**values):
+        workers.append(ObservedWorker(model_dir, **values))
+        workers[-1].start()
+        return workers[-1]
+
+    yield make
+    brake.go_on.set()
+    for worker in workers:
+        worker.looks_go_on.set()
+        worker.stop()
+
+
 @pytest.fixture(scope='module')
 def ros():
     """A ROS context of the test module's own."""

@@ -139,8 +139,20 @@ def show(robot, camera, budgets, **picture):
     """Publish a picture of now and wait until the node has looked at it; returns its stamp."""
     seen, message = len(budgets), picture_message(**{'stamp_ns': robot.now_ns()} | picture)
     camera.publish(message)
-    robot.until(lambda: len(budgets) > seen, 'a refresh budget')
+    robot.until(lambda: REUSE in levels(budgets[seen:]), 'a refresh budget of the look')
     return message.header.stamp
+
+
+def levels(budgets):
+    """The levels of these messages: REUSE of each look, and another one of each refresh."""
+    return [budget.level for budget in budgets]
+
+
+def ask_and_refresh(robot, budgets, **request):
+    """Ask a question that has to compute the newest picture; returns the answer and the refresh's message."""
+    seen, answer = len(budgets), robot.ask(**request)
+    robot.until(lambda: set(levels(budgets[seen:])) - {REUSE}, 'a refresh budget of the refresh')
+    return answer, next(budget for budget in budgets[seen:] if budget.level != REUSE)
 
 
 def transition(robot, number):

@@ -32,8 +32,9 @@ from vlm_reuse_node.ros.diagnostics import (
     model_status,
 )
 from vlm_reuse_node.ros.refresh_window import RefreshWindow
-from vlm_reuse_node.scene.refresh import Level, Refresh
+from vlm_reuse_node.scene.refresh import Level, Refresh, Totals
 from vlm_reuse_node.session.drift_audit import AuditCounts
+from vlm_reuse_node.session.session_status import SessionStatus
 
 FINE = dict(name='front', topic='/front/image_raw', publishers=1, received=30, silent_s=0.03, arrival_age_s=0.01)
 
@@ -104,23 +105,62 @@ def test_refusals_of_long_ago_are_no_warning():
     assert camera_status('vlm', state, state, 1.0, 2.0).level == OK
 
 
-def refresh(paid, total=10, deferred=0, level=Level.FRAME):
+def refresh(paid, total=10, stale=0, level=Level.FRAME):
     cells = np.zeros((1, total), bool)
-    refreshed, debt = cells.copy(), cells.copy()
-    refreshed[0, :paid], debt[0, total - deferred :] = True, True
-    return Refresh('front', 1, 'lens', level, '', refreshed, debt, prefill_ms=5.0, changed=refreshed)
+    refreshed, waiting = cells.copy(), cells.copy()
+    refreshed[0, :paid], waiting[0, total - stale :] = True, True
+    return Refresh('front', 1, 'lens', level, '', refreshed, waiting, prefill_ms=5.0, changed=refreshed)
 
 
-def test_the_refresh_budget_adds_up_the_interval():
-    status = budget_status('vlm', [refresh(10, level=Level.FULL), refresh(2), refresh(0, level=Level.REUSE)], 0, 1.0)
-    assert status.level == OK and status.message == '40.0 % refreshed'
-    assert values(status)['visual tokens refreshed'] == '12' and values(status)['spent'] == '15.0 ms/s'
-    assert values(status)['level: full'] == values(status)['level: reuse'] == '1'
+def look(stale=0):
+    return refresh(0, stale=stale, level=Level.REUSE)
 
 
-def test_no_pictures_is_no_share_and_debt_is_a_warning():
-    assert budget_status('vlm', [], 0, 1.0).message == 'no pictures'
-    assert budget_status('vlm', [refresh(2)], 3, 1.0).level == WARN
+def session(work_ms=0.0, cold_ms=0.0, credit_ms=0.0):
+    return SessionStatus(totals=Totals(work_ms, cold_ms, credit_ms))
+
+
+def test_the_refresh_budget_adds_up_the_interval_and_counts_a_picture_once():
+    """Five pictures were looked at; two of them were computed too, which is told by messages of their own."""
+    shown = [look(), refresh(10, level=Level.FULL), look(3), refresh(2, level=Level.PATCH), look(), look(), look()]
+    status = budget_status('vlm', shown, 0, {}, 2.0)
+    assert status.level == OK and status.message.startswith('2.5 pictures/s looked at, 12 visual tokens refreshed;')
+    found = values(status)
+    assert (found['pictures looked at'], found['visual tokens'], found['refreshed']) == ('2.5 Hz', '50', '24.0 %')
+    assert found['visual tokens refreshed'] == '12' and found['spent'] == '17.5 ms/s'
+    assert (found['level: full'], found['level: patch'], found['level: reuse']) == ('1', '1', '5')
+
+
+def test_without_pictures_or_questions_there_is_no_share_and_no_ratio():
+    status = budget_status('vlm', [], 0, {'front': session()}, 1.0)
+    assert (status.level, status.message) == (OK, 'no pictures; no question yet')
+    assert (
+        values(status)['refreshed'] == 'no pictures' and values(status)['front: work / cold-dense'] == 'no question yet'
+    )
+    refreshed = budget_status('vlm', [refresh(10)], 0, {}, 1.0)  # of a picture of the interval before
+    assert 'pictures/s' in refreshed.message and values(refreshed)['visual tokens refreshed'] == '10'
+
+
+def test_stale_cells_are_told_and_are_no_warning():
+    """They wait for somebody to ask."""
+    status = budget_status('vlm', [look(stale=7)], 7, {'front': session()}, 1.0)
+    assert status.level == OK and values(status)['visual tokens stale'] == '7'
+
+
+def test_the_work_is_told_against_cold_dense_for_each_camera_and_for_all():
+    sessions = {'front': session(300, 400, 100), 'rear': session(100, 100), 'side': session()}
+    status = budget_status('vlm', [look()], 0, sessions, 1.0)
+    assert status.message.endswith('; 0.80 times the work of cold-dense (front 0.75, rear 1.00)')
+    found = values(status)
+    assert [found[f'front: {name}'] for name in ('work', 'work of cold-dense', 'work / cold-dense', 'credit')] == [
+        '300 ms',
+        '400 ms',
+        '0.75',
+        '100 ms',
+    ]
+    assert found['side: work / cold-dense'] == 'no question yet'
+    one = budget_status('vlm', [look()], 0, {'front': sessions['front']}, 1.0)
+    assert one.message.endswith('; 0.75 times the work of cold-dense')
 
 
 def test_a_window_gives_every_refresh_once():
@@ -129,9 +169,10 @@ def test_a_window_gives_every_refresh_once():
     assert len(window.take(['front'])[0]) == 1 and window.take(['front']) == ([], 0)
 
 
-def test_debt_stays_until_it_is_paid_or_its_camera_leaves_or_begins_anew():
+def test_stale_tokens_stay_until_they_are_refreshed_or_their_camera_leaves_or_begins_anew():
     window = RefreshWindow()
-    window.add(refresh(1, deferred=3))
+    window.add(look(stale=5))
+    window.add(refresh(2, stale=3))
     assert window.take(['front'])[1] == window.take(['front', 'rear'])[1] == 3
     assert window.take(['rear'])[1] == 0  # it has left, though its last refresh may be told after that
     window.forget('front')
@@ -155,7 +196,7 @@ def test_the_model_reports_its_queue_answers_and_errors(changes, level, words):
             'watches': 0,
             'answers': {'OK': 3},
             'last_error': '',
-            'held': {'front': (3, 12_340_000)},
+            'sessions': {'front': SessionStatus(frames=3, held_bytes=12_340_000)},
         }
         | changes
     )
@@ -165,10 +206,14 @@ def test_the_model_reports_its_queue_answers_and_errors(changes, level, words):
 
 
 def test_the_audit_tells_an_operator_what_drifted_and_what_follows():
-    quiet = audit_status('vlm', {'front': AuditCounts(), 'rear': AuditCounts(answers=93)}, 0.01)
+    def audited(**cameras):
+        sessions = {camera: SessionStatus(audits=AuditCounts(**counts)) for camera, counts in cameras.items()}
+        return audit_status('vlm', sessions, 0.01)
+
+    quiet = audited(front={}, rear={'answers': 93})
     assert quiet.level == OK and quiet.message == '93 answers audited'
     assert values(quiet)['front: drift, 95 %'] == 'not known' and values(quiet)['rear: drift, 95 %'] == '0.00 to 3.97 %'
-    fallen = audit_status('vlm', {'front': AuditCounts(answers=20, drifted=3, is_trusted=False)}, 0.01)
+    fallen = audited(front={'answers': 20, 'drifted': 3, 'is_trusted': False})
     assert fallen.level == WARN and 'computed whole' in fallen.message
-    broken = audit_status('vlm', {'front': AuditCounts(exact_answers=5, exact_drifted=1, is_trusted=False)}, 0.01)
+    broken = audited(front={'exact_answers': 5, 'exact_drifted': 1, 'is_trusted': False})
     assert broken.level == ERROR and '1 of 5' in broken.message

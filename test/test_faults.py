@@ -36,6 +36,7 @@ from ros_harness import (
     NodeProcess,
     Robot,
     graph,
+    levels,
     picture_message,
     set_parameter,
     show,
@@ -66,6 +67,7 @@ def test_a_camera_stops_and_returns(robot):
         'an error of the camera',
     )
     show(robot, robot.camera(), budgets, seed=2)
+    same_as_cold(robot)
     assert same_as_cold(robot).tokens_reused > 0
 
 
@@ -74,7 +76,8 @@ def test_the_resolution_changes(robot):
     for size in ((48, 64), (96, 64), (48, 64)):
         show(robot, camera, budgets, size=size)
         same_as_cold(robot)
-    assert [budget.level for budget in budgets] == [FULL] * 3 and 'size changed' in budgets[1].reason
+    robot.until(lambda: len(budgets) == 6, 'the messages of three looks and three refreshes')
+    assert levels(budgets) == [REUSE, FULL] * 3 and all('size changed' in each.reason for each in budgets[2:])
 
 
 @pytest.mark.parametrize(
@@ -87,13 +90,14 @@ def test_the_resolution_changes(robot):
 def test_a_publisher_restarts_with_other_qos(robot, first, then):
     budgets = robot.listen(RefreshBudget, BUDGET)
     for seed, reliability in enumerate((first, then)):
-        camera = robot.camera(qos=QoSProfile(depth=1, reliability=reliability))
+        camera, seen = robot.camera(qos=QoSProfile(depth=1, reliability=reliability)), levels(budgets).count(REUSE)
 
-        def looked_at(seed=seed, camera=camera):  # until the subscription has followed
+        def looked_at(seed=seed, camera=camera, seen=seen):  # until the subscription has followed
             camera.publish(picture_message(seed, robot.now_ns()))
-            return len(budgets) > seed and budgets[-1].level == (FULL if seed == 0 else FRAME)
+            return levels(budgets).count(REUSE) > seen
 
         robot.until(looked_at, f'a picture of a {reliability.name} camera')
+        assert robot.ask(max_age=MINUTE).level == (FULL if seed == 0 else FRAME)
         same_as_cold(robot)
         robot.node.destroy_publisher(camera)
 
@@ -109,7 +113,8 @@ def test_corrupted_pictures_come_in_between(start, namespace):
             setattr(message, name, value)
         camera.publish(message)
     show(robot, camera, budgets, seed=1)
-    assert budgets[-1].level == REUSE and budgets[-1].frames_refused == 4
+    look = next(budget for budget in reversed(budgets) if budget.level == REUSE)
+    assert look.visual_tokens_stale == 0 and look.frames_refused == 4
     assert same_as_cold(robot).token_ids == before.token_ids
 
 
@@ -148,16 +153,15 @@ def test_the_model_raises_in_the_middle_of_an_answer(robot, brake):
 
 
 def test_out_of_cache_budget_the_history_shrinks_and_it_goes_on(start):
-    robot = start(history_frames=8, keyframe_interval_s=0.0, max_cache_mb=1)
+    robot = start(history_frames=8, keyframe_interval_s=0.0, max_cache_mb=1, upkeep_share=1000.0)
     budgets, camera = robot.listen(RefreshBudget, BUDGET), robot.camera()
     for seed in range(14):  # of large pictures, so that a few are a megabyte
         show(robot, camera, budgets, seed=seed, size=(480, 640))
         assert robot.ask(max_tokens=2).status == Answer.OK
-    worker = robot.scene._worker
-    robot.until(lambda: not worker._loop._sessions['camera'].has_work, 'the shorter history')
+    robot.until(lambda: any(budget.reason == 'history rollover' for budget in budgets), 'a shorter history')
     same_as_cold(robot)
-    pictures, held = worker.stats().held['camera']
-    assert 1 <= pictures <= 9 and held < 2e6
+    session = robot.scene._worker.stats().sessions['camera']
+    assert 1 <= session.frames <= 9 and session.held_bytes < 2e6
 
 
 CLIENT = textwrap.dedent("""

@@ -29,7 +29,20 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from ros_harness import BUDGET, FULL, REUSE, Robot, picture_message, scene_node, set_parameter, show
+from ros_harness import (
+    BUDGET,
+    FRAME,
+    FULL,
+    MINUTE,
+    REUSE,
+    Robot,
+    ask_and_refresh,
+    levels,
+    picture_message,
+    scene_node,
+    set_parameter,
+    show,
+)
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
 from vlm_reuse_interfaces.msg import Answer, RefreshBudget
@@ -52,7 +65,9 @@ def test_a_question_is_answered_from_the_newest_picture(robot):
     show(robot, camera, budgets, seed=1)
     before_ns = robot.now_ns()
     stamp = show(robot, camera, budgets, seed=2)
-    answer = robot.ask(max_tokens=4)
+    first, answer = (robot.ask(max_tokens=4) for _ in range(2))
+    assert (first.level, answer.level) == (FULL, REUSE) and first.header == answer.header
+    assert first.token_ids == answer.token_ids
     assert answer.status == Answer.OK and answer.text and answer.tokens_generated == 4
     assert (answer.header.stamp, answer.header.frame_id, answer.camera) == (stamp, 'lens', 'camera')
     assert 0 < seconds_of(answer.image_age) < since_s(robot, before_ns) and answer.model == 'tiny'
@@ -61,26 +76,52 @@ def test_a_question_is_answered_from_the_newest_picture(robot):
 
 def test_the_refresh_budget_carries_the_source_header_and_adds_up(robot):
     budgets, camera = robot.listen(RefreshBudget, BUDGET), robot.camera()
-    for seed in (1, 1, 2):
-        stamp = show(robot, camera, budgets, seed=seed)
-    first, same, changed = budgets
-    assert (changed.header.stamp, changed.header.frame_id, changed.camera) == (stamp, 'lens', 'camera')
-    assert (first.level, same.level) == (FULL, REUSE) and changed.level != REUSE
-    assert first.visual_tokens_refreshed == first.visual_tokens_total > 0 == same.visual_tokens_refreshed
+    assert set_parameter(robot, 'upkeep_share', 0.0).successful
+    show(robot, camera, budgets, seed=1)
+    first = ask_and_refresh(robot, budgets)[1]
+    show(robot, camera, budgets, seed=1)
+    stamp = show(robot, camera, budgets, seed=2)
+    changed = ask_and_refresh(robot, budgets)[1]
+    look, _, same, other, _ = budgets
+    assert levels(budgets) == [REUSE, FULL, REUSE, REUSE, FRAME]
+    for message in (changed, other):
+        assert (message.header.stamp, message.header.frame_id, message.camera) == (stamp, 'lens', 'camera')
+    assert first.visual_tokens_refreshed == first.visual_tokens_total > 0 == look.visual_tokens_refreshed
+    assert look.visual_tokens_stale == look.visual_tokens_total and look.work_ms_total == look.cold_ms_total == 0
+    assert same.visual_tokens_stale == seconds_of(same.lag) == 0 < other.visual_tokens_stale
+    assert seconds_of(other.lag) > 0 and changed.visual_tokens_stale == seconds_of(changed.lag) == 0
     assert (changed.frames_received, changed.frames_dropped, changed.frames_refused) == (3, 0, 0)
     assert changed.spent_ms == pytest.approx(changed.change_ms + changed.vision_ms + changed.prefill_ms, rel=1e-5)
+    assert 0 < same.work_ms_total and 0 < same.cold_ms_total
+
+
+def test_a_question_that_allows_a_lag_gets_the_kept_state_and_is_told_so(robot):
+    budgets, camera = robot.listen(RefreshBudget, BUDGET), robot.camera()
+    assert set_parameter(robot, 'upkeep_share', 0.0).successful
+    old = show(robot, camera, budgets, seed=1)
+    robot.ask()
+    new = show(robot, camera, budgets, seed=2)
+    kept = robot.ask(max_lag=MINUTE)
+    assert (kept.status, kept.level, kept.header.stamp, kept.cached_stamp) == (Answer.OK, REUSE, old, old)
+    assert kept.exact and 0 < seconds_of(kept.lag) < seconds_of(kept.image_age)
+    fresh = robot.ask(max_lag=Duration(nanosec=1))
+    assert (fresh.level, fresh.header.stamp, fresh.cached_stamp) == (FRAME, new, new) and seconds_of(fresh.lag) == 0
+    show(robot, camera, budgets, seed=3)
+    assert set_parameter(robot, 'max_lag_s', 3600.0).successful
+    assert robot.ask().header.stamp == new and robot.ask(force_refresh=True).header.stamp == budgets[-1].header.stamp
 
 
 def test_a_cold_answer_is_the_warm_one_from_nothing_and_leaves_the_state(robot):
     budgets, camera = robot.listen(RefreshBudget, BUDGET), robot.camera()
     show(robot, camera, budgets)
+    ask_and_refresh(robot, budgets)
     warm, cold, again = robot.ask(), robot.ask_cold(), robot.ask()
     assert cold.status == Answer.OK and cold.cached_stamp == warm.cached_stamp == again.cached_stamp
     assert cold.text == warm.text == again.text and cold.token_ids == warm.token_ids == again.token_ids
     assert (cold.tokens_reused, cold.level) == (0, FULL) and cold.refresh_ms > 0
     assert again.tokens_reused == warm.tokens_reused > 0
     show(robot, camera, budgets)
-    assert [budget.level for budget in budgets] == [FULL, REUSE]
+    assert levels(budgets) == [REUSE, FULL, REUSE]
 
 
 def test_choices_are_answered_by_one_of_them_with_its_probability(robot):
@@ -114,6 +155,7 @@ def test_a_camera_that_stopped_gives_stale_with_its_age(robot):
         ({'camera': 'rear'}, 'rear'),
         ({'json_schema': '{'}, 'json_schema'),
         ({'max_age': Duration(sec=-1)}, 'max_age'),
+        ({'max_lag': Duration(sec=-1, nanosec=900_000_000)}, 'max_lag'),
         ({'timeout': Duration(sec=-1, nanosec=900_000_000)}, 'timeout'),
         ({'choices': ['yes', 'yes']}, 'different'),
         ({'choices': ['']}, 'choice'),
@@ -182,6 +224,19 @@ def test_a_picture_that_only_the_model_refuses_is_refused_of_its_camera(robot):
     assert answer.status == Answer.NO_IMAGE and 'refused' in answer.message
     show(robot, camera, robot.listen(RefreshBudget, BUDGET))
     assert robot.ask().status == Answer.OK
+
+
+def test_a_refresh_of_an_older_picture_does_not_make_a_refused_camera_usable(robot):
+    """Only a look says that the model can take what the camera sends now."""
+    budgets, camera = robot.listen(RefreshBudget, BUDGET), robot.camera()
+    show(robot, camera, budgets)
+    camera.publish(picture_message(stamp_ns=robot.now_ns(), size=(4, 1024)))
+    cameras = robot.scene._cameras
+    robot.until(lambda: cameras.state('camera').refused_in_a_row == 1, 'the refusal')
+    silent_since_s = time.monotonic() - cameras.state('camera').silent_s
+    ask_and_refresh(robot, budgets, max_age=MINUTE)
+    state = cameras.state('camera')
+    assert state.refused_in_a_row == 1 and time.monotonic() - state.silent_s == pytest.approx(silent_since_s, abs=0.01)
 
 
 def test_the_subscription_follows_a_camera_that_changes_its_qos_and_misses_no_picture(robot):
@@ -265,7 +320,8 @@ def test_reset_forgets_the_picture(robot):
     assert robot.reset().success
     assert robot.ask().status == Answer.NO_IMAGE
     show(robot, camera, budgets)
-    assert robot.ask().status == Answer.OK and budgets[-1].level == FULL
+    answer, refresh = ask_and_refresh(robot, budgets)
+    assert answer.status == Answer.OK and refresh.level == answer.level == FULL
 
 
 def test_each_camera_has_its_own_picture(start):
@@ -418,15 +474,17 @@ def test_simulated_time_that_jumps_back_forgets_the_pictures(start):
     clock.publish(Clock(clock=Time(sec=10)))
     robot.until(lambda: robot.ask(max_age=Duration(sec=500)).status == Answer.NO_IMAGE, 'the reset')
     show(robot, camera, budgets, stamp_ns=10_000_000_000)
-    assert budgets[-1].level == FULL and robot.ask(max_age=Duration(sec=5)).status == Answer.OK
+    answer = robot.ask(max_age=Duration(sec=5))
+    assert answer.status == Answer.OK and answer.level == FULL
 
 
 def test_a_looping_bag_without_simulated_time_starts_anew(robot):
     budgets, camera = robot.listen(RefreshBudget, BUDGET), robot.camera()
     now = robot.now_ns()
-    show(robot, camera, budgets, seed=1, stamp_ns=now)
-    show(robot, camera, budgets, seed=1, stamp_ns=now - 30_000_000_000)
-    assert [budget.level for budget in budgets] == [FULL, FULL]
+    for stamp_ns in (now, now - 30_000_000_000):
+        show(robot, camera, budgets, seed=1, stamp_ns=stamp_ns)
+        assert ask_and_refresh(robot, budgets)[0].status == Answer.OK
+    assert levels(budgets) == [REUSE, FULL, REUSE, FULL]
 
 
 def test_an_answer_wakes_the_executor(ros):

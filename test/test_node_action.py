@@ -63,8 +63,12 @@ def planner(robot):
 
 
 def test_the_text_grows_token_by_token_to_the_services_answer(planner):
+    first = planner.result(planner.send(max_tokens=6))[1]  # it pays for the picture
+    planner.robot.until(lambda: planner.feedback and planner.feedback[-1].tokens_generated == 6, 'the last feedback')
+    assert [feedback.stage for feedback in planner.feedback][:4] == ['queue', 'refresh', 'prefill', 'decode']
+    planner.feedback.clear()
     status, answer = planner.result(planner.send(max_tokens=6))
-    assert status == GoalStatus.STATUS_SUCCEEDED and answer.status == Answer.OK
+    assert status == GoalStatus.STATUS_SUCCEEDED and answer.status == Answer.OK and answer.token_ids == first.token_ids
     planner.robot.until(lambda: planner.feedback and planner.feedback[-1].tokens_generated == 6, 'the last feedback')
     stages = [feedback.stage for feedback in planner.feedback]
     assert stages == ['queue', 'prefill', 'decode'] + ['decode'] * 6
@@ -83,7 +87,7 @@ def test_choices_and_errors_come_as_by_service(planner):
 
 
 def test_a_goal_is_cancelled_within_one_token_and_the_state_stays_exact(planner, brake):
-    before = planner.robot.ask(max_tokens=6)
+    before = [planner.robot.ask(max_tokens=6) for _ in range(2)][-1]
     brake.hold()
     handle = planner.send(max_tokens=400)
     assert brake.held.wait(PATIENCE_S)

@@ -24,7 +24,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import GetState
 from patience import PATIENCE_S
-from ros_harness import BUDGET, FULL, REUSE, set_parameter, show, transition
+from ros_harness import BUDGET, FULL, REUSE, levels, set_parameter, show, transition
 from tiny_model import write_tiny_model
 from vlm_reuse_interfaces.msg import Answer, RefreshBudget
 from vlm_reuse_interfaces.srv import AskScene
@@ -71,7 +71,8 @@ def test_configure_loads_activate_subscribes_deactivate_keeps_and_cleanup_frees(
     robot.until(camera.get_subscription_count, 'the subscription')
     assert robot.ask(max_tokens=4).token_ids == before.token_ids  # from the state that was kept
     show(robot, camera, budgets, seed=1)
-    assert [budget.level for budget in budgets] == [FULL, REUSE] and budgets[-1].frames_received == 2
+    assert levels(budgets) == [REUSE, FULL, REUSE] and budgets[-1].frames_received == 2
+    assert budgets[-1].visual_tokens_stale == 0
 
     assert change(robot, DEACTIVATE, CLEANUP) == [True, True]
     assert state(robot) == State.PRIMARY_STATE_UNCONFIGURED and robot.scene._worker is None
@@ -209,6 +210,7 @@ def test_a_camera_joins_and_leaves_while_the_other_goes_on(start):
     budgets, diagnostics = robot.listen(RefreshBudget, BUDGET), robot.diagnostics()
     front = robot.camera('front/image_raw')
     show(robot, front, budgets, seed=1, frame_id='front_lens')
+    assert robot.ask(camera='front').status == Answer.OK
     assert robot.ask(camera='rear').status == Answer.INVALID_REQUEST
 
     assert set_parameter(robot, 'cameras', ['front', 'rear']).successful
@@ -216,7 +218,8 @@ def test_a_camera_joins_and_leaves_while_the_other_goes_on(start):
     show(robot, rear, budgets, seed=2, frame_id='rear_lens')
     assert robot.ask(camera='rear').header.frame_id == 'rear_lens'
     show(robot, front, budgets, seed=1, frame_id='front_lens')
-    assert budgets[-1].level == REUSE  # the front camera's state was not touched
+    look = next(budget for budget in reversed(budgets) if budget.camera == 'front' and budget.level == REUSE)
+    assert look.visual_tokens_stale == 0 and robot.ask(camera='front').level == REUSE  # its state was not touched
     robot.until(lambda: 'camera rear' in diagnostics(), 'its diagnostics')
 
     assert set_parameter(robot, 'cameras', ['rear']).successful
@@ -226,7 +229,7 @@ def test_a_camera_joins_and_leaves_while_the_other_goes_on(start):
     assert robot.ask().header.frame_id == 'rear_lens'
     robot.until(lambda: 'camera front' not in diagnostics(), 'no more diagnostics of it')
     robot.until(lambda: not robot.node.count_publishers('vlm_reuse_node/overlay/front'), 'the end of its overlay')
-    robot.until(lambda: set(robot.scene._worker.stats().held) == {'rear'}, 'its state to be given up')
+    robot.until(lambda: set(robot.scene._worker.stats().sessions) == {'rear'}, 'its state to be given up')
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from vlm_reuse_interfaces.msg import RefreshBudget, WatchAnswer
 from vlm_reuse_interfaces.srv import AskScene
 
 import vlm_reuse_node
-from vlm_reuse_node.scene.refresh import Level, Refresh
+from vlm_reuse_node.scene.refresh import Level, Refresh, Totals
 from vlm_reuse_node.session.answer import Answer, Status
 from vlm_reuse_node.session.question import Question
 
@@ -161,6 +161,8 @@ DURATIONS = {
     'image_age_s': 'image_age',
     'oldest_cell_age_s': 'oldest_cell_age',
     'max_age_s': 'max_age',
+    'lag_s': 'lag',
+    'max_lag_s': 'max_lag',
     'timeout_s': 'timeout',
 }
 
@@ -169,7 +171,7 @@ DURATIONS = {
 def test_measured_costs_are_milliseconds_and_other_durations_are_durations(message):
     for name, kind in message.get_fields_and_field_types().items():
         assert not name.endswith('_s')
-        assert kind == 'float' or not name.endswith('_ms')
+        assert kind in ('float', 'double') or not name.endswith(('_ms', '_ms_total'))
         assert (kind == 'builtin_interfaces/Duration') == (name in DURATIONS.values())
 
 
@@ -187,9 +189,11 @@ def test_answer_message_starts_with_no_choice():
 
 def test_refresh_budget_has_every_count_and_time_of_the_record():
     names = {DURATIONS.get(item.name, item.name) for item in fields(Refresh)}
-    names -= {'stamp_ns', 'frame_id', 'refreshed', 'changed', 'deferred'}
-    counts = {f'visual_tokens_{part}' for part in ('total', 'refreshed', 'changed', 'deferred')}
-    assert names | counts | {'header'} <= set(RefreshBudget.get_fields_and_field_types())
+    names -= {'stamp_ns', 'frame_id', 'refreshed', 'changed', 'stale', 'totals'}
+    counts = {f'visual_tokens_{part}' for part in ('total', 'refreshed', 'changed', 'stale')}
+    totals = {'work_ms_total', 'cold_ms_total', 'credit_ms'}
+    assert {item.name for item in fields(Totals)} == {name.removesuffix('_total') for name in totals}
+    assert names | counts | totals | {'header'} <= set(RefreshBudget.get_fields_and_field_types())
 
 
 @pytest.mark.parametrize('request_type', [AskScene.Request, AskSceneAction.Goal])

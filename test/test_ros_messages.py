@@ -21,9 +21,10 @@ import pytest
 
 pytest.importorskip('vlm_reuse_interfaces', reason='vlm_reuse_interfaces is not built: make setup')
 from builtin_interfaces.msg import Duration
+from sensor_msgs.msg import RegionOfInterest
 from vlm_reuse_interfaces.msg import Answer as AnswerMessage
 from vlm_reuse_interfaces.msg import RefreshBudget
-from vlm_reuse_interfaces.srv import AskScene
+from vlm_reuse_interfaces.srv import AddWatch, AskScene
 
 from vlm_reuse_node.ros.messages import (
     answer_message,
@@ -33,8 +34,10 @@ from vlm_reuse_node.ros.messages import (
     question_of,
     seconds_of,
     watch_answer_message,
+    watch_message,
+    watch_of,
 )
-from vlm_reuse_node.scene.refresh import Level, Refresh
+from vlm_reuse_node.scene.refresh import Level, Refresh, Totals
 from vlm_reuse_node.serving.watch import Watch
 from vlm_reuse_node.session.answer import Answer, Status
 from vlm_reuse_node.session.question import Question
@@ -97,6 +100,7 @@ def test_an_answer_keeps_every_field():
         5_000_000_006,
         'lens',
         4_000_000_003,
+        0.25,
         0.5,
         'tiny',
         Level.FRAME,
@@ -137,10 +141,11 @@ def test_an_answer_keeps_every_field():
     assert (message.cached_stamp.sec, message.cached_stamp.nanosec) == (4, 3)
     assert message.header.frame_id == 'lens'
     assert message.level == AnswerMessage.LEVEL_FRAME and message.image_age == Duration(nanosec=500_000_000)
+    assert message.lag == Duration(nanosec=250_000_000)
 
 
 def test_a_refresh_keeps_its_counts_and_times():
-    refreshed, deferred = np.array([[1, 1, 0, 0]], bool), np.array([[0, 0, 1, 0]], bool)
+    refreshed, stale = np.array([[1, 1, 0, 0]], bool), np.array([[0, 0, 1, 0]], bool)
     refresh = Refresh(
         'front',
         5_000_000_006,
@@ -148,22 +153,25 @@ def test_a_refresh_keeps_its_counts_and_times():
         Level.FRAME,
         'why',
         refreshed,
-        deferred,
+        stale,
         0.5,
+        0.25,
         9.0,
         1.0,
         2.0,
         4.0,
+        Totals(300.0, 400.0, 100.0),
         changed=np.array([[0, 1, 0, 0]], bool),
     )
     message = budget_message(refresh, 30, 4, 5)
-    assert (message.visual_tokens_total, message.visual_tokens_refreshed, message.visual_tokens_deferred) == (4, 2, 1)
+    assert (message.visual_tokens_total, message.visual_tokens_refreshed, message.visual_tokens_stale) == (4, 2, 1)
     assert message.visual_tokens_changed == 1
     assert (message.frames_received, message.frames_dropped, message.frames_refused) == (30, 4, 5)
     assert (message.change_ms, message.vision_ms, message.prefill_ms, message.spent_ms) == (1.0, 2.0, 4.0, 7.0)
     assert message.budget_ms == 9.0
     assert (message.camera, message.level, message.reason) == ('front', RefreshBudget.LEVEL_FRAME, 'why')
-    assert message.oldest_cell_age == Duration(nanosec=500_000_000)
+    assert message.oldest_cell_age == Duration(nanosec=500_000_000) and message.lag == Duration(nanosec=250_000_000)
+    assert (message.work_ms_total, message.cold_ms_total, message.credit_ms) == (300.0, 400.0, 100.0)
     assert (message.header.stamp.sec, message.header.stamp.nanosec, message.header.frame_id) == (5, 6, 'lens')
 
 
@@ -174,7 +182,23 @@ def test_a_request_becomes_a_question():
         json_schema='{}',
         max_tokens=3,
         max_age=Duration(sec=1, nanosec=500_000_000),
+        max_lag=Duration(nanosec=250_000_000),
         timeout=Duration(sec=2, nanosec=500_000_000),
         force_refresh=True,
     )
-    assert question_of(request) == Question('what ?', ('a', 'b'), '{}', 3, 1.5, 2.5, True)
+    assert question_of(request) == Question('what ?', ('a', 'b'), '{}', 3, 1.5, 0.25, 2.5, True)
+
+
+def test_a_request_for_a_standing_question_comes_back_in_its_list():
+    request = AddWatch.Request(
+        camera='front',
+        question='is it open ?',
+        choices=['yes', 'no'],
+        margin=0.25,
+        max_lag=Duration(sec=1, nanosec=500_000_000),
+        region=RegionOfInterest(x_offset=1, y_offset=2, width=3, height=4),
+    )
+    assert watch_of(request).question.max_lag_s == 1.5
+    message = watch_message(watch_of(request))
+    for name in request.get_fields_and_field_types():
+        assert getattr(message, name) == getattr(request, name)

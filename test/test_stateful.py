@@ -242,7 +242,7 @@ def make_worker_machine(model_dir):
     class WorkerMachine(RuleBasedStateMachine):
         @initialize()
         def begin(self):
-            self.config = Config(model=str(model_dir), cameras=('a', 'b'), queue_size=4)
+            self.config = Config(model=str(model_dir), cameras=('a', 'b'), queue_size=4, upkeep_share=1000.0)
             self.worker, self.now_s = ModelWorker(self.config), 0.0
             self.worker.start()
             self.open = []

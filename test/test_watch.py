@@ -33,11 +33,17 @@ DOOR = Watch(0, 'front', Question('is the door open ?', ('yes', 'no')))
 
 
 def refresh(*changed):
-    """A refresh of 4 x 6 cells of 10 px, of which these (row, column) changed."""
+    """A refresh of all 4 x 6 cells of 10 px, of which these (row, column) changed."""
     cells = np.zeros((4, 6), bool)
     for cell in changed:
         cells[cell] = True
     return Refresh('front', 5, '', Level.FRAME, '', np.ones((4, 6), bool), np.zeros((4, 6), bool), changed=cells)
+
+
+def look(*stale, lag_s=0.1):
+    """A look at a picture from which these cells of the state have differed for so long."""
+    record = refresh(*stale)
+    return replace(record, level=Level.REUSE, refreshed=~np.ones((4, 6), bool), stale=record.changed, lag_s=lag_s)
 
 
 def answer(yes, status=Status.OK, exact=True):
@@ -97,6 +103,29 @@ def test_it_waits_at_the_model_only_once(model):
     assert len(model.asked) == 1
 
 
+@pytest.mark.parametrize('stamp_ns, asked', [(4, 2), (5, 1), (6, 1)])
+def test_a_change_that_comes_during_its_answer_is_not_lost_and_not_asked_about_twice(model, stamp_ns, asked):
+    """Even if no other picture comes. The answer may know the change already, when the question had to wait."""
+    model.watches.add(DOOR, 0)
+    model.watches.see(FRAME, look((1, 1)))
+    model.watches.see(replace(FRAME, stamp_ns=9), look())  # the same again
+    model.say(replace(answer(0.9), stamp_ns=stamp_ns))
+    assert len(model.asked) == asked and len(model.told) == 1
+    if asked == 2:
+        assert model.asked[-1][1] == FRAME.stamp_ns
+        model.say(replace(answer(0.1), stamp_ns=5))
+        assert len(model.asked) == 2 and len(model.told) == 2
+
+
+@pytest.mark.parametrize('record', [look((3, 5)), look(), look((1, 1), lag_s=1.0)])
+def test_what_does_not_affect_it_during_its_answer_asks_nothing(model, record):
+    question = replace(DOOR.question, max_lag_s=2.0)
+    model.watches.add(Watch(0, 'front', question, region=Region(25, 15, 10, 12)), 0)
+    model.watches.see(FRAME, record)
+    model.say(answer(0.9))
+    assert len(model.asked) == 1
+
+
 @pytest.mark.parametrize('scores, told', [((0.9, 0.45, 0.29), 2), ((0.9, 0.45, 0.31), 1), ((0.9, 0.45, 0.1, 0.55), 2)])
 def test_hysteresis_needs_the_margin(model, scores, told):
     model.watches.add(Watch(0, 'front', DOOR.question, margin=0.4), 0)
@@ -122,6 +151,37 @@ def test_only_cells_of_the_region_count(model, cell, asked):
     model.say(answer(0.9))
     model.watches.see(FRAME, refresh(cell))
     assert len(model.asked) == asked
+
+
+@pytest.mark.parametrize('cell, asked', [((1, 2), 2), ((2, 3), 2), ((0, 2), 1), ((3, 5), 1)])
+def test_a_look_asks_for_stale_cells_of_the_region_only(model, cell, asked):
+    """Before any model has computed them: the question itself brings the state up to date."""
+    model.watches.add(Watch(0, 'front', DOOR.question, region=Region(25, 15, 10, 12)), 0)
+    model.say(answer(0.9))
+    model.watches.see(FRAME, look(cell))
+    assert len(model.asked) == asked
+
+
+@pytest.mark.parametrize('own_s, nodes_s', [(2.0, 0.0), (0.0, 2.0), (2.0, 9.0)])
+def test_one_that_allows_a_lag_is_asked_after_it_and_not_before(model, own_s, nodes_s):
+    """By its own lag, or else by the node's. At the limit the kept state would answer as before."""
+    model.watches.add(replace(DOOR, question=replace(DOOR.question, max_lag_s=own_s)), 0)
+    model.say(answer(0.9))
+    for lag_s in (0.1, 1.9, 2.0):
+        model.watches.see(FRAME, look((0, 0), lag_s=lag_s), nodes_s)
+        assert len(model.asked) == 1
+    model.watches.see(FRAME, look((0, 0), lag_s=2.1), nodes_s)
+    assert len(model.asked) == 2
+
+
+def test_one_that_allows_a_lag_is_asked_at_once_after_a_refresh_and_without_a_state(model):
+    """What another question has paid for is known at no cost; and a state that is gone has no lag."""
+    model.watches.add(replace(DOOR, question=replace(DOOR.question, max_lag_s=2.0)), 0)
+    model.say(answer(0.9))
+    model.watches.see(FRAME, refresh((0, 0)))
+    model.say(answer(0.9))
+    model.watches.see(FRAME, look((0, 0), (3, 3), lag_s=0.0))
+    assert len(model.asked) == 3
 
 
 def test_a_region_begins_in_the_corner_unless_said_otherwise():
@@ -253,6 +313,7 @@ def test_as_many_stand_as_the_documentation_says_and_no_more(model):
 @pytest.mark.parametrize('said', [None, Answer(Status.MODEL_ERROR), answer(0.9, exact=False), answer(0.9)])
 def test_nothing_is_held_for_one_that_was_removed(model, said):
     watch, _ = model.watches.add(DOOR, 0)
+    model.watches.see(FRAME, look((1, 1)))
     if said:
         model.say(said)
     model.watches.remove(watch.watch_id)

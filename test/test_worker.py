@@ -12,7 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The worker: newest frame, order, refusals, cancelling, failures. Every wait is on an event."""
+"""The worker: newest frame, order, refusals, cancelling, failures. Every wait is on an event.
+
+test_model_loop.py drives the loop step by step; test_worker_looks.py is about pictures that come meanwhile.
+"""
 
 import subprocess
 import sys
@@ -25,42 +28,17 @@ import numpy as np
 import pytest
 from patience import PATIENCE_S
 from tiny_model import SECOND_NS, picture
+from working import QUESTION, answer, hold_a_question, levels, show
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, ImageError, ModelError
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Level
-from vlm_reuse_node.serving.model_loop import QUIET_S
 from vlm_reuse_node.serving.worker import ModelWorker
 from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.drift_audit import DriftAudit
 from vlm_reuse_node.session.question import Question
-
-QUESTION = Question('what color is the square ?', max_tokens=6)
-
-
-@pytest.fixture
-def make_worker(model_dir, brake):
-    """Start workers on the tiny model; their refreshes are in `worker.refreshes`, a semaphore counts them."""
-    workers = []
-
-    def make(**values):
-        refreshes, counted = [], threading.Semaphore(0)
-
-        def on_refresh(frame, refresh):
-            refreshes.append((frame, refresh))
-            counted.release()
-
-        worker = ModelWorker(Config(model=str(model_dir), **values), on_refresh)
-        worker.refreshes, worker.counted = refreshes, counted
-        workers.append(worker)
-        worker.start()
-        return worker
-
-    yield make
-    brake.go_on.set()
-    for worker in workers:
-        worker.stop()
+from vlm_reuse_node.session.upkeep import QUIET_S
 
 
 @pytest.fixture
@@ -71,40 +49,11 @@ def worker(make_worker):
     return worker
 
 
-def show(worker, *frames):
-    """Hand over frames, each after the one before was observed."""
-    for frame in frames:
-        assert worker.observe(frame)
-        while not any(seen is frame for seen, _ in worker.refreshes):
-            assert worker.counted.acquire(timeout=PATIENCE_S)
-
-
-def answer(worker, question=QUESTION, now_ns=0, ask=None, camera=''):
-    return (ask or worker.ask)(camera, question, now_ns).result(PATIENCE_S)
-
-
-def hold_a_question(worker, brake, **kwargs):
-    """Ask, and return when the model stands in the middle of the answer."""
-    brake.hold()
-    future = worker.ask('', QUESTION, 0, **kwargs)
-    assert brake.held.wait(PATIENCE_S)
-    return future
-
-
 def test_a_warm_answer_equals_the_cold_one(worker):
-    warm, cold = answer(worker), answer(worker, ask=worker.ask_cold)
-    assert warm.status == cold.status == Status.OK and warm.token_ids == cold.token_ids
-    assert warm.tokens_reused > 0 and cold.tokens_reused == 0 and warm.queue_ms >= 0
-
-
-def test_of_the_waiting_frames_only_the_newest_is_observed(worker, brake):
-    held = hold_a_question(worker, brake)
-    handed = [worker.observe(picture(seed, stamp_s=seed)) for seed in (2, 3, 4)]
-    brake.go_on.set()
-    held.result(PATIENCE_S)
-    assert worker.counted.acquire(timeout=PATIENCE_S)
-    assert handed == [True, False, False]
-    assert [frame.stamp_ns for frame, _ in worker.refreshes] == [0, 4 * SECOND_NS]
+    first, warm, cold = answer(worker), answer(worker), answer(worker, ask=worker.ask_cold)
+    assert first.status == warm.status == cold.status == Status.OK
+    assert first.token_ids == warm.token_ids == cold.token_ids
+    assert warm.tokens_reused > 0 == cold.tokens_reused == first.tokens_reused and warm.queue_ms >= 0
 
 
 def test_a_full_queue_is_busy_at_once(worker, brake):
@@ -118,20 +67,27 @@ def test_a_full_queue_is_busy_at_once(worker, brake):
     assert worker.stats().answers == {'OK': 3, 'BUSY': 1}
 
 
-def test_a_question_goes_before_a_frame_unless_it_needs_the_frame(worker, brake):
-    for question, now_ns, first in (
-        (QUESTION, 0, False),
-        (replace(QUESTION, max_age_s=0.5), 1, True),
-        (replace(QUESTION, force_refresh=True), 0, True),
+def test_a_question_is_answered_from_the_frame_before_it_unless_it_allows_a_lag(worker, brake):
+    answer(worker)
+    for stamp_s, (question, is_newest) in enumerate(
+        (
+            (QUESTION, True),
+            (replace(QUESTION, max_age_s=0.5), True),
+            (replace(QUESTION, max_lag_s=60.0), False),
+            (replace(QUESTION, max_lag_s=60.0, max_age_s=0.5), True),
+            (replace(QUESTION, max_lag_s=60.0, force_refresh=True), True),
+        ),
+        start=1,
     ):
-        stamp_s = len(worker.refreshes)
         held = hold_a_question(worker, brake)
+        before_ns = worker._loop.session('camera').newest.stamp_ns
         worker.observe(picture(10 + stamp_s, stamp_s=stamp_s))
-        future = worker.ask('', question, stamp_s * SECOND_NS + now_ns)
+        future = worker.ask('', question, stamp_s * SECOND_NS + 1)
         brake.go_on.set()
         held.result(PATIENCE_S)
-        assert (future.result(PATIENCE_S).stamp_ns == stamp_s * SECOND_NS) is first
-        assert worker.counted.acquire(timeout=PATIENCE_S)
+        given = future.result(PATIENCE_S)
+        assert given.stamp_ns == (stamp_s * SECOND_NS if is_newest else before_ns), (question, given)
+        assert (given.level == Level.REUSE) == (given.lag_s > 0) == (not is_newest)
 
 
 def test_the_first_question_takes_the_waiting_frame(make_worker):
@@ -170,31 +126,24 @@ def test_the_time_in_the_queue_counts(worker, brake):
     assert held.result(PATIENCE_S).status == Status.OK
 
 
-def hold_a_frame(worker, brake):
-    """Show a new picture, and return when the model stands in the middle of it."""
-    brake.hold()
-    worker.observe(picture(2, stamp_s=1))
-    assert brake.held.wait(PATIENCE_S)
-
-
-def test_a_stop_does_not_wait_for_the_rest_of_a_refresh(make_worker, brake, monkeypatch):
+def test_a_stop_does_not_wait_for_the_rest_of_a_refresh(worker, brake, monkeypatch):
     monkeypatch.setattr('vlm_reuse_node.model.vlm.PREFILL_CHUNK', 8)  # so that there is a rest
-    worker = make_worker()
-    hold_a_frame(worker, brake)
+    held = hold_a_question(worker, brake)  # it pays for the first picture
     close = worker._inbox.close
     monkeypatch.setattr(worker._inbox, 'close', lambda: (close(), brake.go_on.set()))
     worker.stop()
-    assert not worker.refreshes and worker.stats().last_error == ''
+    assert held.result(PATIENCE_S).status == Status.CANCELLED
+    assert levels(worker) == [Level.REUSE] and worker.stats().last_error == ''
 
 
-def test_who_is_late_or_cancelled_does_not_wait_for_a_refresh(make_worker, brake, monkeypatch):
+def test_who_is_late_or_cancelled_does_not_wait_for_a_refresh(worker, brake, monkeypatch):
     monkeypatch.setattr('vlm_reuse_node.model.vlm.PREFILL_CHUNK', 8)
-    worker, refreshed = make_worker(), []
-    hold_a_frame(worker, brake)
+    refreshed, held = [], hold_a_question(worker, brake)
     waiting = worker.ask('', replace(QUESTION, timeout_s=1e-6), 0)
-    waiting.add_done_callback(lambda done: refreshed.append(len(worker.refreshes)))
+    waiting.add_done_callback(lambda done: refreshed.append(levels(worker)))
     brake.go_on.set()
-    assert waiting.result(PATIENCE_S).status == Status.TIMEOUT and refreshed == [0]
+    assert waiting.result(PATIENCE_S).status == Status.TIMEOUT and refreshed == [[Level.REUSE]]
+    assert held.result(PATIENCE_S).status == Status.OK and levels(worker) == [Level.REUSE, Level.FULL]
 
 
 def test_a_failing_model_is_an_answer_and_then_it_answers_right_again(worker, brake):
@@ -202,14 +151,14 @@ def test_a_failing_model_is_an_answer_and_then_it_answers_right_again(worker, br
     brake.failing = True
     failed = answer(worker)
     assert failed.status == Status.MODEL_ERROR and 'the device is gone' in failed.message
-    assert 'the device is gone' in worker.stats().last_error
-    worker.observe(picture(2, stamp_s=1))
+    show(worker, picture(1, stamp_s=1))
+    assert 'the device is gone' in worker.stats().last_error  # a look says nothing about the model
     assert answer(worker).status == Status.MODEL_ERROR
     brake.failing = False
     assert answer(worker).token_ids == expected.token_ids
-    show(worker, picture(2, stamp_s=1))
-    assert answer(worker).token_ids == answer(worker, ask=worker.ask_cold).token_ids
     assert worker.stats().last_error == ''
+    show(worker, picture(2, stamp_s=2))
+    assert answer(worker).token_ids == answer(worker, ask=worker.ask_cold).token_ids
 
 
 def test_a_picture_the_model_cannot_take_stops_nothing(worker):
@@ -217,7 +166,7 @@ def test_a_picture_the_model_cannot_take_stops_nothing(worker):
     forced = answer(worker, replace(QUESTION, force_refresh=True))
     assert forced.status == Status.OK and forced.stamp_ns == 0
     show(worker, picture(3, stamp_s=1))
-    assert answer(worker).stamp_ns == SECOND_NS
+    assert answer(worker, now_ns=SECOND_NS).stamp_ns == SECOND_NS
 
 
 def test_a_picture_the_model_cannot_take_is_a_refusal_of_its_camera(model_dir):
@@ -270,42 +219,50 @@ def test_a_reset_forgets_the_waiting_frame_too(worker, brake):
     held.result(PATIENCE_S)
     assert answer(worker).status == Status.NO_IMAGE
     show(worker, picture(1))
-    assert worker.refreshes[-1][1].level == Level.FULL and answer(worker).status == Status.OK
+    assert answer(worker).status == Status.OK and levels(worker)[-2:] == [Level.REUSE, Level.FULL]
 
 
 def test_a_shorter_history_is_computed_while_nothing_waits(make_worker):
-    worker = make_worker(history_frames=2, keyframe_interval_s=0.0)
-    show(worker, *(picture(seed, stamp_s=seed) for seed in range(4)))
-    while worker.refreshes[-1][1].reason != 'history rollover':
+    worker = make_worker(history_frames=2, keyframe_interval_s=0.0, upkeep_share=1000.0)
+    for seed in range(4):
+        show(worker, picture(seed, stamp_s=seed))
+        assert answer(worker, now_ns=seed * SECOND_NS).status == Status.OK
+    while not any(refresh.reason == 'history rollover' for _, refresh in worker.refreshes):
         assert worker.counted.acquire(timeout=PATIENCE_S)
-    warm, cold = answer(worker), answer(worker, ask=worker.ask_cold)
+    warm, cold = (answer(worker, now_ns=3 * SECOND_NS, ask=ask) for ask in (worker.ask, worker.ask_cold))
     assert warm.token_ids == cold.token_ids and warm.stamp_ns == 3 * SECOND_NS
-    pictures, held = worker.stats().held['camera']
-    assert pictures == 2 and held > 0
+    session = worker.stats().sessions['camera']
+    assert session.frames == 2 and session.held_bytes > 0
 
 
 def test_an_answer_is_audited_once_nobody_asks_and_pictures_go_on(make_worker, monkeypatch):
     counted, count = threading.Event(), DriftAudit.add
     monkeypatch.setattr(DriftAudit, 'add', lambda *given: (count(*given), counted.set()))
-    worker = make_worker(audit_share=1.0)
+    worker = make_worker(audit_share=1.0, upkeep_share=1000.0)
     show(worker, picture(1))
     asked_s = time.perf_counter()
     assert answer(worker).status == Status.OK
     assert counted.wait(PATIENCE_S) and time.perf_counter() - asked_s > QUIET_S
     show(worker, picture(2, stamp_s=1))
-    audited = worker.stats().audits['camera']
+    assert answer(worker).status == Status.OK
+    audited = worker.stats().sessions['camera'].audits
     assert (audited.exact_answers, audited.exact_drifted) == (1, 0)
 
 
 def test_questions_go_before_the_shorter_history(make_worker, brake):
-    worker = make_worker(history_frames=2, keyframe_interval_s=0.0)
-    show(worker, *(picture(seed, stamp_s=seed) for seed in range(3)))
-    held = hold_a_question(worker, brake)
-    worker.observe(picture(3, stamp_s=3))
-    waiting = [worker.ask('', QUESTION, 0) for _ in range(3)]
+    worker = make_worker(history_frames=2, keyframe_interval_s=0.0, upkeep_share=1000.0)
+    for seed in range(3):
+        show(worker, picture(seed, stamp_s=seed))
+        answer(worker, now_ns=seed * SECOND_NS)
+    show(worker, picture(3, stamp_s=3))
+    held = hold_a_question(worker, brake, now_ns=3 * SECOND_NS)
+    known = len(worker.refreshes)
+    waiting = [worker.ask('', QUESTION, 3 * SECOND_NS) for _ in range(3)]
+    done_at = []
+    waiting[-1].add_done_callback(lambda done: done_at.append(len(worker.refreshes)))
     brake.go_on.set()
-    assert {future.result(PATIENCE_S).level for future in (held, *waiting)} <= {Level.FRAME}
-    assert all(refresh.reason != 'history rollover' for _, refresh in worker.refreshes[:3])
+    assert {future.result(PATIENCE_S).level for future in (held, *waiting)} <= {Level.FRAME, Level.REUSE}
+    assert all(refresh.reason != 'history rollover' for _, refresh in worker.refreshes[known : done_at[0]])
 
 
 def test_live_parameters_change_and_others_are_refused(worker):
@@ -323,6 +280,31 @@ def test_stopping_answers_every_open_question(worker, brake, monkeypatch):
     worker.stop()
     assert {future.result(PATIENCE_S).status for future in futures} == {Status.CANCELLED}
     assert answer(worker).status == Status.CANCELLED
+
+
+def test_a_stop_ends_both_threads_and_may_be_repeated(make_worker):
+    worker = make_worker()
+    show(worker, picture(1))
+    for _ in range(2):
+        worker.stop()
+        assert not worker._thread.is_alive() and not worker._looks._thread.is_alive()
+    worker.observe(picture(2, stamp_s=1))  # nobody looks at it, and nobody fails
+
+
+def test_a_stop_waits_for_the_look_that_is_going_on(make_worker):
+    worker = make_worker()
+    show(worker, picture(1))
+    worker.hold_looks()
+    worker.observe(picture(2, stamp_s=1))
+    assert worker.look_held.wait(PATIENCE_S)
+    told = []
+
+    def meanwhile():
+        told.append(worker._looks._thread.is_alive())
+        worker.looks_go_on.set()
+
+    worker.stop(meanwhile)
+    assert told and told[0] and not worker._looks._thread.is_alive()
 
 
 def test_a_listener_that_fails_stops_nothing(model_dir):
@@ -397,8 +379,8 @@ def test_a_camera_that_leaves_with_work_left_is_no_fault(make_worker, monkeypatc
 
     worker = make_worker(cameras=('a', 'b'))
     show(worker, picture(1, camera='a'), picture(1, camera='b'))
-    monkeypatch.setattr(model_loop.SceneSession, 'has_work', property(lambda session: session._camera == 'a'))
-    monkeypatch.setattr(model_loop.SceneSession, 'work', lambda *args: None)
+    work = lambda session, check: 0.0 if session._camera == 'a' else None  # noqa: E731
+    monkeypatch.setattr(model_loop.SceneSession, 'work', work)
     assert worker.ask('b', QUESTION, 0).result(PATIENCE_S).status is Status.OK  # from then on there is work
     session, left = worker._loop._session, threading.Event()
 

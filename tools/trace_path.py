@@ -15,7 +15,7 @@
 """How far one changed picture and one question travel through this package: files, functions, moves between files.
 
 A move is a call from a function of one file to a function of another one, counted once for every pair of functions.
-The real node runs in this process with the embedded model, over DDS on loopback; both threads are watched.
+The real node runs in this process with the embedded model, over DDS on loopback; all its threads are watched.
 Prints a table, then one JSON line.
 """
 
@@ -121,15 +121,15 @@ class Robot:
         self._until(lambda: self._node.count_publishers('vlm_reuse_node/refresh_budget'))
 
     def show(self, seed: int) -> None:
-        """Publish a picture of coloured blocks; returns with its budget message."""
+        """Publish a picture of coloured blocks; returns when it was looked at."""
         blocks = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), dtype=np.uint8)
         rgb = blocks.repeat(40, axis=0).repeat(40, axis=1)
         message = Image(height=480, width=640, encoding='rgb8', step=1920, data=rgb.tobytes())
         message.header.stamp = self._node.get_clock().now().to_msg()
-        count = len(self.budgets)
-        while len(self.budgets) == count:
+        count = self._looks()
+        while self._looks() == count:
             self._camera.publish(message)
-            self._spin(lambda: len(self.budgets) > count, 5.0)
+            self._spin(lambda: self._looks() > count, 5.0)
 
     def ask(self) -> AskScene.Response:
         """Ask one question with choices about the newest picture."""
@@ -144,6 +144,9 @@ class Robot:
         self.scene.close()
         self._node.destroy_node()
         rclpy.shutdown()
+
+    def _looks(self) -> int:
+        return sum(budget.level == RefreshBudget.LEVEL_REUSE for budget in self.budgets)
 
     def _until(self, is_done: Callable[[], object]) -> None:
         while not is_done():

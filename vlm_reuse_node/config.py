@@ -148,7 +148,7 @@ class Config:
     )
     budget_ms: float = _parameter(
         0.0,
-        'time limit of a refresh (vision and prefill), milliseconds; cells that do not fit are deferred, but not '
+        'time limit of a refresh (vision and prefill), milliseconds; cells that do not fit stay stale, but not '
         'longer than max_cell_age_s; 0: no limit',
         low=0.0,
         high=60_000.0,

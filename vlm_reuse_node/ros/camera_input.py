@@ -37,17 +37,17 @@ RESTARTED_NS = 1_000_000_000
 class CameraInput:
     """Receives the pictures on `<name>/image_raw`, or on `<name>/image_raw/compressed`.
 
-    received, dropped, refused: counts of pictures since the object was created. Dropped pictures were replaced while
-    they waited for the model; refused pictures are counted by cause.
+    received, dropped, refused: counts of pictures since the object was created. Dropped pictures were not looked at,
+    because a newer one came first; refused pictures are counted by cause.
     topic: the full name after remapping.
     """
 
     def __init__(
-        self, node: Node, name: str, config: Config, observe: Callable[[Frame], bool], forget: Callable[[str], None]
+        self, node: Node, name: str, config: Config, observe: Callable[[Frame], None], forget: Callable[[str], None]
     ) -> None:
         """Prepare. No picture is received before `subscribe`.
 
-        observe: takes a frame; returns False when it replaced a waiting frame.
+        observe: takes a frame.
         forget: called with the camera's name when its stamps jump back, as in a looping bag.
         """
         self.name = name
@@ -130,7 +130,7 @@ class CameraInput:
         )
 
     def on_looked_at(self) -> None:
-        """Note that the model observed a picture. Called on the model's thread; does not block."""
+        """Note that a picture was looked at. May be called on any thread; does not block."""
         with self._counting:
             self._looked_at_s = time.monotonic()
             if self._model_refuses:
@@ -138,10 +138,15 @@ class CameraInput:
                 self._last_usable_s, self.refused_in_a_row = self._looked_at_s, 0
 
     def on_refused(self, error: ImageError) -> None:
-        """Count a picture that the model refused. Called on the model's thread; does not block."""
+        """Count a picture that the model refused. May be called on any thread; does not block."""
         with self._counting:
             self._model_refuses, self._last_usable_s = True, self._looked_at_s
         self._refuse(error)
+
+    def on_dropped(self) -> None:
+        """Count a picture that a newer one has replaced. May be called on any thread; does not block."""
+        with self._counting:
+            self.dropped += 1
 
     def _on_message(self, message: Image | CompressedImage) -> None:
         start = time.perf_counter()
@@ -172,8 +177,7 @@ class CameraInput:
         self._last_stamp_ns = frame.stamp_ns
         if not self._model_refuses:
             self._last_usable_s, self.refused_in_a_row = time.monotonic(), 0
-        if not self._observe(frame):
-            self.dropped += 1
+        self._observe(frame)
 
     def _refuse(self, error: ImageError) -> None:
         with self._counting:

@@ -30,7 +30,7 @@ from vlm_reuse_node.ros.parameters import making, overridable
 from vlm_reuse_node.ros.refresh_window import RefreshWindow
 from vlm_reuse_node.ros.shutdown import while_ros_runs
 from vlm_reuse_node.scene.frame import Frame
-from vlm_reuse_node.scene.refresh import Refresh
+from vlm_reuse_node.scene.refresh import Level, Refresh
 
 
 class Cameras:
@@ -39,10 +39,10 @@ class Cameras:
     refreshes: the refreshes since the last diagnostics message.
     """
 
-    def __init__(self, node: Node, observe: Callable[[Frame], bool], forget: Callable[[str], None]) -> None:
+    def __init__(self, node: Node, observe: Callable[[Frame], None], forget: Callable[[str], None]) -> None:
         """Start without cameras.
 
-        observe: takes a frame; returns False when it replaced a waiting frame.
+        observe: takes a frame.
         forget: called with the name of a camera whose stamps jumped back.
         Raises ConfigError for an invalid QoS override.
         """
@@ -119,7 +119,8 @@ class Cameras:
         camera = self._inputs.get(frame.camera)
         if camera is None:  # it was just removed
             return
-        camera.on_looked_at()
+        if refresh.level is Level.REUSE:
+            camera.on_looked_at()
         message = budget_message(refresh, camera.received, camera.dropped, camera.refused_total)
         with while_ros_runs(self._node):
             self._budget_publisher.publish(message)
@@ -127,6 +128,11 @@ class Cameras:
                 overlay.publish(frame, refresh)
 
     def on_refused(self, frame: Frame, error: ImageError) -> None:
-        """Count a picture that the model refused. Called on the model's thread."""
+        """Count a picture that the model refused. May be called on any thread."""
         if camera := self._inputs.get(frame.camera):
             camera.on_refused(error)
+
+    def on_dropped(self, frame: Frame) -> None:
+        """Count a picture that a newer one has replaced. May be called on any thread."""
+        if camera := self._inputs.get(frame.camera):
+            camera.on_dropped()

@@ -126,37 +126,46 @@ def _milliseconds(times: tuple[float, ...], percentile: int) -> str:
 def budget_status(
     node: str, refreshes: list[Refresh], stale: int, sessions: Mapping[str, SessionStatus], seconds: float
 ) -> DiagnosticStatus:
-    """Cost of the pictures of the last interval, and of each camera so far against cold-dense.
+    """Cost of the pictures of the last interval, and the work of each camera so far against cold-dense.
 
+    It is never a warning: cells may be stale until somebody asks. A look counts a picture, a refresh does not.
     stale: visual tokens that wait for a refresh. sessions: by camera.
     """
     looks = [refresh for refresh in refreshes if refresh.level == Level.REUSE]
     total = sum(look.visual_tokens_total for look in looks)
     paid = sum(refresh.visual_tokens_refreshed for refresh in refreshes)
     levels = Counter(str(refresh.level) for refresh in refreshes)
-    share = f'{100 * paid / total:.1f} %' if total else 'no pictures'
     values = {
         'pictures looked at': f'{len(looks) / seconds:.1f} Hz',
         'visual tokens': total,
         'visual tokens refreshed': paid,
-        'refreshed': share,
+        'refreshed': f'{100 * paid / total:.1f} %' if total else 'no pictures',
         'visual tokens stale': stale,
         'spent': f'{sum(refresh.spent_ms for refresh in refreshes) / seconds:.1f} ms/s',
         **{f'level: {level}': count for level, count in sorted(levels.items())},
     }
-    ratios = []
     for camera, session in sorted(sessions.items()):
         totals = session.totals
         values |= {
             f'{camera}: work': f'{totals.work_ms:.0f} ms',
             f'{camera}: work of cold-dense': f'{totals.cold_ms:.0f} ms',
+            f'{camera}: work / cold-dense': f'{totals.ratio:.2f}' if totals.cold_ms else 'no question yet',
             f'{camera}: credit': f'{totals.credit_ms:.0f} ms',
         }
-        if totals.cold_ms:
-            ratios.append(f'{camera} {totals.ratio:.2f}')
-    work = f'; times the work of cold-dense: {", ".join(ratios)}' if ratios else ''
-    share_text = f'{share} refreshed' if total else share
-    return status(f'{node}: refresh budget', OK, f'{share_text}{work}', values)
+    pictures = f'{len(looks) / seconds:.1f} pictures/s looked at, {paid} visual tokens refreshed'
+    return status(
+        f'{node}: refresh budget', OK, f'{pictures if refreshes else "no pictures"}; {_work(sessions)}', values
+    )
+
+
+def _work(sessions: Mapping[str, SessionStatus]) -> str:
+    """The work of all cameras against cold-dense, and of each where there are several."""
+    asked = {camera: session.totals for camera, session in sorted(sessions.items()) if session.totals.cold_ms}
+    if not asked:
+        return 'no question yet'
+    spent, cold = (sum(getattr(totals, name) for totals in asked.values()) for name in ('work_ms', 'cold_ms'))
+    each = ', '.join(f'{camera} {totals.ratio:.2f}' for camera, totals in asked.items())
+    return f'{spent / cold:.2f} times the work of cold-dense' + (f' ({each})' if len(asked) > 1 else '')
 
 
 def node_status(node: str, stage: Stage, waits_for: str, failure: Exception | None) -> DiagnosticStatus:
@@ -198,7 +207,7 @@ def model_status(node: str, stats: WorkerStats, queue_size: int) -> DiagnosticSt
     if stats.last_error:
         level, message = (
             ERROR,
-            (f'{stats.last_error} The state is computed again with the next picture; restart the node if this stays.'),
+            (f'{stats.last_error} The next question computes the state again; restart the node if this stays.'),
         )
     elif full := [camera for camera, count in stats.waiting.items() if count >= queue_size]:
         level, message = (

@@ -170,7 +170,8 @@ class SceneNode(LifecycleNode):
         if self._cameras is None:
             self._cameras = Cameras(self, self._observe, self._forget)
             self._camera_monitor = CameraMonitor(self._cameras)
-        worker = ModelWorker(self.config, self._cameras.on_refresh, self._cameras.on_refused, self._on_watch)
+        cameras = self._cameras
+        worker = ModelWorker(self.config, cameras.on_refresh, cameras.on_refused, self._on_watch, cameras.on_dropped)
         worker.start(self._monitor.publish)
         self._worker = worker
         try:
@@ -244,8 +245,8 @@ class SceneNode(LifecycleNode):
         ask = self._worker.ask_cold if cold else self._worker.ask
         return ask(request.camera, question_of(request), self.get_clock().now().nanoseconds, cancel, listener)
 
-    def _observe(self, frame: Frame) -> bool:
-        return self._worker.observe(frame)
+    def _observe(self, frame: Frame) -> None:
+        self._worker.observe(frame)
 
     def _forget(self, camera: str = '') -> None:
         """Reset a camera. camera '': every camera."""

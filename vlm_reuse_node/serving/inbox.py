@@ -17,6 +17,9 @@
 A new frame replaces the waiting frame of its camera, so memory does not grow with the frame rate. The model has three
 lanes, in this order: planners' questions, standing questions, and frames that cannot be looked at without the model. In
 each lane the cameras take turns. A lane that was skipped MOST_SKIPPED times is served next, so no lane starves.
+
+Only one thread at a time looks at a camera's frame or resets the camera. So a question finds every frame that came
+before it looked at, and no frame that came before a reset is looked at after it.
 """
 
 import threading
@@ -73,7 +76,7 @@ class _CameraQueues:
 
 
 class Inbox:
-    """The queue of work. Any thread adds to it; only the model's thread takes from it."""
+    """The queue of work. Any thread adds to it; the model's thread and the looks' thread take from it."""
 
     def __init__(self) -> None:
         """Start empty and open."""
@@ -82,10 +85,10 @@ class Inbox:
         self._questions, self._standing = _CameraQueues(), _CameraQueues()
         self._frames: dict[str, Frame] = {}  # for the looks; the frame that has waited longest comes first
         self._first_frames: dict[str, Frame] = {}  # frames that need the model
+        self._looked_at: str | None = None  # the camera whose frame the looks have taken
+        self._held: str | None = None  # the camera whose frame or reset the model's thread has taken
         self._is_woken = False
-        self._skipped: Counter[int] = (
-            Counter()
-        )  # how often each lane was skipped: questions, standing questions, frames
+        self._skipped: Counter[int] = Counter()  # skips of each lane: questions, standing questions, frames
         self.is_open = True
 
     def __len__(self) -> int:
@@ -97,21 +100,27 @@ class Inbox:
         with self._changed:
             return self._questions.counts()
 
-    def put_frame(self, frame: Frame) -> bool:
-        """Add the newest frame of a camera. Returns False when it replaced a waiting frame."""
+    def put_frame(self, frame: Frame) -> Frame | None:
+        """Add the newest frame of a camera. Returns the waiting frame that it replaced."""
         with self._changed:
-            replaced = frame.camera in self._frames or frame.camera in self._first_frames
-            self._first_frames.pop(frame.camera, None)
+            first = self._first_frames.pop(frame.camera, None)
+            replaced = self._frames.get(frame.camera, first)
             self._frames[frame.camera] = frame
             self._changed.notify_all()
-        return not replaced
+        return replaced
 
-    def put_first_frame(self, frame: Frame) -> None:
-        """Add a frame that cannot be looked at without the model. A newer frame of its camera replaces it."""
+    def put_first_frame(self, frame: Frame) -> bool:
+        """Add a frame that cannot be looked at without the model. Returns False when a newer one has replaced it.
+
+        A frame whose camera is to be reset is forgotten.
+        """
         with self._changed:
-            if frame.camera not in self._frames:
+            if frame.camera in self._frames:
+                return False
+            if not self._is_to_be_reset(frame.camera):
                 self._first_frames[frame.camera] = frame
                 self._changed.notify_all()
+        return True
 
     def put_question(self, queued: QueuedQuestion, limit: int) -> bool:
         """Add a planner's question. Returns False when closed, or when `limit` questions about its camera wait."""
@@ -141,6 +150,7 @@ class Inbox:
     def next(self, wait_s: float | None = None) -> Reset | QueuedQuestion | Frame | None:
         """Wait for the model's next item and take it. Returns None when closed, and after `wake`.
 
+        Until `finish`, no frame of the camera of a reset or frame is handed to the looks.
         wait_s: return None when there is no item after this many seconds. None: wait without limit.
         """
 
@@ -152,7 +162,16 @@ class Inbox:
             self._is_woken = False
             if not self.is_open:
                 return None
-            return self._resets.popleft() if self._resets else self._next_by_lane()
+            item = self._next_reset() if self._resets else self._next_by_lane()
+            if isinstance(item, Reset | Frame):
+                self._held = item.camera
+            return item
+
+    def finish(self) -> None:
+        """Say that the model's thread has done with the reset or frame that it took last."""
+        with self._changed:
+            self._held = None
+            self._changed.notify_all()
 
     def wake(self) -> None:
         """Let `next` return, because there may be upkeep to do."""
@@ -161,15 +180,25 @@ class Inbox:
             self._changed.notify_all()
 
     def next_frame(self) -> Frame | None:
-        """Wait for the next frame to look at and take it. Returns None when closed."""
+        """Wait for the next frame to look at and take it. The look at the last one has ended. None when closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._frames or not self.is_open)
-            return self._frames.pop(next(iter(self._frames))) if self.is_open else None
+            self._looked_at = None
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._next_camera() or not self.is_open)
+            if not self.is_open:
+                return None
+            self._looked_at = self._next_camera()
+            return self._frames.pop(self._looked_at)
 
     def take_frame(self, camera: str) -> Frame | None:
-        """Take a camera's waiting frame before its turn."""
+        """Take a camera's waiting frame before its turn, for the model's thread. Call `finish` after the look at it.
+
+        First waits until the look at an older frame has ended.
+        """
         with self._changed:
-            return self._drop_frames(camera)
+            self._changed.wait_for(lambda: self._looked_at != camera)
+            self._held = camera
+            return None if self._is_to_be_reset(camera) else self._drop_frames(camera)
 
     def take_leaving(self, default_timeout_s: float) -> list[QueuedQuestion]:
         """Take all questions that were cancelled or timed out. When closed, take all questions."""
@@ -185,6 +214,19 @@ class Inbox:
         with self._changed:
             self.is_open = False
             self._changed.notify_all()
+
+    def _next_camera(self) -> str | None:
+        """The camera whose frame is looked at next; none of which the model's thread has an item."""
+        ready = (camera for camera in self._frames if camera != self._held and not self._is_to_be_reset(camera))
+        return next(ready, None)
+
+    def _is_to_be_reset(self, camera: str) -> bool:
+        return Reset(camera) in self._resets
+
+    def _next_reset(self) -> Reset:
+        """Take the first reset, once the look at an older frame of its camera has ended."""
+        self._changed.wait_for(lambda: self._looked_at != self._resets[0].camera)
+        return self._resets.popleft()
 
     def _next_by_lane(self) -> QueuedQuestion | Frame | None:
         """Take from the first lane that is not empty, or from a lane that was skipped MOST_SKIPPED times."""

@@ -40,8 +40,8 @@ class Looks:
     def _run(self) -> None:
         while (frame := self._inbox.next_frame()) is not None:
             session = self._loop.session(frame.camera)
-            if session is None or not session.can_look(frame):
-                self._inbox.put_first_frame(frame)
-            else:
+            if session and session.can_look(frame):
                 self._loop.look(session, frame)
                 self._inbox.wake()
+            elif not self._inbox.put_first_frame(frame):
+                self._loop.drop(frame)

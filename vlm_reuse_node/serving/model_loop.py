@@ -55,14 +55,16 @@ class ModelLoop:
         tally: Tally,
         on_refresh: Callable[[Frame, Refresh], None],
         on_refused: Callable[[Frame, ImageError], None] | None,
+        on_dropped: Callable[[Frame], None] | None,
     ) -> None:
-        """Prepare; call `load` next. on_refresh, on_refused: as for `ModelWorker`."""
+        """Prepare; call `load` next. on_refresh, on_refused, on_dropped: as for `ModelWorker`."""
         self.config = config
         self._inbox, self._tally = inbox, tally
-        self._on_refresh, self._on_refused = on_refresh, on_refused
+        self._on_refresh, self._on_refused, self._on_dropped = on_refresh, on_refused, on_dropped
         self._vlm: Vlm | None = None
         self._sessions: dict[str, SceneSession] = {}
         self._wait_s: float | None = None  # until upkeep may be due
+        self._kept_up = ''  # the camera that did the last stage of upkeep
 
     def load(self) -> None:
         """Load the model and test it. Raises ModelError or ConfigError as `loading.load` and `rehearse` do."""
@@ -102,7 +104,7 @@ class ModelLoop:
         return self._sessions.get(camera)
 
     def _step(self) -> None:
-        """Process one item. If no question waits then, let the sessions do one stage of upkeep each."""
+        """Process one item. If no question waits then, do one stage of upkeep."""
         item = self._inbox.next(self._wait_s)
         if item is not None:
             self._do(item)
@@ -110,22 +112,34 @@ class ModelLoop:
         self._tally.note_sessions({camera: session.status for camera, session in self._sessions.items()})
 
     def _work(self) -> float | None:
-        """Let each session do one stage of upkeep. Returns the seconds until the next stage; None: nothing is due."""
-        waits_s = []
-        for session in list(self._sessions.values()):
+        """Do one stage of upkeep of the first session in turn that has one due.
+
+        Returns the seconds until the next stage; None: nothing is due.
+        """
+        cameras, waits_s = list(self._sessions), []
+        first = cameras.index(self._kept_up) + 1 if self._kept_up in cameras else 0
+        for camera in cameras[first:] + cameras[:first]:
+            session = self._sessions[camera]
             session.config = self.config
-            waits_s.append(session.work(self._check_idle))
-        return min((wait_s for wait_s in waits_s if wait_s is not None), default=None)
+            wait_s = session.work(self._check_idle)
+            if wait_s == 0:
+                self._kept_up = camera
+                return wait_s
+            if wait_s is not None:
+                waits_s.append(wait_s)
+        return min(waits_s, default=None)
 
     def _do(self, item: Reset | QueuedQuestion | Frame) -> None:
         """Process one item of any kind. A question always gets an answer."""
         if isinstance(item, QueuedQuestion):
             self._serve(item)
-        elif session := self._session(item.camera):
-            if isinstance(item, Frame):
-                self.look(session, item)
-            else:
-                session.reset()
+        else:
+            if session := self._session(item.camera):
+                if isinstance(item, Frame):
+                    self.look(session, item)
+                else:
+                    session.reset()
+            self._inbox.finish()
 
     def _serve(self, queued: QueuedQuestion) -> None:
         """Answer a question. An unexpected error, such as a field of a wrong type, does not drop the camera's state."""
@@ -152,8 +166,10 @@ class ModelLoop:
 
     def look(self, session: SceneSession, frame: Frame) -> None:
         """Let a session look at a frame. May be called from any thread while `session.can_look(frame)`."""
+        session.config = self.config
         try:
-            session.look(frame)
+            if session.look(frame) is None:
+                self.drop(frame)
         except ImageError:
             pass  # on_refused was called: the model is fine
         except Exception as error:
@@ -163,17 +179,29 @@ class ModelLoop:
             self._tally.last_error = message
 
     def _answer(self, session: SceneSession, queued: QueuedQuestion) -> Answer:
-        """Answer one question. The session first looks at the waiting frame."""
+        """Answer one question. The waiting frame is looked at first."""
         listener = queued.listener and partial(notify, queued.listener)
         answer = (session.ask_cold if queued.cold else session.ask)(
             queued.question,
             now_ns=queued.now_ns,
             turn=Turn(queued.asked_s, partial(self._must_stop, queued), listener),
-            newest=partial(self._inbox.take_frame, queued.camera),
+            newest=partial(self._look_at_waiting, session, queued.camera),
         )
         if answer.status is Status.MODEL_ERROR:
             self._tally.last_error = answer.message
+        elif answer.status is Status.OK:
+            self._tally.last_error = ''
         return answer
+
+    def _look_at_waiting(self, session: SceneSession, camera: str) -> None:
+        """Look at the frame that waits, and leave none to the session."""
+        if frame := self._inbox.take_frame(camera):
+            self.look(session, frame)
+        self._inbox.finish()
+
+    def drop(self, frame: Frame) -> None:
+        """Report a frame that a newer one has replaced. May be called from any thread."""
+        notify(self._on_dropped, frame)
 
     def _check_idle(self) -> None:
         """Called between two stages of upkeep. Raises Halt when a question waits, and after `stop`."""

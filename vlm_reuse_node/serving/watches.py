@@ -56,6 +56,7 @@ class Watches:
         self._lock = Lock()
         self._watches: dict[int, Watch] = {}
         self._waiting: dict[int, Future[Answer]] = {}
+        self._newer: dict[int, Frame] = {}  # frames that affect a question which is at the model already
         self._unanswered: set[int] = set()
         self._approximate: set[int] = set()  # watches whose last answer came from a patched state
 
@@ -84,6 +85,7 @@ class Watches:
                 raise InvalidRequestError(
                     f'There is no standing question {watch_id}; known are {sorted(self._watches) or "none"}.'
                 )
+            self._newer.pop(watch_id, None)
             self._unanswered.discard(watch_id)
             self._approximate.discard(watch_id)
             waiting = self._waiting.pop(watch_id, None)
@@ -95,12 +97,14 @@ class Watches:
         with self._lock:
             return list(self._watches.values())
 
-    def see(self, frame: Frame, refresh: Refresh) -> None:
-        """Ask the questions again that this refresh affects. Called on any thread.
+    def see(self, frame: Frame, refresh: Refresh, max_lag_s: float = 0.0) -> None:
+        """Ask the questions again that this look or refresh affects. Called on any thread.
 
-        These are the questions with a changed cell in their region (after a look: one that has been stale for longer
-        than the question's max_lag_s), and those without an answer. After a refresh of the whole frame they include
-        those whose last answer came from a patched state, because it was approximate.
+        max_lag_s: the lag that a question allows if it does not say how much.
+        These are the questions with a changed cell in their region, and those without an answer. After a look the
+        lag must be more than the question allows, unless there is no state at all: it has no lag. After a refresh of
+        the whole frame they include those whose last answer came from a patched state, because it was approximate.
+        A question that is at the model is asked again afterwards, if its answer comes from an older frame.
         """
         is_whole = refresh.level in (Level.FRAME, Level.FULL)
         with self._lock:
@@ -108,19 +112,25 @@ class Watches:
                 watch
                 for watch in self._watches.values()
                 if watch.camera == frame.camera
-                and watch.watch_id not in self._waiting
                 and (
                     watch.watch_id in self._unanswered
                     or (is_whole and watch.watch_id in self._approximate)
                     or (
-                        (refresh.level != Level.REUSE or refresh.lag_s >= watch.question.max_lag_s)
+                        (
+                            refresh.level != Level.REUSE
+                            or not 0 < refresh.lag_s <= (watch.question.max_lag_s or max_lag_s)
+                        )
                         and watch.region.touches(refresh.changed, frame.size)
                     )
                 )
             ]
-            waiting = [(watch, self._new_future(watch)) for watch in due]
+            self._newer |= {watch.watch_id: frame for watch in due if watch.watch_id in self._waiting}
+            waiting = [(watch, self._new_future(watch)) for watch in due if watch.watch_id not in self._waiting]
         for watch, future in waiting:
-            self._ask(watch, frame.received_ns or frame.stamp_ns, future)
+            self._ask_about(frame, watch, future)
+
+    def _ask_about(self, frame: Frame, watch: Watch, future: Future[Answer]) -> None:
+        self._ask(watch, frame.received_ns or frame.stamp_ns, future)
 
     def _new_future(self, watch: Watch) -> Future[Answer]:
         """Create the future of an answer. It exists before the question is queued, so no answer is missed."""
@@ -129,10 +139,11 @@ class Watches:
         return future
 
     def _on_done(self, watch_id: int, future: Future[Answer]) -> None:
-        """Record an answer, and report it when it replaces the current one."""
+        """Record an answer, and report it when it replaces the current one. Ask again if a newer frame affects it."""
         answer = None if future.cancelled() else future.result()
         with self._lock:
             self._waiting.pop(watch_id, None)
+            newer = self._newer.pop(watch_id, None)
             if (watch := self._watches.get(watch_id)) is None:
                 return
             self._unanswered.discard(watch_id)
@@ -144,7 +155,10 @@ class Watches:
                 self._approximate.discard(watch_id)
             else:
                 self._approximate.add(watch_id)
-            if not watch.is_replaced_by(answer):
-                return
-            self._watches[watch_id] = replace(watch, answer=answer)
-        self._on_answer(replace(watch, answer=answer), watch.answer)
+            is_new = watch.is_replaced_by(answer)
+            kept = self._watches[watch_id] = replace(watch, answer=answer) if is_new else watch
+            again = self._new_future(kept) if newer and answer.stamp_ns < newer.stamp_ns else None
+        if is_new:
+            self._on_answer(kept, watch.answer)
+        if again:
+            self._ask_about(newer, kept, again)

@@ -28,7 +28,7 @@ from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, ImageError, InvalidRequestError
 from vlm_reuse_node.model.loading import device_bytes
 from vlm_reuse_node.scene.frame import Frame
-from vlm_reuse_node.scene.refresh import Refresh
+from vlm_reuse_node.scene.refresh import Level, Refresh
 from vlm_reuse_node.serving.inbox import Inbox
 from vlm_reuse_node.serving.listener import notify
 from vlm_reuse_node.serving.looks import Looks
@@ -54,24 +54,28 @@ class ModelWorker:
         on_refresh: Callable[[Frame, Refresh], None] | None = None,
         on_refused: Callable[[Frame, ImageError], None] | None = None,
         on_watch: Callable[[Watch, Answer | None], None] | None = None,
+        on_dropped: Callable[[Frame], None] | None = None,
     ) -> None:
-        """Prepare. `start` loads the model and starts the thread.
+        """Prepare. `start` loads the model and starts the threads.
 
-        All callbacks run on the worker's threads and must not block.
+        Callbacks run on the worker's threads, on_dropped also on the thread that calls `observe`. They must not block.
         on_refresh: called after each look at a frame and after each refresh; looks and refreshes have two threads.
         on_refused: called after each frame that the model cannot take, such as an extremely wide one.
         on_watch: called with a standing question that has a new answer, and with its previous answer.
+        on_dropped: called once with each frame that is not looked at, because a newer one of its camera came first.
         """
         self._config, self._on_refresh = config, on_refresh
         self._inbox, self._tally = Inbox(), Tally()
         self._watches = Watches(self._ask_standing, partial(notify, on_watch))
-        self._loop = ModelLoop(config, self._inbox, self._tally, self._on_frame_refreshed, on_refused)
+        self._loop = ModelLoop(config, self._inbox, self._tally, self._on_frame_refreshed, on_refused, on_dropped)
         self._looks = Looks(self._inbox, self._loop)
         self._ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name='model', daemon=True)
 
     def start(self, meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Start the thread and load the model on it. Returns when the model is ready. Call it once.
+        """Start the model's thread and load the model on it, then start to look. Returns when the model is ready.
+
+        Call it once.
 
         meanwhile: called every second while the model loads.
         Raises ModelError when the model cannot be loaded, and ConfigError when system_prompt holds special tokens of
@@ -86,15 +90,15 @@ class ModelWorker:
             self._thread.join()  # MLX aborts the process if it exits while this thread still frees its streams
             raise
 
-    def observe(self, frame: Frame) -> bool:
-        """Hand over a frame of `frame.camera`. Never blocks.
+    def observe(self, frame: Frame) -> None:
+        """Hand over a frame of `frame.camera`. Never blocks. An older frame that still waits is dropped.
 
-        Returns False when it replaced an older frame that still waited.
         Raises ImageError('camera', ...) for a camera that is not configured.
         """
         if frame.camera not in self._config.cameras:
             raise ImageError('camera', self._config.unknown_camera(frame.camera))
-        return self._inbox.put_frame(frame)
+        if replaced := self._inbox.put_frame(frame):
+            self._loop.drop(replaced)
 
     def ask(
         self,
@@ -175,9 +179,9 @@ class ModelWorker:
             self._inbox.put_reset(camera)
 
     def stop(self, meanwhile: Callable[[], None] = lambda: None) -> None:
-        """End the thread after the step that is running. Open questions are answered CANCELLED. May be called twice.
+        """End both threads after the step that is running. Open questions are answered CANCELLED. May be called twice.
 
-        meanwhile: called every second until the thread has ended.
+        meanwhile: called every second until the threads have ended.
         """
         self._inbox.close()
         if self._thread is threading.current_thread():
@@ -212,12 +216,13 @@ class ModelWorker:
             future.cancel()
 
     def _on_frame_refreshed(self, frame: Frame, refresh: Refresh) -> None:
-        self._tally.last_error = ''
-        self._watches.see(frame, refresh)
+        if refresh.level is not Level.REUSE:
+            self._tally.last_error = ''
+        self._watches.see(frame, refresh, self._config.max_lag_s)
         notify(self._on_refresh, frame, refresh)
 
     def _run(self) -> None:
-        """The body of the thread."""
+        """The body of the model's thread. It ends after the looks have ended."""
         try:
             self._loop.load()
         except Exception as error:

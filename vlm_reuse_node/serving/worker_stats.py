@@ -29,7 +29,7 @@ class WorkerStats:
     model: the loaded model's name, '' before `start`.
     waiting: number of planners' questions that wait now, by camera; without the one that is being answered.
     answers: number of answers, by status name.
-    last_error: the newest failure of the model; '' after a frame was observed without failure.
+    last_error: the newest failure; '' after the model has answered or refreshed without failure.
     sessions: what each camera's session holds and has done.
     watches: number of standing questions.
     device_bytes: memory held by MLX: the weights, every state, and buffers for reuse.
