@@ -32,8 +32,12 @@ class Account:
     spent: all work so far. cold: what cold-dense would have needed for the same questions.
     """
 
-    def __init__(self) -> None:
-        """Start without credit."""
+    def __init__(self, measures_time: bool = True) -> None:
+        """Start without credit.
+
+        measures_time: whether the credit must cover work in time too. Without, what it covers is the same every time.
+        """
+        self._measures_time = measures_time
         self.spent, self.cold = Work(), Work()
         self._tokens = self._ms = 0.0  # the credit, in both measures
         self._dearest = Work()  # the question that was the dearest for cold-dense
@@ -57,8 +61,8 @@ class Account:
         self._ms -= spent.ms
 
     def covers(self, expected: Work) -> bool:
-        """Whether the credit pays for this much work, in tokens and in time."""
-        return expected.tokens <= self._tokens and expected.ms <= self._ms
+        """Whether the credit pays for this much work, in tokens and, where time is measured, in time."""
+        return expected.tokens <= self._tokens and (not self._measures_time or expected.ms <= self._ms)
 
     @property
     def totals(self) -> Totals:

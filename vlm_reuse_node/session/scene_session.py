@@ -67,18 +67,20 @@ class SceneSession:
         on_refresh: Callable[[Frame, Refresh], None] = lambda frame, refresh: None,
         on_refused: Callable[[Frame, ImageError], None] = lambda frame, error: None,
         clock: Callable[[], float] = time.perf_counter,
+        measures_time: bool = True,
     ) -> None:
         """Start without a frame.
 
         on_refresh: called after every look at a frame, and after every refresh; on the thread that does it.
         on_refused: called after every frame that the model cannot take.
         clock: seconds; upkeep takes the rhythm of the questions from it.
+        measures_time: whether upkeep must be covered by credit in time too, not in tokens alone. See `Account`.
         Raises ConfigError when config.system_prompt holds special tokens of the model.
         """
         self.config = config
         self._vlm, self._camera, self._on_refresh, self._on_refused = vlm, camera, on_refresh, on_refused
         self._template_for = cache(lambda frames: vlm.template(config.system_prompt, frames))
-        self._account = Account()
+        self._account = Account(measures_time)
         self._answerer = Answerer(vlm, self._template_for(1))
         self._refresher = Refresher(vlm, self._template_for, camera, lambda: self._account.totals)
         self._auditor = Auditor(vlm, self._template_for, self._answerer, camera)
