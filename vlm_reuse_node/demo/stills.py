@@ -37,7 +37,8 @@ def choose_stills(looks: Sequence[Look], jpegs: Mapping[float, bytes]) -> tuple[
     """Return up to three pictures in order: before a change, the change, after it.
 
     jpegs: the overlays by `Look.picture_s`. A change of which only a part was computed is the better example, and of
-    several changes the middle one is taken. Without any change it is the first picture alone.
+    several changes the middle one is taken. Without any change it is the first picture alone. What is stale and waits
+    is hatched in them.
     """
     shown = [look for look in looks if look.picture_s in jpegs]
     changes = [index for index in range(1, len(shown)) if shown[index].tokens_paid and not shown[index - 1].tokens_paid]
