@@ -104,7 +104,7 @@ def test_what_pictures_cost_adds_up():
 
 @pytest.mark.parametrize('order', [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
 def test_a_picture_is_one_look_with_all_that_was_computed_from_it(order):
-    messages = [look(0.5, 0), look(0.5, 20, 'patch'), look(0.5, 100, 'frame')]
+    messages = [replace(look(0.5, 0), tokens_stale=20), look(0.5, 20, 'patch'), look(0.5, 100, 'frame')]
     first, second, third = (messages[number] for number in order)
     assert first.together(second).together(third) == Look(0.5, 'frame', 'why', 100, 120, 3.0, 80.0)
 
@@ -149,13 +149,17 @@ def jpeg(value):
     return cv2.imencode('.jpg', np.full((48, 64, 3), value, np.uint8))[1].tobytes()
 
 
-def test_stills_show_a_change_between_quiet_pictures(tmp_path):
-    paid = [100, 0, 0, 100, 100, 0, 0]
-    looks = [look(index / 10, tokens) for index, tokens in enumerate(paid)]
-    stills = choose_stills(looks, {each.picture_s: jpeg(9) for each in looks})
-    assert [still.look.picture_s for still in stills] == [0.2, 0.3, 0.5]
+def test_stills_show_a_change_that_waits_its_refresh_and_quiet_after(tmp_path):
+    paid, stale = [0, 100, 0, 0, 100, 100, 0, 0, 0], [100, 0, 0, 9, 0, 0, 7, 0, 0]
+    looks = [
+        replace(look(index / 10, tokens), tokens_stale=waiting)
+        for index, (tokens, waiting) in enumerate(zip(paid, stale))
+    ]
+    stills = choose_stills(looks, {each.picture_s: jpeg(round(200 * each.picture_s)) for each in looks})
+    assert [still.look.picture_s for still in stills] == [0.3, 0.4, 0.7]
     write_still(stills, tmp_path / 'overlay.png')
-    assert cv2.imread(str(tmp_path / 'overlay.png')).shape == (48, 128, 3)
+    written = cv2.imread(str(tmp_path / 'overlay.png'))
+    assert written.shape == (48, 128, 3) and written[:, :64].mean() < 100 < written[:, 64:].mean()
 
 
 def test_a_change_that_was_paid_in_part_is_the_better_still():

@@ -106,6 +106,7 @@ class Recorder:
             message.visual_tokens_refreshed,
             message.change_ms,
             message.vision_ms + message.prefill_ms,
+            message.visual_tokens_stale,
         )
         known = self._looks.get(look.picture_s)
         self._looks[look.picture_s] = known.together(look) if known else look

@@ -212,12 +212,13 @@ def _costs(summary: Summary) -> list[tuple[str, str]]:
 
 def _still_view(still: Still) -> dict:
     look = still.look
+    done = 'nothing computed'
+    if look.tokens_paid:
+        share = paid_text(look.tokens_paid, look.tokens)
+        done = f'level {look.level}, {share} of the cells computed in {look.refresh_ms:.1f}\u00a0ms'
     return {
         'uri': f'data:image/jpeg;base64,{b64encode(still.jpeg).decode()}',
-        'caption': (
-            f'{look.picture_s:.1f} s, level {look.level}: {paid_text(look.tokens_paid, look.tokens)} of the cells paid '
-            f'for in {look.refresh_ms:.1f}\u00a0ms ({look.reason})'
-        ),
+        'caption': f'{look.picture_s:.1f} s: {done} ({look.reason})',
     }
 
 

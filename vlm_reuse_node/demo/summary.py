@@ -114,6 +114,7 @@ class Look:
 
     level, reason: of the dearest refresh from it; of the look, without one.
     tokens, tokens_paid: visual tokens of the picture, and how many were computed.
+    tokens_stale: of those that were not computed, how many differ from the kept state and wait.
     look_ms: time of the change detector, without the model. refresh_ms: of vision tower and language model.
     """
 
@@ -124,6 +125,7 @@ class Look:
     tokens_paid: int = 0
     look_ms: float = 0.0
     refresh_ms: float = 0.0
+    tokens_stale: int = 0
 
     def together(self, other: 'Look') -> 'Look':
         """Return what is known of the same picture with what another message says about it."""
@@ -133,6 +135,7 @@ class Look:
             tokens_paid=self.tokens_paid + other.tokens_paid,
             look_ms=self.look_ms + other.look_ms,
             refresh_ms=self.refresh_ms + other.refresh_ms,
+            tokens_stale=min(self.tokens_stale, other.tokens_stale),
         )
 
 
