@@ -115,7 +115,7 @@ def test_the_bill_tells_work_of_the_model_from_looking():
     html = page(summary())
     for text in (
         '0.01 s for 2 of 5 pictures; warm questions waited for 0.00 s',
-        '0.01 s of a processor, without the model',
+        '0.01 s of a processor to find changes, without the model',
     ):
         assert text in html, text
 

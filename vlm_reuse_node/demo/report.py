@@ -203,10 +203,10 @@ def _costs(summary: Summary) -> list[tuple[str, str]]:
             f'{seconds(summary.refresh_ms)} for {refreshed} of {len(summary.looks)} pictures; warm questions waited '
             f'for {seconds(waited_ms)} of it',
         ),
-        ('Warm answers, with what they waited for', f'{seconds(summary.warm_ms)} for {pairs} questions'),
-        ('The same questions ' + DENOMINATOR, f'{seconds(summary.cold_ms)} for {pairs} questions'),
-        ('Looking for changes', f'{seconds(summary.look_ms)} of a processor, without the model'),
-        ('Answers are counted in', TIME_MEANT),
+        ('Warm answers', f'{seconds(summary.warm_ms)} for {pairs} questions, with the refreshes that they waited for'),
+        ('Cold answers', f'{seconds(summary.cold_ms)} for the same questions, {DENOMINATOR}'),
+        ('Looking', f'{seconds(summary.look_ms)} of a processor to find changes, without the model'),
+        ('Answers', f'counted in {TIME_MEANT}'),
     ]
 
 
