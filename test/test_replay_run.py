@@ -408,9 +408,11 @@ def test_without_ray_its_option_says_what_to_install(arguments, tmp_path, capsys
 
 
 @pytest.fixture(scope='module')
-def restless(questions, model_dir, tmp_path_factory):
-    """Results of a bag in which every picture is another one, and what the meter counted for all arms together."""
+def restless(model_dir, tmp_path_factory):
+    """Results of a bag with another picture twice a second and a question every second; and what the meter counted."""
     folder = tmp_path_factory.mktemp('restless')
+    questions = folder / 'questions.yaml'
+    questions.write_text(yaml.safe_dump({'questions': [{'question': 'what is it', 'every_s': 1.0, 'max_tokens': 3}]}))
     bag = write_bag(folder / 'bag', {TOPIC: frames(12, changes_at=tuple(range(12)))})
     counted, run, warm_up = [], jobs.Replay.run, jobs.Replay._warm_up
 
@@ -453,3 +455,23 @@ def test_the_default_policy_does_the_same_whichever_arms_run_beside_it(arguments
     for kind in ('answers', 'pictures', 'upkeep'):
         of_default = [[row for row in each[kind] if row['arm'] == 'default'] for each in (alone, found)]
         assert results.without_times(of_default[0]) == results.without_times(of_default[1])
+
+
+@pytest.mark.parametrize('asked_s, level', [(2.5, 'frame'), (2.7, 'reuse')])
+def test_upkeep_is_done_only_in_the_idle_time_between_a_picture_and_the_next_event(model_dir, tmp_path, asked_s, level):
+    # Three follow-ups earn the credit. The scene changes at 2.0 s, and has settled in the picture at 2.5 s.
+    bag = write_bag(tmp_path / 'bag', {TOPIC: frames(7, changes_at=(4,))})
+    questions = tmp_path / 'questions.yaml'
+    asked = {'question': 'what is it', 'at_s': [0.1, 0.6, 1.1, 1.6, asked_s], 'max_tokens': 2}
+    questions.write_text(yaml.safe_dump({'questions': [asked]}))
+    options = [str(bag), '--questions', str(questions), '--model', str(model_dir), '--out', str(tmp_path / 'out')]
+    assert cli.main([*options, '--arms', 'on-demand']) == 0
+    found = results.read(tmp_path / 'out' / 'results.json')
+    levels = {arm: [row['level'] for row in found['answers'] if row['arm'] == arm] for arm in ('default', 'on-demand')}
+    assert levels['default'] == ['full', 'reuse', 'reuse', 'reuse', level]
+    assert levels['on-demand'] == ['full', 'reuse', 'reuse', 'reuse', 'frame']
+    upkeep = [(row['arm'], row['picture_s']) for row in found['upkeep']]
+    assert upkeep == ([('default', 2.5)] if level == 'reuse' else [])
+    # The same work, whether a question waited for it or not.
+    works = [found['counts'][arm]['work'] | {'upkeep_tokens': None} for arm in ('default', 'on-demand')]
+    assert works[0] == works[1]

@@ -53,8 +53,8 @@ def _over_time(results: dict, rows: RowIndex) -> Iterator[dict]:
         yield _view(
             f'What was paid for, over time{name}',
             over_time(rows, bag, camera),
-            f'Arm {POLICY}. For questions and as upkeep. The line is the refresh ratio so far: the share of all visual '
-            f'tokens that was computed. In effect 1 + (N - 1) times that ratio pictures were computed: '
+            f'Arm {POLICY}; what was computed for questions and as upkeep. The line is the refresh ratio so far: the '
+            f'share of all visual tokens that was computed. In effect 1 + (N - 1) times that ratio pictures were computed: '
             f'{results["ratios"][POLICY]["effective_pictures"]:.1f} of N = '
             f'{results["counts"][POLICY]["looks"]["pictures"]}, all bags together.',
         )
