@@ -27,6 +27,7 @@ from replay_bags import frames, truncate, write_bag
 from rounding import choice_bound
 
 from vlm_reuse_node.config import Config
+from vlm_reuse_node.model.work import Cost
 from vlm_reuse_node.replay import cli, jobs, results
 from vlm_reuse_node.replay.arms import ARMS
 from vlm_reuse_node.replay.journal import NAME, read_rows
@@ -457,8 +458,12 @@ def test_the_default_policy_does_the_same_whichever_arms_run_beside_it(arguments
         assert results.without_times(of_default[0]) == results.without_times(of_default[1])
 
 
+@pytest.mark.parametrize('step_ms', [0.0, 1e9])
 @pytest.mark.parametrize('asked_s, level', [(2.5, 'frame'), (2.7, 'reuse')])
-def test_upkeep_is_done_only_in_the_idle_time_between_a_picture_and_the_next_event(model_dir, tmp_path, asked_s, level):
+def test_upkeep_is_done_in_the_idle_time_after_a_picture_however_slow_the_machine_is(
+    model_dir, tmp_path, monkeypatch, asked_s, level, step_ms
+):
+    monkeypatch.setattr(Cost, 'ms', lambda cost, tokens: step_ms)
     # Three follow-ups earn the credit. The scene changes at 2.0 s, and has settled in the picture at 2.5 s.
     bag = write_bag(tmp_path / 'bag', {TOPIC: frames(7, changes_at=(4,))})
     questions = tmp_path / 'questions.yaml'

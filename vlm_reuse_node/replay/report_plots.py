@@ -54,8 +54,8 @@ def _over_time(results: dict, rows: RowIndex) -> Iterator[dict]:
             f'What was paid for, over time{name}',
             over_time(rows, bag, camera),
             f'Arm {POLICY}; what was computed for questions and as upkeep. The line is the refresh ratio so far: the '
-            f'share of all visual tokens that was computed. In effect 1 + (N - 1) times that ratio pictures were computed: '
-            f'{results["ratios"][POLICY]["effective_pictures"]:.1f} of N = '
+            f'share of all visual tokens that was computed. In effect 1 + (N - 1) times that ratio pictures were '
+            f'computed: {results["ratios"][POLICY]["effective_pictures"]:.1f} of N = '
             f'{results["counts"][POLICY]["looks"]["pictures"]}, all bags together.',
         )
 
