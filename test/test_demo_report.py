@@ -23,14 +23,16 @@ from vlm_reuse_node.demo.report import render
 from vlm_reuse_node.demo.sidecar import PlannedQuestion
 from vlm_reuse_node.demo.stills import Still
 from vlm_reuse_node.demo.summary import CameraCounts, Look, Reply, Row, Summary
+from vlm_reuse_node.replay.figures import factor
 from vlm_reuse_node.replay.truth import Truth
+from vlm_reuse_node.scene.refresh import Totals
 
 
-def summary(text='red', warm_ms=10.0, cold_ms=50.0, paid=(100, 0, 0, 100, 0), rows=4):
+def summary(text='red', warm_ms=10.0, cold_ms=50.0, paid=(100, 0, 0, 100, 0), rows=4, work_ms=80.0):
     question = PlannedQuestion(1.0, text, (text,), text, (Truth(0.0, 9.0, text),))
     replies = (Reply('OK', text, text, 0.2, 0.1, text, 112, 8, 0.0, 1.0, ms - 1) for ms in (warm_ms, cold_ms))
-    looks = tuple(Look(index / 10, text, text, 100, each, 5.0) for index, each in enumerate(paid))
-    return Summary((Row(question, *replies),) * rows, looks, CameraCounts(5, 5))
+    looks = tuple(Look(index / 10, text, text, 100, each, 1.0, 5.0 * (each > 0)) for index, each in enumerate(paid))
+    return Summary((Row(question, *replies),) * rows, looks, CameraCounts(5, 5), Totals(work_ms, 200.0))
 
 
 def page(result, text='x'):
@@ -56,7 +58,11 @@ def test_the_page_needs_nothing_but_itself():
 
 def test_the_verdict_comes_first_with_its_denominators():
     text = re.sub(r'<[^>]+>|\s+', ' ', page(summary()).split('<h2>')[0].split('</style>')[1])
+    assert text.index('0.40 ×') < text.index('5.0 ×')
     for figure in (
+        'the total work of cold-dense: 0.08 s against 0.20 s',
+        'own account of everything it was asked',
+        'All work together took 40 % of the model time of cold-dense.',
         '5.0 ×',
         '10.0 ms warm',
         '50.0 ms cold',
@@ -66,26 +72,35 @@ def test_the_verdict_comes_first_with_its_denominators():
         '200 of 500 visual tokens',
         'as fast as cold-dense on the same picture',
         'in 4 of 4 pairs',
-        's own time, without waiting for the model and DDS), because',
+        's own time, without waiting for the model and DDS): only',
     ):
         assert figure in text, figure
 
 
 @pytest.mark.parametrize(
     'paid, figure',
-    [((1, *[0] * 9), '&lt; 1 %'), ((100,) * 5, '100 %'), ((99, *[100] * 9), '&gt; 99 %'), ((0,) * 5, '0 %')],
+    [
+        ((1, *[0] * 9), '&lt; 1 %'),
+        ((100,) * 5, '100 %'),
+        ((99, *[100] * 9), '&gt; 99 %'),
+        ((0,) * 5, '0 %'),
+        ((150, 100), '125 %'),  # a part of the first picture was computed twice
+    ],
 )
 def test_shares_are_nothing_or_all_only_when_they_are(paid, figure):
     assert f'<b>{figure}</b>' in page(summary(paid=paid))
 
 
 def test_a_verdict_that_is_bad_is_told():
-    assert 'did not pay' in page(summary(warm_ms=50.0, cold_ms=40.0))
+    assert 'took as long as one computed from nothing' in page(summary(warm_ms=50.0, cold_ms=40.0))
+    assert f'was more work than answering from nothing: {factor(1.5)} its model time' in page(summary(work_ms=300.0))
+    assert 'more work' not in page(summary(work_ms=200.0))
     wrong = summary()
     wrong = Summary(
         tuple(Row(row.question, Reply('OK', text='no', picture_s=0.2, decode_ms=1.0), row.cold) for row in wrong.rows),
         wrong.looks,
         wrong.camera,
+        wrong.totals,
     )
     assert 'most of its answers are wrong' in page(wrong)
 
@@ -96,10 +111,13 @@ def test_a_run_in_which_nothing_happened_has_a_page():
     assert 'too short' in html
 
 
-def test_the_whole_bill_says_from_how_many_questions_on_it_pays():
-    # Two pictures of five were paid for, 5 ms each look: 25 ms; a question saves 40 ms.
-    assert 'from question 1 on,' in page(summary())
-    assert '<dd>never: ' in page(summary(warm_ms=50.0, cold_ms=40.0))
+def test_the_bill_tells_work_of_the_model_from_looking():
+    html = page(summary())
+    for text in (
+        '0.01 s for 2 of 5 pictures; warm questions waited for 0.00 s',
+        '0.01 s of a processor to find changes, without the model',
+    ):
+        assert text in html, text
 
 
 def test_diagnostics_are_shown_with_their_values():
@@ -113,6 +131,6 @@ def test_a_question_without_an_answer_shows_its_reason():
 
 
 def test_the_strip_has_a_bar_for_each_picture_that_cost_something():
-    html = page(summary(paid=(100, 0, 50, 0)))
+    html = page(summary(paid=(100, 0, 50, 0, 130)))
     heights = re.findall(r'y="([\d.]+)" width="[\d.]+" height="([\d.]+)"', html.split('class="asked"')[0])
-    assert heights == [('0.00', '100.00'), ('50.00', '50.00')]
+    assert heights == [('0.00', '100.00'), ('50.00', '50.00'), ('0.00', '100.00')]

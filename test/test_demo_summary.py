@@ -25,6 +25,7 @@ from vlm_reuse_node.demo.stills import choose_stills, write_still
 from vlm_reuse_node.demo.summary import CameraCounts, Look, Reply, Row, Summary
 from vlm_reuse_node.demo.table import QuestionTable, closing_lines
 from vlm_reuse_node.replay.truth import Truth
+from vlm_reuse_node.scene.refresh import Totals
 
 QUESTION = PlannedQuestion(1.0, 'what color is the circle', truths=(Truth(0.0, 2.0, 'red'), Truth(3.0, 5.0, 'red')))
 CAMERA = CameraCounts(sent=10, received=9, dropped=2, refused=1)
@@ -39,11 +40,11 @@ def row(warm=None, cold=None):
 
 
 def look(picture_s, paid, level=''):
-    return Look(picture_s, level or ('full' if paid else 'reuse'), 'why', 100, paid, 40.0 if paid else 1.0)
+    return Look(picture_s, level or ('full' if paid else 'reuse'), 'why', 100, paid, 1.0, 40.0 if paid else 0.0)
 
 
-def summary(*rows, looks=()):
-    return Summary(rows, tuple(looks), CAMERA)
+def summary(*rows, looks=(), totals=Totals()):
+    return Summary(rows, tuple(looks), CAMERA, totals)
 
 
 def test_an_answer_is_judged_by_the_truth_of_its_own_picture():
@@ -72,7 +73,7 @@ def test_pairs_with_another_picture_in_between_are_counted_apart():
     result = summary(row(), row(reply(ms=999, cached_ns=5), reply('blue', cached_ns=6)), Row(QUESTION, Reply('STALE')))
     assert (len(result.pairs), result.equal, result.apart) == (1, 1, 1)
     assert result.warm_ms_median == 10
-    assert 'in 1 of 1 pairs (1 more had another picture in between).' in closing_lines(result)[0]
+    assert 'in 1 of 1 pairs (1 more had another picture in between).' in closing_lines(result)[1]
 
 
 def test_counts_and_medians_are_those_worked_out_by_hand():
@@ -98,18 +99,31 @@ def test_what_pictures_cost_adds_up():
     result = summary(looks=[look(0.0, 100), look(0.1, 0), look(0.2, 20, 'patch')])
     assert (result.tokens, result.tokens_paid, result.refresh_ratio) == (300, 120, 0.4)
     assert result.refresh_levels == {'full': 1, 'patch': 1, 'reuse': 1}
-    assert result.refresh_ms == 81
+    assert (result.refresh_ms, result.look_ms) == (80, 3)
+
+
+@pytest.mark.parametrize('order', [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+def test_a_picture_is_one_look_with_all_that_was_computed_from_it(order):
+    messages = [replace(look(0.5, 0), tokens_stale=20), look(0.5, 20, 'patch'), look(0.5, 100, 'frame')]
+    first, second, third = (messages[number] for number in order)
+    assert first.together(second).together(third) == Look(0.5, 'frame', 'why', 100, 120, 3.0, 80.0)
+
+
+def test_the_work_is_the_nodes_own_account():
+    assert summary(totals=Totals(30.0, 60.0)).work_ratio == 0.5 and summary().work_ratio is None
 
 
 def test_nothing_measured_gives_no_figures_rather_than_zeros():
     result = summary()
     assert (result.speedup, result.warm_ms_median, result.refresh_ratio) == (None, None, None)
-    assert 'no speedup' in closing_lines(result)[1]
+    assert 'no work to compare' in closing_lines(result)[0] and 'no speedup' in closing_lines(result)[2]
 
 
 def test_closing_lines_name_their_denominators():
     looks = [look(0.0, 100)] + [look(index / 10, 0) for index in range(1, 300)]
-    answers, times, shares = closing_lines(summary(row(), row(reply('blue')), looks=looks))
+    totals = Totals(3000.0, 6000.0)
+    work, answers, times, shares = closing_lines(summary(row(), row(reply('blue')), looks=looks, totals=totals))
+    assert work.startswith('Total work: 0.50 × that of cold-dense (3.00 s against 6.00 s; ')
     assert answers == '2 of 2 questions answered, 1 right; warm equals cold-dense on the same picture in 1 of 2 pairs.'
     assert 'warm 10.0 ms, cold-dense on the same picture 50.0 ms: 5.0 times as fast (2 pairs; ' in times
     assert 'without waiting for the model and DDS' in times
@@ -135,13 +149,17 @@ def jpeg(value):
     return cv2.imencode('.jpg', np.full((48, 64, 3), value, np.uint8))[1].tobytes()
 
 
-def test_stills_show_a_change_between_quiet_pictures(tmp_path):
-    paid = [100, 0, 0, 100, 100, 0, 0]
-    looks = [look(index / 10, tokens) for index, tokens in enumerate(paid)]
-    stills = choose_stills(looks, {each.picture_s: jpeg(9) for each in looks})
-    assert [still.look.picture_s for still in stills] == [0.2, 0.3, 0.5]
+def test_stills_show_a_change_that_waits_its_refresh_and_quiet_after(tmp_path):
+    paid, stale = [0, 100, 0, 0, 100, 100, 0, 0, 0], [100, 0, 0, 9, 0, 0, 7, 0, 0]
+    looks = [
+        replace(look(index / 10, tokens), tokens_stale=waiting)
+        for index, (tokens, waiting) in enumerate(zip(paid, stale))
+    ]
+    stills = choose_stills(looks, {each.picture_s: jpeg(round(200 * each.picture_s)) for each in looks})
+    assert [still.look.picture_s for still in stills] == [0.3, 0.4, 0.7]
     write_still(stills, tmp_path / 'overlay.png')
-    assert cv2.imread(str(tmp_path / 'overlay.png')).shape == (48, 128, 3)
+    written = cv2.imread(str(tmp_path / 'overlay.png'))
+    assert written.shape == (48, 128, 3) and written[:, :64].mean() < 100 < written[:, 64:].mean()
 
 
 def test_a_change_that_was_paid_in_part_is_the_better_still():

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from html_page import HOSTILE, Page
 from replay_bags import frames
-from test_replay_metrics import answer, picture, question
+from test_replay_metrics import answer, picture, question, upkeep
 
 from vlm_reuse_node.replay.counts import count_rows
 from vlm_reuse_node.replay.negatives import negatives
@@ -66,10 +66,10 @@ def results(drifted=1, warm_ms=2.0, text='blue', complete=True, problems=()):
             }
         ],
     }
-    sorted_rows = RowIndex([*rows, *looks, bag])
+    sorted_rows = RowIndex([*rows, *looks, upkeep('default'), bag])
     counts = count_rows(sorted_rows)
     return {
-        'format': 1,
+        'format': 2,
         'complete': complete,
         'problems': list(problems),
         'counts': counts,
@@ -89,6 +89,7 @@ def results(drifted=1, warm_ms=2.0, text='blue', complete=True, problems=()):
         'questions': sorted_rows.questions,
         'answers': sorted_rows.answers,
         'pictures': sorted_rows.pictures,
+        'upkeep': sorted_rows.upkeep,
     }
 
 
@@ -129,6 +130,10 @@ def test_the_verdict_comes_first_with_its_denominators():
     html = render(results(), {'a': Path('none')}, [])
     first = re.sub(r'<[^>]+>|\s+', ' ', html.split('<h2>')[0].split('</style>')[1])
     for figure in (
+        '0.40 ×',
+        'the total work of cold-dense: 0.02 s of the model',
+        'against 0.06 s for the same 6 questions',
+        '0.80 × its tokens (158 against 198)',
         '5.0 ×',
         '10.0 ms',
         '2.0 ms',

@@ -27,6 +27,7 @@ from replay_bags import frames, truncate, write_bag
 from rounding import choice_bound
 
 from vlm_reuse_node.config import Config
+from vlm_reuse_node.model.work import Cost
 from vlm_reuse_node.replay import cli, jobs, results
 from vlm_reuse_node.replay.arms import ARMS
 from vlm_reuse_node.replay.journal import NAME, read_rows
@@ -100,7 +101,7 @@ def test_every_arm_answers_every_question_about_the_same_pictures(found):
         rows = {row['question']: row for row in found['answers'] if row['arm'] == arm}
         assert set(rows) == numbers and {row['status'] for row in rows.values()} == {'OK'}
         newest = {row['question']: row['picture_s'] for row in found['questions']}
-        if arm in ('cold', 'cold-again', 'frame', 'low-rate', 'last-4', 'newest', 'mlx-vlm'):
+        if arm in ('cold', 'cold-again', 'low-rate', 'last-4', 'newest', 'mlx-vlm'):
             assert all(row['pictures_s'][-1] == newest[number] for number, row in rows.items())
 
 
@@ -114,7 +115,7 @@ def score_bound(vlm, frame):
 
 def test_exact_arms_equal_cold_dense_on_the_same_pictures(found, vlm):
     bound = max(score_bound(vlm, frame) for frame in frames(12)[::4])  # one of each scene
-    for arm in ('cold-again', 'frame', 'newest', 'default'):
+    for arm in ('cold-again', 'newest', 'default', 'on-demand', 'eager'):
         counts = found['counts'][arm]
         assert counts['same_pictures'] and counts['same_pictures_drifted'] == 0, arm
         assert (found['ratios'][arm]['largest_score_difference'] or 0.0) < bound
@@ -122,15 +123,57 @@ def test_exact_arms_equal_cold_dense_on_the_same_pictures(found, vlm):
     assert against['pairs'] == 8 and against['drifted'] == 0
 
 
+def test_a_state_that_is_kept_up_answers_as_the_newest_picture_does(found):
+    # The scenes of this bag differ clearly, and are still in between: the detector misses nothing.
+    for arm in ('default', 'on-demand', 'eager'):
+        assert found['counts'][arm]['pairs'] == 8 and found['counts'][arm]['drifted'] == 0, arm
+
+
 def test_arms_pay_for_what_they_say(found):
     counts, cells = found['counts'], 20
-    assert counts['cold']['visual_tokens_computed'] == counts['frame']['visual_tokens_computed'] == 8 * cells
-    assert counts['default']['visual_tokens_computed'] == counts['reuse']['visual_tokens_computed'] == 0
+    assert counts['cold']['visual_tokens_computed'] == counts['cold-cached']['visual_tokens_computed'] == 8 * cells
     assert counts['last-4']['visual_tokens_computed'] > 3 * 8 * cells
-    assert counts['default']['looks']['levels'] == {'frame': 2, 'full': 1, 'reuse': 9}
-    assert counts['patch']['looks']['visual_tokens'] == counts['default']['looks']['visual_tokens']
+    # Each scene is computed once: when it is asked about, or, by the eager way, when it is seen.
+    for arm in ('default', 'on-demand', 'eager'):
+        assert counts[arm]['looks']['levels'] == {'frame': 2, 'full': 1, 'reuse': 9}, arm
+        assert counts[arm]['looks']['visual_tokens_refreshed'] == 3 * cells
+    assert counts['eager']['visual_tokens_computed'] == counts['reuse']['visual_tokens_computed'] == 0
+    assert (
+        counts['on-demand']['visual_tokens_computed'] == 3 * cells and counts['on-demand']['work']['upkeep_tokens'] == 0
+    )
+    assert counts['patch']['looks']['visual_tokens'] == counts['default']['looks']['visual_tokens'] == 12 * cells
     assert counts['reuse']['looks']['levels'] == {'full': 1, 'reuse': 11}
-    assert counts['cold']['looks'] is None and counts['frame']['looks'] is None
+    assert counts['cold']['looks'] is None
+
+
+def work_of(row):
+    return sum(row['work'].values())
+
+
+def test_a_question_pays_for_what_it_waits_for_and_upkeep_for_the_rest(found):
+    for arm in (name for name, each in ARMS.items() if each.observes):
+        looks = [row for row in found['pictures'] if row['arm'] == arm]
+        answers = [row for row in found['answers'] if row['arm'] == arm]
+        upkeep = {row['picture_s']: row for row in found['upkeep'] if row['arm'] == arm}
+        for row in answers:
+            waited = [look for look in looks if look['question'] == row['question']]
+            assert row['visual_tokens_computed'] == sum(look['visual_tokens_refreshed'] for look in waited)
+            assert row['work']['vision_tokens'] <= row['visual_tokens_computed']
+            assert row['level'] == (waited[-1]['level'] if waited else 'reuse')
+        done = {look['picture_s'] for look in looks if look['question'] is None and look['level'] != 'reuse'}
+        assert done == set(upkeep) and all(work_of(row) > 0 for row in upkeep.values())
+        assert {look['picture_s'] for look in looks} == {number / 2 for number in range(12)}
+
+
+def test_by_default_all_work_is_at_most_that_of_cold_dense_and_by_the_eager_way_it_is_more(found):
+    ratios = {arm: each['work_tokens_ratio'] for arm, each in found['ratios'].items()}
+    assert ratios['cold'] == ratios['cold-again'] == 1.0 and ratios['mlx-vlm'] is None
+    assert ratios['on-demand'] <= ratios['default'] <= 1.0 and ratios['last-4'] > 1.0
+    # Nothing is computed before the first question by default; the eager way computes the first picture before.
+    first = min(row['question'] for row in found['questions'])
+    computed = [row for row in found['pictures'] if row['arm'] == 'default' and row['level'] != 'reuse']
+    assert computed[0]['question'] == first
+    assert found['counts']['eager']['work']['upkeep_tokens'] > found['counts']['default']['work']['upkeep_tokens']
 
 
 def test_the_same_bag_twice_gives_the_same_results_but_for_times(arguments, found, tmp_path, capsys):
@@ -363,3 +406,77 @@ def test_a_ray_cluster_gives_the_same(arguments, found, tmp_path, monkeypatch):
 def test_without_ray_its_option_says_what_to_install(arguments, tmp_path, capsys):
     assert cli.main([*arguments, '--out', str(tmp_path), '--ray', 'local']) == cli.EXIT_FAILED
     assert 'pip install' in capsys.readouterr().err
+
+
+@pytest.fixture(scope='module')
+def restless(model_dir, tmp_path_factory):
+    """Results of a bag with another picture twice a second and a question every second; and what the meter counted."""
+    folder = tmp_path_factory.mktemp('restless')
+    questions = folder / 'questions.yaml'
+    questions.write_text(yaml.safe_dump({'questions': [{'question': 'what is it', 'every_s': 1.0, 'max_tokens': 3}]}))
+    bag = write_bag(folder / 'bag', {TOPIC: frames(12, changes_at=tuple(range(12)))})
+    counted, run, warm_up = [], jobs.Replay.run, jobs.Replay._warm_up
+
+    def metered(method, sign):
+        def call(replay, *given):
+            before = replay._vlm.meter.done
+            result = method(replay, *given)
+            counted.append(sign * (replay._vlm.meter.done - before).tokens)
+            return result
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs.Replay, 'run', metered(run, 1))
+        patch.setattr(jobs.Replay, '_warm_up', metered(warm_up, -1))
+        options = [str(bag), '--questions', str(questions), '--model', str(model_dir), '--out', str(folder / 'out')]
+        assert cli.main(options) == 0
+    return results.read(folder / 'out' / 'results.json'), sum(counted)
+
+
+def test_the_work_of_all_arms_is_what_the_meter_counted(restless):
+    found, counted = restless
+    rows = [row for row in (*found['answers'], *found['upkeep']) if row['work']]
+    assert sum(map(work_of, rows)) == counted
+    for arm, counts in found['counts'].items():
+        own = sum(work_of(row) for row in rows if row['arm'] == arm)
+        work = counts['work'] or dict.fromkeys(('vision_tokens', 'prefill_tokens', 'decode_tokens', 'upkeep_tokens'), 0)
+        assert own == work['vision_tokens'] + work['prefill_tokens'] + work['decode_tokens']
+        assert work['upkeep_tokens'] == sum(work_of(row) for row in found['upkeep'] if row['arm'] == arm)
+
+
+def test_on_a_bag_that_changes_all_the_time_only_the_eager_way_is_more_work_than_cold_dense(restless):
+    ratios = {arm: each['work_tokens_ratio'] for arm, each in restless[0]['ratios'].items()}
+    assert ratios['on-demand'] <= ratios['default'] <= 1.0 < ratios['eager']
+
+
+def test_the_default_policy_does_the_same_whichever_arms_run_beside_it(arguments, found, tmp_path):
+    assert cli.main([*arguments, '--out', str(tmp_path), '--arms', 'cold']) == 0
+    alone = results.read(tmp_path / 'results.json')
+    for kind in ('answers', 'pictures', 'upkeep'):
+        of_default = [[row for row in each[kind] if row['arm'] == 'default'] for each in (alone, found)]
+        assert results.without_times(of_default[0]) == results.without_times(of_default[1])
+
+
+@pytest.mark.parametrize('step_ms', [0.0, 1e9])
+@pytest.mark.parametrize('asked_s, level', [(2.5, 'frame'), (2.7, 'reuse')])
+def test_upkeep_is_done_in_the_idle_time_after_a_picture_however_slow_the_machine_is(
+    model_dir, tmp_path, monkeypatch, asked_s, level, step_ms
+):
+    monkeypatch.setattr(Cost, 'ms', lambda cost, tokens: step_ms)
+    # Three follow-ups earn the credit. The scene changes at 2.0 s, and has settled in the picture at 2.5 s.
+    bag = write_bag(tmp_path / 'bag', {TOPIC: frames(7, changes_at=(4,))})
+    questions = tmp_path / 'questions.yaml'
+    asked = {'question': 'what is it', 'at_s': [0.1, 0.6, 1.1, 1.6, asked_s], 'max_tokens': 2}
+    questions.write_text(yaml.safe_dump({'questions': [asked]}))
+    options = [str(bag), '--questions', str(questions), '--model', str(model_dir), '--out', str(tmp_path / 'out')]
+    assert cli.main([*options, '--arms', 'on-demand']) == 0
+    found = results.read(tmp_path / 'out' / 'results.json')
+    levels = {arm: [row['level'] for row in found['answers'] if row['arm'] == arm] for arm in ('default', 'on-demand')}
+    assert levels['default'] == ['full', 'reuse', 'reuse', 'reuse', level]
+    assert levels['on-demand'] == ['full', 'reuse', 'reuse', 'reuse', 'frame']
+    upkeep = [(row['arm'], row['picture_s']) for row in found['upkeep']]
+    assert upkeep == ([('default', 2.5)] if level == 'reuse' else [])
+    # The same work, whether a question waited for it or not.
+    works = [found['counts'][arm]['work'] | {'upkeep_tokens': None} for arm in ('default', 'on-demand')]
+    assert works[0] == works[1]

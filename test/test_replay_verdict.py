@@ -20,7 +20,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm_reuse_node.replay.figures import counted, factor, milliseconds, p_text, paid_text, share_text, span_text
+from vlm_reuse_node.replay.figures import (
+    counted,
+    factor,
+    milliseconds,
+    p_text,
+    paid_text,
+    seconds,
+    share_text,
+    span_text,
+)
 from vlm_reuse_node.replay.negatives import EXACT, negatives
 from vlm_reuse_node.replay.verdict import sentence, verdict
 
@@ -31,8 +40,10 @@ TIMES = {
     'speedup': 3.0,
     'speedup_low': 2.5,
     'speedup_high': 3.5,
-    'whole_speedup': 1.5,
-    'keep_up_ms': 100.0,
+    'work_ms': 1100.0,
+    'upkeep_ms': 300.0,
+    'cold_work_ms': 2200.0,
+    'work_ratio': 0.5,
     'sessions': [{'questions': 1, 'speedup': 1.2}, {'questions': 2, 'speedup': 1.4}],
 }
 COUNTS = {
@@ -49,6 +60,7 @@ COUNTS = {
     'degenerate': 0,
     'cut': 0,
     'against_cached': {'pairs': 60, 'drifted': 0},
+    'work': {'vision_tokens': 1000, 'prefill_tokens': 3000, 'decode_tokens': 60, 'upkeep_tokens': 900},
     'looks': {
         'pictures': 1200,
         'levels': {'frame': 200, 'reuse': 1000},
@@ -56,10 +68,14 @@ COUNTS = {
         'visual_tokens_refreshed': 2400,
     },
 }
-RATIOS = {'drift': {'share': 0.0, 'low': 0.0, 'high': 0.06, 'n': 60}, 'correctness_drift': {'mcnemar_p': 1.0}}
+RATIOS = {
+    'work_tokens_ratio': 0.4,
+    'drift': {'share': 0.0, 'low': 0.0, 'high': 0.06, 'n': 60},
+    'correctness_drift': {'mcnemar_p': 1.0},
+}
 REFERENCES = 'cold', 'cold-again', 'cold-cached'
-ARMS = *REFERENCES, 'default', 'frame', 'patch', 'newest', 'mlx-vlm'
-NOTHING = ['None: no arm was slower than cold-dense, none drifted, nothing was refused.']
+ARMS = *REFERENCES, 'default', 'on-demand', 'patch', 'eager', 'newest', 'mlx-vlm'
+NOTHING = ['None: no arm was slower or more work than cold-dense, none drifted, nothing was refused.']
 
 
 def results(arm='default', times=(), counts=(), ratios=(), **changes):
@@ -70,7 +86,7 @@ def results(arm='default', times=(), counts=(), ratios=(), **changes):
     found['times']['arms'][arm] |= dict(times)
     found['counts'][arm] |= dict(counts)
     for name, value in dict(ratios).items():
-        found['ratios'][arm][name] |= value
+        found['ratios'][arm][name] = found['ratios'][arm][name] | value if isinstance(value, dict) else value
     return found | changes
 
 
@@ -85,29 +101,42 @@ def figures(**changes):
     return verdict(results(**changes))
 
 
-# --- the three figures ------------------------------------------------------------------------------------------------
+# --- the figures ------------------------------------------------------------------------------------------------------
+
+
+def test_the_total_work_comes_first_with_both_sums_and_what_was_done_between_questions():
+    work = figures()[0]
+    assert work['figure'] == factor(0.5)
+    for text in (
+        f'the total work of cold-dense: {seconds(1100)}',
+        f'against {seconds(2200)} for the same 60 questions',
+        f'{seconds(300)} of it was spent between questions',
+        f'{factor(0.4)} its tokens (4,060 against 4,060)',
+    ):
+        assert text in work['label'], text
+    assert figures(times={'pairs': 0})[0]['figure'] == 'no pair'
 
 
 def test_the_speed_stands_with_both_medians_and_its_denominator():
-    speed = figures()[0]
+    speed = figures()[1]
     assert speed['figure'] == factor(3.0)
     for text in ('12.0 ms', '36.0 ms', 'n = 60', 'cold-dense on the newest picture'):
         assert text in speed['label'], text
-    assert speed['label'].endswith(factor(1.5))
+    assert speed['label'].endswith('n = 60')
 
 
 @given(low=st.sampled_from([0.5, 1.0, 1.2]), high=st.sampled_from([0.8, 1.0, 1.3, 40.0]))
 def test_an_interval_is_told_where_there_is_one_and_whether_chance_alone_could_make_it(low, high):
-    speed = figures(times={'speedup_low': low, 'speedup_high': high})[0]
+    speed = figures(times={'speedup_low': low, 'speedup_high': high})[1]
     assert f'95 % interval {factor(low)} to {factor(high)}' in speed['label']
     assert ('includes 1' in speed['label']) == (low <= 1 <= high)
-    unknown = figures(times={'speedup_low': None, 'speedup_high': None})[0]
+    unknown = figures(times={'speedup_low': None, 'speedup_high': None})[1]
     assert 'interval' not in unknown['label'] and 'includes 1' not in unknown['label']
 
 
 def test_without_a_pair_there_is_no_speed():
     found = results(times={'pairs': 0})
-    speed = verdict(found)[0]
+    speed = verdict(found)[1]
     assert speed['figure'] == 'no pair' and 'No question' in speed['label']
     assert sentence(found).startswith('Too few questions were answered')
     assert negatives(found) == NOTHING
@@ -116,7 +145,7 @@ def test_without_a_pair_there_is_no_speed():
 @given(drifted=st.integers(0, 60), lost=st.integers(0, 9), gained=st.integers(0, 9), judged=st.integers(0, 50))
 def test_the_drift_stands_with_its_bounds_and_what_became_of_known_truths(drifted, lost, gained, judged):
     counts = {'drifted': drifted, 'lost': lost, 'gained': gained, 'judged_pairs': judged}
-    drift = figures(counts=counts, ratios={'drift': {'low': 0.01, 'high': 0.2}})[1]
+    drift = figures(counts=counts, ratios={'drift': {'low': 0.01, 'high': 0.2}})[2]
     assert drift['figure'] == f'{drifted} of 60'
     assert f'{span_text(0.01, 0.2)} with 95 % confidence' in drift['label']
     changed = f'of {judged} with a known truth {lost + gained} changed between right and wrong ({lost} lost, {gained} '
@@ -125,20 +154,29 @@ def test_the_drift_stands_with_its_bounds_and_what_became_of_known_truths(drifte
 
 @pytest.mark.parametrize('drifted', [0, 3])
 def test_the_noise_floor_is_told_where_there_is_one(drifted):
-    drift = verdict(results(arm='cold-again', counts={'drifted': drifted}))[1]
+    drift = verdict(results(arm='cold-again', counts={'drifted': drifted}))[2]
     assert ('noise floor' in drift['label']) == (drifted > 0)
     assert (counted(3, 60) in drift['label']) == (drifted > 0)
-    assert 'noise floor' not in verdict(without('cold-again'))[1]['label']
+    assert 'noise floor' not in verdict(without('cold-again'))[2]['label']
 
 
 def test_what_was_paid_is_of_all_pictures_that_were_looked_at():
-    paid = figures()[2]
+    paid = figures()[3]
     assert paid['figure'] == paid_text(2400, 14400)
     assert '2,400 of 14,400 visual tokens in 1,200 pictures (frame 200, reuse 1000)' in paid['label']
-    assert figures(counts={'looks': None})[2] == {'figure': 'none', 'label': 'No picture was looked at.'}
+    assert figures(counts={'looks': None})[3] == {'figure': 'none', 'label': 'No picture was looked at.'}
 
 
 # --- the sentence -----------------------------------------------------------------------------------------------------
+
+
+@given(in_time=st.sampled_from([0.2, 1.0, 1.01, 4.0]), in_tokens=st.sampled_from([0.2, 1.0, 1.01, 4.0]))
+def test_the_sentence_says_whether_all_work_is_less_than_that_of_cold_dense(in_time, in_tokens):
+    said = sentence(results(times={'work_ratio': in_time}, ratios={'work_tokens_ratio': in_tokens}))
+    assert ('was more work than answering from nothing' in said) == (in_time > 1)
+    assert (f'{factor(in_time)} its model time' in said) == (in_time > 1)
+    assert (f'took {share_text(in_time)} of the model time' in said) == (in_time <= 1)
+    assert ('but more tokens' in said) == (in_time <= 1 < in_tokens)
 
 
 @given(speedup=st.sampled_from([0.5, 1.0, 1.01, 5.0]), low=st.sampled_from([None, 0.9, 1.0, 1.001]))
@@ -202,12 +240,15 @@ def test_an_arm_that_is_not_faster_is_told_unless_it_is_one_to_compare_with(arm,
     assert negatives(results(arm=arm, times={'speedup': speedup, 'pairs': 0})) == NOTHING
 
 
-@given(st.sampled_from([0.5, 1.0, 1.1]), st.sampled_from([1.0, 1.2]), st.sampled_from([0.0, 9.0]))
-def test_an_arm_that_is_faster_but_more_work_is_told(whole_speedup, speedup, keep_up_ms):
-    times = {'whole_speedup': whole_speedup, 'speedup': speedup, 'keep_up_ms': keep_up_ms}
-    told = [each for each in negatives(results(times=times)) if 'did more work' in each]
-    assert len(told) == (keep_up_ms > 0 and whole_speedup <= 1 < speedup)
-    assert all(each.startswith('default: ') and factor(whole_speedup) in each for each in told)
+@pytest.mark.parametrize('arm', ARMS)
+@given(in_time=st.sampled_from([0.5, 1.0, 1.1]), in_tokens=st.sampled_from([None, 0.5, 1.0, 1.2]))
+def test_an_arm_that_keeps_a_state_and_is_more_work_is_told(arm, in_time, in_tokens):
+    found = negatives(results(arm=arm, times={'work_ratio': in_time}, ratios={'work_tokens_ratio': in_tokens}))
+    told = [each for each in found if 'did more work' in each]
+    is_more = in_time > 1 or (in_tokens or 0) > 1
+    assert len(told) == (is_more and arm not in (*REFERENCES, 'newest'))
+    assert all(each.startswith(f'{arm}: ') and factor(in_time) in each for each in told)
+    assert all((factor(in_tokens) in each) == (in_tokens is not None) for each in told)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +280,7 @@ def test_right_answers_that_were_lost_or_gained_are_told_with_their_significance
     assert (expected in told) == (lost + gained > 0) == ('gained' in told)
 
 
-@pytest.mark.parametrize('arm', ['default', 'frame', 'newest', 'patch', 'mlx-vlm'])
+@pytest.mark.parametrize('arm', ['default', 'on-demand', 'eager', 'newest', 'patch', 'mlx-vlm'])
 @pytest.mark.parametrize('same', [0, 2])
 def test_drift_on_the_same_pictures_is_told_of_arms_that_should_be_exact(arm, same):
     (told,) = negatives(results(arm=arm, counts={'drifted': 6, 'same_pictures_drifted': same}))

@@ -113,7 +113,7 @@ def run_live(args: argparse.Namespace, sidecar: Sidecar, check: Callable[[], Non
         recorder.keep_diagnostics()
         planner.wait_until(is_over, 'the end of the bag', sidecar.seconds + END_PATIENCE_S)
         planner.see_the_last((last_ns - first_ns) / 1e9, seconds=2.0)
-        return Summary(tuple(rows), tuple(recorder.looks), recorder.camera(sent)), recorder
+        return Summary(tuple(rows), recorder.looks, recorder.camera(sent), recorder.totals), recorder
 
 
 def _ask_all(planner: Planner, is_over: Callable[[], bool], sidecar: Sidecar, first_ns: int) -> list[Row]:

@@ -30,7 +30,7 @@ from vlm_reuse_node.demo.recorder import Recorder
 from vlm_reuse_node.demo.report import render
 from vlm_reuse_node.demo.stills import choose_stills, write_still
 from vlm_reuse_node.demo.summary import Reply, Row, Summary
-from vlm_reuse_node.demo.table import DENOMINATOR, TIME_MEANT
+from vlm_reuse_node.demo.table import DENOMINATOR, TIME_MEANT, WORK_MEANT
 
 PACKAGES = ('mlx', 'mlx-vlm', 'ros-rclpy', 'rosbags')
 
@@ -67,6 +67,10 @@ def summary_content(summary: Summary) -> dict:
     """Return the summary as JSON types: figures, the counts they come from, and every row."""
     camera = summary.camera
     return {
+        'work_ms_total': summary.totals.work_ms,
+        'cold_ms_total': summary.totals.cold_ms,
+        'work_ratio': summary.work_ratio,
+        'work': WORK_MEANT,
         'questions': summary.questions,
         'answered': summary.answered,
         'judged': summary.judged,
@@ -88,9 +92,10 @@ def summary_content(summary: Summary) -> dict:
         'visual_tokens': summary.tokens,
         'visual_tokens_refreshed': summary.tokens_paid,
         'refresh_levels': summary.refresh_levels,
+        'look_ms_total': summary.look_ms,
         'refresh_ms_total': summary.refresh_ms,
-        'warm_ms_total': summary.warm_ms,
-        'cold_ms_total': summary.cold_ms,
+        'warm_answers_ms_total': summary.warm_ms,
+        'cold_answers_ms_total': summary.cold_ms,
         'rows': [_row_content(row) for row in summary.rows],
     }
 

@@ -29,6 +29,7 @@ from vlm_reuse_interfaces.msg import RefreshBudget
 from vlm_reuse_node.demo.summary import CameraCounts, Look
 from vlm_reuse_node.ros.conversion import stamp_ns
 from vlm_reuse_node.ros.messages import level_of
+from vlm_reuse_node.scene.refresh import Totals
 
 NODE = 'vlm_reuse_node'
 STILL_QUALITY = 92
@@ -37,14 +38,13 @@ STILL_QUALITY = 92
 class Recorder:
     """Subscribes to the node's outputs.
 
-    looks: what each picture cost, in order; times count from `first_ns`.
-    overlay_topic: of the camera. stills: JPEG of each picture's overlay, by the picture's time.
+    overlay_topic: of the camera. stills: JPEG of each picture's last overlay, by the picture's time.
     diagnostics: the newest, as JSON types.
     """
 
     def __init__(self, node: Node, video: Path, *, camera: str, first_ns: int, rate_hz: float) -> None:
-        """Subscribe; `video` (mp4) is written while the overlays come, at `rate_hz` pictures a second."""
-        self.looks: list[Look] = []
+        """Subscribe. first_ns: where times begin. video (mp4): written at the end, with `rate_hz` pictures a second."""
+        self._looks: dict[float, Look] = {}
         self.overlay_topic = f'/{NODE}/overlay/{camera}'
         self.stills: dict[float, bytes] = {}
         self.diagnostics: list[dict] = []
@@ -52,7 +52,6 @@ class Recorder:
         self._rate_hz = rate_hz
         self._path = video
         self._last: RefreshBudget | None = None
-        self._video: cv2.VideoWriter | None = None
         node.create_subscription(RefreshBudget, f'/{NODE}/refresh_budget', self._on_budget, QoSProfile(depth=50))
         node.create_subscription(Image, self.overlay_topic, self._on_overlay, QoSProfile(depth=10))
         self._stop_diagnostics = partial(
@@ -65,9 +64,27 @@ class Recorder:
         self._stop_diagnostics()
 
     def close(self) -> None:
-        """Finish the video."""
-        if self._video:
-            self._video.release()
+        """Write the video: each picture once, as its last overlay shows it."""
+        if not self.stills:
+            return
+        pictures = (_decoded(self.stills[picture_s]) for picture_s in sorted(self.stills))
+        first = next(pictures)
+        size = (first.shape[1], first.shape[0])
+        video = cv2.VideoWriter(str(self._path), cv2.VideoWriter.fourcc(*'mp4v'), self._rate_hz, size)
+        for picture in (first, *pictures):
+            video.write(picture)
+        video.release()
+
+    @property
+    def looks(self) -> tuple[Look, ...]:
+        """Each picture that was looked at once, in order."""
+        return tuple(self._looks[picture_s] for picture_s in sorted(self._looks))
+
+    @property
+    def totals(self) -> Totals:
+        """The node's account of the camera, from its newest message."""
+        last = self._last or RefreshBudget()
+        return Totals(last.work_ms_total, last.cold_ms_total, last.credit_ms)
 
     def camera(self, sent: int) -> CameraCounts:
         """Return the node's own counts, from its newest message. sent: pictures that the player sent."""
@@ -79,27 +96,26 @@ class Recorder:
         return (stamp_ns(header) - self._first_ns) / 1e9
 
     def _on_budget(self, message: RefreshBudget) -> None:
+        """Keep a look at a picture, or add a refresh to it."""
         self._last = message
-        self.looks.append(
-            Look(
-                self.seconds(message.header),
-                str(level_of(message)),
-                message.reason,
-                message.visual_tokens_total,
-                message.visual_tokens_refreshed,
-                message.spent_ms,
-            )
+        look = Look(
+            self.seconds(message.header),
+            str(level_of(message)),
+            message.reason,
+            message.visual_tokens_total,
+            message.visual_tokens_refreshed,
+            message.change_ms,
+            message.vision_ms + message.prefill_ms,
+            message.visual_tokens_stale,
         )
+        known = self._looks.get(look.picture_s)
+        self._looks[look.picture_s] = known.together(look) if known else look
 
     def _on_overlay(self, message: Image) -> None:
-        """Keep it as a still, and add it to the video."""
+        """Keep it; the overlay of a refresh replaces that of the look at the same picture."""
         bgr = np.frombuffer(message.data, np.uint8).reshape(message.height, message.width, 3)[..., ::-1]
         jpeg = cv2.imencode('.jpg', bgr, (cv2.IMWRITE_JPEG_QUALITY, STILL_QUALITY))[1]
         self.stills[self.seconds(message.header)] = jpeg.tobytes()
-        if self._video is None:
-            size = (message.width, message.height)
-            self._video = cv2.VideoWriter(str(self._path), cv2.VideoWriter.fourcc(*'mp4v'), self._rate_hz, size)
-        self._video.write(np.ascontiguousarray(bgr))
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         self.diagnostics = [
@@ -111,3 +127,8 @@ class Recorder:
             }
             for status in message.status
         ]
+
+
+def _decoded(jpeg: bytes) -> np.ndarray:
+    """(height, width, 3) uint8, BGR."""
+    return np.asarray(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR))

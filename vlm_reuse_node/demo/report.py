@@ -17,7 +17,6 @@
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 from textwrap import shorten
 
@@ -25,8 +24,8 @@ from jinja2 import Environment, StrictUndefined
 
 from vlm_reuse_node.demo.stills import Still
 from vlm_reuse_node.demo.summary import Look, Row, Summary
-from vlm_reuse_node.demo.table import DENOMINATOR, NO_VALUE, TIME_MEANT, equality, number_cells
-from vlm_reuse_node.scene.overlay import percent
+from vlm_reuse_node.demo.table import DENOMINATOR, NO_VALUE, TIME_MEANT, WORK_MEANT, equality, number_cells
+from vlm_reuse_node.replay.figures import factor, paid_text, seconds, share_text
 
 TEMPLATE = Path(__file__).with_name('report.html')
 LEVELS = ('OK', 'WARN', 'ERROR', 'STALE')
@@ -70,8 +69,21 @@ def render(
 
 
 def _verdicts(summary: Summary) -> list[dict]:
-    """The three figures of the first screen, each with its unit and what it is a share of."""
-    return [_speed_verdict(summary), _answer_verdict(summary), _share_verdict(summary)]
+    """The figures of the first screen, each with its unit and what it is a share of."""
+    return [_work_verdict(summary), _speed_verdict(summary), _answer_verdict(summary), _share_verdict(summary)]
+
+
+def _work_verdict(summary: Summary) -> dict:
+    if summary.work_ratio is None:
+        return {'figure': 'none', 'label': 'The node has answered nothing, so there is no work to compare.'}
+    totals = summary.totals
+    return {
+        'figure': factor(summary.work_ratio),
+        'label': (
+            f'the total work of cold-dense: {seconds(totals.work_ms)} against {seconds(totals.cold_ms)}; {WORK_MEANT}, '
+            'refreshes and upkeep included'
+        ),
+    }
 
 
 def _speed_verdict(summary: Summary) -> dict:
@@ -96,7 +108,7 @@ def _answer_verdict(summary: Summary) -> dict:
 def _share_verdict(summary: Summary) -> dict:
     levels = ', '.join(f'{name} {count}' for name, count in summary.refresh_levels.items()) or 'none'
     return {
-        'figure': percent(summary.tokens_paid, summary.tokens) if summary.tokens else 'none',
+        'figure': paid_text(summary.tokens_paid, summary.tokens) if summary.tokens else 'none',
         'label': (
             f'of the picture paid for: {summary.tokens_paid:,} of {summary.tokens:,} visual tokens in '
             f'{len(summary.looks)} pictures looked at ({levels})'
@@ -105,16 +117,22 @@ def _share_verdict(summary: Summary) -> dict:
 
 
 def _sentence(summary: Summary) -> str:
-    """What the three figures mean, good or bad."""
-    if summary.speedup is None or not summary.tokens:
+    """What the figures mean, good or bad."""
+    if summary.speedup is None or summary.work_ratio is None:
         return 'The run was too short, or too much failed, to tell whether keeping the state pays.'
+    if summary.work_ratio > 1:
+        text = (
+            f'Keeping the state was more work than answering from nothing: {factor(summary.work_ratio)} its model time.'
+        )
+    else:
+        text = f'All work together took {share_text(summary.work_ratio)} of the model time of cold-dense.'
     if summary.speedup <= 1:
-        return 'Keeping the state did not pay in this run: a warm answer took as long as one computed from nothing.'
-    text = (
-        f'A planner waits {summary.warm_ms_median:.0f} ms for an answer instead of {summary.cold_ms_median:.0f} ms '
-        f'({TIME_MEANT}), because the model has read the picture before the question comes. Keeping up with the camera '
-        f'cost {percent(summary.tokens_paid, summary.tokens)} of what it costs to compute every picture.'
-    )
+        text += ' A warm answer took as long as one computed from nothing.'
+    else:
+        text += (
+            f' A planner waits {summary.warm_ms_median:.0f} ms for an answer from the newest picture instead of '
+            f'{summary.cold_ms_median:.0f} ms ({TIME_MEANT}): only a picture that has changed is computed for it.'
+        )
     if 2 * summary.correct < summary.judged:
         text += ' But most of its answers are wrong, so its speed is worth little.'
     return text
@@ -148,7 +166,7 @@ def _strip(summary: Summary) -> dict:
         Bar(
             STRIP_WIDTH * look.picture_s / end_s,
             STRIP_WIDTH * pace_s / end_s,
-            STRIP_HEIGHT * look.tokens_paid / look.tokens,
+            STRIP_HEIGHT * min(1.0, look.tokens_paid / look.tokens),
             _look_title(look),
         )
         for look in looks
@@ -167,34 +185,40 @@ def _strip(summary: Summary) -> dict:
 def _look_title(look: Look) -> str:
     return (
         f'{look.picture_s:.1f} s: {look.level}, {look.tokens_paid} of {look.tokens} visual tokens, '
-        f'{look.spent_ms:.0f} ms ({look.reason})'
+        f'{look.refresh_ms:.0f} ms ({look.reason})'
     )
 
 
 def _costs(summary: Summary) -> list[tuple[str, str]]:
     """Where the time of the whole run went: the latency of answers is not the whole cost."""
-    pairs = len(summary.pairs)
-    saved_ms = summary.cold_ms - summary.warm_ms
-    even = 'never: a warm answer is no less work than one from nothing'
-    if saved_ms > 0:
-        even = f'from question {ceil(pairs * summary.refresh_ms / saved_ms)} on, it is less work than from nothing'
+    pairs, refreshed = len(summary.pairs), sum(look.refresh_ms > 0 for look in summary.looks)
+    waited_ms = sum(row.warm.refresh_ms for row in summary.rows)
     return [
-        ('Keeping up with the camera', f'{summary.refresh_ms / 1e3:.2f} s for {len(summary.looks)} pictures'),
-        ('Warm answers', f'{summary.warm_ms / 1e3:.2f} s for {pairs} questions'),
-        ('The same questions ' + DENOMINATOR, f'{summary.cold_ms / 1e3:.2f} s for {pairs} questions'),
-        ('Break-even', even),
-        ('Counted', TIME_MEANT),
+        (
+            'All work',
+            f'{seconds(summary.totals.work_ms)}; cold-dense: {seconds(summary.totals.cold_ms)} ({WORK_MEANT})',
+        ),
+        (
+            'Refreshes',
+            f'{seconds(summary.refresh_ms)} for {refreshed} of {len(summary.looks)} pictures; warm questions waited '
+            f'for {seconds(waited_ms)} of it',
+        ),
+        ('Warm answers', f'{seconds(summary.warm_ms)} for {pairs} questions, with the refreshes that they waited for'),
+        ('Cold answers', f'{seconds(summary.cold_ms)} for the same questions, {DENOMINATOR}'),
+        ('Looking', f'{seconds(summary.look_ms)} of a processor to find changes, without the model'),
+        ('Answers', f'counted in {TIME_MEANT}'),
     ]
 
 
 def _still_view(still: Still) -> dict:
     look = still.look
+    done = 'nothing computed'
+    if look.tokens_paid:
+        share = paid_text(look.tokens_paid, look.tokens)
+        done = f'level {look.level}, {share} of the cells computed in {look.refresh_ms:.1f}\u00a0ms'
     return {
         'uri': f'data:image/jpeg;base64,{b64encode(still.jpeg).decode()}',
-        'caption': (
-            f'{look.picture_s:.1f} s, level {look.level}: {percent(look.tokens_paid, look.tokens)} of the cells paid '
-            f'for in {look.spent_ms:.1f}\u00a0ms ({look.reason})'
-        ),
+        'caption': f'{look.picture_s:.1f} s: {done} ({look.reason})',
     }
 
 

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Chooses the overlay pictures that show best what the node does: before a change, at it, and after it."""
+"""Chooses the overlay pictures that show best what the node does: a change that waits, its refresh, and quiet after."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,26 +34,33 @@ class Still:
 
 
 def choose_stills(looks: Sequence[Look], jpegs: Mapping[float, bytes]) -> tuple[Still, ...]:
-    """Return up to three pictures in order: before a change, the change, after it.
+    """Return up to three pictures in order: a change that waits, the picture computed after it, and a quiet one.
 
-    jpegs: the overlays by `Look.picture_s`. A change of which only a part was computed is the better example, and of
-    several changes the middle one is taken. Without any change it is the first picture alone.
+    jpegs: the overlays by `Look.picture_s`. A refresh of only a part of the picture is the better example, and of
+    several refreshes the middle one is taken. Without any it is the first picture alone.
     """
     shown = [look for look in looks if look.picture_s in jpegs]
-    changes = [index for index in range(1, len(shown)) if shown[index].tokens_paid and not shown[index - 1].tokens_paid]
-    partial = [index for index in changes if shown[index].tokens_paid < shown[index].tokens]
-    candidates = partial or changes
+    refreshes = [
+        index for index in range(1, len(shown)) if shown[index].tokens_paid and not shown[index - 1].tokens_paid
+    ]
+    waited = [index for index in refreshes if shown[index - 1].tokens_stale < shown[index - 1].tokens]
+    partial = [index for index in waited if shown[index].tokens_paid < shown[index].tokens]
+    candidates = partial or waited or refreshes
     if not candidates:
         chosen = shown[:1]
     else:
-        change = candidates[len(candidates) // 2]
-        quiet = [look for look in shown[change + 1 :] if not look.tokens_paid]
-        chosen = [shown[change - 1], shown[change], *quiet[:1]]
+        refresh = candidates[len(candidates) // 2]
+        quiet = [look for look in shown[refresh + 1 :] if not look.tokens_paid and not look.tokens_stale]
+        chosen = [shown[refresh - 1], shown[refresh], *quiet[:1]]
     return tuple(Still(look, jpegs[look.picture_s]) for look in chosen)
 
 
 def write_still(stills: Sequence[Still], path: Path) -> None:
-    """Write the change and the picture after it side by side, as PNG; nothing without stills."""
-    pictures: list[Any] = [cv2.imdecode(np.frombuffer(still.jpeg, np.uint8), cv2.IMREAD_COLOR) for still in stills[-2:]]
+    """Write the change that waits and the quiet picture after its refresh side by side, as PNG; nothing without stills.
+
+    Between them there is the picture that was computed: the report shows it.
+    """
+    ends = [stills[0], stills[-1]] if len(stills) > 1 else stills
+    pictures: list[Any] = [cv2.imdecode(np.frombuffer(still.jpeg, np.uint8), cv2.IMREAD_COLOR) for still in ends]
     if pictures:
         cv2.imwrite(str(path), np.hstack(pictures))

@@ -16,12 +16,14 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from vlm_reuse_node.demo.sidecar import PlannedQuestion
+from vlm_reuse_node.scene.refresh import Level, Totals
 
 OK = 'OK'
+_LEVELS = [str(level) for level in Level]
 
 
 @dataclass(frozen=True)
@@ -108,17 +110,33 @@ class Row:
 
 @dataclass(frozen=True)
 class Look:
-    """One picture that the node looked at, and what that cost.
+    """One picture that the node looked at, and what was computed from it.
 
-    tokens, tokens_paid: visual tokens of the picture, and those of them that were computed.
+    level, reason: of the dearest refresh from it; of the look, without one.
+    tokens, tokens_paid: visual tokens of the picture, and how many were computed.
+    tokens_stale: of those that were not computed, how many differ from the kept state and wait.
+    look_ms: time of the change detector, without the model. refresh_ms: of vision tower and language model.
     """
 
     picture_s: float
     level: str
     reason: str
     tokens: int
-    tokens_paid: int
-    spent_ms: float
+    tokens_paid: int = 0
+    look_ms: float = 0.0
+    refresh_ms: float = 0.0
+    tokens_stale: int = 0
+
+    def together(self, other: 'Look') -> 'Look':
+        """Return what is known of the same picture with what another message says about it."""
+        dearest = max(self, other, key=lambda look: _LEVELS.index(look.level))
+        return replace(
+            dearest,
+            tokens_paid=self.tokens_paid + other.tokens_paid,
+            look_ms=self.look_ms + other.look_ms,
+            refresh_ms=self.refresh_ms + other.refresh_ms,
+            tokens_stale=min(self.tokens_stale, other.tokens_stale),
+        )
 
 
 @dataclass(frozen=True)
@@ -135,12 +153,18 @@ class CameraCounts:
 class Summary:
     """Everything the demo measured; the figures are properties of the counts.
 
-    looks: the pictures that were looked at, in order.
+    looks: the pictures that were looked at, in order. totals: the node's own account of this camera.
     """
 
     rows: tuple[Row, ...]
     looks: tuple[Look, ...]
     camera: CameraCounts
+    totals: Totals = Totals()
+
+    @property
+    def work_ratio(self) -> float | None:
+        """All the model's time over what cold-dense would have needed; None without a question."""
+        return self.totals.ratio if self.totals.cold_ms else None
 
     @property
     def questions(self) -> int:
@@ -211,13 +235,18 @@ class Summary:
 
     @property
     def refresh_levels(self) -> dict[str, int]:
-        """Pictures by the level of the refresh ladder."""
+        """Pictures by the dearest level of the refresh ladder that was computed from them."""
         return dict(sorted(Counter(look.level for look in self.looks).items()))
 
     @property
     def refresh_ms(self) -> float:
-        """Time spent on keeping up with the camera."""
-        return sum(look.spent_ms for look in self.looks)
+        """The model's time for refreshes, those that questions waited for included."""
+        return sum(look.refresh_ms for look in self.looks)
+
+    @property
+    def look_ms(self) -> float:
+        """Time of the change detector, which needs no model."""
+        return sum(look.look_ms for look in self.looks)
 
     @property
     def warm_ms(self) -> float:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from vlm_reuse_node.demo.sidecar import PlannedQuestion
 from vlm_reuse_node.demo.summary import Row, Summary
-from vlm_reuse_node.scene.overlay import percent
+from vlm_reuse_node.replay.figures import factor, paid_text, seconds
 
 NO_VALUE = '-'
 NUMBERS = (('right', 5), ('age s', 5), ('level', 6), ('reused', 6), ('filled', 6), ('warm ms', 7), ('cold ms', 7))
@@ -27,6 +27,7 @@ LONGEST = {'question': 60, 'answer': 26, 'truth': 26}
 SHORTEST = 8
 GAP = '  '
 DENOMINATOR = 'cold-dense on the same picture'
+WORK_MEANT = "all the model's time, by the node's own account of everything it was asked"
 TIME_MEANT = "the model's own time, without waiting for the model and DDS"
 
 
@@ -81,8 +82,18 @@ def number_cells(row: Row) -> tuple[str, ...]:
 
 
 def closing_lines(summary: Summary) -> list[str]:
-    """Return the three lines under the table."""
-    return [_answers(summary), _times(summary), _shares(summary)]
+    """Return the lines under the table: total work first."""
+    return [_work(summary), _answers(summary), _times(summary), _shares(summary)]
+
+
+def _work(summary: Summary) -> str:
+    totals = summary.totals
+    if summary.work_ratio is None:
+        return 'The node has answered nothing, so there is no work to compare.'
+    return (
+        f'Total work: {factor(summary.work_ratio)} that of cold-dense ({seconds(totals.work_ms)} against '
+        f'{seconds(totals.cold_ms)}; {WORK_MEANT}).'
+    )
 
 
 def _answers(summary: Summary) -> str:
@@ -110,7 +121,7 @@ def _times(summary: Summary) -> str:
 def _shares(summary: Summary) -> str:
     levels = ', '.join(f'{name} {count}' for name, count in summary.refresh_levels.items()) or 'none'
     return (
-        f'{percent(summary.tokens_paid, summary.tokens)} of the picture paid for, over {len(summary.looks)} '
+        f'{paid_text(summary.tokens_paid, summary.tokens)} of the picture paid for, over {len(summary.looks)} '
         f'pictures looked at ({levels}); {summary.camera.sent} sent, {summary.camera.received} received, '
         f'{summary.camera.dropped} dropped for a newer one, {summary.camera.refused} refused.'
     )

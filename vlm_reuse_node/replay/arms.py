@@ -29,7 +29,7 @@ class Arm:
 
     sees: the pictures in its prompt, and what is kept, for people.
     keeps_state: its answers depend on what it did before, so that a resumed run must ask it everything again.
-    observes: it computes when it sees a picture, so that the cost of every picture is recorded.
+    observes: it takes every picture as it comes, so that every look and refresh is recorded.
     """
 
     name: str
@@ -49,8 +49,8 @@ ARMS = {
         Arm('cold-again', 'the same once more: the noise floor'),
         Arm(
             POLICY,
-            "the engine's default policy: it looks at every picture as it comes, refreshes what the policy "
-            'says, and answers from the kept state',
+            "the engine's default policy: it looks at every picture, refreshes the kept state when a question needs "
+            'that, and between questions as far as its credit pays for it',
             keeps_state=True,
             observes=True,
         ),
@@ -59,14 +59,27 @@ ARMS = {
             'cold-dense on the very pictures that default has cached; default is exact when it answers the same',
         ),
         Arm(
-            'frame',
-            'level frame for every question: nothing is done between questions, and each pays for the newest picture',
+            'on-demand',
+            'the default policy without upkeep (upkeep_share 0, exact): it computes only for questions',
             keeps_state=True,
+            observes=True,
         ),
         Arm(
             'patch',
             'the default policy with refresh_policy patch: of a changed picture only the changed cells are '
             'computed, which is approximate; an answer that is not sure enough is given again after a refresh',
+            keeps_state=True,
+            observes=True,
+        ),
+        Arm(
+            'eager',
+            'every changed picture is computed whole at once, asked or not',
+            keeps_state=True,
+            observes=True,
+        ),
+        Arm(
+            'eager-patch',
+            'the changed cells of every changed picture are computed at once, asked or not',
             keeps_state=True,
             observes=True,
         ),

@@ -118,7 +118,11 @@ class Bag:
 
     def at_s(self, frame: Frame) -> float:
         """Return when a picture was taken: seconds from the bag's first one, to the microsecond."""
-        return round((frame.stamp_ns - self.first_ns) / 1e9, 6)
+        return self.seconds_of(frame.stamp_ns)
+
+    def seconds_of(self, stamp_ns: int) -> float:
+        """Convert a stamp to seconds from the bag's first picture, to the microsecond."""
+        return round((stamp_ns - self.first_ns) / 1e9, 6)
 
     def _frame(self, topic: ImageTopic, time_ns: int, data: bytes) -> Frame | None:
         """The picture of a message, or None for one that cannot be used; both are counted."""

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 
 from vlm_reuse_node.replay.arms import POLICY
 from vlm_reuse_node.replay.row_index import AnswerPair, RowIndex
-from vlm_reuse_node.replay.rows import differs
+from vlm_reuse_node.replay.rows import WORK_STAGES, differs
 
 # How much older than the newest picture the kept state's picture is: upper end in seconds, and its name.
 AGES = (
@@ -74,7 +74,8 @@ def _arm_counts(rows: RowIndex, arm: str) -> dict:
         'against_cached': _pair_counts(rows.pairs(arm, 'cold-cached')) if is_checked else None,
         'by_kind': _grouped(pairs, lambda pair: pair.question['kind']),
         'by_age': _grouped(pairs, lambda pair: age_class(pair.question, pair.answer)),
-        'looks': _look_counts(rows.looks(arm), answers),
+        'work': _work_counts(answers, [row for row in rows.upkeep if row['arm'] == arm]),
+        'looks': _look_counts(rows.seen(arm), rows.looks(arm)),
     }
 
 
@@ -114,18 +115,23 @@ def _grouped(pairs: Iterable[AnswerPair], group_of: Callable[[AnswerPair], str])
     return {name: _pair_counts(groups[name]) for name in sorted(groups)}
 
 
-def _look_counts(looks: list[dict], answers: list[dict]) -> dict | None:
-    """Count each picture once, but every token computed: by a rollover, or for an answer given again, too."""
-    if not looks:
+def _work_counts(answers: list[dict], upkeep: list[dict]) -> dict[str, int] | None:
+    """Tokens through each stage of the model, for questions and between them; None where the arm does not tell."""
+    if any(row['work'] is None for row in answers):
         return None
-    first = {(row['bag'], row['camera'], row['picture_s']): row for row in reversed(looks)}.values()
-    paid = sum(row['visual_tokens_refreshed'] for row in looks)
-    paid += sum(row['visual_tokens_computed'] or 0 for row in answers)
+    counts = {name: sum(row['work'][name] for row in (*answers, *upkeep)) for name in WORK_STAGES}
+    return counts | {'upkeep_tokens': sum(sum(row['work'].values()) for row in upkeep)}
+
+
+def _look_counts(seen: list[dict], looks: list[dict]) -> dict | None:
+    """Count each picture once, but every token computed: by a rollover, or for an answer given again, too."""
+    if not seen:
+        return None
     return {
-        'pictures': len(first),
-        'levels': dict(sorted(Counter(row['level'] for row in first).items())),
-        'visual_tokens': sum(row['visual_tokens'] for row in first),
-        'visual_tokens_refreshed': paid,
-        'visual_tokens_stale': sum(row['visual_tokens_stale'] for row in first),
+        'pictures': len(seen),
+        'levels': dict(sorted(Counter(row['level'] for row in seen).items())),
+        'visual_tokens': sum(row['visual_tokens'] for row in seen),
+        'visual_tokens_refreshed': sum(row['visual_tokens_refreshed'] for row in seen),
+        'visual_tokens_stale': sum(row['visual_tokens_stale'] for row in seen),
         'held_bytes_most': max(row['held_bytes'] for row in looks),
     }

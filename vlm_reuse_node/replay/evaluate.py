@@ -14,20 +14,23 @@
 
 """Replays one bag: every arm sees the same pictures in the same order and is asked the same questions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import blake2b
+from typing import TypeVar
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ImageError
 from vlm_reuse_node.model.vlm import Vlm
+from vlm_reuse_node.model.work import Work
 from vlm_reuse_node.replay.arm_answer import ArmAnswer
 from vlm_reuse_node.replay.arms import ARMS, POLICY, REFERENCE
 from vlm_reuse_node.replay.bag import Bag
 from vlm_reuse_node.replay.job import Job
 from vlm_reuse_node.replay.journal import Journal
 from vlm_reuse_node.replay.questions import QuestionEntry, read_questions
-from vlm_reuse_node.replay.rows import answer_row, differs, is_pair, picture_rows, question_row
+from vlm_reuse_node.replay.rows import answer_row, differs, is_pair, picture_rows, question_row, upkeep_row
 from vlm_reuse_node.replay.runners.kept_state import Policy
 from vlm_reuse_node.replay.runners.makers import make_runners
 from vlm_reuse_node.replay.runners.runner import ArmContext, Runner, replay_config
@@ -36,15 +39,22 @@ from vlm_reuse_node.replay.stills import save_drift
 from vlm_reuse_node.replay.video import Video
 from vlm_reuse_node.replay.window import Window
 from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.scene.refresh import Refresh
 from vlm_reuse_node.session.answer import Answer, Status
 from vlm_reuse_node.session.question import Question
+
+T = TypeVar('T')
 
 MOST_STILLS = 12  # of each arm
 
 
 @dataclass
 class _Camera:
-    """One camera's arms. stills: how many were kept of each arm. last_s: time of the newest picture."""
+    """One camera's arms.
+
+    stills: how many were kept of each arm. last_s: time of the newest picture. has_rested: whether the arms have used
+    the idle time after it.
+    """
 
     context: ArmContext
     schedule: Schedule
@@ -52,6 +62,7 @@ class _Camera:
     runners: dict[str, Runner]
     stills: dict[str, int] = field(default_factory=dict)
     last_s: float | None = None
+    has_rested: bool = False
 
 
 class Replay:
@@ -107,11 +118,12 @@ class Replay:
             return False
         if camera.last_s is None:
             self._warm_up(camera, frame)
+        self._rest(camera, at_s)
         self._digest.update(frame.rgb.tobytes())
         camera.context.window.add(frame)
-        camera.last_s = at_s
+        camera.last_s, camera.has_rested = at_s, False
         for name in camera.runners:
-            self._see(camera, name, frame, at_s)
+            self._see(camera, name, frame)
         return self._ask_all(camera, camera.schedule.at(at_s, frame), stopped)
 
     def _warm_up(self, camera: _Camera, frame: Frame) -> None:
@@ -126,28 +138,58 @@ class Replay:
         except ImageError:
             pass  # the arms will say so
 
-    def _see(self, camera: _Camera, name: str, frame: Frame, at_s: float) -> None:
+    def _see(self, camera: _Camera, name: str, frame: Frame) -> None:
         """Let one arm take the picture, and record what it cost."""
-        runner = camera.runners[name]
         try:
-            refreshes = runner.see(frame)
+            self._keep_up(camera, name, lambda: camera.runners[name].see(frame))
         except ImageError as error:
             if name == POLICY:
                 self.bag.refuse(frame.camera, 'model', str(error))
+
+    def _rest(self, camera: _Camera, until_s: float) -> None:
+        """Give every arm the idle time after the newest picture, once, if the next event comes later than it."""
+        if camera.last_s is None or camera.has_rested or until_s <= camera.last_s:
             return
-        if ARMS[name].observes and isinstance(runner, Policy):
-            for row in picture_rows(
-                frame.camera, name, at_s, refreshes, (runner.session.status.frames, runner.session.status.held_bytes)
-            ):
-                self._journal.write(row)
-        if name == POLICY and refreshes:
-            camera.video.add(frame, refreshes[0], at_s)
+        camera.has_rested = True
+        for name, runner in camera.runners.items():
+            self._keep_up(camera, name, runner.rest)
+
+    def _keep_up(self, camera: _Camera, name: str, call: Callable[[], list[Refresh]]) -> None:
+        """Let one arm do what no question waits for, and record what that cost."""
+        refreshes, work = self._on_the_meter(call)
+        for row in self._picture_rows(camera, name, refreshes):
+            self._journal.write(row)
+        if work.tokens and camera.last_s is not None:
+            self._journal.write(upkeep_row(camera.context.camera, name, camera.last_s, work))
+
+    def _on_the_meter(self, call: Callable[[], T]) -> tuple[T, Work]:
+        """Call. Returns the result, and the model's work meanwhile."""
+        before = self._vlm.meter.done
+        return call(), self._vlm.meter.done - before
+
+    def _picture_rows(
+        self, camera: _Camera, name: str, refreshes: Iterable[Refresh], question: int | None = None
+    ) -> list[dict]:
+        """The rows of an arm's looks and refreshes; those of the default policy go into the video too."""
+        runner = camera.runners[name]
+        if not ARMS[name].observes or not isinstance(runner, Policy):
+            return []
+        rows: list[dict] = []
+        for refresh in refreshes:
+            at_s = self.bag.seconds_of(refresh.stamp_ns)
+            status = runner.session.status
+            held = (status.frames, status.held_bytes)
+            rows += picture_rows(refresh.camera, name, at_s, [refresh], held, question)
+            if name == POLICY and (frame := runner.session.newest):
+                camera.video.add(frame, refresh, at_s)
+        return rows
 
     def _ask_all(self, camera: _Camera, due: list[DueQuestion], stopped: Callable[[], bool]) -> bool:
         """Ask what is due, unless there is no picture yet; return False when it was stopped."""
         if camera.last_s is None:
             return True
         for question in due:
+            self._rest(camera, question.at_s)
             if not self._ask(camera, question, camera.last_s, stopped):
                 return False
         return True
@@ -160,17 +202,23 @@ class Replay:
         self._asked += 1
         row = question_row(self._asked, due, camera.context.camera, picture_s, self._choice_tokens(entry.choices))
         answers: dict[str, dict] = {}
-        for name, runner in camera.runners.items():
+        given: dict[str, ArmAnswer] = {}
+        # The default policy goes first: cold-dense is to see the keyframes that it answers from.
+        for name in (POLICY, *(name for name in camera.runners if name != POLICY)):
             if stopped():
                 return False
             earlier = self._journal.earlier(row, name)
             if earlier is not None and not ARMS[name].keeps_state:
                 answers[name] = earlier
                 continue
-            answer = _answer(runner, question, now_ns)
-            answers[name] = answer_row(row, name, answer, [self.bag.at_s(frame) for frame in answer.frames])
+            given[name], work = self._on_the_meter(partial(_answer, camera.runners[name], question, now_ns))
+            pictures_s = [self.bag.at_s(frame) for frame in given[name].frames]
+            answers[name] = answer_row(row, name, given[name], pictures_s, work)
+        rows = [row, *(answers[name] for name in camera.runners)]
+        for name, answer in given.items():
+            rows += self._picture_rows(camera, name, answer.refreshes, self._asked)
             self._keep_stills(camera, answers, name, answer)
-        for each in (row, *answers.values()):  # all or nothing: a resumed run asks the rest
+        for each in rows:  # all or nothing: a resumed run asks the rest
             self._journal.write(each)
         return True
 

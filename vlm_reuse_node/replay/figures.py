@@ -17,7 +17,18 @@
 from vlm_reuse_node.scene.overlay import percent
 
 NO_VALUE = '–'
-__all__ = ['NO_VALUE', 'counted', 'factor', 'milliseconds', 'paid_text', 'percent', 'p_text', 'share_text', 'span_text']
+__all__ = [
+    'NO_VALUE',
+    'counted',
+    'factor',
+    'milliseconds',
+    'paid_text',
+    'percent',
+    'p_text',
+    'seconds',
+    'share_text',
+    'span_text',
+]
 
 
 def share_text(share: float | None) -> str:
@@ -51,8 +62,13 @@ def span_text(low: float | None, high: float | None) -> str:
     return NO_VALUE if low is None or high is None else f'{share_text(low)} to {share_text(high)}'
 
 
+def seconds(ms: float) -> str:
+    """Write a time in milliseconds as seconds."""
+    return f'{ms / 1e3:.2f} s' if ms < 1e5 else f'{ms / 1e3:,.0f} s'
+
+
 def factor(value: float | None) -> str:
-    """Write how many times as fast something is."""
+    """Write how many times as fast, or as much, something is."""
     if value is None:
         return NO_VALUE
     return f'{value:.2f} ×' if value < 3 else f'{value:.1f} ×' if value < 30 else f'{value:.0f} ×'

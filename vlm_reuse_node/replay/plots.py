@@ -110,7 +110,7 @@ def sessions(times: dict[str, dict]) -> str:
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        for (arm, each), colour in zip(times.items(), (PAID, REUSED, THIRD, OTHER)):
+        for (arm, each), colour in zip(times.items(), (PAID, REUSED, THIRD, OTHER, CHANGED, INK)):
             speedups = [session['speedup'] for session in each['sessions']]
             axes.plot(SESSIONS, speedups, marker='o', markersize=5, color=colour, label=arm)
             axes.annotate(

@@ -18,8 +18,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from vlm_reuse_node.replay.arms import REFERENCE
 from vlm_reuse_node.replay.bounds import mcnemar_p, share_bounds
 from vlm_reuse_node.replay.row_index import AnswerPair, RowIndex
+from vlm_reuse_node.replay.rows import WORK_STAGES
 
 
 def derive_ratios(rows: RowIndex, counts: dict[str, dict]) -> dict[str, dict]:
@@ -28,7 +30,8 @@ def derive_ratios(rows: RowIndex, counts: dict[str, dict]) -> dict[str, dict]:
         arm: {
             **_drift(arm_counts),
             'right': _share(arm_counts['right'], arm_counts['judged']),
-            **_work(arm_counts['looks']),
+            'work_tokens_ratio': _share(tokens(arm_counts), tokens(counts[REFERENCE]) if REFERENCE in counts else 0),
+            **_paid(arm_counts['looks']),
             'against_cached': _drift(arm_counts['against_cached']) if arm_counts['against_cached'] else None,
             'largest_score_difference': _largest_score_difference(rows.pairs(arm)),
         }
@@ -36,7 +39,13 @@ def derive_ratios(rows: RowIndex, counts: dict[str, dict]) -> dict[str, dict]:
     }
 
 
-def _work(looks: dict | None) -> dict:
+def tokens(arm_counts: dict) -> int | None:
+    """Tokens of an arm through all stages of the model; None where it does not tell."""
+    work = arm_counts['work']
+    return sum(work[name] for name in WORK_STAGES) if work else None
+
+
+def _paid(looks: dict | None) -> dict:
     """What an arm that looks at pictures computed of them."""
     paid = _share(looks['visual_tokens_refreshed'], looks['visual_tokens']) if looks else None
     if looks is None or paid is None:
@@ -63,8 +72,8 @@ def _bounded_share(part: int, total: int) -> dict:
     return {'share': _share(part, total), 'low': low, 'high': high, 'n': total}
 
 
-def _share(part: int, total: int) -> float | None:
-    return round(part / total, 6) if total else None
+def _share(part: int | None, total: int | None) -> float | None:
+    return None if part is None or not total else round(part / total, 6)
 
 
 def _largest_score_difference(pairs: Iterable[AnswerPair]) -> float | None:

@@ -18,7 +18,7 @@ from base64 import b64encode
 from pathlib import Path
 from textwrap import shorten
 
-from vlm_reuse_node.replay.arms import POLICY
+from vlm_reuse_node.replay.arms import ARMS, POLICY
 from vlm_reuse_node.replay.figures import NO_VALUE, counted, span_text
 from vlm_reuse_node.replay.negatives import EXACT
 from vlm_reuse_node.replay.row_index import AnswerPair, RowIndex
@@ -26,8 +26,8 @@ from vlm_reuse_node.replay.rows import differs
 
 MOST_DRIFTED = 24
 LONGEST_ANSWER = 120  # characters
-# Arms whose drift is shown by age and type: those that keep a state.
-KEEPING = ('default', 'patch', 'frame', 'reuse', 'mlx-vlm')
+# Arms that keep a state.
+KEEPING = tuple(arm.name for arm in ARMS.values() if arm.keeps_state)
 
 
 def exactness_lines(results: dict) -> list[str]:

@@ -34,11 +34,11 @@ from vlm_reuse_node.replay.ratios import derive_ratios
 from vlm_reuse_node.replay.row_index import RowIndex
 from vlm_reuse_node.replay.times import measure_times
 
-FORMAT = 1
+FORMAT = 2
 SCHEMA = Path(__file__).with_name('results.schema.json')
 PACKAGES = ('mlx', 'mlx-vlm', 'numpy', 'opencv-python', 'opencv-python-headless', 'rosbags')
 _OF_A_BAG = ('bag', 'files', 'questions')
-_ROWS = ('questions', 'answers', 'pictures')
+_ROWS = ('questions', 'answers', 'pictures', 'upkeep')
 
 
 class ResultsError(VlmReuseError):
@@ -77,6 +77,7 @@ def collect(folders: dict[str, Path], failed: dict[str, str], complete: bool) ->
         'questions': rows.questions,
         'answers': rows.answers,
         'pictures': rows.pictures,
+        'upkeep': rows.upkeep,
         'times': {'arms': measure_times(rows)},
     }
 

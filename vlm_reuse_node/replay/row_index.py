@@ -20,7 +20,9 @@ from typing import NamedTuple
 
 from vlm_reuse_node.replay.arms import REFERENCE
 from vlm_reuse_node.replay.rows import is_pair
+from vlm_reuse_node.scene.refresh import Level
 
+_LEVELS = [str(level) for level in Level]
 Key = tuple[str, str, int]
 
 
@@ -35,7 +37,7 @@ class AnswerPair(NamedTuple):
 class RowIndex:
     """The rows of all bags; each names its bag.
 
-    questions, pictures, bags, answers: the rows of each kind, in their order.
+    questions, pictures, upkeep, bags, answers: the rows of each kind, in their order.
     of: answers by arm, and by bag, camera and question number.
     """
 
@@ -46,6 +48,7 @@ class RowIndex:
             kinds[row['row']].append(row)
         self.questions = kinds['question']
         self.pictures = kinds['picture']
+        self.upkeep = kinds['upkeep']
         self.bags = kinds['bag']
         self.answers = kinds['answer']
         self.of: dict[str, dict[Key, dict]] = {}
@@ -68,8 +71,18 @@ class RowIndex:
         ]
 
     def looks(self, arm: str) -> list[dict]:
-        """Return what the pictures cost an arm that looks at them."""
+        """Return the looks and refreshes of an arm that takes every picture."""
         return [row for row in self.pictures if row['arm'] == arm]
+
+    def seen(self, arm: str) -> list[dict]:
+        """Return each picture once: its first look, with the dearest level and all tokens of its refreshes."""
+        seen: dict[tuple[str, str, float], dict] = {}
+        for row in self.looks(arm):
+            key = row['bag'], row['camera'], row['picture_s']
+            first = seen.setdefault(key, {**row, 'visual_tokens_refreshed': 0})
+            first['visual_tokens_refreshed'] += row['visual_tokens_refreshed']
+            first['level'] = max(first['level'], row['level'], key=_LEVELS.index)
+        return list(seen.values())
 
 
 def _key(row: dict) -> Key:

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What a replay records: one JSON object for each question, each answer and each computed picture.
+"""What a replay records: one JSON object for each question, each answer, each look and refresh, and all upkeep.
 
 Everything that differs from run to run is under `times`; the rest is the same for the same bag. results.schema.json
 describes fields and units.
@@ -22,6 +22,7 @@ import resource
 import sys
 from collections.abc import Iterable, Iterator
 
+from vlm_reuse_node.model.work import Work
 from vlm_reuse_node.replay.answer_text import is_degenerate, plain
 from vlm_reuse_node.replay.arm_answer import ArmAnswer
 from vlm_reuse_node.replay.schedule import DueQuestion
@@ -29,6 +30,8 @@ from vlm_reuse_node.replay.truth import truth_at
 from vlm_reuse_node.scene.refresh import Refresh
 from vlm_reuse_node.session.answer import Status
 
+# Counts of tokens, by the names of `Work`'s fields.
+WORK_STAGES = ('vision_tokens', 'prefill_tokens', 'decode_tokens')
 _MB = 1e6 if sys.platform == 'darwin' else 1e3  # ru_maxrss counts bytes there, else kilobytes
 
 
@@ -50,8 +53,12 @@ def question_row(number: int, due: DueQuestion, camera: str, picture_s: float, c
     }
 
 
-def answer_row(question: dict, arm: str, arm_answer: ArmAnswer, pictures_s: list[float]) -> dict:
-    """Make the row of one arm's answer to a question. pictures_s: when the pictures in its prompt were taken."""
+def answer_row(question: dict, arm: str, arm_answer: ArmAnswer, pictures_s: list[float], work: Work) -> dict:
+    """Make the row of one arm's answer to a question.
+
+    pictures_s: when the pictures in its prompt were taken. work: what the model's meter counted meanwhile.
+    """
+    is_counted = arm_answer.visual_tokens is not None
     answer = arm_answer.answer
     choices = question['choices']
     is_answer = answer.status == Status.OK
@@ -81,7 +88,8 @@ def answer_row(question: dict, arm: str, arm_answer: ArmAnswer, pictures_s: list
         'tokens_reused': arm_answer.tokens_reused,
         'tokens_prefilled': arm_answer.tokens_prefilled,
         'tokens_generated': answer.tokens_generated,
-        'times': _answer_times(arm_answer),
+        'work': _tokens(work) if is_counted else None,
+        'times': _answer_times(arm_answer) | {'work_ms': work.ms if is_counted else arm_answer.total_ms},
     }
 
 
@@ -89,11 +97,9 @@ def _answer_times(arm_answer: ArmAnswer) -> dict[str, float]:
     """Milliseconds by stage; other_ms is what no stage accounts for."""
     answer = arm_answer.answer
     paid = arm_answer.refreshes
-    # A cold answer beside a kept state has its vision in refresh_ms, and no refresh.
-    vision = sum(refresh.vision_ms for refresh in paid) if paid else answer.refresh_ms
     stages = {
         'change_ms': sum(refresh.change_ms for refresh in paid),
-        'vision_ms': vision,
+        'vision_ms': sum(refresh.vision_ms for refresh in paid),
         'prefill_ms': sum(refresh.prefill_ms for refresh in paid) + answer.prefill_ms,
         'decode_ms': answer.decode_ms,
     }
@@ -102,15 +108,24 @@ def _answer_times(arm_answer: ArmAnswer) -> dict[str, float]:
 
 
 def picture_rows(
-    camera: str, arm: str, picture_s: float, refreshes: Iterable[Refresh], held: tuple[int, int]
+    camera: str,
+    arm: str,
+    picture_s: float,
+    refreshes: Iterable[Refresh],
+    held: tuple[int, int],
+    question: int | None = None,
 ) -> Iterator[dict]:
-    """Make the rows of what a picture cost an arm that looks at pictures. held: pictures and bytes it keeps then."""
+    """Make the rows of an arm's looks at a picture, and of its refreshes from it.
+
+    held: pictures and bytes that it keeps then. question: number of the question that waited for the refresh.
+    """
     for refresh in refreshes:
         yield {
             'row': 'picture',
             'camera': camera,
             'arm': arm,
             'picture_s': picture_s,
+            'question': question,
             'level': str(refresh.level),
             'reason': refresh.reason,
             'visual_tokens': refresh.visual_tokens_total,
@@ -126,6 +141,22 @@ def picture_rows(
                 'peak_process_mb': peak_process_mb(),
             },
         }
+
+
+def upkeep_row(camera: str, arm: str, picture_s: float, work: Work) -> dict:
+    """Make the row of work that an arm did for no question, after the picture of that time."""
+    return {
+        'row': 'upkeep',
+        'camera': camera,
+        'arm': arm,
+        'picture_s': picture_s,
+        'work': _tokens(work),
+        'times': {'work_ms': work.ms},
+    }
+
+
+def _tokens(work: Work) -> dict[str, int]:
+    return {name: getattr(work, name) for name in WORK_STAGES}
 
 
 def peak_process_mb() -> float:

@@ -19,11 +19,12 @@ from vlm_reuse_node.replay.verdict import sentence, verdict
 
 COLUMNS = (
     ('arm', 12),
+    ('total work', 10),
+    ('in tokens', 9),
     ('answers', 9),
     ('median ms', 9),
     ('p95 ms', 8),
     ('speedup', 8),
-    ('with upkeep', 11),
     ('drift', 10),
     ('95 % interval', 18),
     ('right', 10),
@@ -45,11 +46,12 @@ def cells(results: dict, arm: str) -> list[str]:
     looks = counts['looks']
     return [
         arm,
+        factor(times.get('work_ratio')),
+        factor(results['ratios'][arm]['work_tokens_ratio']),
         f'{counts["statuses"].get("OK", 0)} of {counts["asked"]}',
         milliseconds(times.get('median_ms')),
         milliseconds(times.get('p95_ms')),
         factor(times.get('speedup')),
-        factor(times.get('whole_speedup')),
         f'{counts["drifted"]} of {counts["pairs"]}',
         span_text(drift['low'], drift['high']),
         f'{counts["right"]} of {counts["judged"]}' if counts['judged'] else NO_VALUE,

@@ -12,13 +12,14 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What a replay times: latency against cold-dense, stage by stage, and sessions of several questions."""
+"""What a replay times: total work and latency against cold-dense, each stage, and sessions of several questions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import median
 
 import numpy as np
 
+from vlm_reuse_node.replay.arms import REFERENCE
 from vlm_reuse_node.replay.bounds import ratio_bounds
 from vlm_reuse_node.replay.row_index import AnswerPair, RowIndex
 
@@ -41,7 +42,10 @@ def _arm_times(rows: RowIndex, arm: str) -> dict:
     cold = [pair.reference['times']['total_ms'] for pair in pairs]
     stages = {stage: [pair.answer['times'][stage] for pair in pairs] for stage in STAGES}
     looks = rows.looks(arm)
-    keep_up_ms = sum(_look_ms(row) for row in looks)
+    upkeep_ms = _work_ms(row for row in rows.upkeep if row['arm'] == arm)
+    work_ms = upkeep_ms + _work_ms(rows.of[arm].values())
+    cold_work_ms = _work_ms(rows.of[REFERENCE].values())
+    warm = [each for each, pair in zip(own, pairs) if not pair.answer['visual_tokens_computed']]
     low, high = ratio_bounds(cold, own)
     return {
         'pairs': len(pairs),
@@ -52,14 +56,20 @@ def _arm_times(rows: RowIndex, arm: str) -> dict:
         'speedup_low': low,
         'speedup_high': high,
         'answers_ms': sum(own),
-        'keep_up_ms': keep_up_ms,
         'cold_answers_ms': sum(cold),
-        'whole_speedup': sum(cold) / (sum(own) + keep_up_ms),
+        'work_ms': work_ms,
+        'upkeep_ms': upkeep_ms,
+        'cold_work_ms': cold_work_ms,
+        'work_ratio': work_ms / cold_work_ms if cold_work_ms else None,
         'stages_median_ms': {stage: median(values) for stage, values in stages.items()},
         'stages_ms': {stage: sum(values) for stage, values in stages.items()},
         'ceiling': _ceiling(pairs),
-        'sessions': _sessions(looks, own_ms=median(own), cold_ms=median(cold)),
+        'sessions': _sessions(looks, own_ms=median(warm), cold_ms=median(cold)) if warm else [],
     }
+
+
+def _work_ms(rows: Iterable[dict]) -> float:
+    return sum(row['times']['work_ms'] for row in rows)
 
 
 def _look_ms(row: dict) -> float:
@@ -102,7 +112,8 @@ def _predicted_ms(pair: AnswerPair) -> float:
 def _sessions(looks: Sequence[dict], own_ms: float, cold_ms: float) -> list[dict]:
     """Setup-inclusive speedup of n questions on one new picture, from medians.
 
-    The setup is the refresh of a whole picture; without one there is nothing to tell.
+    The setup is the refresh of a whole picture; without one there is nothing to tell. own_ms: of an answer that waited
+    for no refresh.
     """
     setups = [_look_ms(row) for row in looks if row['level'] in _WHOLE_LEVELS]
     if not setups:

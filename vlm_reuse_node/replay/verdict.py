@@ -12,30 +12,50 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The first screen of the report: the three figures that decide, and one sentence on what they mean."""
+"""The first screen of the report: the figures that decide, and what they mean in words."""
 
-from vlm_reuse_node.replay.arms import POLICY
-from vlm_reuse_node.replay.figures import counted, factor, milliseconds, paid_text, share_text, span_text
+from vlm_reuse_node.replay.arms import POLICY, REFERENCE
+from vlm_reuse_node.replay.figures import counted, factor, milliseconds, paid_text, seconds, share_text, span_text
+from vlm_reuse_node.replay.ratios import tokens
 
 DENOMINATOR = 'cold-dense on the newest picture'
 
 
 def verdict(results: dict) -> list[dict]:
-    """Return the three figures, each with its unit and what it is a share of: speed, drift, and computed pictures."""
-    return [_speed(results), _drift(results), _paid(results)]
+    """Return the figures, each with its unit and what it is a share of: work, speed, drift, and computed pictures."""
+    return [_work(results), _speed(results), _drift(results), _paid(results)]
 
 
 def sentence(results: dict) -> str:
-    """Say in one sentence what the three figures mean."""
+    """Say in words what the figures mean."""
     times = results['times']['arms'][POLICY]
     if not times['pairs']:
         return 'Too few questions were answered to tell whether keeping the state pays.'
-    return f'{_speed_meaning(times)}, and {_drift_meaning(results["ratios"][POLICY]["drift"])}.'
+    return (
+        f'{_work_meaning(results)} {_speed_meaning(times)}, and {_drift_meaning(results["ratios"][POLICY]["drift"])}.'
+    )
 
 
 def may_be_chance(times: dict) -> bool:
     """Whether the interval of an arm's speedup includes 1."""
     return times['speedup_low'] is not None and times['speedup_low'] <= 1 <= times['speedup_high']
+
+
+def _work(results: dict) -> dict:
+    times = results['times']['arms'][POLICY]
+    if not times['pairs'] or times['work_ratio'] is None:
+        return {'figure': 'no pair', 'label': 'No question was answered by both default and cold-dense.'}
+    asked = results['counts'][POLICY]['asked']
+    own, cold = (tokens(results['counts'][arm]) for arm in (POLICY, REFERENCE))
+    return {
+        'figure': factor(times['work_ratio']),
+        'label': (
+            f"the total work of cold-dense: {seconds(times['work_ms'])} of the model's time against "
+            f'{seconds(times["cold_work_ms"])} for the same {asked} questions; {seconds(times["upkeep_ms"])} of it was '
+            f'spent between questions. {factor(results["ratios"][POLICY]["work_tokens_ratio"])} its tokens ({own:,} '
+            f'against {cold:,})'
+        ),
+    }
 
 
 def _speed(results: dict) -> dict:
@@ -50,8 +70,7 @@ def _speed(results: dict) -> dict:
         'figure': factor(times['speedup']),
         'label': (
             f'as fast as {DENOMINATOR}{interval}: median answer {milliseconds(times["median_ms"])} ms against '
-            f'{milliseconds(times["cold_median_ms"])} ms, n = {times["pairs"]}; with the pictures computed between '
-            f'questions counted too {factor(times["whole_speedup"])}'
+            f'{milliseconds(times["cold_median_ms"])} ms, n = {times["pairs"]}'
         ),
     }
 
@@ -84,6 +103,15 @@ def _paid(results: dict) -> dict:
             f'tokens in {looks["pictures"]:,} pictures ({levels})'
         ),
     }
+
+
+def _work_meaning(results: dict) -> str:
+    ratio = results['times']['arms'][POLICY]['work_ratio']
+    more_tokens = results['ratios'][POLICY]['work_tokens_ratio'] > 1
+    if ratio > 1:
+        return f'Keeping the state was more work than answering from nothing: {factor(ratio)} its model time.'
+    text = f'All work together took {share_text(ratio)} of the model time of cold-dense'
+    return f'{text}, but more tokens went through the model.' if more_tokens else f'{text}.'
 
 
 def _speed_meaning(times: dict) -> str:

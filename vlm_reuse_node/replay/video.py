@@ -12,8 +12,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The overlay of every replayed picture, as a video."""
+"""The overlay of every replayed picture, as a video: each picture once, with all cells that were computed from it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -30,34 +31,37 @@ class Video:
     """Writes an mp4 whose rate is that of the first two pictures."""
 
     def __init__(self, path: Path) -> None:
-        """Nothing is written before the second picture."""
+        """A picture is written when the next one comes: until then more of it may be computed."""
         self._path = path
-        self._first: tuple[float, np.ndarray] | None = None
+        self._last: tuple[float, Frame, Refresh] | None = None
+        self._size = (0, 0)  # width and height of the first picture with its bar
         self._writer: cv2.VideoWriter | None = None
 
     def add(self, frame: Frame, refresh: Refresh, at_s: float) -> None:
-        """Add a picture; one of another size than the first is resized."""
-        bgr = np.ascontiguousarray(draw_overlay(frame, refresh)[..., ::-1])
-        if self._first is None:
-            self._first = (at_s, bgr)
-            return
-        first_s, first = self._first
-        if self._writer is None:
-            self._writer = self._open(first, float(np.clip(1.0 / max(1e-6, at_s - first_s), SLOWEST_HZ, FASTEST_HZ)))
-        self._writer.write(_resized(bgr, first.shape[1], first.shape[0]))
+        """Add a look at a picture, or a refresh from the newest one. A picture of another size is resized."""
+        if self._last and self._last[0] == at_s:
+            before = self._last[2]
+            refresh = replace(refresh, refreshed=refresh.refreshed | before.refreshed)
+        elif self._last:
+            self._write_last(1.0 / max(1e-6, at_s - self._last[0]))
+        self._last = (at_s, frame, refresh)
 
     def close(self) -> None:
         """Finish the file."""
-        if self._first and not self._writer:
-            self._writer = self._open(self._first[1], SLOWEST_HZ)
+        if self._last:
+            self._write_last(SLOWEST_HZ)
         if self._writer:
             self._writer.release()
 
-    def _open(self, first: np.ndarray, rate_hz: float) -> cv2.VideoWriter:
-        height, width = first.shape[:2]
-        writer = cv2.VideoWriter(str(self._path), cv2.VideoWriter.fourcc(*'mp4v'), rate_hz, (width, height))
-        writer.write(first)
-        return writer
+    def _write_last(self, rate_hz: float) -> None:
+        """Write the last picture. rate_hz: of the video, if it is the first one."""
+        _, frame, refresh = self._last
+        bgr = np.ascontiguousarray(draw_overlay(frame, refresh)[..., ::-1])
+        if self._writer is None:
+            self._size = (bgr.shape[1], bgr.shape[0])
+            rate_hz = float(np.clip(rate_hz, SLOWEST_HZ, FASTEST_HZ))
+            self._writer = cv2.VideoWriter(str(self._path), cv2.VideoWriter.fourcc(*'mp4v'), rate_hz, self._size)
+        self._writer.write(_resized(bgr, *self._size))
 
 
 def _resized(bgr: np.ndarray, width: int, height: int) -> np.ndarray:

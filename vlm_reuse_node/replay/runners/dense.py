@@ -17,15 +17,14 @@
 from collections.abc import Callable
 
 from vlm_reuse_node.replay.arm_answer import ArmAnswer
-from vlm_reuse_node.replay.runners.kept_state import Policy
-from vlm_reuse_node.replay.runners.runner import ArmContext, ReplaySession, timed, visual_tokens_of
+from vlm_reuse_node.replay.runners.runner import ArmContext, ReplaySession, WaitsForQuestions, timed, visual_tokens_of
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Refresh
 from vlm_reuse_node.session.answer import Answer, Status
 from vlm_reuse_node.session.question import Question
 
 
-class Dense:
+class Dense(WaitsForQuestions):
     """Everything from nothing for every question, on some of the pictures."""
 
     def __init__(self, context: ArmContext, choose: Callable[[], list[Frame]]) -> None:
@@ -38,10 +37,6 @@ class Dense:
             context.camera,
             on_refresh=lambda _, refresh: self._paid.append(refresh),
         )
-
-    def see(self, frame: Frame) -> list[Refresh]:
-        """Do nothing before a question."""
-        return []
 
     def ask(self, question: Question, now_ns: int) -> ArmAnswer:
         """Compute vision, prefill of everything, and decode."""
@@ -67,21 +62,3 @@ class Dense:
         for frame in frames:
             self._session.observe(frame, force=True)
         return self._session.ask(question, now_ns=now_ns)
-
-
-class CachedCold:
-    """From nothing on the very pictures that the default policy keeps: its answer must equal that of the policy."""
-
-    def __init__(self, policy: Policy) -> None:
-        """Answer beside `policy`, whose state stays as it is."""
-        self._policy = policy
-
-    def see(self, frame: Frame) -> list[Refresh]:
-        """Do nothing before a question."""
-        return []
-
-    def ask(self, question: Question, now_ns: int) -> ArmAnswer:
-        """Answer from nothing."""
-        session = self._policy.session
-        ms, answer = timed(lambda: session.ask_cold(question, now_ns=now_ns))
-        return ArmAnswer(answer, session.frames, (), session.cells, 0, answer.tokens_prefilled, ms)

@@ -16,13 +16,15 @@
 
 from collections.abc import Callable
 
-from vlm_reuse_node.config import PATCH_POLICY
+from vlm_reuse_node.config import EXACT_POLICY, PATCH_POLICY
 from vlm_reuse_node.replay.arms import ARMS, POLICY, REFERENCE
-from vlm_reuse_node.replay.runners.dense import CachedCold, Dense
-from vlm_reuse_node.replay.runners.kept_state import OnDemand, Policy, StaleReuse
+from vlm_reuse_node.replay.runners.dense import Dense
+from vlm_reuse_node.replay.runners.kept_state import Eager, Policy, StaleReuse
 from vlm_reuse_node.replay.runners.prompt_cache import PromptCache
 from vlm_reuse_node.replay.runners.runner import ArmContext, Runner
 from vlm_reuse_node.scene.frame import Frame
+
+MOST_UPKEEP = 1000.0  # the largest upkeep_share
 
 
 def make_runners(context: ArmContext, names: tuple[str, ...]) -> dict[str, Runner]:
@@ -41,13 +43,22 @@ def _cold(context: ArmContext, policy: Policy) -> Dense:
     return Dense(context, choose)
 
 
+def _eager(context: ArmContext, refresh_policy: str) -> Eager:
+    """The eager way needs no credit but for history rollovers, so it gets as much as there can be."""
+    return Eager(context, context.config.with_values(refresh_policy=refresh_policy, upkeep_share=MOST_UPKEEP))
+
+
 _MAKERS: dict[str, Callable[[ArmContext, Policy], Runner]] = {
     'cold': _cold,
     'cold-again': _cold,
     'default': lambda context, policy: policy,
-    'cold-cached': lambda context, policy: CachedCold(policy),
-    'frame': lambda context, policy: OnDemand(context),
+    'cold-cached': lambda context, policy: Dense(context, lambda: list(policy.session.frames)),
+    'on-demand': lambda context, policy: Policy(
+        context, context.config.with_values(refresh_policy=EXACT_POLICY, upkeep_share=0.0)
+    ),
     'patch': lambda context, policy: Policy(context, context.config.with_values(refresh_policy=PATCH_POLICY)),
+    'eager': lambda context, policy: _eager(context, EXACT_POLICY),
+    'eager-patch': lambda context, policy: _eager(context, PATCH_POLICY),
     'reuse': lambda context, policy: StaleReuse(context),
     'low-rate': lambda context, policy: Dense(context, context.window.spread),
     'last-4': lambda context, policy: Dense(context, context.window.last),

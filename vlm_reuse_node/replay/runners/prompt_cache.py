@@ -24,24 +24,18 @@ from PIL import Image
 
 from vlm_reuse_node.replay.answer_text import plain
 from vlm_reuse_node.replay.arm_answer import ArmAnswer
-from vlm_reuse_node.replay.runners.runner import ArmContext, timed
-from vlm_reuse_node.scene.frame import Frame
-from vlm_reuse_node.scene.refresh import Refresh
+from vlm_reuse_node.replay.runners.runner import ArmContext, WaitsForQuestions, timed
 from vlm_reuse_node.session.answer import Answer, Status
 from vlm_reuse_node.session.question import Question
 
 
-class PromptCache:
+class PromptCache(WaitsForQuestions):
     """mlx-vlm's own `generate` with one `PromptCacheState` for the whole bag, on the newest picture, in text."""
 
     def __init__(self, context: ArmContext) -> None:
         """Start with an empty prompt cache."""
         self._context = context
         self._cache = PromptCacheState()
-
-    def see(self, frame: Frame) -> list[Refresh]:
-        """Do nothing before a question."""
-        return []
 
     def ask(self, question: Question, now_ns: int) -> ArmAnswer:
         """Answer in text; a choice is the one that the text names, and none is a parse failure."""

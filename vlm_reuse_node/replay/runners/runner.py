@@ -45,7 +45,11 @@ class Runner(Protocol):
     """One arm at work on one camera. It belongs to the thread that loaded the model."""
 
     def see(self, frame: Frame) -> list[Refresh]:
-        """Take the next picture; return what that cost, nothing for an arm that waits for questions."""
+        """Take the next picture. Returns what the arm found and computed, if it does anything then."""
+        ...
+
+    def rest(self) -> list[Refresh]:
+        """Use the idle time before the next picture or question. Returns what the arm computed."""
         ...
 
     def ask(self, question: Question, now_ns: int) -> ArmAnswer:
@@ -53,8 +57,20 @@ class Runner(Protocol):
         ...
 
 
+class WaitsForQuestions:
+    """The part of a runner that does nothing before a question."""
+
+    def see(self, frame: Frame) -> list[Refresh]:
+        """Do nothing."""
+        return []
+
+    def rest(self) -> list[Refresh]:
+        """Do nothing."""
+        return []
+
+
 class ReplaySession(SceneSession):
-    """A session that shows which pictures it keeps."""
+    """A session that shows which pictures it keeps, and does a replay's share of upkeep."""
 
     @property
     def frames(self) -> tuple[Frame, ...]:
@@ -63,10 +79,19 @@ class ReplaySession(SceneSession):
         return tuple(encoded.frame for encoded in state.frames) if state else ()
 
     @property
-    def cells(self) -> int:
-        """Visual tokens of all of them."""
-        state = self._refresher.state
-        return sum(encoded.grid.cells for encoded in state.frames) if state else 0
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the cells of the newest picture."""
+        rows, columns = self._refresher.newest.stale.shape
+        return rows, columns
+
+    def keep_up(self) -> None:
+        """Do at most one refresh, with both of its stages, or one other stage of upkeep.
+
+        A replay does not measure how much idle time there is, so that it does the same every time.
+        """
+        self.work()
+        if self._refresher.is_between_stages:
+            self.work()
 
 
 def replay_config(config: Config) -> Config:
