@@ -57,6 +57,11 @@ class Look:
     change_ms: float = 0.0
 
     @property
+    def cells(self) -> int:
+        """Visual tokens of the picture."""
+        return self.computed_ns.size
+
+    @property
     def stale(self) -> np.ndarray:
         """The cells of the state that differ from the picture, (rows, columns) bool; without a state, all cells."""
         return self.change.stale if self.change else np.ones(self.computed_ns.shape, bool)

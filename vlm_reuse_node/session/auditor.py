@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vlm_reuse_node.config import Config
+from vlm_reuse_node.config import PATCH_POLICY, Config
 from vlm_reuse_node.model.prompt import PromptTemplate
 from vlm_reuse_node.model.vlm import Check, Vlm
 from vlm_reuse_node.model.work import Meter, Work
@@ -67,10 +67,9 @@ class Auditor:
         """The counts so far."""
         return self._audit.counts
 
-    @property
-    def is_trusted(self) -> bool:
+    def allows_patches(self, config: Config) -> bool:
         """Whether approximate states may be used now."""
-        return self._audit.is_trusted
+        return config.refresh_policy == PATCH_POLICY and self._audit.is_trusted
 
     @property
     def has_work(self) -> bool:

@@ -33,6 +33,7 @@ from vlm_reuse_node.scene.refresh import Level, Refresh, Totals
 from vlm_reuse_node.scene.refresh_plan import RefreshPlan, plan_refresh
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
 from vlm_reuse_node.session.history import History
+from vlm_reuse_node.session.prices import Prices
 from vlm_reuse_node.session.state import State, build
 from vlm_reuse_node.session.turn import Halt
 
@@ -59,13 +60,20 @@ class Refresher:
     """
 
     def __init__(
-        self, vlm: Vlm, template_for: Callable[[int], PromptTemplate], camera: str, totals: Callable[[], Totals]
+        self,
+        vlm: Vlm,
+        template_for: Callable[[int], PromptTemplate],
+        camera: str,
+        totals: Callable[[], Totals],
+        on_refresh: Callable[[Frame, Refresh], None],
     ) -> None:
         """Start without a frame.
 
         template_for: returns the prompt template for a number of frames. totals: returns the camera's, for the records.
+        on_refresh: called with every record, on the thread that did the work.
         """
         self._vlm, self._template_for, self._camera, self._totals = vlm, template_for, camera, totals
+        self._on_refresh, self._prices = on_refresh, Prices(vlm, template_for)
         self._history = History(vlm, template_for, camera)
         self._lookout = Lookout()
         self._patches = 0  # patches since the live slot was last computed whole
@@ -85,7 +93,10 @@ class Refresher:
         """
         grid = (0, 0) if self._lookout.can_look(frame) else self._vlm.grid(frame.rgb)
         look = self._lookout.look(frame, config, grid, self._vlm.family.cell_px)
-        return look.record(self._totals()) if look else None
+        record = look.record(self._totals()) if look else None
+        if record:
+            self._on_refresh(frame, record)
+        return record
 
     def refresh(self, config: Config, *, may_patch: bool, force: bool = False, check: Check = go_on) -> Refresh | None:
         """Bring the state up to the newest frame at the cheapest level that is allowed (docs/architecture.md).
@@ -121,28 +132,19 @@ class Refresher:
     def expected(self, config: Config, may_patch: bool) -> Work:
         """The expected work of a refresh now; none when there is nothing to compute."""
         look = self._lookout.newest
-        if look is None:
-            return Work()
-        plan = self._plan(look, config, may_patch, False)
-        return self.whole_work() if plan.level in (Level.FRAME, Level.FULL) else self.patch_work(plan)
+        plan = self._plan(look, config, may_patch, False) if look else RefreshPlan(Level.REUSE)
+        if plan.level in (Level.FRAME, Level.FULL):
+            return self._prices.frame(self.state, look.cells)
+        return self._prices.patch(self.state, look.cells, int(plan.refreshed.sum())) if look else Work()
 
-    def whole_work(self) -> Work:
-        """The expected work to compute the newest frame whole."""
-        total, tokens = self._slot()
-        return self._vlm.meter.frame(total, tokens)
-
-    def patch_work(self, plan: RefreshPlan | None = None, config: Config | None = None) -> Work:
-        """The expected work of a patch: of this plan, or of the largest one that is allowed."""
-        total, tokens = self._slot()
-        cells = int(plan.refreshed.sum()) if plan else int(config.max_patch_share * total)
-        return self._vlm.meter.patch(cells, total, tokens) if cells else Work()
+    def largest_patch(self, config: Config) -> Work:
+        """The expected work of the largest patch that is allowed."""
+        cells = self._lookout.newest.cells if self._lookout.newest else 0
+        return self._prices.patch(self.state, cells, int(config.max_patch_share * cells))
 
     def cold_work(self) -> Work:
         """The expected work of cold-dense to compute the kept state's frames from nothing."""
-        frames, tokens = self.state.frames, self.state.tokens
-        work = (self._vlm.meter.frame(encoded.grid.cells, tokens // len(frames)) for encoded in frames)
-        ms = sum(each.ms for each in work)
-        return Work(sum(encoded.grid.cells for encoded in frames), tokens, 0, ms)
+        return self._prices.cold(self.state)
 
     @property
     def newest(self) -> Look | None:
@@ -168,7 +170,7 @@ class Refresher:
         """The expected work to compute a patched live slot whole; None when it is exact."""
         if self.state is None or not self.state.has_live or self.state.live.exact:
             return None
-        return self.whole_work()
+        return self._prices.frame(self.state, self._lookout.newest.cells)
 
     @property
     def held(self) -> tuple[int, int]:
@@ -182,8 +184,7 @@ class Refresher:
         """The expected work of the rest of a history rollover; None without one. Meanwhile the old state answers."""
         if not self._history.can_step(self.state):
             return None
-        total, tokens = self._slot()
-        return Work(0, self._history.left * tokens, 0, self._history.left * self._vlm.meter.read.ms(tokens))
+        return self._prices.prefill(self.state, self._history.left)
 
     def step_rollover(self, check: Check) -> Refresh | None:
         """Compute one frame of a history rollover. Returns its refresh when the new state has replaced the old one.
@@ -227,13 +228,6 @@ class Refresher:
         self.state, self._encoded = None, None
         self._history.stop()
 
-    def _slot(self) -> tuple[int, int]:
-        """Cells of the newest frame, and the expected number of tokens of its slot."""
-        total = self._lookout.newest.computed_ns.size
-        if self.state is not None and self.state.frames:
-            return total, max(total, self.state.tokens // len(self.state.frames))
-        return total, total + len(self._template_for(1).prefix)
-
     def _serves(self, begun: _Encoded, may_patch: bool, force: bool) -> bool:
         """Whether a refresh that was begun as upkeep is the one that is needed now."""
         if begun.look.frame is not self._lookout.newest.frame:
@@ -246,8 +240,7 @@ class Refresher:
             return RefreshPlan(Level.FULL)
         if look.change is None or force or self._must_be_whole(look.frame, config, may_patch):
             return RefreshPlan(Level.FRAME)
-        change, meter = look.change, self._vlm.meter
-        total, tokens = self._slot()
+        change = look.change
         return plan_refresh(
             change,
             config,
@@ -257,8 +250,8 @@ class Refresher:
                 or self._patches >= config.max_patches
                 or self._history.is_due(self.state, config)
             ),
-            frame_ms=meter.frame(total, tokens).ms,
-            patch_ms=lambda cells: meter.patch(cells, total, tokens).ms,
+            frame_ms=self._prices.frame(self.state, look.cells).ms,
+            patch_ms=lambda cells: self._prices.patch(self.state, look.cells, cells).ms,
         )
 
     def _must_be_whole(self, frame: Frame, config: Config, may_patch: bool) -> bool:
@@ -349,9 +342,9 @@ class Refresher:
     def _record(
         self, look: Look, level: Level, reason: str, refreshed: np.ndarray, changed: np.ndarray, **amounts: float
     ) -> Refresh:
-        """Make the record of a refresh from the frame of `look`. amounts: times, by the names of its fields."""
+        """Make and report a refresh to the frame of `look`. amounts: times, by the names of its fields."""
         now = self._lookout.newest
-        return Refresh(
+        record = Refresh(
             self._camera,
             look.frame.stamp_ns,
             look.frame.frame_id,
@@ -365,6 +358,8 @@ class Refresher:
             totals=self._totals(),
             **amounts,
         )
+        self._on_refresh(look.frame, record)
+        return record
 
 
 def _ms_since(started_s: float) -> float:

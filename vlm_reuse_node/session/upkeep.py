@@ -23,7 +23,6 @@ from collections.abc import Callable
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.model.vlm import Check, Vlm
-from vlm_reuse_node.model.work import Work
 from vlm_reuse_node.scene.refresh import Refresh
 from vlm_reuse_node.session.account import Account
 from vlm_reuse_node.session.auditor import Auditor
@@ -71,27 +70,20 @@ class Upkeep:
         self._rhythm.note(self._clock())
         self._allowed_lag_s = question.max_lag_s
 
-    def pays_for_escalation(self, answer: Work, config: Config) -> bool:
-        """Whether the credit pays for a patch whose answer is given again. answer: the work of one answer."""
-        return self._account.covers(self._refresher.patch_work(config=config) + answer, on_trust=True)
-
-    def work(self, config: Config, may_patch: bool, check: Check) -> tuple[float | None, Refresh | None]:
-        """Do one stage of upkeep if one is due; see `SceneSession.work`.
-
-        Returns the seconds until the next call is worth it, and the record of a refresh that this stage completed.
-        """
-        wait_s, stage = self._next(config, may_patch)
+    def work(self, config: Config, check: Check) -> float | None:
+        """Do one stage of upkeep if one is due; see `SceneSession.work`."""
+        wait_s, stage = self._next(config, self._auditor.allows_patches(config))
         if stage is None:
-            return wait_s, None
-        before, refresh = self._vlm.meter.done, None
+            return wait_s
+        before = self._vlm.meter.done
         try:
-            refresh = stage(check)
+            stage(check)
         except Halt:
             pass
         except Exception:
             _log.exception("Camera '%s': upkeep failed.", self._camera)
         self._account.book_upkeep(self._vlm.meter.done - before)
-        return 0.0, refresh
+        return 0.0
 
     def _next(self, config: Config, may_patch: bool) -> tuple[float | None, Stage | None]:
         """The stage that is due now; or None, with the seconds until one may be due."""
