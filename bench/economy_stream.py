@@ -131,7 +131,9 @@ class Stream:
         look = self.session._refresher.newest
         if look is None or look.is_current:
             return None
-        self.session._refresh(False, self.session._may_patch, lambda: None)
+        config = self.session.config
+        may_patch = self.session._auditor.allows_patches(config)
+        self.session._refresher.refresh(config, may_patch=may_patch)
         return 0.0
 
     def _look(self) -> None:

@@ -89,8 +89,8 @@ class ColdBuildTimer:
         """Replace the session's own method."""
         self.times_ms: list[float] = []
         self.newest: State | None = None
-        self._build: Callable[..., State] = session._cold_twin
-        setattr(session, '_cold_twin', self)
+        self._build: Callable[..., State] = session._responder._cold_twin
+        setattr(session._responder, '_cold_twin', self)
 
     def __call__(self, *arguments: Any) -> State:
         """Compute a state."""
@@ -117,7 +117,7 @@ def build_on_grid(case: FollowupCase, tokens: int, features: list[mx.array]) -> 
     usual = vlms.PREFILL_CHUNK
     vlms.PREFILL_CHUNK = tokens
     try:
-        return states.build(case.vlm, case.session._template_for, encoded)
+        return states.build(case.vlm, case.session._responder._template_for, encoded)
     finally:
         vlms.PREFILL_CHUNK = usual
 

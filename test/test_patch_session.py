@@ -26,10 +26,12 @@ from tiny_qwen3 import write_tiny_qwen3
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.model import loading
 from vlm_reuse_node.model.noise import apart
+from vlm_reuse_node.model.work import Work
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Level
 from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.question import Question
+from vlm_reuse_node.session.responder import Case
 from vlm_reuse_node.session.scene_session import SceneSession
 from vlm_reuse_node.session.turn import Halt, Turn
 
@@ -273,7 +275,7 @@ def test_a_whole_picture_is_bit_for_bit_what_cold_computes_from_it():
     session = SceneSession(loading.load('tabletop'), PATCH.with_values(history_frames=3, keyframe_interval_s=0.5))
     for frame in (picture(1), changed(picture(1), 0.1), changed(picture(1), 0.9, by=0x40), picture(2, 1.6)):
         session.observe(frame)
-    kept, twin = session._refresher.state, session._cold_twin(Turn())
+    kept, twin = session._refresher.state, session._responder._cold_twin(Case(session.config, 0, Turn(), True, Work()))
     assert len(kept.frames) == 3 and kept.exact
     for one, other in zip(kept.cache, twin.cache):
         assert mx.array_equal(one.keys[..., : kept.tokens, :], other.keys[..., : kept.tokens, :])

@@ -78,26 +78,42 @@ class Look:
 
     def record(self, totals: Totals) -> Refresh:
         """The record of this look, which computed nothing."""
-        stale = self.stale
+        stale, nothing = self.stale, np.zeros(self.computed_ns.shape, bool)
         if self.change is None:
-            reason, changed = f'not computed yet: {self.lost}', stale
-        else:
-            count = int(stale.sum())
-            reason = f'{count} of {stale.size} cells are stale' if count else 'no cell changed'
-            changed = stale & ~self.detector.deferred
+            return self.refreshed(self, totals, Level.REUSE, f'not computed yet: {self.lost}', nothing, stale)
+        deferred, count = self.detector.deferred, int(stale.sum())
+        reason = f'{count} of {stale.size} cells are stale' if count else 'no cell changed'
+        if deferred.any():
+            reason += ', over budget'
+        return self.refreshed(self, totals, Level.REUSE, reason, nothing, stale & ~deferred, change_ms=self.change_ms)
+
+    def refreshed(
+        self,
+        now: 'Look',
+        totals: Totals,
+        level: Level,
+        reason: str,
+        refreshed: np.ndarray,
+        changed: np.ndarray,
+        **amounts: float,
+    ) -> Refresh:
+        """The record of a refresh to this picture.
+
+        now: the look at the newest picture after that. amounts: times, by the names of `Refresh`'s fields.
+        """
         return Refresh(
             self.frame.camera,
             self.frame.stamp_ns,
             self.frame.frame_id,
-            Level.REUSE,
+            level,
             reason,
-            refreshed=np.zeros(stale.shape, bool),
-            stale=stale,
+            refreshed=refreshed,
+            stale=now.stale if now.stale.shape == refreshed.shape else ~refreshed,
             changed=changed,
-            oldest_cell_age_s=float(self.frame.stamp_ns - self.computed_ns.min()) / 1e9 if self.change else 0.0,
-            lag_s=self.lag_s,
-            change_ms=self.change_ms,
+            oldest_cell_age_s=float(self.frame.stamp_ns - now.computed_ns.min()) / 1e9 if now.change else 0.0,
+            lag_s=now.lag_s,
             totals=totals,
+            **amounts,
         )
 
 
@@ -137,6 +153,8 @@ class Lookout:
                 restarts, grid, cell_px = 'time went back', before.computed_ns.shape, before.detector.cell_px
             elif before and frame.stamp_ns < before.frame.stamp_ns:
                 return None
+            if restarts and not grid[0]:
+                return None  # a picture of another size was looked at since `can_look`
             if before and not restarts:
                 change = before.detector.compare(frame.rgb, frame.stamp_ns, config)
                 detector, computed_ns, current = before.detector, before.computed_ns, before.current
@@ -195,7 +213,7 @@ class Lookout:
             change = None
         if change is not None and not change.stale.any():
             current = frame
-        change_ms = 1e3 * (time.perf_counter() - started_s) if started_s else 0.0
+        change_ms = 1e3 * (time.perf_counter() - started_s) if started_s is not None else 0.0
         before, period_s = self._newest, 0.0
         if before and before.detector is detector:
             is_same = before.frame is frame

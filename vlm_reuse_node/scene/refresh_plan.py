@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vlm_reuse_node.config import Config
-from vlm_reuse_node.scene.change import Change
+from vlm_reuse_node.scene.change import Change, SceneChange
 from vlm_reuse_node.scene.refresh import Level
 
 
@@ -77,6 +77,16 @@ def plan_refresh(
     refreshed = np.zeros(change.stale.shape, bool)
     refreshed.ravel()[urgent[:cells]] = True
     return RefreshPlan(Level.PATCH if cells else Level.REUSE, refreshed, change.stale & ~refreshed)
+
+
+def reason_of(change: Change, is_exact: bool) -> str:
+    """Say why a refresh is done, for people. is_exact: whether the state was exact before."""
+    if change.scene != SceneChange.SAME:
+        return 'the scene was cut' if change.scene == SceneChange.CUT else 'the camera moved'
+    if not change.stale.any():
+        return 'forced' if is_exact else 'a patched frame is computed whole'
+    what = 'changed' if change.changed.any() else 'in doubt for too long'
+    return f'{np.count_nonzero(change.stale)} of {change.stale.size} cells {what}'
 
 
 def _by_urgency(change: Change, limit_s: float) -> tuple[np.ndarray, int]:

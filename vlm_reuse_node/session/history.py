@@ -69,6 +69,17 @@ class History:
         """Whether the next `refresh` keeps the live frame as a keyframe."""
         return self._room(state, config) > 0 and self._is_due(state, False, config)
 
+    def expected(self, state: State, config: Config) -> tuple[int, int]:
+        """How many pictures the next `refresh` encodes, and how many slots it prefills, at most."""
+        room, keyframes = self._room(state, config), len(state.frames) - state.has_live
+        is_due = room > 0 and self._is_due(state, False, config)
+        pictures = 2 if is_due and not state.live.exact else 1
+        if keyframes > room:
+            return 1, room + 1
+        if is_due and keyframes == room and self._is_cut_at_once(state, config):
+            return pictures, pictures + max(1, room // 2)
+        return pictures, pictures
+
     def stop(self) -> None:
         """Cancel the rollover."""
         self._next, self._waiting = None, ()
@@ -94,11 +105,7 @@ class History:
         paid = self._compute_live_whole(state, check) if is_due and not state.live.exact else 0
         if is_due and keyframes == room:
             kept = max(1, room // 2)
-            if (
-                self._at_once
-                or config.upkeep_share == 0
-                or self._needed_mb(state, len(state.frames) + kept + 1) > config.max_cache_mb
-            ):
+            if self._is_cut_at_once(state, config):
                 return paid + self._cut(state, state.frames, kept, encoded, check)
             self._next, self._waiting, self.spent_ms = State(self._vlm, self._template_for), state.frames[-kept:], 0.0
             is_due = False
@@ -138,6 +145,11 @@ class History:
             return True
         age_ns = state.live.frame.stamp_ns - state.frames[-2].frame.stamp_ns
         return age_ns >= 1e9 * config.keyframe_interval_s
+
+    def _is_cut_at_once(self, state: State, config: Config) -> bool:
+        """Whether a full history is shortened in place, because there is no upkeep or no memory for a second state."""
+        frames = len(state.frames) + max(1, self._room(state, config) // 2) + 1
+        return self._at_once or config.upkeep_share == 0 or self._needed_mb(state, frames) > config.max_cache_mb
 
     def _compute_live_whole(self, state: State, check: Check) -> int:
         """Recompute the live picture exactly before it becomes a keyframe. Returns the number of tokens computed."""

@@ -17,7 +17,6 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,11 +25,12 @@ from vlm_reuse_node.errors import ImageError
 from vlm_reuse_node.model.prompt import PromptTemplate
 from vlm_reuse_node.model.vlm import Check, Vlm, go_on
 from vlm_reuse_node.model.work import Work
-from vlm_reuse_node.scene.change import Change, SceneChange
+from vlm_reuse_node.scene.change import SceneChange
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.lookout import Look, Lookout
 from vlm_reuse_node.scene.refresh import Level, Refresh, Totals
-from vlm_reuse_node.scene.refresh_plan import RefreshPlan, plan_refresh
+from vlm_reuse_node.scene.refresh_plan import RefreshPlan, plan_refresh, reason_of
+from vlm_reuse_node.session.begun_refresh import BegunRefresh
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
 from vlm_reuse_node.session.history import History
 from vlm_reuse_node.session.prices import Prices
@@ -40,23 +40,12 @@ from vlm_reuse_node.session.turn import Halt
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, eq=False)
-class _Encoded:
-    """A refresh between its two stages: the frame is encoded, and is not prefilled yet."""
-
-    look: Look
-    plan: RefreshPlan
-    reason: str
-    encoded: EncodedFrame
-    vision_ms: float
-
-
 class Refresher:
     """Owns one camera's state and history, and its lookout.
 
     `look` may be called on any thread, everything else on the model's thread only.
     state: None before the first question, and after a failure.
-    prefilled: prompt tokens computed for refreshes so far.
+    prefilled: prompt tokens computed for refreshes so far. prices: expected work.
     """
 
     def __init__(
@@ -73,12 +62,12 @@ class Refresher:
         on_refresh: called with every record, on the thread that did the work.
         """
         self._vlm, self._template_for, self._camera, self._totals = vlm, template_for, camera, totals
-        self._on_refresh, self._prices = on_refresh, Prices(vlm, template_for)
+        self._on_refresh, self.prices = on_refresh, Prices(vlm, template_for)
         self._history = History(vlm, template_for, camera)
         self._lookout = Lookout()
         self._patches = 0  # patches since the live slot was last computed whole
         self._whole_ns = 0  # stamp of the frame that it was computed whole from
-        self._encoded: _Encoded | None = None
+        self._begun: BegunRefresh | None = None
         self.state: State | None = None
         self.prefilled = 0
 
@@ -107,8 +96,8 @@ class Refresher:
         Returns None when nothing had to be computed. Raises ImageError for a frame the model cannot take; nothing
         changes then. After any other error of the model the state is dropped, and the next call computes it again.
         """
-        begun, self._encoded = self._encoded, None
-        if begun is None or not self._serves(begun, may_patch, force):
+        begun, self._begun = self._begun, None
+        if begun is None or not begun.serves(self._lookout.newest, may_patch, force):
             begun = self._encode(config, may_patch, force, check)
         return self._prefill(begun, config, check) if begun else None
 
@@ -118,33 +107,30 @@ class Refresher:
         In between, the kept state answers as before. Arguments and errors as for `refresh`. Returns the refresh after
         its second stage.
         """
-        begun, self._encoded = self._encoded, None
+        begun, self._begun = self._begun, None
         if begun:
             return self._prefill(begun, config, go_on)  # an interrupted prefill would leave no state
-        self._encoded = self._encode(config, may_patch, False, check)
+        self._begun = self._encode(config, may_patch, False, check)
         return None
 
     @property
     def is_between_stages(self) -> bool:
         """Whether a refresh has done its first stage, and not its second."""
-        return self._encoded is not None
+        return self._begun is not None
 
     def expected(self, config: Config, may_patch: bool) -> Work:
         """The expected work of a refresh now; none when there is nothing to compute."""
         look = self._lookout.newest
         plan = self._plan(look, config, may_patch, False) if look else RefreshPlan(Level.REUSE)
         if plan.level in (Level.FRAME, Level.FULL):
-            return self._prices.frame(self.state, look.cells)
-        return self._prices.patch(self.state, look.cells, int(plan.refreshed.sum())) if look else Work()
+            pictures, slots = (1, 1) if plan.level == Level.FULL else self._history.expected(self.state, config)
+            return self.prices.frames(self.state, look.cells, pictures, slots)
+        return self.prices.patch(self.state, look.cells, int(plan.refreshed.sum())) if look else Work()
 
     def largest_patch(self, config: Config) -> Work:
         """The expected work of the largest patch that is allowed."""
         cells = self._lookout.newest.cells if self._lookout.newest else 0
-        return self._prices.patch(self.state, cells, int(config.max_patch_share * cells))
-
-    def cold_work(self) -> Work:
-        """The expected work of cold-dense to compute the kept state's frames from nothing."""
-        return self._prices.cold(self.state)
+        return self.prices.patch(self.state, cells, int(config.max_patch_share * cells))
 
     @property
     def newest(self) -> Look | None:
@@ -170,7 +156,7 @@ class Refresher:
         """The expected work to compute a patched live slot whole; None when it is exact."""
         if self.state is None or not self.state.has_live or self.state.live.exact:
             return None
-        return self._prices.frame(self.state, self._lookout.newest.cells)
+        return self.prices.frame(self.state, self._lookout.newest.cells)
 
     @property
     def held(self) -> tuple[int, int]:
@@ -184,7 +170,7 @@ class Refresher:
         """The expected work of the rest of a history rollover; None without one. Meanwhile the old state answers."""
         if not self._history.can_step(self.state):
             return None
-        return self._prices.prefill(self.state, self._history.left)
+        return self.prices.prefill(self.state, self._history.left)
 
     def step_rollover(self, check: Check) -> Refresh | None:
         """Compute one frame of a history rollover. Returns its refresh when the new state has replaced the old one.
@@ -208,7 +194,7 @@ class Refresher:
         self.state = newer
         level, look = Level.FULL if newer.exact else Level.PATCH, self._lookout.newest
         nothing = np.zeros(newer.live.grid, bool)
-        return self._record(look, level, 'history rollover', ~look.stale, nothing, prefill_ms=self._history.spent_ms)
+        return self._report(look, level, 'history rollover', ~look.stale, nothing, prefill_ms=self._history.spent_ms)
 
     def reset(self) -> None:
         """Forget the frames and the state."""
@@ -225,14 +211,8 @@ class Refresher:
         return config.refresh_policy == PATCH_POLICY and self._vlm.family.encodes_cells
 
     def _drop(self) -> None:
-        self.state, self._encoded = None, None
+        self.state, self._begun = None, None
         self._history.stop()
-
-    def _serves(self, begun: _Encoded, may_patch: bool, force: bool) -> bool:
-        """Whether a refresh that was begun as upkeep is the one that is needed now."""
-        if begun.look.frame is not self._lookout.newest.frame:
-            return False
-        return begun.plan.level in (Level.FRAME, Level.FULL) or (may_patch and not force)
 
     def _plan(self, look: Look, config: Config, may_patch: bool, force: bool) -> RefreshPlan:
         """Choose level and cells. The planner decides when several levels are allowed."""
@@ -250,8 +230,8 @@ class Refresher:
                 or self._patches >= config.max_patches
                 or self._history.is_due(self.state, config)
             ),
-            frame_ms=self._prices.frame(self.state, look.cells).ms,
-            patch_ms=lambda cells: self._prices.patch(self.state, look.cells, cells).ms,
+            frame_ms=self.prices.frame(self.state, look.cells).ms,
+            patch_ms=lambda cells: self.prices.patch(self.state, look.cells, cells).ms,
         )
 
     def _must_be_whole(self, frame: Frame, config: Config, may_patch: bool) -> bool:
@@ -260,22 +240,7 @@ class Refresher:
             return False
         return not may_patch or frame.stamp_ns - self._whole_ns > 1e9 * config.max_cell_age_s
 
-    def _why(self, look: Look, plan: RefreshPlan) -> str:
-        change = look.change
-        if change is None:
-            return look.lost
-        why = self._why_changed(change)
-        return f'over budget: {why}' if plan.level == Level.REUSE else why
-
-    def _why_changed(self, change: Change) -> str:
-        if change.scene != SceneChange.SAME:
-            return 'the scene was cut' if change.scene == SceneChange.CUT else 'the camera moved'
-        if not change.stale.any():
-            return 'forced' if self.state.live.exact else 'a patched frame is computed whole'
-        what = 'changed' if change.changed.any() else 'in doubt for too long'
-        return f'{np.count_nonzero(change.stale)} of {change.stale.size} cells {what}'
-
-    def _encode(self, config: Config, may_patch: bool, force: bool, check: Check) -> _Encoded | None:
+    def _encode(self, config: Config, may_patch: bool, force: bool, check: Check) -> BegunRefresh | None:
         """The first stage: choose the level, and run the vision tower on the newest frame."""
         look = self._lookout.newest
         plan = self._plan(look, config, may_patch, force)
@@ -284,7 +249,7 @@ class Refresher:
                 self._lookout.settle(look, plan.refreshed, plan.deferred, config)
             return None
         started_s = time.perf_counter()
-        reason = self._why(look, plan)
+        reason = reason_of(look.change, self.state.live.exact) if look.change else look.lost
         try:
             if plan.level == Level.PATCH:
                 cells = np.flatnonzero(plan.refreshed)
@@ -296,9 +261,9 @@ class Refresher:
         except Exception:
             self.drop_state()
             raise
-        return _Encoded(look, plan.over(*encoded.grid), reason, encoded, _ms_since(started_s))
+        return BegunRefresh(look, plan.over(*encoded.grid), reason, encoded, _ms_since(started_s))
 
-    def _prefill(self, begun: _Encoded, config: Config, check: Check) -> Refresh:
+    def _prefill(self, begun: BegunRefresh, config: Config, check: Check) -> Refresh:
         """The second stage: prefill the encoded frame into the state, and record what the state shows now."""
         look, plan, started_s = begun.look, begun.plan, time.perf_counter()
         try:
@@ -316,7 +281,7 @@ class Refresher:
         else:
             self._patches, self._whole_ns = 0, look.frame.stamp_ns
         changed = self._lookout.settle(look, plan.refreshed, plan.deferred, config)
-        return self._record(
+        return self._report(
             look,
             plan.level,
             begun.reason,
@@ -328,7 +293,7 @@ class Refresher:
             prefill_ms=prefill_ms,
         )
 
-    def _prefill_slot(self, begun: _Encoded, config: Config, check: Check) -> int:
+    def _prefill_slot(self, begun: BegunRefresh, config: Config, check: Check) -> int:
         """Prefill the frame into the state. Returns the number of prompt tokens computed."""
         if begun.plan.level == Level.FULL:
             self._drop()  # before the new state is computed, so that two are never held
@@ -339,25 +304,12 @@ class Refresher:
         was_cut = begun.look.change is not None and begun.look.change.scene == SceneChange.CUT
         return self._history.refresh(self.state, begun.encoded, was_cut, config, check)
 
-    def _record(
+    def _report(
         self, look: Look, level: Level, reason: str, refreshed: np.ndarray, changed: np.ndarray, **amounts: float
     ) -> Refresh:
-        """Make and report a refresh to the frame of `look`. amounts: times, by the names of its fields."""
+        """Make and report the record of a refresh; see `Look.refreshed`."""
         now = self._lookout.newest
-        record = Refresh(
-            self._camera,
-            look.frame.stamp_ns,
-            look.frame.frame_id,
-            level,
-            reason,
-            refreshed=refreshed,
-            stale=now.stale if now.stale.shape == refreshed.shape else ~refreshed,
-            changed=changed,
-            oldest_cell_age_s=float(look.frame.stamp_ns - now.computed_ns.min()) / 1e9,
-            lag_s=now.lag_s,
-            totals=self._totals(),
-            **amounts,
-        )
+        record = look.refreshed(now, self._totals(), level, reason, refreshed, changed, **amounts)
         self._on_refresh(look.frame, record)
         return record
 

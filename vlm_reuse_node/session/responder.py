@@ -196,7 +196,7 @@ class Responder:
     def _answer(self, state: State, tokenized: TokenizedQuestion, case: Case) -> Outcome:
         before = self._vlm.meter.done
         outcome = self._answerer.answer(state, tokenized, case.turn)
-        case.cold = self._refresher.cold_work() + self._vlm.meter.done - before
+        case.cold = self._refresher.prices.cold(self._refresher.state) + self._vlm.meter.done - before
         return outcome
 
     def _cold_twin(self, case: Case) -> State:

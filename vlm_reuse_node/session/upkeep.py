@@ -23,6 +23,7 @@ from collections.abc import Callable
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.model.vlm import Check, Vlm
+from vlm_reuse_node.scene.lookout import Look
 from vlm_reuse_node.scene.refresh import Refresh
 from vlm_reuse_node.session.account import Account
 from vlm_reuse_node.session.auditor import Auditor
@@ -64,6 +65,7 @@ class Upkeep:
         self._camera, self._clock = camera, clock
         self._rhythm = Rhythm()
         self._allowed_lag_s = 0.0  # by the last question
+        self._failed: Look | None = None  # the newest picture when upkeep failed
 
     def note_question(self, question: Question) -> None:
         """Note a question and the lag that it allows."""
@@ -81,7 +83,8 @@ class Upkeep:
         except Halt:
             pass
         except Exception:
-            _log.exception("Camera '%s': upkeep failed.", self._camera)
+            _log.exception("Camera '%s': upkeep failed. It goes on with the next picture.", self._camera)
+            self._failed = self._refresher.newest
         self._account.book_upkeep(self._vlm.meter.done - before)
         return 0.0
 
@@ -100,7 +103,7 @@ class Upkeep:
 
         if refresher.is_between_stages:
             return 0.0, refresh
-        if refresher.newest is None or config.upkeep_share == 0:
+        if refresher.newest in (None, self._failed) or config.upkeep_share == 0:
             return None, None
         wait_s = self._refresh_due_in_s(config, may_patch)
         if wait_s == 0:
