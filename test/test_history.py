@@ -129,7 +129,7 @@ def test_a_grown_state_is_bit_for_bit_one_computed_from_nothing(vlm):
 def test_a_full_history_is_made_shorter_while_nobody_asks(vlm):
     refreshes = []
     session = observed(vlm, 0, 1, 2, 3)
-    session._on_refresh = lambda frame, refresh: refreshes.append(refresh)
+    session._refresher._on_refresh = lambda frame, refresh: refreshes.append(refresh)
     assert not has_rollover(session)
     session.observe(picture(9, 4.0))
     assert has_rollover(session) and refreshes[-1].level == Level.FRAME  # the kept state serves on
@@ -150,7 +150,7 @@ def test_a_shorter_history_makes_no_cell_new(vlm):
     """It is computed from the frames that were seen, not from newer ones."""
     refreshes = []
     session = observed(vlm, 0, 1, 2, 3)
-    session._on_refresh = lambda frame, refresh: refreshes.append(refresh)
+    session._refresher._on_refresh = lambda frame, refresh: refreshes.append(refresh)
     for stamp_s in (4.0, 4.5):
         session.observe(picture(9, stamp_s))
     finish(session)

@@ -196,7 +196,7 @@ def test_a_question_that_waited_is_answered_from_any_picture_that_was_taken_afte
 def test_a_picture_that_comes_during_a_refresh_leaves_stale_what_differs_from_it(vlm, area, call, config):
     """As from another thread: before the vision tower, or before the prefill."""
     session, calls, records = give_credit(asked_once(vlm, config)), [], []
-    session._on_refresh = lambda frame, record: records.append(record)
+    session._refresher._on_refresh = lambda frame, record: records.append(record)
     older, newer = at(1.0, CORNER), at(2.0, area)
 
     def check():
@@ -246,7 +246,7 @@ def test_stamps_that_jitter_are_skipped(vlm, back_s):
     records = []
     session = asked_once(vlm)
     session.look(at(5.0))
-    session._on_refresh = lambda frame, record: records.append(record)
+    session._refresher._on_refresh = lambda frame, record: records.append(record)
     with Spending(vlm) as spending:
         assert session.look(picture(2, 5.0 - back_s)) is None and session.observe(picture(2, 5.0 - back_s)) is None
         answer = ask(session, 5.0, newest=lambda: picture(2, 5.0 - back_s))
@@ -332,7 +332,7 @@ def test_a_picture_is_computed_from_credit_in_stages_and_is_then_warm(vlm):
     idle, records = Idle(), []
     session = asked_once(vlm, EAGER, clock=idle)
     use_up_credit(session)
-    session._on_refresh = lambda frame, record: records.append((frame, record))
+    session._refresher._on_refresh = lambda frame, record: records.append((frame, record))
     for stamp_s in (1.0, 2.0):
         session.look(at(stamp_s, CORNER))
     assert session.work() is None  # the credit is used up

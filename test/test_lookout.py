@@ -60,13 +60,13 @@ def looked(lookout, *frames):
 @pytest.fixture
 def lookout():
     """One whose state was computed from the picture of 0 s."""
-    lookout = Lookout()
+    lookout = Lookout('front')
     assert lookout.settle(looked(lookout, at(0)), ALL, NONE, CONFIG).all()
     return lookout
 
 
 def test_before_the_first_settle_there_is_no_state_whatever_is_looked_at():
-    lookout = Lookout()
+    lookout = Lookout('front')
     assert lookout.newest is None and not lookout.can_look(at(0))
     for second in (0, 1, 2):
         look = looked(lookout, at(second))
@@ -127,7 +127,7 @@ def test_a_refresh_whose_cell_changed_back_meanwhile_has_made_it_stale(lookout):
 
 
 def test_a_first_refresh_that_ends_after_a_newer_picture_leaves_what_differs():
-    lookout = Lookout()
+    lookout = Lookout('front')
     look = looked(lookout, at(0, ONE))
     looked(lookout, at(1, OTHER))
     assert lookout.settle(look, ALL, NONE, CONFIG).all()

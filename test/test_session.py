@@ -31,7 +31,7 @@ from vlm_reuse_node.errors import ImageError
 from vlm_reuse_node.model import loading, noise
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Level
-from vlm_reuse_node.session import scene_session, turn
+from vlm_reuse_node.session import responder, turn
 from vlm_reuse_node.session import state as states
 from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
@@ -466,7 +466,7 @@ def test_an_answers_time_is_that_of_its_stages(vlm, monkeypatch, ask):
     session = SceneSession(vlm, Config(history_frames=2, keyframe_interval_s=0.0))
     session.observe(picture(1))
     clock, encode, forward = [0.0], vlm.family.encode, vlm.family.forward
-    for module in (scene_session, turn):
+    for module in (responder, turn):
         monkeypatch.setattr(module, 'time', SimpleNamespace(perf_counter=lambda: clock[0]))
 
     def takes(seconds, function):

@@ -45,6 +45,7 @@ class Look:
     period_s: seconds since the picture before; 0 for the first. change_ms: time of the comparison.
     """
 
+    camera: str
     frame: Frame
     change: Change | None
     lost: str
@@ -102,7 +103,7 @@ class Look:
         now: the look at the newest picture after that. amounts: times, by the names of `Refresh`'s fields.
         """
         return Refresh(
-            self.frame.camera,
+            self.camera,
             self.frame.stamp_ns,
             self.frame.frame_id,
             level,
@@ -120,8 +121,9 @@ class Look:
 class Lookout:
     """Owns one camera's change detector and newest picture."""
 
-    def __init__(self) -> None:
+    def __init__(self, camera: str = 'camera') -> None:
         """Start without a picture."""
+        self._camera = camera
         self._lock = Lock()
         self._newest: Look | None = None
         self._lost = 'first frame'
@@ -219,6 +221,7 @@ class Lookout:
             is_same = before.frame is frame
             period_s = before.period_s if is_same else (frame.stamp_ns - before.frame.stamp_ns) / 1e9
         self._newest = Look(
+            self._camera,
             frame,
             change,
             self._lost,

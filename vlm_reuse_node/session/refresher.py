@@ -54,7 +54,7 @@ class Refresher:
         template_for: Callable[[int], PromptTemplate],
         camera: str,
         totals: Callable[[], Totals],
-        on_refresh: Callable[[Frame, Refresh], None],
+        on_refresh: Callable[[Frame, Refresh], None] = lambda frame, refresh: None,
     ) -> None:
         """Start without a frame.
 
@@ -64,7 +64,7 @@ class Refresher:
         self._vlm, self._template_for, self._camera, self._totals = vlm, template_for, camera, totals
         self._on_refresh, self.prices = on_refresh, Prices(vlm, template_for)
         self._history = History(vlm, template_for, camera)
-        self._lookout = Lookout()
+        self._lookout = Lookout(camera)
         self._patches = 0  # patches since the live slot was last computed whole
         self._whole_ns = 0  # stamp of the frame that it was computed whole from
         self._begun: BegunRefresh | None = None

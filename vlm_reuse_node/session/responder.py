@@ -88,11 +88,16 @@ class Responder:
         self._answerer, self._refresher, self._auditor = answerer, refresher, auditor
         self._account, self._upkeep = account, upkeep
 
-    def respond(self, question: Question, config: Config, now_ns: int, turn: Turn, is_cold: bool) -> Answer:
-        """Answer and book the costs; see `SceneSession.ask`. Every error becomes the answer's status."""
+    def respond(
+        self, question: Question, config: Config, now_ns: int, turn: Turn, is_cold: bool, look: Callable[[], None]
+    ) -> Answer:
+        """Answer and book the costs; see `SceneSession.ask`. Every error becomes the answer's status.
+
+        look: looks at the frame that waits.
+        """
         case = Case(config, now_ns, turn, is_cold, self._vlm.meter.done)
         try:
-            return self._respond(question, case)
+            return self._respond(question, case, look)
         except InvalidRequestError as error:
             status, message = Status.INVALID_REQUEST, str(error)
         except Halt as halt:
@@ -106,11 +111,12 @@ class Responder:
             self._account.book_question(spent, case.cold_work(spent), config.upkeep_share)
         return Answer(status, message, **self._source(now_ns), **turn.stages)
 
-    def _respond(self, question: Question, case: Case) -> Answer:
+    def _respond(self, question: Question, case: Case, look: Callable[[], None]) -> Answer:
         # 1. Check the question and the picture.
         tokenized = self._answerer.tokenize(question, case.config)
         case.turn.begin(tokenized.question.timeout_s)
         self._upkeep.note_question(tokenized.question)
+        look()
         self._check_picture(tokenized.question, case.now_ns)
         # 2. Bring the state up to the newest frame if the question needs that. A cold answer uses a state of its own.
         prefilled_before = self._refresher.prefilled

@@ -75,7 +75,7 @@ class SceneSession:
         """
         self.config = config
         self._vlm, self._on_refused = vlm, on_refused
-        template_for = cache(lambda frames: vlm.template(config.system_prompt, frames))
+        self._template_for = template_for = cache(lambda frames: vlm.template(config.system_prompt, frames))
         answerer = Answerer(vlm, template_for(1))
         self._account = Account(measures_time)
         self._refresher = Refresher(vlm, template_for, camera, lambda: self._account.totals, on_refresh)
@@ -169,8 +169,11 @@ class SceneSession:
         self._refresher.reset()
 
     def _answer(self, question: Question, now_ns: int, turn: Turn, newest: TakeFrame, cold: bool) -> Answer:
-        """Look at the frame that waits, and answer."""
-        if (frame := newest()) is not None:
-            with suppress(ImageError):  # on_refused was called; the refused frame changes nothing
-                self.look(frame)
-        return self._responder.respond(question, self.config, now_ns, turn, cold)
+        """Answer. The frame that waits is looked at first, unless the question is invalid."""
+
+        def look() -> None:
+            if (frame := newest()) is not None:
+                with suppress(ImageError):  # on_refused was called; the refused frame changes nothing
+                    self.look(frame)
+
+        return self._responder.respond(question, self.config, now_ns, turn, cold, look)
