@@ -21,6 +21,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 
+import cv2
 import pytest
 import yaml
 from replay_bags import frames, truncate, write_bag
@@ -90,6 +91,7 @@ def found(replayed):
 
 def test_everything_is_written_and_follows_its_schema(replayed, found):
     assert {path.name for path in replayed.iterdir()} == {'results.json', 'report.html', 'overlay.mp4', 'bags'}
+    assert cv2.VideoCapture(str(replayed / 'overlay.mp4')).get(cv2.CAP_PROP_FRAME_COUNT) == 12  # each picture once
     assert found['complete'] and found['problems'] == [] and list(found['counts']) == list(ARMS)
     assert results.without_times(found)['counts'] == found['counts'] and 'times' not in results.without_times(found)
 
