@@ -127,11 +127,6 @@ class Refresher:
             return self.prices.frames(self.state, look.cells, pictures, slots)
         return self.prices.patch(self.state, look.cells, int(plan.refreshed.sum())) if look else Work()
 
-    def largest_patch(self, config: Config) -> Work:
-        """The expected work of the largest patch that is allowed."""
-        cells = self._lookout.newest.cells if self._lookout.newest else 0
-        return self.prices.patch(self.state, cells, int(config.max_patch_share * cells))
-
     @property
     def newest(self) -> Look | None:
         """The look at the newest frame; None before the first."""

@@ -47,6 +47,7 @@ class Case:
 
     now_ns: its time on the clock of the frames' stamps. is_cold: answer cold-dense.
     before: the model's meter when it began. cold: the work of cold-dense for its last answer; None before the first.
+    aside: work of a cold answer, which is a measurement and is booked nowhere.
     level: of the dearest refresh that it waited for. is_complete: whether it got an answer.
     """
 
@@ -56,6 +57,7 @@ class Case:
     is_cold: bool
     before: Work
     cold: Work | None = None
+    aside: Work = Work()
     level: Level = Level.REUSE
     is_complete: bool = False
 
@@ -107,7 +109,7 @@ class Responder:
             status, message = Status.MODEL_ERROR, f'The model failed: {type(error).__name__}: {error}'
             _log.exception("Camera '%s': the model failed, so its state will be computed again.", self._camera)
         finally:
-            spent = self._vlm.meter.done - case.before
+            spent = self._vlm.meter.done - case.before - case.aside
             self._account.book_question(spent, case.cold_work(spent), config.upkeep_share)
         return Answer(status, message, **self._source(now_ns), **turn.stages)
 
@@ -132,7 +134,7 @@ class Responder:
             outcome, computed = self._answer(state, tokenized, case), 2 * computed
         # 4. Hand a share of the answers to the audit.
         if case.is_cold:
-            case.cold = self._vlm.meter.done - began
+            case.aside, case.cold = self._vlm.meter.done - began, Work()
         else:
             self._auditor.note(outcome, tokenized, state, case.config)
         case.is_complete = True
@@ -172,8 +174,10 @@ class Responder:
         A patched state answers only when the credit pays for a second answer.
         """
         question, now_ns = tokenized.question, case.now_ns
+        cells, patched = self._refresher.newest.cells, case.config.max_patch_share
+        patch = self._refresher.prices.patch(self._refresher.state, cells, int(patched * cells))
         may_patch = self._auditor.allows_patches(case.config) and self._account.covers(
-            self._refresher.largest_patch(case.config) + self._answerer.expected(tokenized), on_trust=True
+            patch + self._answerer.expected(tokenized), on_trust=True
         )
         may_answer = self._refresher.is_exact or may_patch or case.is_cold
         is_enough = may_answer and self._is_fresh(question, now_ns)

@@ -35,6 +35,8 @@ from vlm_reuse_node.session.turn import Halt
 # How much a warm answer is worth, as a share of the work of a cold-dense one. It was chosen by simulation: more makes
 # more answers warm and costs more work.
 WORTH = 0.7
+# However cheap a refresh is, a question must be at least this likely. Else a cheap one is done for every picture.
+LEAST_LIKELY = 0.25
 # A refresh before a regular question begins this much earlier than it must, seconds.
 EARLY_S = 0.15
 # A patched state is repaired when the scene has rested for this long, seconds.
@@ -143,13 +145,13 @@ class Upkeep:
                 return earliest_s - now_s  # right before the question it is fresher
         # A scene that has rested for some time is likely to rest as long again.
         price = self._account.share(work)
-        serves_s = max(lag_s, look.period_s) + still_s
-        if self._rhythm.probability(now_s, serves_s) >= price / (price + WORTH):
+        likely = max(LEAST_LIKELY, price / (price + WORTH))
+        if self._rhythm.probability(now_s, max(lag_s, look.period_s) + still_s) >= likely:
             return 0.0
-        if not self._refresher.is_keyframe_due(config) or not self._account.covers(work, answers_left=1):
-            return None
-        is_worth_it = self._rhythm.probability(now_s, config.keyframe_interval_s) >= price / (price + WORTH)
-        return 0.0 if is_worth_it else None
+        is_keyframe_due = self._refresher.is_keyframe_due(config) and self._account.covers(work, answers_left=1)
+        if is_keyframe_due and self._rhythm.probability(now_s, config.keyframe_interval_s) >= likely:
+            return 0.0
+        return None
 
     def _is_repair_due(self, config: Config) -> bool:
         """Whether a patched state should be computed whole now: when the scene rests, and credit is left after that."""
