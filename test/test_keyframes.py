@@ -317,39 +317,23 @@ def test_a_frame_that_is_computed_again_is_kept_once(monkeypatch):
     assert camera.stamps == [0, 1] and camera.state.live is again
 
 
-def test_what_was_patched_is_computed_whole_before_it_is_kept(monkeypatch):
-    camera, seen = Camera(monkeypatch), []
-
-    def see(vlm, frame, check, keep):
-        seen.append((frame.stamp_ns, keep))
-        return camera.encoded(frame.stamp_ns / SECOND_NS)
-
-    monkeypatch.setattr(histories, 'EncodedFrame', SimpleNamespace(see=see))
+def test_what_was_patched_is_not_kept_but_the_whole_frame_behind_it_is(monkeypatch):
+    camera = Camera(monkeypatch)
     camera.see(0)
     camera.see(1, exact=False)
-    assert seen == [] and camera.see(2) == 2 * SLOT
-    assert seen == [(SECOND_NS, True)]  # in the way that frames which may be patched are seen
-    assert camera.stamps == [0, 1, 2] and all(each.exact for each in camera.state.frames)
-    camera.config = camera.config.with_values(keyframe_interval_s=60.0)
-    camera.see(3, exact=False)
-    assert camera.see(4) == SLOT and len(seen) == 1  # it was not kept
+    assert camera.see(2) == SLOT and camera.stamps == [0, 2]
+    assert camera.see(3) == SLOT and camera.stamps == [0, 2, 3] and all(each.exact for each in camera.state.frames)
 
 
-@pytest.mark.parametrize('exact', [True, False])
-def test_a_refresh_that_was_stopped_keeps_the_live_frame_only_where_it_is_what_it_was(monkeypatch, exact):
+def test_a_refresh_that_was_stopped_keeps_the_live_frame_that_becomes_a_keyframe(monkeypatch):
     camera = Camera(monkeypatch)
-    monkeypatch.setattr(
-        histories,
-        'EncodedFrame',
-        SimpleNamespace(see=lambda vlm, frame, check, keep: camera.encoded(frame.stamp_ns / SECOND_NS)),
-    )
     camera.see(0)
-    camera.see(1, exact=exact)
+    camera.see(1)
     with pytest.raises(Halt):
-        camera.see(2, check=stopping_at(1 if exact else 2))
-    assert camera.state.has_live == exact and camera.stamps == ([0, 1] if exact else [0])
+        camera.see(2, check=stopping_at(1))
+    assert camera.state.has_live and camera.stamps == [0, 1]
     camera.see(3)
-    assert camera.stamps == ([0, 1, 3] if exact else [0, 3])
+    assert camera.stamps == [0, 1, 3]
 
 
 @pytest.mark.parametrize('at', [1, 2, 3])

@@ -239,11 +239,12 @@ def test_keyframes_are_kept_as_without_patches(vlm):
     assert session.observe(flicker(1)[0]).level == Level.FRAME  # the first picture becomes a keyframe
     assert session.observe(changed(picture(1), 0.5, by=0x40)).level == Level.PATCH
     assert session.observe(changed(picture(1), 1.6, by=0x20)).level == Level.PATCH  # the live one is of 0.5 s
-    assert session.observe(changed(picture(1), 1.7)).level == Level.FRAME
-    assert [each.frame.stamp_ns for each in session._refresher.state.frames] == [0, int(1.6e9), int(1.7e9)]
+    assert session.observe(changed(picture(1), 1.7)).level == Level.FRAME  # in place of the patched one
+    assert session.observe(changed(picture(1), 1.8, by=0x40)).level == Level.FRAME
+    assert [each.frame.stamp_ns for each in session._refresher.state.frames] == [0, int(1.7e9), int(1.8e9)]
     assert [each.vision is None for each in session._refresher.state.frames] == [True, True, False]
     warm, cold = session.ask(QUESTION, now_ns=0), session.ask_cold(QUESTION, now_ns=0)
-    assert warm.exact and warm.token_ids == cold.token_ids  # what was patched is computed whole before it is kept
+    assert warm.exact and warm.token_ids == cold.token_ids  # what was patched is not kept
 
 
 def test_an_escalation_keeps_the_picture_once(vlm):
@@ -273,7 +274,8 @@ def test_a_patch_that_was_stopped_is_made_up_for(vlm):
 def test_a_whole_picture_is_bit_for_bit_what_cold_computes_from_it():
     """On a model whose vision tower run on all cells differs from the family's own pass in the last bits."""
     session = SceneSession(loading.load('tabletop'), PATCH.with_values(history_frames=3, keyframe_interval_s=0.5))
-    for frame in (picture(1), changed(picture(1), 0.1), changed(picture(1), 0.9, by=0x40), picture(2, 1.6)):
+    patched = changed(picture(1), 0.1), changed(picture(1), 0.9, by=0x40)
+    for frame in (picture(1), *patched, picture(2, 1.6), picture(3, 1.7)):
         session.observe(frame)
     kept, twin = session._refresher.state, session._responder._cold_twin(Case(session.config, 0, Turn(), True, Work()))
     assert len(kept.frames) == 3 and kept.exact

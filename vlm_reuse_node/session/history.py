@@ -69,16 +69,15 @@ class History:
         """Whether the next `refresh` keeps the live frame as a keyframe."""
         return self._room(state, config) > 0 and self._is_due(state, False, config)
 
-    def expected(self, state: State, config: Config) -> tuple[int, int]:
-        """How many pictures the next `refresh` encodes, and how many slots it prefills, at most."""
+    def expected(self, state: State, config: Config) -> int:
+        """How many slots the next `refresh` prefills, at most."""
         room, keyframes = self._room(state, config), len(state.frames) - state.has_live
-        is_due = room > 0 and self._is_due(state, False, config)
-        pictures = 2 if is_due and not state.live.exact else 1
         if keyframes > room:
-            return 1, room + 1
+            return room + 1
+        is_due = room > 0 and self._is_due(state, False, config) and state.live.exact
         if is_due and keyframes == room and self._is_cut_at_once(state, config):
-            return pictures, pictures + max(1, room // 2)
-        return pictures, pictures
+            return 1 + max(1, room // 2)
+        return 1
 
     def stop(self) -> None:
         """Cancel the rollover."""
@@ -92,31 +91,29 @@ class History:
     def refresh(self, state: State, encoded: EncodedFrame, scene_changed: bool, config: Config, check: Check) -> int:
         """Put a new live frame behind the history. The old live frame becomes a keyframe when one is due.
 
+        A patched live frame never does, because a keyframe stays: the whole frame that replaces it may become one next.
         Returns the number of prompt tokens computed: one slot, unless the history must be cut at once.
         `check` may raise between two chunks. Then the state has no live frame or still the old one, and can be
         refreshed again.
         """
         room, keyframes = self._room(state, config), len(state.frames) - state.has_live
         is_due = (
-            room > 0 and self._is_due(state, scene_changed, config) and encoded.frame is not state.live.frame
+            room > 0
+            and self._is_due(state, scene_changed, config)
+            and state.live.exact
+            and encoded.frame is not state.live.frame
         )  # the same frame again does not become a keyframe
         if keyframes > room:
             return self._cut(state, state.frames[:keyframes], room, encoded, check)
-        paid = self._compute_live_whole(state, check) if is_due and not state.live.exact else 0
         if is_due and keyframes == room:
             kept = max(1, room // 2)
             if self._is_cut_at_once(state, config):
-                return paid + self._cut(state, state.frames, kept, encoded, check)
+                return self._cut(state, state.frames, kept, encoded, check)
             self._next, self._waiting, self.spent_ms = State(self._vlm, self._template_for), state.frames[-kept:], 0.0
             is_due = False
         if not is_due:
             state.drop_live()
-        try:
-            paid += state.append(encoded, check)
-        except BaseException:
-            if paid:  # the live frame was recomputed, so it no longer matches the detector's cached pixels
-                state.drop_live()
-            raise
+        paid = state.append(encoded, check)
         keyframes = len(state.frames) - 1
         if keyframes > (room := self._room(state, config)):
             paid += self._cut(state, state.frames[:-1], room, encoded, check)
@@ -150,12 +147,6 @@ class History:
         """Whether a full history is shortened in place, because there is no upkeep or no memory for a second state."""
         frames = len(state.frames) + max(1, self._room(state, config) // 2) + 1
         return self._at_once or config.upkeep_share == 0 or self._needed_mb(state, frames) > config.max_cache_mb
-
-    def _compute_live_whole(self, state: State, check: Check) -> int:
-        """Recompute the live picture exactly before it becomes a keyframe. Returns the number of tokens computed."""
-        whole = EncodedFrame.see(self._vlm, state.live.frame, check, keep=True)  # with the same kernels as other frames
-        state.drop_live()
-        return state.append(whole, check)
 
     def _grows(self) -> bool:
         """Whether the chat template puts each frame directly behind the previous one."""

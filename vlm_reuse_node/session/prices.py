@@ -33,10 +33,6 @@ class Prices:
         """To compute the newest picture whole."""
         return self._meter.frame(cells, self._slot(state, cells))
 
-    def frames(self, state: State | None, cells: int, pictures: int, slots: int) -> Work:
-        """To encode so many pictures, and to prefill so many slots."""
-        return self.frame(state, cells) + self._vision(cells, pictures - 1) + self.prefill(state, slots - 1)
-
     def patch(self, state: State | None, cells: int, changed: int) -> Work:
         """To compute some cells of the newest picture."""
         return self._meter.patch(changed, cells, self._slot(state, cells)) if changed else Work()
@@ -51,9 +47,6 @@ class Prices:
         """To prefill frames that are encoded already."""
         tokens = self._slot(state, 0) if frames else 0
         return Work(0, frames * tokens, 0, frames * self._meter.read.ms(tokens))
-
-    def _vision(self, cells: int, pictures: int) -> Work:
-        return Work(pictures * cells, 0, 0, pictures * self._meter.see.ms(cells))
 
     def _slot(self, state: State | None, cells: int) -> int:
         """Expected tokens of a picture's slot."""

@@ -123,8 +123,8 @@ class Refresher:
         look = self._lookout.newest
         plan = self._plan(look, config, may_patch, False) if look else RefreshPlan(Level.REUSE)
         if plan.level in (Level.FRAME, Level.FULL):
-            pictures, slots = (1, 1) if plan.level == Level.FULL else self._history.expected(self.state, config)
-            return self.prices.frames(self.state, look.cells, pictures, slots)
+            slots = 1 if plan.level == Level.FULL else self._history.expected(self.state, config)
+            return self.prices.frame(self.state, look.cells) + self.prices.prefill(self.state, slots - 1)
         return self.prices.patch(self.state, look.cells, int(plan.refreshed.sum())) if look else Work()
 
     @property

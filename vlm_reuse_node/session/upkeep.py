@@ -37,6 +37,8 @@ from vlm_reuse_node.session.turn import Halt
 WORTH = 0.7
 # However cheap a refresh is, a question must be at least this likely. Else a cheap one is done for every picture.
 LEAST_LIKELY = 0.25
+# A keyframe is taken without a question only when one is this likely before the next keyframe is due.
+KEYFRAME_LIKELY = 0.5
 # A refresh before a regular question begins this much earlier than it must, seconds.
 EARLY_S = 0.15
 # A patched state is repaired when the scene has rested for this long, seconds.
@@ -149,7 +151,7 @@ class Upkeep:
         if self._rhythm.probability(now_s, max(lag_s, look.period_s) + still_s) >= likely:
             return 0.0
         is_keyframe_due = self._refresher.is_keyframe_due(config) and self._account.covers(work, answers_left=1)
-        if is_keyframe_due and self._rhythm.probability(now_s, config.keyframe_interval_s) >= likely:
+        if is_keyframe_due and self._rhythm.probability(now_s, config.keyframe_interval_s) >= KEYFRAME_LIKELY:
             return 0.0
         return None
 
