@@ -25,7 +25,7 @@ from threading import Lock
 import numpy as np
 
 from vlm_reuse_node.config import Config
-from vlm_reuse_node.scene.change import Change, ChangeDetector, Seen
+from vlm_reuse_node.scene.change import Change, ChangeDetector, SceneChange, Seen
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Level, Refresh, Totals
 
@@ -71,6 +71,11 @@ class Look:
     def is_current(self) -> bool:
         """Whether the state agrees with the picture."""
         return self.change is not None and not self.change.stale.any()
+
+    @property
+    def was_cut(self) -> bool:
+        """Whether the picture shows another scene than the state."""
+        return self.change is not None and self.change.scene == SceneChange.CUT
 
     @property
     def lag_s(self) -> float:

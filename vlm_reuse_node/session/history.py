@@ -57,9 +57,9 @@ class History:
         return self._next.held_bytes if self._next else 0
 
     @property
-    def left(self) -> int:
-        """Number of frames that a rollover has still to compute; 0 without one."""
-        return len(self._waiting) + 1 if self._next else 0
+    def left(self) -> tuple[int, int]:
+        """Number of frames that a rollover has still to compute, and that it has computed; 0 without one."""
+        return (len(self._waiting) + 1, len(self._next.frames)) if self._next else (0, 0)
 
     def can_step(self, state: State | None) -> bool:
         """Whether `step` has work now. The last step needs a live frame in the old state."""
@@ -69,16 +69,19 @@ class History:
         """Whether the next `refresh` keeps the live frame as a keyframe."""
         return self._room(state, config) > 0 and self._is_due(state, False, config)
 
-    def expected(self, state: State, config: Config) -> tuple[int, int]:
-        """How many pictures the next `refresh` encodes, and how many slots it prefills, at most."""
+    def expected(self, state: State, scene_changed: bool, config: Config) -> tuple[int, int, int]:
+        """How many pictures the next `refresh` encodes, how many slots it prefills, and how many it keeps before them.
+
+        The first two are at most so many, unless a larger frame leaves less room for the others.
+        """
         room, keyframes = self._room(state, config), len(state.frames) - state.has_live
-        is_due = room > 0 and self._is_due(state, False, config)
+        is_due = room > 0 and self._is_due(state, scene_changed, config)
         pictures = 2 if is_due and not state.live.exact else 1
         if keyframes > room:
-            return 1, room + 1
+            return 1, room + 1, 0
         if is_due and keyframes == room and self._is_cut_at_once(state, config):
-            return pictures, pictures + max(1, room // 2)
-        return pictures, pictures
+            return pictures, pictures + max(1, room // 2), 0
+        return pictures, pictures, keyframes
 
     def stop(self) -> None:
         """Cancel the rollover."""

@@ -155,8 +155,9 @@ class Upkeep:
 
     def _is_repair_due(self, config: Config) -> bool:
         """Whether a patched state should be computed whole now: when the scene rests, and credit is left after that."""
-        look, work = self._refresher.newest, self._refresher.repair_work
-        if work is None or not look.is_current or look.change.still_s < RESTED_S:
+        look = self._refresher.newest
+        if self._refresher.is_exact or not look.is_current or look.change.still_s < RESTED_S:
             return False
+        work = self._refresher.expected(config, may_patch=False)
         # Without a lag and without a history a repair saves least, and must leave most.
         return self._account.covers(work, answers_left=1 if self._allowed_lag_s or config.history_frames else 2)
