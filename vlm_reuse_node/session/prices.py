@@ -62,7 +62,8 @@ class Prices:
     def prefill(self, state: State, slots: int, kept: int) -> Work:
         """To prefill so many frames of a state once more, behind `kept` others."""
         tokens = self._tokens(state, state.frames[0].grid.cells, slots, kept)
-        return Work(0, tokens, 0, slots * self._meter.read.ms(tokens // slots))
+        each, rest = divmod(tokens, slots)
+        return Work(0, tokens, 0, (slots - 1) * self._meter.read.ms(each) + self._meter.read.ms(each + rest))
 
     def _tokens(self, state: State | None, cells: int, slots: int, kept: int) -> int:
         """Tokens of so many slots behind `kept` others. The first slot of all holds the system's text too.
