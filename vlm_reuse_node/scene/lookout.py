@@ -54,8 +54,8 @@ class Look:
     computed_ns: np.ndarray
     detector: ChangeDetector
     seen: Seen
-    period_s: float = 0.0
-    change_ms: float = 0.0
+    period_s: float
+    change_ms: float
 
     @property
     def cells(self) -> int:
