@@ -234,6 +234,7 @@ def test_a_slot_costs_its_cells_the_tokens_around_them_and_the_text_before_it(pr
     assert is_about(prices.frames(State(3, more), CELLS, 2, 3, 0), 2 * CELLS, 3 * slot + SYSTEM + 2 * BETWEEN)
     assert is_about(prices.frames(State(3, more), CELLS, 1, 2, 2), CELLS, 2 * (slot + BETWEEN))
     assert is_about(prices.prefill(State(4, more), 3, 0), 0, 3 * slot + SYSTEM + 2 * BETWEEN)
+    assert is_about(prices.prefill(State(1, more, has_live=False), 2, 0), 0, 2 * slot + SYSTEM + BETWEEN)
     assert is_about(prices.prefill(State(4, more), 2, 1), 0, 2 * (slot + BETWEEN))
     cold, read = prices.cold(State(3, more)), 3 * slot + SYSTEM + 2 * BETWEEN
     assert counts(cold) == (3 * CELLS, read, 0) and cold.ms == pytest.approx(6 * CELLS + 3 * read, rel=0.05)
@@ -247,7 +248,13 @@ def test_a_larger_picture_takes_tokens_in_proportion(prices, more):
 
 def test_a_patch_costs_its_cells_and_reads_as_many_tokens_as_it_is_padded_to(prices):
     assert prices.patch(State(3), CELLS, 0) == prices.patch(None, CELLS, 0) == Work()
-    for state, beside in ((None, SYSTEM), (State(0, has_live=False), SYSTEM), (State(1), SYSTEM), (State(3), BETWEEN)):
+    for state, beside in (
+        (None, SYSTEM),
+        (State(0, has_live=False), SYSTEM),
+        (State(1), SYSTEM),
+        (State(2), BETWEEN),
+        (State(3), BETWEEN),
+    ):
         for changed in range(1, CELLS):
             work = prices.patch(state, CELLS, changed)
             most = state.tokens if state is not None else CELLS + SYSTEM

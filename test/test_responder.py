@@ -138,7 +138,10 @@ def test_a_cold_answer_is_on_no_account(camera):
     assert camera.spent.tokens > 37 and camera.booked.tokens == camera.cold.tokens == 0 == camera.cold.ms
     assert abs(camera.booked.ms) < 1e-6
     assert answer.level == Level.FULL and answer.exact and answer.tokens_reused == 0
-    assert answer.tokens_prefilled == warm.tokens_prefilled + 25 and answer.refresh_ms > 0
+    assert answer.tokens_prefilled == warm.tokens_prefilled + 25
+    assert (
+        answer.refresh_ms > 0 and answer.prefill_ms > 0
+    )  # of encoding, and of the picture's and the question's tokens
     assert answer.token_ids == warm.token_ids
 
 

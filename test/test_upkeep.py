@@ -254,6 +254,11 @@ def test_the_longer_a_picture_serves_the_likelier_is_its_question(what, value):
     assert camera.work() == 0.0
 
 
+def test_a_scene_whose_state_was_lost_counts_as_moving():
+    assert chance_camera(0.2, newest=Look(is_lost=True, still_s=9.0)).work() is None
+    assert chance_camera(0.3, newest=Look(is_lost=True)).work() == 0.0
+
+
 def test_lag_and_period_do_not_add_up():
     camera = chance_camera(0.2)
     camera.upkeep._allowed_lag_s = 0.5
@@ -279,7 +284,7 @@ def test_a_refresh_waits_until_right_before_a_regular_question(now_s):
     assert EARLY_S == 0.15
     camera = regular(now_s)
     assert camera.work() == pytest.approx(7.75 - now_s) and not camera.done
-    camera.now_s = 7.751
+    camera.now_s = 8.0 - EARLY_S - 0.1
     assert camera.work() == 0.0 and camera.done == ['refresh']
     assert regular(now_s, credit=99).work() is None
 
@@ -321,6 +326,10 @@ def test_a_repair_leaves_the_credit_of_an_answer_or_of_two_where_it_saves_least(
     camera = patched(credit=least, lag_s=lag_s)
     assert camera.work(config, 'the check') == 0.0 and camera.refresher.done == [('refresh', False, 'the check')]
     assert patched(credit=least - 1, lag_s=lag_s).work(config) is None
+
+
+def test_before_the_first_question_no_lag_is_allowed():
+    assert patched(credit=899, asked_s=()).work() is None and patched(credit=900, asked_s=()).work() == 0.0
 
 
 def test_a_repair_computes_the_picture_whole_whatever_may_be_patched():
