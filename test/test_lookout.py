@@ -277,6 +277,13 @@ def test_cells_that_wait_for_the_budget_are_not_told_as_changed_again(lookout):
     assert cells(record.stale) == [ONE, OTHER] and cells(record.changed) == [OTHER]
 
 
+def test_a_refresh_that_another_size_has_overtaken_leaves_stale_what_it_did_not_compute(lookout):
+    look = looked(lookout, at(1, ONE))
+    newer = lookout.look(at(2, size=(90, 80)), CONFIG, (3, 5), CELL_PX)
+    record = look.refreshed(newer, Totals(), Level.PATCH, '', mask(ONE), mask(ONE))
+    assert (record.stale == ~mask(ONE)).all() and record.stamp_ns == SECOND_NS and record.lag_s == 0
+
+
 def test_two_threads_may_look_and_settle():
     """Pictures of two sizes come while others are computed; what is known is whole at every moment."""
     lookout, failures, done = Lookout(), [], threading.Event()

@@ -33,7 +33,7 @@ QUESTION = Question('what color is the square ?', max_tokens=4, max_age_s=1000.0
 CHOICE = Question('what color is the square ?', ('red', 'green circle'), max_age_s=1000.0)
 CONFIG = Config(audit_share=1.0)
 PATCH = CONFIG.with_values(refresh_policy='patch', min_confidence=0.0, max_patches=1000)
-PICTURE, TEXT = Work(12, 25), 13  # of a picture from nothing; tokens of the question's turn
+PICTURE = Work(12, 25)  # from nothing
 
 
 def at(stamp_s, by=0x80):
@@ -119,6 +119,15 @@ def test_a_changed_picture_costs_a_frame_and_earns_nothing(camera):
     answer = camera.ask(1.0)
     assert answer.level == Level.FRAME and answer.tokens_reused == 0 and answer.stamp_ns == SECOND_NS
     assert camera.booked.tokens == camera.spent.tokens == camera.cold.tokens
+
+
+@pytest.mark.parametrize('question', [QUESTION, replace(QUESTION, max_tokens=40), CHOICE])
+def test_an_answer_takes_no_more_tokens_than_were_expected(camera, question):
+    answerer = camera.session._responder._answerer
+    expected = answerer.expected(answerer.tokenize(question, CONFIG))
+    camera.ask(question=question)
+    assert camera.spent.tokens <= expected.tokens and expected.vision_tokens == 0
+    assert camera.spent.prefill_tokens == expected.prefill_tokens
 
 
 def test_a_slot_behind_keyframes_is_paid_alone(vlm):
