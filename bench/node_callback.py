@@ -144,7 +144,8 @@ def measure(robot: BenchRobot, seconds: float, rate_hz: float, questions_hz: flo
 def record(robot: BenchRobot, sent: int, received_before: int) -> dict:
     """Return what was measured, units in the names."""
     statuses = [status for _, _, status in robot.answers]
-    looked_at = sum(budget.frames_received > received_before for budget in robot.budgets)
+    looks = [budget for budget in robot.budgets if budget.level == RefreshBudget.LEVEL_REUSE]
+    looked_at = sum(look.frames_received > received_before for look in looks)
     counts = {name: int(robot.diagnostics[f'pictures {name}']) for name in ('received', 'lost', 'dropped', 'refused')}
     return {
         'callback_ms_median': float(robot.diagnostics['callback median'].split()[0]),

@@ -182,7 +182,7 @@ def as_json(soak: Soak, max_slope_mb: float) -> dict:
         'frames': soak.frames,
         'frames_sent': soak.sent,
         **{f'frames_{name}': soak.counts[name] for name in soak.counts if name != 'received'},
-        'frames_looked_at': sum(soak.levels.values()),
+        'frames_looked_at': soak.levels['reuse'],
         'levels': dict(soak.levels),
         'rss_slope_mb_per_10k_frames': slope and round(slope.mb, 3),
         'rss_slope_95': slope and [round(slope.low_mb, 3), round(slope.high_mb, 3)],

@@ -36,7 +36,7 @@ from vlm_reuse_node.session.question import Question
 
 CAMERA_HZ, SECONDS = 10, 30.0
 QUESTION = Question('how many objects are there ?', choices=('one', 'two', 'three'))
-RATES = (0.2, 1.0, 4.0)
+RATES = (0.3, 3.0)
 
 
 def moving(number):
@@ -70,7 +70,7 @@ def ratio(tally):
 @pytest.mark.parametrize('scene', [moving, resting])
 def test_work_is_at_most_that_of_cold_dense_at_every_rate(vlm, scene, policy, max_lag_s, history):
     for rate in RATES:
-        tally = play(vlm, scene, rate, seconds=15, refresh_policy=policy, max_lag_s=max_lag_s, history_frames=history)
+        tally = play(vlm, scene, rate, seconds=12, refresh_policy=policy, max_lag_s=max_lag_s, history_frames=history)
         first = tally.cold_tokens / len(tally.latencies_ms) if policy == 'patch' else 0
         assert tally.work.tokens <= tally.cold_tokens + first, (rate, ratio(tally))
 
@@ -108,8 +108,8 @@ def test_a_scene_that_rests_makes_answers_warm_without_a_lag(vlm):
 
 
 def test_a_regular_question_finds_a_state_that_was_refreshed_for_it(vlm):
-    regular = play(vlm, moving, 0.2, 'steady', seconds=80, max_lag_s=2.0)
-    random = play(vlm, moving, 0.2, 'poisson', seconds=80, max_lag_s=2.0)
+    regular = play(vlm, moving, 0.2, 'steady', seconds=60, max_lag_s=2.0)
+    random = play(vlm, moving, 0.2, 'poisson', seconds=60, max_lag_s=2.0)
     assert regular.warm_share > random.warm_share
 
 
@@ -123,7 +123,7 @@ def test_there_is_a_row_for_every_stream_and_for_cold_dense(tmp_path, model_dir)
     output = tmp_path / 'economy.json'
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()):
         patch.setattr(economy, 'QUESTIONS', (QUESTION,))
-        arguments = ['--model', str(model_dir), '--seconds', '3', '--cameras', '5', '--rates', '2', '--histories', '0']
+        arguments = ['--model', str(model_dir), '--seconds', '2', '--cameras', '5', '--rates', '2', '--histories', '0']
         assert economy.main([*arguments, '--out', str(output)]) == 0
     rows = json.loads(output.read_text())['rows']
     assert {row['policy'] for row in rows} == {'cold', 'exact', 'patch', 'eager', 'eager_patch'}

@@ -583,6 +583,58 @@ def test_a_scene_is_still_since_the_last_motion_whatever_is_stale():
     assert still_s == [1, 0, 1, 2, 0, 1]
 
 
+def still_after(*pictures, detector=None, config=CONFIG):
+    """How long the scene was still after each of these pictures, one a second."""
+    detector = detector or plain_detector()
+    return [detector.compare(rgb, number * SECOND_NS, config).still_s for number, rgb in enumerate(pictures, 1)]
+
+
+def test_a_slow_motion_adds_up_until_it_is_one():
+    levels = (16, 31, 32, 48, 63, 64, 64)
+    assert still_after(*(put(plain(), (1, 1), level) for level in levels)) == [1, 2, 0, 1, 2, 0, 1]
+    others = CONFIG.with_values(change_threshold=16)
+    assert still_after(*(put(plain(), (1, 1), level) for level in levels), config=others) == [0, 1, 0, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize('gain', [1.2, 1.4])
+def test_a_scene_rests_whatever_the_exposure_within_its_limit(gain):
+    lit = np.clip(BASE * gain, 0, 255).astype(np.uint8)
+    rests = still_after(BASE, lit, BASE, lit, detector=detector_of(BASE))
+    assert rests == ([1, 2, 3, 4] if gain < 1.25 else [1, 0, 0, 0])
+
+
+def test_a_scene_rests_although_the_camera_is_noisy():
+    pictures = [noisy(BASE, number, Sensor(8)) for number in range(1, 30)]
+    rests = still_after(*pictures, detector=detector_of(noisy(BASE, 0, Sensor(8)), 17, 23))
+    assert rests[-1] >= 25
+    moved = noisy(brightened(BASE, 2, 3, 60), 31, Sensor(8))
+    assert still_after(*pictures, moved, detector=detector_of(noisy(BASE, 0, Sensor(8)), 17, 23))[-1] == 0
+
+
+def test_a_refresh_is_no_motion():
+    detector, shown = plain_detector(), put(plain(), (1, 1), 50)
+    detector.compare(plain(), SECOND_NS, CONFIG)
+    older = detector.seen
+    detector.compare(shown, 2 * SECOND_NS, CONFIG)
+    assert detector.compare(shown, 3 * SECOND_NS, CONFIG).still_s == 1
+    detector.refresh(None, older)
+    assert detector.compare_again(CONFIG).still_s == 1 and detector.compare_again(CONFIG).stale.any()
+    detector.refresh()
+    assert detector.compare_again(CONFIG).still_s == 1 and not detector.compare_again(CONFIG).stale.any()
+
+
+def test_a_refresh_from_an_older_frame_of_another_exposure_compensates_anew():
+    """The gain of the newest frame is one over the pixels that are cached now."""
+    detector, lit = detector_of(BASE), np.clip(BASE * 1.15, 0, 255).astype(np.uint8)
+    detector.compare(lit, SECOND_NS, CONFIG)
+    bright = detector.seen
+    detector.compare(BASE, 2 * SECOND_NS, CONFIG)
+    assert bright.gain == pytest.approx(1.15, abs=0.02) and detector.seen.gain == 1
+    detector.refresh(None, bright)
+    assert not detector.compare_again(CONFIG).stale.any() and detector.seen.stamp_ns == 2 * SECOND_NS
+    assert detector.seen.gain == pytest.approx(1 / 1.15, abs=0.02)
+
+
 @pytest.fixture
 def one_core():
     """OpenCV on the calling thread alone, so that its time is all there is."""

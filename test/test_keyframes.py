@@ -15,6 +15,7 @@
 """Which keyframes are kept within which bounds: decided on frames that only count, without a model."""
 
 import itertools
+import random
 from types import SimpleNamespace
 
 import numpy as np
@@ -323,6 +324,40 @@ def test_what_was_patched_is_not_kept_but_the_whole_frame_behind_it_is(monkeypat
     camera.see(1, exact=False)
     assert camera.see(2) == SLOT and camera.stamps == [0, 2]
     assert camera.see(3) == SLOT and camera.stamps == [0, 2, 3] and all(each.exact for each in camera.state.frames)
+
+
+def test_a_refresh_prefills_as_many_frames_as_expected(monkeypatch):
+    """Whatever is patched, cut, rolled over or configured. What was expected to be kept before them is kept."""
+    chance, camera, most_slots = random.Random(0), Camera(monkeypatch), 0
+    for stamp_s in range(1000):
+        camera.config = KEEP_ALL.with_values(
+            history_frames=chance.choice([5, 5, 5, 3, 0]),
+            keyframe_interval_s=chance.choice([0.0, 2.0]),
+            upkeep_share=chance.choice([0.0, 1.0]),
+            max_cache_mb=chance.choice([1000, 1000, 6]),
+        )
+        if chance.random() < 0.1:
+            camera.state.drop_live()
+        before, is_cut = camera.state.frames, chance.random() < 0.3
+        slots, kept = camera.history.expected(camera.state, is_cut, camera.config)
+        assert camera.see(stamp_s, cut=is_cut, exact=chance.random() < 0.5) == SLOT * slots
+        assert camera.state.frames[:kept] == before[:kept]
+        most_slots = max(most_slots, slots)
+        if chance.random() < 0.2:
+            camera.work()
+    assert most_slots > 2
+
+
+def test_what_a_rollover_has_left_and_has_done_is_told(monkeypatch):
+    camera = Camera(monkeypatch, KEEP_ALL.with_values(history_frames=4))
+    camera.see(*range(5))
+    assert camera.history.left == (0, 0)
+    camera.see(5)
+    told = [camera.history.left]
+    while (newer := camera.history.step(camera.state, go_on)) is None:
+        told.append(camera.history.left)
+    assert told == [(3, 0), (2, 1), (1, 2)] and len(newer.frames) == 3
+    assert camera.history.left == (0, 0)
 
 
 def test_a_refresh_that_was_stopped_keeps_the_live_frame_that_becomes_a_keyframe(monkeypatch):

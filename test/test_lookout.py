@@ -15,13 +15,15 @@
 """The lookout: which cells of the state differ from the newest picture, whatever comes while the model computes."""
 
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from vlm_reuse_node.config import Config
+from vlm_reuse_node.scene import lookout as lookouts
 from vlm_reuse_node.scene.frame import Frame
-from vlm_reuse_node.scene.lookout import RESTARTED_NS, Lookout
+from vlm_reuse_node.scene.lookout import Lookout
 from vlm_reuse_node.scene.refresh import Level, Totals
 
 SECOND_NS = 1_000_000_000
@@ -156,11 +158,11 @@ def test_a_restart_lasts_until_all_cells_are_computed(lookout, newer, why):
     assert lookout.newest.is_restart and lookout.newest.lost == 'the last refresh was interrupted'
 
 
-@pytest.mark.parametrize('back_ns', [1, SECOND_NS // 2, RESTARTED_NS, RESTARTED_NS + 1])
+@pytest.mark.parametrize('back_ns', [1, SECOND_NS // 2, SECOND_NS, SECOND_NS + 1])
 def test_a_small_step_back_is_skipped_and_a_larger_one_is_a_restart(lookout, back_ns):
     newest = looked(lookout, at(5))
     look = looked(lookout, Frame(at(0, ONE).rgb, 5 * SECOND_NS - back_ns))
-    if back_ns > RESTARTED_NS:
+    if back_ns > SECOND_NS:
         assert look is lookout.newest and look.lost == 'time went back'
     else:
         assert look is None and lookout.newest is newest
@@ -186,7 +188,76 @@ def test_a_reset_forgets_the_pictures_and_a_refresh_of_them(lookout):
     lookout.lose('the state was lost')
     assert lookout.newest is None
     lookout.reset()
-    assert looked(lookout, at(-9)).lost == 'first frame'
+    assert looked(lookout, at(-9)).lost == 'first frame' and not lookout.newest.is_restart
+
+
+def test_a_reset_ends_a_restart(lookout):
+    assert looked(lookout, at(-9)).is_restart
+    lookout.reset()
+    assert not looked(lookout, at(-9)).is_restart
+
+
+def test_a_state_that_was_lost_is_not_back_before_all_its_cells_are(lookout):
+    lookout.lose('the state was lost')
+    lookout.settle(looked(lookout, at(1)), ~mask(ONE), NONE, CONFIG)
+    assert lookout.newest.lost == 'the state was lost' and lookout.newest.stale.all()
+    lookout.settle(lookout.newest, ALL, NONE, CONFIG)
+    assert lookout.newest.is_current
+
+
+def test_a_picture_of_another_size_needs_its_grid(lookout):
+    newest, other = lookout.newest, at(2, size=(90, 80))
+    assert lookout.look(other, CONFIG) is None and lookout.newest is newest
+    assert lookout.look(other, CONFIG, (3, 5), CELL_PX).computed_ns.shape == (3, 5)
+    assert lookout.newest.cells == 15 and newest.cells == 12
+    assert lookout.look(at(0, size=(90, 80)), CONFIG).computed_ns.shape == (3, 5)  # the grid is known
+
+
+def test_a_period_is_the_time_between_the_last_two_pictures(lookout):
+    assert lookout.newest.period_s == 0
+    for second, period_s in ((1, 1), (1.5, 0.5), (1.5, 0), (4, 2.5)):
+        look = looked(lookout, at(second, ONE))
+        assert look.period_s == period_s
+    lookout.settle(look, ALL, NONE, CONFIG)
+    assert lookout.newest.period_s == 2.5
+    lookout.lose('the state was lost')
+    assert lookout.newest.period_s == 2.5 and looked(lookout, at(4.25)).period_s == 0.25
+    assert looked(lookout, at(-4)).period_s == 0 and looked(lookout, at(-3)).period_s == 1
+
+
+def test_a_cut_of_the_scene_is_told(lookout):
+    other = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8).repeat(10, 0).repeat(10, 1)
+    looks = [
+        looked(lookout, at(1)),
+        looked(lookout, at(2, ONE)),
+        looked(lookout, Frame(other, 3 * SECOND_NS)),
+    ]
+    assert [look.was_cut for look in looks] == [False, False, True]
+    lookout.lose('the state was lost')
+    assert not lookout.newest.was_cut
+
+
+def test_a_comparison_tells_its_time(lookout, monkeypatch):
+    ticks = iter(range(5, 100, 3))
+    monkeypatch.setattr(lookouts, 'time', SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    assert looked(lookout, at(1)).change_ms == 3000.0
+    lookout.settle(lookout.newest, ALL, NONE, CONFIG)
+    assert lookout.newest.change_ms == 3000.0
+    lookout.lose('the state was lost')
+    assert lookout.newest.change_ms == 0.0
+
+
+def test_what_is_over_budget_is_told_and_the_oldest_cell_too(lookout):
+    look = looked(lookout, at(1, ONE, OTHER))
+    assert look.record(Totals()).reason == '2 of 12 cells are stale'
+    lookout.settle(look, mask(ONE), mask(OTHER), CONFIG)
+    record = looked(lookout, at(3, ONE, OTHER)).record(Totals())
+    assert record.reason == '1 of 12 cells are stale, over budget' and record.oldest_cell_age_s == 3
+    lookout.settle(lookout.newest, mask(OTHER), NONE, CONFIG)
+    record = looked(lookout, at(4, ONE, OTHER)).record(Totals())
+    assert record.reason == 'no cell changed' and record.oldest_cell_age_s == 4
+    lookout.lose('the state was lost')
+    assert lookout.newest.record(Totals()).oldest_cell_age_s == 0
 
 
 def test_the_record_of_a_look_says_what_it_found(lookout):
@@ -204,6 +275,13 @@ def test_cells_that_wait_for_the_budget_are_not_told_as_changed_again(lookout):
     lookout.settle(look, NONE, mask(ONE), CONFIG)
     record = looked(lookout, at(2, ONE, OTHER)).record(Totals())
     assert cells(record.stale) == [ONE, OTHER] and cells(record.changed) == [OTHER]
+
+
+def test_a_refresh_that_another_size_has_overtaken_leaves_stale_what_it_did_not_compute(lookout):
+    look = looked(lookout, at(1, ONE))
+    newer = lookout.look(at(2, size=(90, 80)), CONFIG, (3, 5), CELL_PX)
+    record = look.refreshed(newer, Totals(), Level.PATCH, '', mask(ONE), mask(ONE))
+    assert (record.stale == ~mask(ONE)).all() and record.stamp_ns == SECOND_NS and record.lag_s == 0
 
 
 def test_two_threads_may_look_and_settle():

@@ -125,7 +125,7 @@ def test_nothing_is_known_before_the_first_frame(vlm):
     refresher = Camera(vlm).refresher
     assert refresher.state is None and refresher.newest is None and refresher.held == (0, 0)
     assert not refresher.is_exact and not refresher.is_between_stages
-    assert refresher.rollover_work is refresher.repair_work is None and refresher.expected(EXACT, False).tokens == 0
+    assert refresher.rollover_work is None and refresher.expected(EXACT, False).tokens == 0
     assert refresher.step_rollover(go_on) is None
     assert refresher.prefilled == 0
 
@@ -312,9 +312,9 @@ def test_what_was_patched_stays_so_until_it_is_older_than_its_limit(vlm, limit_s
 def test_what_was_patched_is_computed_whole_when_it_may_not_be_any_more(vlm):
     camera = Camera(vlm, PATCH)
     camera.sees(at(0))
-    assert camera.refresher.is_exact and camera.refresher.repair_work is None
+    assert camera.refresher.is_exact and camera.refresher.expected(PATCH, False).tokens == 0
     camera.sees(at(1, by=0x80))
-    assert not camera.refresher.is_exact and camera.refresher.repair_work.vision_tokens == 12
+    assert not camera.refresher.is_exact and camera.refresher.expected(PATCH, False).vision_tokens == 12
     assert camera.sees(at(2, by=0x80)).level == Level.REUSE
     assert camera.sees(at(3, by=0x80), may_patch=False).level == Level.FRAME
     assert camera.sees(at(4, by=0x80), may_patch=False).level == Level.REUSE

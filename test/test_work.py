@@ -31,6 +31,11 @@ from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
 from vlm_reuse_node.session.state import build
 
+
+def counts(work):
+    return work.vision_tokens, work.prefill_tokens, work.decode_tokens
+
+
 WORKS = st.builds(Work, *3 * [st.integers(0, 1000)], st.integers(0, 1000).map(float))
 
 
@@ -88,6 +93,16 @@ def test_a_step_that_was_held_up_counts_the_same_however_long_it_was(tokens, hel
     assert costs[0].ms(tokens) == pytest.approx(costs[1].ms(tokens))
 
 
+@given(tokens=st.integers(1, 400), times=st.floats(3, 1e4))
+def test_a_step_counts_as_three_times_what_was_expected_at_most(tokens, times):
+    costs = Cost(), Cost()
+    for cost, last in zip(costs, (3, times)):
+        for ms in (5.0, 5.0, last * 5.0):
+            cost.learn(tokens, ms)
+    assert costs[0].ms(tokens) == pytest.approx(costs[1].ms(tokens))
+    assert costs[0].ms(tokens) == pytest.approx((0.95 * 5 + 15) / 1.95)
+
+
 @pytest.mark.parametrize('more', [0, 1])
 def test_steps_of_hardly_different_size_do_not_tell_what_a_token_takes(more):
     cost, rng = Cost(), np.random.default_rng(0)
@@ -120,11 +135,12 @@ def test_a_picture_is_expected_to_take_what_those_of_its_size_took():
         for tokens, ms in ((400, 50.0), (400, 50.0), (100, 15.0)):  # the camera's pictures became smaller
             cost.learn(tokens, ms)
     assert meter.frame(100, 100).ms == pytest.approx(2 * 15.0, rel=1e-6)
-    assert (meter.frame(100, 110).vision_tokens, meter.frame(100, 110).prefill_tokens) == (100, 110)
+    assert counts(meter.frame(100, 110)) == (100, 110, 0)
 
 
 def test_until_a_patch_was_measured_a_cell_is_taken_for_its_share_of_the_picture():
     meter = Meter()
+    assert counts(meter.patch(3, 12, 14)) == (3, 5, 0)  # and the two tokens around the picture's cells
     assert meter.patch(3, 12, 14).ms == meter.frame(12, 14).ms == 0  # nothing is known
     meter.see.learn(12, 24.0)
     meter.read.learn(14, 36.0)

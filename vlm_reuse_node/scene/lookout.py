@@ -26,7 +26,7 @@ from threading import Lock
 import numpy as np
 
 from vlm_reuse_node.config import Config
-from vlm_reuse_node.scene.change import Change, ChangeDetector, Seen
+from vlm_reuse_node.scene.change import Change, ChangeDetector, SceneChange, Seen
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Level, Refresh, Totals
 
@@ -44,8 +44,8 @@ class Look:
     change: how it differs from the pixels that the state was computed from; None while there is no such state.
     lost: why there is no such state; '' when there is one. is_restart: whether older pictures are void too, because the
     size changed or time went back.
-    current: the newest picture that the state agrees with; None while there is no such state. stale_ns: when the first
-    picture after it was taken that the state may not agree with; 0 while it agrees with the newest.
+    current: the newest picture that the state agrees with; None while there is no such state.
+    stale_ns: when the picture after that one was taken; None when there is none, or it is not known.
     period_s: seconds since the picture before; 0 for the first. change_ms: time of the comparison.
     """
 
@@ -55,12 +55,12 @@ class Look:
     lost: str
     is_restart: bool
     current: Frame | None
-    stale_ns: int
+    stale_ns: int | None
     computed_ns: np.ndarray
     detector: ChangeDetector
     seen: Seen
-    period_s: float = 0.0
-    change_ms: float = 0.0
+    period_s: float
+    change_ms: float
 
     @property
     def cells(self) -> int:
@@ -76,6 +76,15 @@ class Look:
     def is_current(self) -> bool:
         """Whether the state agrees with the picture."""
         return self.change is not None and not self.change.stale.any()
+
+    @property
+    def was_cut(self) -> bool:
+        """Whether the picture shows another scene than the state."""
+        return self.change is not None and self.change.scene == SceneChange.CUT
+
+    def agreed(self, now_ns: int) -> bool:
+        """Whether the state agrees with the newest of the pictures that had been taken at `now_ns`."""
+        return self.is_current or (self.stale_ns is not None and self.stale_ns > now_ns)
 
     @property
     def lag_s(self) -> float:
@@ -246,8 +255,8 @@ class Lookout:
             change_ms,
         )
 
-    def _first_after(self, current: Frame | None) -> int:
-        """When the first picture after this one was taken, nanoseconds; 0 when there is none, or it is not known."""
+    def _first_after(self, current: Frame | None) -> int | None:
+        """When the first picture after this one was taken, nanoseconds; None when there is none, or it is not known."""
         if current is None or self._taken[0][0] > current.stamp_ns:
-            return 0
-        return next((taken_ns for stamp_ns, taken_ns in self._taken if stamp_ns > current.stamp_ns), 0)
+            return None
+        return next((taken_ns for stamp_ns, taken_ns in self._taken if stamp_ns > current.stamp_ns), None)

@@ -57,9 +57,9 @@ class History:
         return self._next.held_bytes if self._next else 0
 
     @property
-    def left(self) -> int:
-        """Number of frames that a rollover has still to compute; 0 without one."""
-        return len(self._waiting) + 1 if self._next else 0
+    def left(self) -> tuple[int, int]:
+        """Number of frames that a rollover has still to compute, and that it has computed; 0 without one."""
+        return (len(self._waiting) + 1, len(self._next.frames)) if self._next else (0, 0)
 
     def can_step(self, state: State | None) -> bool:
         """Whether `step` has work now. The last step needs a live frame in the old state."""
@@ -69,15 +69,18 @@ class History:
         """Whether the next `refresh` keeps the live frame as a keyframe."""
         return self._room(state, config) > 0 and self._is_due(state, False, config)
 
-    def expected(self, state: State, config: Config) -> int:
-        """How many slots the next `refresh` prefills, at most."""
+    def expected(self, state: State, scene_changed: bool, config: Config) -> tuple[int, int]:
+        """How many slots the next `refresh` prefills, and how many it keeps before them.
+
+        The first is at most so many, unless a larger frame leaves less room for the others.
+        """
         room, keyframes = self._room(state, config), len(state.frames) - state.has_live
         if keyframes > room:
-            return room + 1
-        is_due = room > 0 and self._is_due(state, False, config) and state.live.exact
+            return room + 1, 0
+        is_due = room > 0 and self._is_due(state, scene_changed, config) and state.live.exact
         if is_due and keyframes == room and self._is_cut_at_once(state, config):
-            return 1 + max(1, room // 2)
-        return 1
+            return 1 + max(1, room // 2), 0
+        return 1, keyframes
 
     def stop(self) -> None:
         """Cancel the rollover."""

@@ -14,8 +14,11 @@
 
 """What the steps of one camera's session are expected to cost, from what the model's steps have cost so far."""
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 
+from vlm_reuse_node.model.families.sparse_vision import padded_length
 from vlm_reuse_node.model.prompt import PromptTemplate
 from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.model.work import Work
@@ -23,19 +26,31 @@ from vlm_reuse_node.session.state import State
 
 
 class Prices:
-    """Expected work of refreshes. cells: visual tokens of the newest picture."""
+    """Expected work of refreshes, at least as many tokens as they take. cells: visual tokens of the newest picture."""
 
     def __init__(self, vlm: Vlm, template_for: Callable[[int], PromptTemplate]) -> None:
         """Take the prices from this model's meter. template_for: returns the prompt template for a number of frames."""
         self._meter, self._template_for = vlm.meter, template_for
 
     def frame(self, state: State | None, cells: int) -> Work:
-        """To compute the newest picture whole."""
-        return self._meter.frame(cells, self._slot(state, cells))
+        """To compute the newest picture whole, in the live frame's place."""
+        kept = len(state.frames) - state.has_live if state is not None else 0
+        return self.frames(state, cells, 1, kept)
+
+    def frames(self, state: State | None, cells: int, slots: int, kept: int) -> Work:
+        """To encode the newest picture, and to prefill so many slots, its own the last, behind `kept` others."""
+        each, rest = divmod(self._tokens(state, cells, slots, kept), slots)
+        older = Work(0, (slots - 1) * each, 0, (slots - 1) * self._meter.read.ms(each))
+        return self._meter.frame(cells, each + rest) + older
 
     def patch(self, state: State | None, cells: int, changed: int) -> Work:
         """To compute some cells of the newest picture."""
-        return self._meter.patch(changed, cells, self._slot(state, cells)) if changed else Work()
+        if not changed:
+            return Work()
+        kept = max(0, len(state.frames) - 1) if state is not None else 0
+        slot = self._tokens(state, cells, 1, kept)
+        work, most = self._meter.patch(changed, cells, slot), state.tokens if state is not None else slot
+        return replace(work, prefill_tokens=padded_length(work.prefill_tokens, most))
 
     def cold(self, state: State) -> Work:
         """Of cold-dense, to compute the frames of a state from nothing."""
@@ -43,13 +58,23 @@ class Prices:
         ms = sum(self._meter.frame(encoded.grid.cells, tokens).ms for encoded in state.frames)
         return Work(sum(encoded.grid.cells for encoded in state.frames), state.tokens, 0, ms)
 
-    def prefill(self, state: State, frames: int) -> Work:
-        """To prefill frames that are encoded already."""
-        tokens = self._slot(state, 0) if frames else 0
-        return Work(0, frames * tokens, 0, frames * self._meter.read.ms(tokens))
+    def prefill(self, state: State, slots: int, kept: int) -> Work:
+        """To prefill so many frames of a state once more, behind `kept` others."""
+        tokens = self._tokens(state, state.frames[0].grid.cells, slots, kept)
+        each, rest = divmod(tokens, slots)
+        return Work(0, tokens, 0, (slots - 1) * self._meter.read.ms(each) + self._meter.read.ms(each + rest))
 
-    def _slot(self, state: State | None, cells: int) -> int:
-        """Expected tokens of a picture's slot."""
+    def _tokens(self, state: State | None, cells: int, slots: int, kept: int) -> int:
+        """Tokens of so many slots behind `kept` others. The first slot of all holds the system's text too.
+
+        A picture takes as many tokens as those of the state do, in proportion to its cells.
+        """
+        each = cells
         if state is not None and state.frames:
-            return max(cells, state.tokens // len(state.frames))
-        return cells + len(self._template_for(1).prefix)
+            held = state.tokens - self._text(len(state.frames))
+            each = math.ceil(cells * held / sum(encoded.grid.cells for encoded in state.frames))
+        return slots * each + self._text(kept + slots) - self._text(kept)
+
+    def _text(self, frames: int) -> int:
+        """Tokens of the prompt up to the snapshot, without those of the frames."""
+        return len(self._template_for(frames).prefix) - frames if frames else 0

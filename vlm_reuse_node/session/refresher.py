@@ -121,11 +121,14 @@ class Refresher:
     def expected(self, config: Config, may_patch: bool) -> Work:
         """The expected work of a refresh now; none when there is nothing to compute."""
         look = self._lookout.newest
-        plan = self._plan(look, config, may_patch, False) if look else RefreshPlan(Level.REUSE)
-        if plan.level in (Level.FRAME, Level.FULL):
-            slots = 1 if plan.level == Level.FULL else self._history.expected(self.state, config)
-            return self.prices.frame(self.state, look.cells) + self.prices.prefill(self.state, slots - 1)
-        return self.prices.patch(self.state, look.cells, int(plan.refreshed.sum())) if look else Work()
+        if look is None:
+            return Work()
+        plan = self._plan(look, config, may_patch, False)
+        if plan.level == Level.FULL:
+            return self.prices.frames(self.state, look.cells, 1, 0)
+        if plan.level == Level.FRAME:
+            return self.prices.frames(self.state, look.cells, *self._history.expected(self.state, look.was_cut, config))
+        return self.prices.patch(self.state, look.cells, int(plan.refreshed.sum()))
 
     @property
     def newest(self) -> Look | None:
@@ -147,13 +150,6 @@ class Refresher:
         return self.state is not None and self.state.has_live and self.state.live.exact
 
     @property
-    def repair_work(self) -> Work | None:
-        """The expected work to compute a patched live slot whole; None when it is exact."""
-        if self.state is None or not self.state.has_live or self.state.live.exact:
-            return None
-        return self.prices.frame(self.state, self._lookout.newest.cells)
-
-    @property
     def held(self) -> tuple[int, int]:
         """Number of frames in the state, with the live frame, and the bytes held for them."""
         if self.state is None:
@@ -165,7 +161,7 @@ class Refresher:
         """The expected work of the rest of a history rollover; None without one. Meanwhile the old state answers."""
         if not self._history.can_step(self.state):
             return None
-        return self.prices.prefill(self.state, self._history.left)
+        return self.prices.prefill(self.state, *self._history.left)
 
     def step_rollover(self, check: Check) -> Refresh | None:
         """Compute one frame of a history rollover. Returns its refresh when the new state has replaced the old one.
@@ -296,8 +292,7 @@ class Refresher:
             return self.state.tokens
         if begun.plan.level == Level.PATCH:
             return self.state.rewrite(begun.encoded, np.flatnonzero(begun.plan.refreshed), check)
-        was_cut = begun.look.change is not None and begun.look.change.scene == SceneChange.CUT
-        return self._history.refresh(self.state, begun.encoded, was_cut, config, check)
+        return self._history.refresh(self.state, begun.encoded, begun.look.was_cut, config, check)
 
     def _report(
         self, look: Look, level: Level, reason: str, refreshed: np.ndarray, changed: np.ndarray, **amounts: float

@@ -191,7 +191,7 @@ class Responder:
         look = self._refresher.newest
         if look.change is None or self._image_age_s(now_ns) > question.max_age_s:
             return False
-        if look.is_current or look.stale_ns > now_ns:
+        if look.agreed(now_ns):
             return True
         return look.lag_s > 0 and self._lag_s(now_ns) <= question.max_lag_s
 
@@ -226,14 +226,14 @@ class Responder:
         A frame that was taken later does not count: a question that waited asks about what was there to be seen.
         """
         look = self._refresher.newest
-        if look.stale_ns > now_ns:
+        if look.agreed(now_ns):
             return 0.0
         return max(0.0, look.lag_s + min(0.0, look.frame.since_s(now_ns)))
 
     def _image_age_s(self, now_ns: int) -> float:
         """Age of what the state shows, when the question was asked: of the newest frame, plus the lag."""
         look = self._refresher.newest
-        if look.stale_ns > now_ns:
+        if look.agreed(now_ns):
             return look.current.age_s(now_ns)
         return look.frame.age_s(now_ns) + self._lag_s(now_ns)
 

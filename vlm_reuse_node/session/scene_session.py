@@ -146,7 +146,7 @@ class SceneSession:
 
         check: may raise Halt between two steps of the model; the next call does the stage again.
         Returns the seconds until the next call is worth it: 0 after a stage, None when nothing is due before the next
-        picture or question. Raises only what on_refresh raises.
+        picture or question. Raises nothing: an error is logged, and upkeep goes on with the next picture.
         """
         return self._upkeep.work(self.config, check)
 

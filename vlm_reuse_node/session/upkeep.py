@@ -78,12 +78,12 @@ class Upkeep:
 
     def work(self, config: Config, check: Check) -> float | None:
         """Do one stage of upkeep if one is due; see `SceneSession.work`."""
-        wait_s, stage = self._next(config, self._auditor.allows_patches(config))
-        if stage is None:
-            return wait_s
+        due = self._next(config, self._auditor.allows_patches(config))
+        if not callable(due):
+            return due
         before = self._vlm.meter.done
         try:
-            stage(check)
+            due(check)
         except Halt:
             pass
         except Exception:
@@ -92,8 +92,8 @@ class Upkeep:
         self._account.book_upkeep(self._vlm.meter.done - before)
         return 0.0
 
-    def _next(self, config: Config, may_patch: bool) -> tuple[float | None, Stage | None]:
-        """The stage that is due now; or None, with the seconds until one may be due."""
+    def _next(self, config: Config, may_patch: bool) -> Stage | float | None:
+        """The stage that is due now, or the seconds until one may be due; None: nothing is due."""
         refresher, auditor, account = self._refresher, self._auditor, self._account
 
         def refresh(check: Check) -> Refresh | None:
@@ -106,22 +106,22 @@ class Upkeep:
             auditor.step(check, config, refresher.keeps_vision(config))
 
         if refresher.is_between_stages:
-            return 0.0, refresh
+            return refresh
         if refresher.newest in (None, self._failed) or config.upkeep_share == 0:
-            return None, None
+            return None
         wait_s = self._refresh_due_in_s(config, may_patch)
         if wait_s == 0:
-            return 0.0, refresh
+            return refresh
         if (work := refresher.rollover_work) and account.covers(work):
-            return 0.0, refresher.step_rollover
+            return refresher.step_rollover
         if self._is_repair_due(config):
-            return 0.0, compute_whole
+            return compute_whole
         if (work := auditor.expected(self._vlm.meter)) and (auditor.is_busy or account.covers(work)):
             quiet_in_s = self._rhythm.last_s + QUIET_S - self._clock()
             if quiet_in_s <= 0:
-                return 0.0, audit
+                return audit
             wait_s = quiet_in_s if wait_s is None else min(wait_s, quiet_in_s)
-        return wait_s, None
+        return wait_s
 
     def _refresh_due_in_s(self, config: Config, may_patch: bool) -> float | None:
         """Seconds until a refresh is worth its price; 0: now; None: not before the next picture or question.
@@ -157,8 +157,9 @@ class Upkeep:
 
     def _is_repair_due(self, config: Config) -> bool:
         """Whether a patched state should be computed whole now: when the scene rests, and credit is left after that."""
-        look, work = self._refresher.newest, self._refresher.repair_work
-        if work is None or not look.is_current or look.change.still_s < RESTED_S:
+        look = self._refresher.newest
+        if self._refresher.is_exact or not look.is_current or look.change.still_s < RESTED_S:
             return False
+        work = self._refresher.expected(config, may_patch=False)
         # Without a lag and without a history a repair saves least, and must leave most.
         return self._account.covers(work, answers_left=1 if self._allowed_lag_s or config.history_frames else 2)

@@ -24,9 +24,14 @@ def padded(items: np.ndarray, most: int) -> np.ndarray:
     Some of MLX's devices plan a kernel for each new shape; few shapes are planned once. Results of the repeated items
     are equal, so writing them into place twice does no harm.
     """
-    power = 1 << (len(items) - 1).bit_length()
-    length = 3 * power // 4 if len(items) <= 3 * power // 4 and power > 2 else power
-    return np.pad(items, (0, max(0, min(length, most) - len(items))), 'edge')
+    return np.pad(items, (0, padded_length(len(items), most) - len(items)), 'edge')
+
+
+def padded_length(count: int, most: int) -> int:
+    """Return how many items `padded` makes of `count`."""
+    power = 1 << (count - 1).bit_length()
+    length = 3 * power // 4 if count <= 3 * power // 4 and power > 2 else power
+    return max(count, min(length, most))
 
 
 def patch_rows(cells: np.ndarray, per_cell: int) -> mx.array:
