@@ -336,7 +336,7 @@ def test_a_picture_is_computed_from_credit_in_stages_and_is_then_warm(vlm):
     for stamp_s in (1.0, 2.0):
         session.look(at(stamp_s, CORNER))
     assert session.work() is None  # the credit is used up
-    session._account._tokens = session._account._ms = 0.0
+    session._account._of_upkeep.forget_debt()
     give_credit(session)
     assert session.work() == 0 and session._refresher.is_between_stages
     kept = ask(session, 2.0, PATIENT)  # a question comes between the two stages

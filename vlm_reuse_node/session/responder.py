@@ -176,8 +176,8 @@ class Responder:
         question, now_ns = tokenized.question, case.now_ns
         cells, patched = self._refresher.newest.cells, case.config.max_patch_share
         patch = self._refresher.prices.patch(self._refresher.state, cells, int(patched * cells))
-        may_patch = self._auditor.allows_patches(case.config) and self._account.covers(
-            patch + self._answerer.expected(tokenized), on_trust=True
+        may_patch = self._auditor.allows_patches(case.config) and self._account.covers_patch(
+            patch + self._answerer.expected(tokenized)
         )
         may_answer = self._refresher.is_exact or may_patch or case.is_cold
         is_enough = may_answer and self._is_fresh(question, now_ns)

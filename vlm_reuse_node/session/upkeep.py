@@ -110,11 +110,11 @@ class Upkeep:
         wait_s = self._refresh_due_in_s(config, may_patch)
         if wait_s == 0:
             return 0.0, refresh
-        if (work := refresher.rollover_work) and account.covers(work):
+        if (work := refresher.rollover_work) and account.covers_upkeep(work):
             return 0.0, refresher.step_rollover
         if self._is_repair_due(config):
             return 0.0, compute_whole
-        if (work := auditor.expected(self._vlm.meter)) and (auditor.is_busy or account.covers(work)):
+        if (work := auditor.expected(self._vlm.meter)) and (auditor.is_busy or account.covers_upkeep(work)):
             quiet_in_s = self._rhythm.last_s + QUIET_S - self._clock()
             if quiet_in_s <= 0:
                 return 0.0, audit
@@ -130,7 +130,7 @@ class Upkeep:
         if look.is_current or self._refresher.state is None:
             return None
         work = self._refresher.expected(config, may_patch)
-        if not work.tokens or not self._account.covers(work):
+        if not work.tokens or not self._account.covers_upkeep(work):
             return None
         if config.upkeep_share > 1:
             return 0.0
@@ -148,7 +148,7 @@ class Upkeep:
         likely = max(LEAST_LIKELY, price / (price + WORTH))
         if self._rhythm.probability(now_s, max(lag_s, look.period_s) + still_s) >= likely:
             return 0.0
-        is_keyframe_due = self._refresher.is_keyframe_due(config) and self._account.covers(work, answers_left=1)
+        is_keyframe_due = self._refresher.is_keyframe_due(config) and self._account.covers_upkeep(work, answers_left=1)
         if is_keyframe_due and self._rhythm.probability(now_s, config.keyframe_interval_s) >= likely:
             return 0.0
         return None
@@ -159,4 +159,4 @@ class Upkeep:
         if work is None or not look.is_current or look.change.still_s < RESTED_S:
             return False
         # Without a lag and without a history a repair saves least, and must leave most.
-        return self._account.covers(work, answers_left=1 if self._allowed_lag_s or config.history_frames else 2)
+        return self._account.covers_upkeep(work, answers_left=1 if self._allowed_lag_s or config.history_frames else 2)
