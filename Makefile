@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test mutants lint docs bench bench-refresh soak bag replay train-tabletop eval-tabletop lock \
+.PHONY: help setup demo test mutants lint docs bench bench-refresh bench-economy soak bag replay train-tabletop eval-tabletop lock \
   clean distclean
 
 SETUP := tools/setup_env.sh
@@ -44,6 +44,9 @@ bench: setup ## measure the cost of follow-up questions and image callbacks; min
 
 bench-refresh: setup ## measure time and drift of refreshes; a quarter of an hour
 	@$(RUN) for script in bench/change.py bench/refresh.py; do echo "== $$script"; python "$$script"; done
+
+bench-economy: setup ## total work and latency against cold-dense; half an hour: make bench-economy ARGS='BAG'
+	@$(RUN) python bench/economy.py $(ARGS)
 
 soak: setup ## watch memory and queue under load, eight minutes: make soak ARGS='--minutes 60'
 	@$(RUN) python bench/soak.py $(ARGS)

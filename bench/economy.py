@@ -15,7 +15,8 @@
 """Total work and latency against cold-dense, over changing pictures and patterns of questions.
 
 Every row is one stream of pictures and questions, played to a session in simulated time (economy_stream.py). Each
-question is answered cold-dense beside it, on the same pictures in the same run. The rows are played in random order.
+question, or 16 of a longer stream, is answered cold-dense beside it, on the same pictures in the same run. The rows are
+played in random order.
 
 policy      exact and patch: refresh_policy, with max_lag_s; eager and eager_patch: every changed picture at once,
             asked or not; cold: cold-dense itself
@@ -23,7 +24,7 @@ work_ratio  processor time of the model, divided by that of cold-dense on the sa
 work_tokens_ratio  tokens through all stages, divided likewise: the same in every run, up to when upkeep fits in
 latency_ms  from the question to the answer, waiting included, in processor time
 warm_share  answers within half of cold-dense's median latency
-choice_drift  share of answers that differ from cold-dense on the newest picture
+choice_drift  share of these answers that differ from cold-dense on the newest picture
 """
 
 import argparse
@@ -116,17 +117,18 @@ def row_of(cell: dict, tally: Tally, wall_s: float) -> dict:
     """The figures of one stream."""
     latencies = tally.latencies_ms
     return cell | {
-        'work_ratio': tally.work.ms / tally.cold.ms,
-        'work_tokens_ratio': tally.work.tokens / tally.cold.tokens,
+        'work_ratio': tally.work.ms / tally.cold_ms,
+        'work_tokens_ratio': tally.work.tokens / tally.cold_tokens,
         'latency_ms_p50': median(latencies),
         'latency_ms_p95': float(np.percentile(latencies, 95)),
         'warm_share': tally.warm_share,
-        'choice_drift': tally.drifted / len(latencies),
+        'choice_drift': tally.drifted / len(tally.cold_latencies_ms),
         'questions': len(latencies),
         'cold_latency_ms_p50': median(tally.cold_latencies_ms),
         'lag_s_mean': sum(tally.lags_s) / len(latencies),
         'work_ms': tally.work.ms,
-        'cold_ms': tally.cold.ms,
+        'cold_ms': tally.cold_ms,
+        'compared': len(tally.cold_latencies_ms),
         'change_ms_per_look': tally.change_ms / max(1, tally.looks),
         'wall_s': wall_s,
     }

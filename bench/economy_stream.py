@@ -31,7 +31,7 @@ from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.model.work import Work
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.session.answer import Answer, Status
-from vlm_reuse_node.session.answerer import Answerer
+from vlm_reuse_node.session.answerer import Answerer, TokenizedQuestion
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
@@ -40,6 +40,7 @@ from vlm_reuse_node.session.turn import Halt, Turn
 
 SECOND_NS = 1_000_000_000
 BURST, BURST_GAP_S = 4, 0.3  # follow-up questions of a burst, and the time between them
+MOST_COLD = 16  # cold-dense answers of a stream, spread evenly; the work of the others follows from their tokens
 
 
 def question_times(pattern: str, rate: float, seconds: float, rng: np.random.Generator) -> list[float]:
@@ -58,18 +59,25 @@ def question_times(pattern: str, rate: float, seconds: float, rng: np.random.Gen
 class Tally:
     """What a stream cost, and how its questions were answered. Times are milliseconds of the processor.
 
-    work, cold: the model's, of the policy and of cold-dense. first: of the first picture, which both compute.
-    latencies_ms, cold_latencies_ms: of each answer. change_ms: of the looks.
+    work: the model's, of the policy. cold: of the questions that were answered cold-dense too. cold_tokens: tokens that
+    cold-dense takes for all questions. latencies_ms, cold_latencies_ms: of each answer. lags_s: of each answer.
+    drifted: answers that differ from cold-dense. change_ms: of the looks.
     """
 
     work: Work = Work()
     cold: Work = Work()
+    cold_tokens: int = 0
     latencies_ms: list[float] = field(default_factory=list)
     cold_latencies_ms: list[float] = field(default_factory=list)
     lags_s: list[float] = field(default_factory=list)
     drifted: int = 0
     change_ms: float = 0.0
     looks: int = 0
+
+    @property
+    def cold_ms(self) -> float:
+        """Time of cold-dense for all questions, from the time per token of those that were answered."""
+        return self.cold.ms * self.cold_tokens / self.cold.tokens
 
     @property
     def warm_share(self) -> float:
@@ -100,11 +108,12 @@ class Stream:
         """Play pictures and questions, each with its time in seconds, ascending."""
         coming = iter(frames)
         self._coming, self._next_frame = coming, next(coming, None)
-        for at_s, question in questions:
+        every = -(-len(questions) // MOST_COLD)
+        for number, (at_s, question) in enumerate(questions):
             self._idle(at_s)
             self._now_s = max(self._now_s, at_s)
             self._look()
-            self._ask(at_s, question)
+            self._ask(at_s, question, is_compared=number % every == 0)
         return self.tally
 
     def _idle(self, until_s: float) -> None:
@@ -154,7 +163,7 @@ class Stream:
         self.tally.change_ms += 1e3 * (time.process_time() - started_s)
         self.tally.looks += 1
 
-    def _ask(self, at_s: float, question: Question) -> None:
+    def _ask(self, at_s: float, question: Question, is_compared: bool) -> None:
         if self.session.newest is None:
             return
         before, started_s = self._vlm.meter.done, time.process_time() if self._ms_of is None else None
@@ -167,14 +176,18 @@ class Stream:
         self._pass(started_s, spent)
         self.tally.latencies_ms.append(1e3 * (self._now_s - at_s))
         self.tally.lags_s.append(answer.lag_s)
-        self._ask_cold(question, answer)
+        tokenized = self._answerer.tokenize(question, self.session.config)
+        refresher = self.session._refresher
+        self.tally.cold_tokens += refresher.prices.cold(refresher.state).tokens + tokenized.cost
+        self.tally.cold_tokens += max(0, answer.tokens_generated - 1)
+        if is_compared:
+            self._ask_cold(tokenized, answer)
 
-    def _ask_cold(self, question: Question, answer: Answer) -> None:
+    def _ask_cold(self, tokenized: TokenizedQuestion, answer: Answer) -> None:
         """Answer cold-dense: on the session's keyframes, and on the newest picture behind them."""
         kept = self.session._refresher.state.frames
         frames = [*(encoded.frame for encoded in kept[:-1]), self.session.newest]
         before, started_s = self._vlm.meter.done, time.process_time()
-        tokenized = self._answerer.tokenize(question, self.session.config)
         state = build(self._vlm, self._template_for, [EncodedFrame.see(self._vlm, frame) for frame in frames])
         outcome = self._answerer.answer(state, tokenized, Turn())
         spent = self._vlm.meter.done - before

@@ -186,7 +186,9 @@ def test_a_question_that_waited_is_answered_from_any_picture_that_was_taken_afte
         answer = ask(session, 0.9)  # the kept state agrees with the picture of 1.0 s
     assert answer.level == Level.REUSE and spending.tokens == answer.tokens_prefilled + answer.tokens_generated - 1
     assert answer.stamp_ns == ns(1) and answer.lag_s == answer.image_age_s == 0
-    later = ask(session, 1.1)
+    # At 1.1 s nothing was to be seen of the change at 1.5 s, and at 1.6 s it was.
+    assert (between := ask(session, 1.1)).level == Level.REUSE and between.image_age_s == pytest.approx(0.1)
+    later = ask(session, 1.6)
     assert later.level == Level.FRAME and later.stamp_ns == ns(1.5)
 
 
@@ -317,9 +319,10 @@ def test_all_that_the_model_does_for_a_camera_is_booked_on_it(vlm):
         session.look(at(1.0, CORNER))
         ask(session, 1.5, PATIENT)
         session.observe(picture(3, 2.0))
-        session.ask_cold(QUESTION, now_ns=ns(2))
         session.ask(Question('<|image_pad|>'), now_ns=ns(2))
         assert idle.spend(session) > 0
+    assert session._account.spent.tokens == spending.tokens
+    session.ask_cold(QUESTION, now_ns=ns(2))  # a measurement
     assert session._account.spent.tokens == spending.tokens
     totals = session.status.totals
     assert totals.work_ms > 0 and totals.ratio == totals.work_ms / totals.cold_ms
@@ -389,3 +392,17 @@ def test_lags_are_true_whatever_is_looked_at_and_asked(vlm):
         assert answer.stamp_ns == seen_ns(CORNER, OTHER_CORNER) and answer.exact
         levels.append((answer.level, answer.lag_s > 0))
     assert set(levels) == {(Level.REUSE, False), (Level.REUSE, True), (Level.FRAME, False)}
+
+
+def test_questions_that_were_asked_together_share_a_refresh(vlm):
+    """The second one waited while the first was answered, and a newer picture has come since both were asked."""
+    session = SceneSession(vlm, Config())
+    session.look(picture(1, 0.0))
+    first = session.ask(QUESTION, now_ns=SECOND_NS // 20)
+    session.look(picture(2, 0.1))
+    done = vlm.meter.done
+    second = session.ask(QUESTION, now_ns=SECOND_NS // 20)
+    assert second.level == Level.REUSE and second.lag_s == 0 and second.image_age_s == first.image_age_s == 0.05
+    assert second.stamp_ns == 0 and second.exact and (vlm.meter.done - done).vision_tokens == 0
+    later = session.ask(QUESTION, now_ns=SECOND_NS // 5)
+    assert later.level == Level.FRAME and later.stamp_ns == SECOND_NS // 10

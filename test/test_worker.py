@@ -379,7 +379,7 @@ def test_a_camera_that_leaves_with_work_left_is_no_fault(make_worker, monkeypatc
 
     worker = make_worker(cameras=('a', 'b'))
     show(worker, picture(1, camera='a'), picture(1, camera='b'))
-    work = lambda session, check: 0.0 if session._camera == 'a' else None  # noqa: E731
+    work = lambda session, check: 0.0 if session.camera == 'a' else None  # noqa: E731
     monkeypatch.setattr(model_loop.SceneSession, 'work', work)
     assert worker.ask('b', QUESTION, 0).result(PATIENCE_S).status is Status.OK  # from then on there is work
     session, left = worker._loop._session, threading.Event()

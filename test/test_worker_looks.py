@@ -19,7 +19,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from patience import PATIENCE_S
+from patience import PATIENCE_S, wait_for
 from tiny_model import SECOND_NS, picture
 from working import QUESTION, answer, hold_a_question, levels, show
 
@@ -227,19 +227,21 @@ def test_a_camera_nobody_asks_about_causes_no_step_of_the_model(make_worker, mon
     show(worker, picture(1, camera='asked'), picture(1, camera='quiet'))
     for _ in range(3):
         answer(worker, camera='asked')
-    while not worker._loop.session('asked').status.audits.exact_answers >= 3:
-        worker._inbox.wake()
+    wait_for(
+        lambda: worker._loop.session('asked').status.audits.exact_answers >= 3,
+        'the third audit',
+        worker._inbox.wake,
+    )
     spent, turns = work_done(worker), []
     work = SceneSession.work
     monkeypatch.setattr(
-        SceneSession, 'work', lambda session, check: turns.append(session._camera) or work(session, check)
+        SceneSession, 'work', lambda session, check: turns.append(session.camera) or work(session, check)
     )
     for number in range(2, 12):
         show(worker, picture(number, stamp_s=number, camera='quiet'))
     unknown = answer(worker, Question(''), camera='asked')  # behind it, upkeep has had its turn
     assert unknown.status == Status.INVALID_REQUEST
-    while turns.count('quiet') < 2:
-        worker._inbox.wake()
+    wait_for(lambda: turns.count('quiet') >= 2, "the quiet camera's second turn", worker._inbox.wake)
     assert work_done(worker) == spent
     quiet = worker.stats().sessions['quiet']
     assert (quiet.frames, quiet.totals.work_ms, quiet.totals.cold_ms) == (0, 0.0, 0.0)

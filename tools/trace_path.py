@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""How far one changed picture and one question travel through this package: files, functions, moves between files.
+"""How far a changed picture and a question travel through this package: files, functions, moves between files.
 
 A move is a call from a function of one file to a function of another one, counted once for every pair of functions.
 The real node runs in this process with the embedded model, over DDS on loopback; all its threads are watched.
@@ -160,15 +160,19 @@ class Robot:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Trace both ways and print them."""
+    """Trace the three ways and print them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--calls', action='store_true', help='list every move')
     arguments = parser.parse_args(argv)
-    picture, question = CallPath(), CallPath()
+    paths = {
+        'one changed picture': CallPath(),
+        'one question, changed picture': CallPath(),
+        'one question, same picture': CallPath(),
+    }
 
     def profile(frame: FrameType, event: str, argument: object) -> None:
-        picture.on_event(frame, event, argument)
-        question.on_event(frame, event, argument)
+        for path in paths.values():
+            path.on_event(frame, event, argument)
 
     sys.setprofile(profile)
     threading.setprofile(profile)
@@ -176,17 +180,21 @@ def main(argv: list[str] | None = None) -> int:
     for seed in range(3):
         robot.show(seed)
         robot.ask()
+    picture, refreshed, question = paths.values()
     with picture:
         robot.show(3)
+    with refreshed:
+        robot.ask()
+    robot.show(3)
     with question:
         robot.ask()
     sys.setprofile(None)
     threading.setprofile(None)
     robot.close()
-    rows = [picture.row('one changed picture'), question.row('one question')]
-    print(f'{"":22}{"files":>8}{"functions":>12}{"moves":>8}')
+    rows = [path.row(name) for name, path in paths.items()]
+    print(f'{"":30}{"files":>8}{"functions":>12}{"moves":>8}')
     for row in rows:
-        print(f'{row["what"]:22}{row["files"]:>8}{row["functions"]:>12}{row["moves"]:>8}')
+        print(f'{row["what"]:30}{row["files"]:>8}{row["functions"]:>12}{row["moves"]:>8}')
         if arguments.calls:
             print('\n'.join(f'    {call}' for call in row['calls']))
     print(json.dumps([{key: row[key] for key in ('what', 'files', 'functions', 'moves', 'names')} for row in rows]))

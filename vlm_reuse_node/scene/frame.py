@@ -42,11 +42,15 @@ class Frame:
         """(height, width) in pixels."""
         return self.rgb.shape[0], self.rgb.shape[1]
 
+    @property
+    def taken_ns(self) -> int:
+        """When it was taken, nanoseconds: its stamp, or its arrival if that is earlier."""
+        return min(self.stamp_ns, self.received_ns) if self.received_ns else self.stamp_ns
+
     def age_s(self, now_ns: int) -> float:
         """Age of the picture at `now_ns`, seconds. 0 when the picture was taken later."""
         return max(0.0, self.since_s(now_ns))
 
     def since_s(self, now_ns: int) -> float:
         """Seconds from the picture to `now_ns`; negative when the picture was taken later."""
-        taken_ns = min(self.stamp_ns, self.received_ns) if self.received_ns else self.stamp_ns
-        return (now_ns - taken_ns) / 1e9
+        return (now_ns - self.taken_ns) / 1e9

@@ -19,6 +19,7 @@ looked at on one thread while the model computes on another.
 """
 
 import time
+from collections import deque
 from dataclasses import dataclass
 from threading import Lock
 
@@ -32,6 +33,8 @@ from vlm_reuse_node.scene.refresh import Level, Refresh, Totals
 # A stamp that is older than the newest picture's by more than this comes from a clock that was set back, or from a
 # recording that starts again. A smaller step back is jitter: the picture is only older than the newest one.
 RESTARTED_NS = 1_000_000_000
+# Pictures whose times are kept, to tell which of them a waiting question could know of.
+REMEMBERED = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +44,8 @@ class Look:
     change: how it differs from the pixels that the state was computed from; None while there is no such state.
     lost: why there is no such state; '' when there is one. is_restart: whether older pictures are void too, because the
     size changed or time went back.
-    current: the newest picture that the state agrees with; None while there is no such state.
+    current: the newest picture that the state agrees with; None while there is no such state. stale_ns: when the first
+    picture after it was taken that the state may not agree with; 0 while it agrees with the newest.
     period_s: seconds since the picture before; 0 for the first. change_ms: time of the comparison.
     """
 
@@ -51,6 +55,7 @@ class Look:
     lost: str
     is_restart: bool
     current: Frame | None
+    stale_ns: int
     computed_ns: np.ndarray
     detector: ChangeDetector
     seen: Seen
@@ -126,6 +131,7 @@ class Lookout:
         self._camera = camera
         self._lock = Lock()
         self._newest: Look | None = None
+        self._taken: deque[tuple[int, int]] = deque(maxlen=REMEMBERED)  # stamps of the last pictures, and when taken
         self._lost = 'first frame'
         self._is_restart = False
 
@@ -163,6 +169,7 @@ class Lookout:
             else:
                 detector, change, current = ChangeDetector(frame.rgb, frame.stamp_ns, *grid, cell_px), None, None
                 computed_ns = np.full(grid, frame.stamp_ns, np.int64)
+                self._taken.clear()
                 if before:
                     self._lost, self._is_restart = restarts, True
             self._keep(frame, change, current, computed_ns, detector, started_s)
@@ -201,6 +208,7 @@ class Lookout:
         """Forget the pictures."""
         with self._lock:
             self._newest, self._lost, self._is_restart = None, 'first frame', False
+            self._taken.clear()
 
     def _keep(
         self,
@@ -215,6 +223,9 @@ class Lookout:
             change = None
         if change is not None and not change.stale.any():
             current = frame
+        current = current if change else None
+        if not self._taken or self._taken[-1][0] != frame.stamp_ns:
+            self._taken.append((frame.stamp_ns, frame.taken_ns))
         change_ms = 1e3 * (time.perf_counter() - started_s) if started_s is not None else 0.0
         before, period_s = self._newest, 0.0
         if before and before.detector is detector:
@@ -226,10 +237,17 @@ class Lookout:
             change,
             self._lost,
             self._is_restart,
-            current if change else None,
+            current,
+            self._first_after(current),
             computed_ns,
             detector,
             detector.seen,
             period_s,
             change_ms,
         )
+
+    def _first_after(self, current: Frame | None) -> int:
+        """When the first picture after this one was taken, nanoseconds; 0 when there is none, or it is not known."""
+        if current is None or self._taken[0][0] > current.stamp_ns:
+            return 0
+        return next((taken_ns for stamp_ns, taken_ns in self._taken if stamp_ns > current.stamp_ns), 0)

@@ -109,7 +109,8 @@ class ModelLoop:
         if item is not None:
             self._do(item)
         self._wait_s = None if len(self._inbox) else self._work()
-        self._tally.note_sessions({camera: session.status for camera, session in self._sessions.items()})
+        if item is not None or self._wait_s == 0:  # a look alone changes nothing that is told
+            self._tally.note_sessions({camera: session.status for camera, session in self._sessions.items()})
 
     def _work(self) -> float | None:
         """Do one stage of upkeep of the first session in turn that has one due.

@@ -191,7 +191,9 @@ class Responder:
         look = self._refresher.newest
         if look.change is None or self._image_age_s(now_ns) > question.max_age_s:
             return False
-        return look.is_current or (look.lag_s > 0 and self._lag_s(now_ns) <= question.max_lag_s)
+        if look.is_current or look.stale_ns > now_ns:
+            return True
+        return look.lag_s > 0 and self._lag_s(now_ns) <= question.max_lag_s
 
     def _refresh(self, case: Case, force: bool, may_patch: bool = False) -> None:
         """Refresh as part of this question's time."""
@@ -219,16 +221,21 @@ class Responder:
         return twin(build(self._vlm, self._template_for, frames, check), kept.identity)
 
     def _lag_s(self, now_ns: int) -> float:
-        """Seconds from the last frame that showed the stale cells unchanged to the newest frame, or to the question.
+        """Seconds that the state's cells had been known to differ from the newest frame when the question was asked.
 
-        A question that waited may be answered from any frame that was taken after it was asked.
+        A frame that was taken later does not count: a question that waited asks about what was there to be seen.
         """
         look = self._refresher.newest
+        if look.stale_ns > now_ns:
+            return 0.0
         return max(0.0, look.lag_s + min(0.0, look.frame.since_s(now_ns)))
 
     def _image_age_s(self, now_ns: int) -> float:
-        """Age of what the state shows: of the newest frame, plus the lag of the stale cells."""
-        return self._refresher.newest.frame.age_s(now_ns) + self._lag_s(now_ns)
+        """Age of what the state shows, when the question was asked: of the newest frame, plus the lag."""
+        look = self._refresher.newest
+        if look.stale_ns > now_ns:
+            return look.current.age_s(now_ns)
+        return look.frame.age_s(now_ns) + self._lag_s(now_ns)
 
     def _source(self, now_ns: int) -> dict[str, Any]:
         """The camera, model and frame of an answer, by the names of `Answer`'s fields."""

@@ -52,7 +52,7 @@ class SceneSession:
     """Keeps one camera's state and answers from it.
 
     `look` may be called on any thread while `can_look` is true; everything else only on the thread that loaded the
-    model. config: may be replaced between calls. Only live parameters may differ.
+    model. config: may be replaced between calls. Only live parameters may differ. camera: its name.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class SceneSession:
         measures_time: False makes upkeep depend on counts of tokens alone, so that it is the same in every run.
         Raises ConfigError when config.system_prompt holds special tokens of the model.
         """
-        self.config = config
+        self.config, self.camera = config, camera
         self._vlm, self._on_refused = vlm, on_refused
         self._template_for = template_for = cache(lambda frames: vlm.template(config.system_prompt, frames))
         answerer = Answerer(vlm, template_for(1))
