@@ -114,7 +114,7 @@ class Upkeep:
             return 0.0, refresher.step_rollover
         if self._is_repair_due(config):
             return 0.0, compute_whole
-        if (work := auditor.expected(self._vlm.meter)) and (auditor.is_busy or account.covers_upkeep(work)):
+        if (work := auditor.expected(self._vlm.meter)) and account.covers_upkeep(work):
             quiet_in_s = self._rhythm.last_s + QUIET_S - self._clock()
             if quiet_in_s <= 0:
                 return 0.0, audit
