@@ -406,3 +406,19 @@ def test_questions_that_were_asked_together_share_a_refresh(vlm):
     assert second.stamp_ns == 0 and second.exact and (vlm.meter.done - done).vision_tokens == 0
     later = session.ask(QUESTION, now_ns=SECOND_NS // 5)
     assert later.level == Level.FRAME and later.stamp_ns == SECOND_NS // 10
+
+
+def test_a_step_back_of_the_clock_of_arrival_makes_no_picture_unknown_to_a_question(vlm):
+    """The camera has a clock of its own, which goes on."""
+    session = SceneSession(vlm, Config())
+
+    def look(frame, stamp_s, received_s):
+        session.look(replace(frame, stamp_ns=ns(stamp_s), received_ns=ns(received_s)))
+
+    look(picture(1), 10.0, 10.0)
+    assert session.ask(QUESTION, now_ns=ns(10.0)).level == Level.FULL
+    look(picture(2), 10.1, 10.1)
+    look(picture(3), 10.2, 5.2)
+    answer = session.ask(QUESTION, now_ns=ns(5.3))
+    assert answer.level == Level.FRAME and answer.stamp_ns == ns(10.2)
+    assert answer.lag_s == 0 and answer.image_age_s == pytest.approx(0.1)
