@@ -61,6 +61,11 @@ class History:
         """Number of frames that a rollover has still to compute; 0 without one."""
         return len(self._waiting) + 1 if self._next else 0
 
+    @property
+    def is_at_start(self) -> bool:
+        """Whether a rollover has computed no frame yet."""
+        return self._next is not None and not self._next.frames
+
     def can_step(self, state: State | None) -> bool:
         """Whether `step` has work now. The last step needs a live frame in the old state."""
         return self._next is not None and state is not None and (bool(self._waiting) or state.has_live)
@@ -69,16 +74,16 @@ class History:
         """Whether the next `refresh` keeps the live frame as a keyframe."""
         return self._room(state, config) > 0 and self._is_due(state, False, config)
 
-    def expected(self, state: State, config: Config) -> tuple[int, int]:
-        """How many pictures the next `refresh` encodes, and how many slots it prefills, at most."""
+    def expected(self, state: State, config: Config) -> tuple[int, int, bool]:
+        """How many pictures the next `refresh` encodes, and how many slots it prefills, at most; and whether anew."""
         room, keyframes = self._room(state, config), len(state.frames) - state.has_live
         is_due = room > 0 and self._is_due(state, False, config)
         pictures = 2 if is_due and not state.live.exact else 1
         if keyframes > room:
-            return 1, room + 1
+            return 1, room + 1, True
         if is_due and keyframes == room and self._is_cut_at_once(state, config):
-            return pictures, pictures + max(1, room // 2)
-        return pictures, pictures
+            return pictures, pictures + max(1, room // 2), True
+        return pictures, pictures, False
 
     def stop(self) -> None:
         """Cancel the rollover."""

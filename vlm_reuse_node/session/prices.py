@@ -33,9 +33,9 @@ class Prices:
         """To compute the newest picture whole."""
         return self._meter.frame(cells, self._slot(state, cells))
 
-    def frames(self, state: State | None, cells: int, pictures: int, slots: int) -> Work:
-        """To encode so many pictures, and to prefill so many slots."""
-        return self.frame(state, cells) + self._vision(cells, pictures - 1) + self.prefill(state, slots - 1)
+    def frames(self, state: State | None, cells: int, pictures: int, slots: int, is_anew: bool = False) -> Work:
+        """To encode so many pictures, and to prefill so many slots. is_anew: with the prompt before the first one."""
+        return self.frame(state, cells) + self._vision(cells, pictures - 1) + self.prefill(state, slots - 1, is_anew)
 
     def patch(self, state: State | None, cells: int, changed: int) -> Work:
         """To compute some cells of the newest picture."""
@@ -47,10 +47,10 @@ class Prices:
         ms = sum(self._meter.frame(encoded.grid.cells, tokens).ms for encoded in state.frames)
         return Work(sum(encoded.grid.cells for encoded in state.frames), state.tokens, 0, ms)
 
-    def prefill(self, state: State, frames: int) -> Work:
-        """To prefill frames that are encoded already."""
-        tokens = self._slot(state, 0) if frames else 0
-        return Work(0, frames * tokens, 0, frames * self._meter.read.ms(tokens))
+    def prefill(self, state: State, frames: int, is_anew: bool = False) -> Work:
+        """To prefill frames that are encoded already. is_anew: with the prompt before the first one."""
+        slots = [self._slot(state, 0)] * frames + [len(self._template_for(1).prefix)] * is_anew
+        return Work(0, sum(slots), 0, sum(map(self._meter.read.ms, slots)))
 
     def _vision(self, cells: int, pictures: int) -> Work:
         return Work(pictures * cells, 0, 0, pictures * self._meter.see.ms(cells))

@@ -123,8 +123,9 @@ class Refresher:
         look = self._lookout.newest
         plan = self._plan(look, config, may_patch, False) if look else RefreshPlan(Level.REUSE)
         if plan.level in (Level.FRAME, Level.FULL):
-            pictures, slots = (1, 1) if plan.level == Level.FULL else self._history.expected(self.state, config)
-            return self.prices.frames(self.state, look.cells, pictures, slots)
+            if plan.level == Level.FULL:
+                return self.prices.frame(None, look.cells)
+            return self.prices.frames(self.state, look.cells, *self._history.expected(self.state, config))
         return self.prices.patch(self.state, look.cells, int(plan.refreshed.sum())) if look else Work()
 
     @property
@@ -165,7 +166,7 @@ class Refresher:
         """The expected work of the rest of a history rollover; None without one. Meanwhile the old state answers."""
         if not self._history.can_step(self.state):
             return None
-        return self.prices.prefill(self.state, self._history.left)
+        return self.prices.prefill(self.state, self._history.left, self._history.is_at_start)
 
     def step_rollover(self, check: Check) -> Refresh | None:
         """Compute one frame of a history rollover. Returns its refresh when the new state has replaced the old one.
