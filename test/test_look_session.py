@@ -322,8 +322,9 @@ def test_all_that_the_model_does_for_a_camera_is_booked_on_it(vlm):
         session.ask(Question('<|image_pad|>'), now_ns=ns(2))
         assert idle.spend(session) > 0
     assert session._account.spent.tokens == spending.tokens
-    session.ask_cold(QUESTION, now_ns=ns(2))  # a measurement
-    assert session._account.spent.tokens == spending.tokens
+    for calls in (2, 5, 1000):  # a measurement, also when it is cut
+        session.ask_cold(QUESTION, now_ns=ns(2), turn=Turn(cancelled=stopping_at(calls)))
+        assert session._account.spent.tokens == spending.tokens
     totals = session.status.totals
     assert totals.work_ms > 0 and totals.ratio == totals.work_ms / totals.cold_ms
 

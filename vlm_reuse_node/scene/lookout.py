@@ -82,6 +82,10 @@ class Look:
         """How long stale cells have been known to differ from the newest picture, seconds; 0 without one."""
         return self.change.lag_s if self.change else 0.0
 
+    def was_current(self, now_ns: int) -> bool:
+        """Whether the state agrees with every picture that was taken until then."""
+        return self.is_current or (self.stale_ns != 0 and self.stale_ns > now_ns)
+
     def record(self, totals: Totals) -> Refresh:
         """The record of this look, which computed nothing."""
         stale, nothing = self.stale, np.zeros(self.computed_ns.shape, bool)

@@ -104,8 +104,7 @@ class Refresher:
     def step(self, config: Config, may_patch: bool, check: Check) -> Refresh | None:
         """Do one of the two stages of a refresh: encode the newest frame, or prefill what was encoded.
 
-        In between, the kept state answers as before. Arguments and errors as for `refresh`. Returns the refresh after
-        its second stage.
+        In between, the kept state answers as before. As `refresh` otherwise; returns its record after the second stage.
         """
         begun, self._begun = self._begun, None
         if begun:
@@ -122,9 +121,9 @@ class Refresher:
         """The expected work of a refresh now; none when there is nothing to compute."""
         look = self._lookout.newest
         plan = self._plan(look, config, may_patch, False) if look else RefreshPlan(Level.REUSE)
-        if plan.level in (Level.FRAME, Level.FULL):
-            if plan.level == Level.FULL:
-                return self.prices.frame(None, look.cells)
+        if plan.level == Level.FULL:
+            return self.prices.frame(None, look.cells)
+        if plan.level == Level.FRAME:
             return self.prices.frames(self.state, look.cells, *self._history.expected(self.state, config))
         return self.prices.patch(self.state, look.cells, int(plan.refreshed.sum())) if look else Work()
 
