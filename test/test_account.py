@@ -51,9 +51,16 @@ def booked(bookings, **given):
     return account
 
 
+def most_patched(account):
+    """The most tokens that a patch may cost more than cold-dense."""
+    return max((count for count in range(-1, 2000) if count < 0 or account.covers_patch(tokens(count))), default=-1)
+
+
 def most_tokens(account, **given):
     """The largest number of tokens that the credit covers; -1: not even none."""
-    return max((count for count in range(-1, 2000) if count < 0 or account.covers(tokens(count), **given)), default=-1)
+    return max(
+        (count for count in range(-1, 2000) if count < 0 or account.covers_upkeep(tokens(count), **given)), default=-1
+    )
 
 
 @given(BOOKINGS)
@@ -73,15 +80,15 @@ def test_the_credit_is_never_more_than_three_of_the_dearest_answers(bookings):
     assert MOST_ANSWERS == 3
     assert most_tokens(account) <= 3 * most_share * dearest.tokens
     assert account.totals.credit_ms <= 3 * most_share * dearest.ms or dearest.tokens == 0
-    assert not account.covers(tokens(int(3 * most_share * dearest.tokens) + 1))
+    assert not account.covers_upkeep(tokens(int(3 * most_share * dearest.tokens) + 1))
 
 
 @given(BOOKINGS, st.integers(0, 200), st.integers(0, 200))
 def test_what_the_credit_covers_it_covers_in_part(bookings, count, took_ms):
     account = booked(bookings)
-    if account.covers(Work(0, count, 0, took_ms)):
-        assert account.covers(Work(0, count // 2, 0, took_ms / 2)) and account.covers(NOTHING)
-        assert account.covers(Work(0, count, 0, took_ms), on_trust=True)
+    if account.covers_upkeep(Work(0, count, 0, took_ms)):
+        assert account.covers_upkeep(Work(0, count // 2, 0, took_ms / 2)) and account.covers_upkeep(NOTHING)
+        assert account.covers_patch(Work(0, count, 0, took_ms))
 
 
 @given(BOOKINGS)
@@ -91,15 +98,15 @@ def test_upkeep_within_the_credit_keeps_all_work_within_its_share(bookings):
     for is_question, spent, cold, _ in bookings:
         if is_question:
             account.book_question(min(spent, cold, key=lambda work: work.tokens), cold, 0.5)
-        elif account.covers(spent):
+        elif account.covers_upkeep(spent):
             account.book_upkeep(spent)
             assert account.spent.tokens <= 0.5 * account.cold.tokens and account.spent.ms <= 0.5 * account.cold.ms
 
 
 def test_nothing_is_covered_before_the_first_question():
     account = Account()
-    assert account.covers(NOTHING) and not account.covers(tokens(1)) and not account.covers(ms(1))
-    assert not account.covers(tokens(1), on_trust=True) and account.share(tokens(1)) == math.inf
+    assert account.covers_upkeep(NOTHING) and not account.covers_upkeep(tokens(1)) and not account.covers_upkeep(ms(1))
+    assert not account.covers_patch(tokens(1)) and account.share(tokens(1)) == math.inf
     assert account.totals == Totals(0.0, 0.0, 0.0)
 
 
@@ -120,25 +127,25 @@ def test_however_many_follow_the_credit_ends_at_three_answers_or_at_that_many_sh
     assert most_tokens(account, answers_left=0) == most and account.totals.credit_ms == most
     account.book_question(NOTHING, tokens(1), share)
     assert most_tokens(account) == most
-    assert not account.covers(tokens(most + 1)) and not account.covers(ms(most + 1))
+    assert not account.covers_upkeep(tokens(most + 1)) and not account.covers_upkeep(ms(most + 1))
 
 
 @pytest.mark.parametrize('measures_time', [True, False])
 def test_the_credit_must_cover_tokens_and_where_time_is_measured_that_too(measures_time):
     account = Account(measures_time)
     account.book_question(Work(0, 10, 0, 10.0), Work(0, 60, 0, 110.0), 1.0)
-    assert account.covers(Work(0, 50, 0, 100.0)) and not account.covers(Work(0, 51, 0, 100.0))
-    assert account.covers(Work(0, 50, 0, 101.0)) != measures_time
+    assert account.covers_upkeep(Work(0, 50, 0, 100.0)) and not account.covers_upkeep(Work(0, 51, 0, 100.0))
+    assert account.covers_upkeep(Work(0, 50, 0, 101.0)) != measures_time
     assert account.totals.credit_ms == 100.0
     account.book_upkeep(Work(0, 20, 0, 30.0))
-    assert account.covers(Work(0, 30, 0, 70.0)) and not account.covers(Work(0, 31, 0, 0.0))
-    assert account.covers(Work(0, 0, 0, 71.0)) != measures_time and account.totals.credit_ms == 70.0
+    assert account.covers_upkeep(Work(0, 30, 0, 70.0)) and not account.covers_upkeep(Work(0, 31, 0, 0.0))
+    assert account.covers_upkeep(Work(0, 0, 0, 71.0)) != measures_time and account.totals.credit_ms == 70.0
 
 
 def test_time_is_measured_unless_it_is_not_wanted():
     account = Account()
     account.book_question(NOTHING, tokens(60), 1.0)
-    assert account.covers(tokens(60)) and not account.covers(ms(1))
+    assert account.covers_upkeep(tokens(60)) and not account.covers_upkeep(ms(1))
 
 
 def test_what_must_be_left_is_counted_in_the_dearest_answers():
@@ -147,10 +154,10 @@ def test_what_must_be_left_is_counted_in_the_dearest_answers():
         account.book_question(NOTHING, Work(0, count, 0, 2.0 * count), 1.0)
     for left, most in ((0, 100), (0.5, 70), (1, 40)):
         assert most_tokens(account, answers_left=left) == most
-        assert account.covers(ms(2 * most), answers_left=left) and not account.covers(
+        assert account.covers_upkeep(ms(2 * most), answers_left=left) and not account.covers_upkeep(
             ms(2 * most + 1), answers_left=left
         )
-    assert not account.covers(NOTHING, answers_left=2)
+    assert not account.covers_upkeep(NOTHING, answers_left=2)
 
 
 def test_only_what_is_taken_on_trust_may_overdraw_and_by_the_first_questions_work_alone():
@@ -158,18 +165,18 @@ def test_only_what_is_taken_on_trust_may_overdraw_and_by_the_first_questions_wor
     account.book_question(tokens(0), Work(0, 60, 0, 90.0), 1.0)
     account.book_question(tokens(0), Work(0, 200, 0, 300.0), 1.0)
     account.book_upkeep(Work(0, 260, 0, 390.0))
-    assert account.covers(NOTHING) and not account.covers(tokens(1)) and not account.covers(ms(1))
-    assert most_tokens(account, on_trust=True) == 60
-    assert account.covers(ms(90), on_trust=True) and not account.covers(ms(91), on_trust=True)
+    assert account.covers_upkeep(NOTHING) and not account.covers_upkeep(tokens(1)) and not account.covers_upkeep(ms(1))
+    assert most_patched(account) == 60
+    assert account.covers_patch(ms(90)) and not account.covers_patch(ms(91))
     account.book_upkeep(Work(0, 60, 0, 90.0))
-    assert account.covers(NOTHING, on_trust=True) and not account.covers(tokens(1), on_trust=True)
+    assert account.covers_patch(NOTHING) and not account.covers_patch(tokens(1))
 
 
 def test_a_question_that_ended_before_any_work_is_not_the_first_one():
     account = Account()
     account.book_question(NOTHING, NOTHING, 1.0)
     account.book_question(ANSWER, ANSWER, 1.0)
-    assert most_tokens(account, on_trust=True) == 60 and account.covers(ms(100), on_trust=True)
+    assert most_patched(account) == 60 and account.covers_patch(ms(100))
 
 
 @pytest.mark.parametrize('measures_time, share', [(True, 0.25), (False, 0.5)])

@@ -17,10 +17,10 @@
 from dataclasses import replace
 
 import pytest
+from credit import give_credit, use_up_credit
 from tiny_model import SECOND_NS, picture
 
 from vlm_reuse_node.config import Config
-from vlm_reuse_node.model.work import Work
 from vlm_reuse_node.scene.refresh import Level
 from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.question import Question
@@ -92,7 +92,7 @@ def test_the_lag_of_a_question_that_waited_ends_when_it_was_asked(make_session):
 
 def test_only_the_stale_cells_are_computed(make_session):
     session = make_session(one_cell_changed(2), refresh_policy='patch', min_confidence=0.0)
-    session._account.book_question(Work(), Work(0, 10**6, 0, 1e6), 1.0)  # credit for repeating the answer
+    give_credit(session)
     assert told(ask(session)) == (Status.OK, Level.PATCH, 2, 2, 0.5, 0, False)
     session.look(one_cell_changed(2.25))
     assert told(ask(session)) == (Status.OK, Level.REUSE, 2.25, 2, 0.25, 0, False)
@@ -103,16 +103,15 @@ def test_only_the_stale_cells_are_computed(make_session):
 
 def test_a_patched_state_answers_only_while_there_is_credit_to_answer_again(make_session):
     session = make_session(one_cell_changed(2), refresh_policy='patch', min_confidence=0.0)
-    credit = Work(0, 10**6, 0, 1e6)
-    session._account.book_question(Work(), credit, 1.0)
+    give_credit(session)
     assert ask(session).level == Level.PATCH
-    session._account.book_upkeep(credit)
+    use_up_credit(session)
     assert told(ask(session)) == (Status.OK, Level.FRAME, 2, 2, 0.5, 0, True)
 
 
 def test_an_unsure_answer_is_given_again_from_the_whole_picture(make_session):
     session = make_session(one_cell_changed(2), refresh_policy='patch', min_confidence=1.0)
-    session._account.book_question(Work(), Work(0, 10**6, 0, 1e6), 1.0)
+    give_credit(session)
     answer = ask(session)
     assert answer.escalated and told(answer) == (Status.OK, Level.FRAME, 2, 2, 0.5, 0, True)
 

@@ -20,7 +20,7 @@ from types import SimpleNamespace
 
 import mlx.core as mx
 import pytest
-from credit import give_credit
+from credit import Idle, give_credit, use_up_credit
 from tiny_model import SECOND_NS, picture
 
 from vlm_reuse_node.config import Config
@@ -152,7 +152,7 @@ def test_an_answer_whose_picture_was_changed_in_place_is_not_counted_and_the_nex
     session.observe(picture(2, 2.0))
     session.ask(QUESTION, now_ns=0)
     counts = audit_all(session)
-    assert (counts.exact_answers, counts.exact_drifted) == (1, 0) and not session._auditor.is_busy
+    assert (counts.exact_answers, counts.exact_drifted) == (1, 0) and session._auditor.held_bytes == 0
     assert "'front': an answer could not be audited" in caplog.text and 'modified in place' in caplog.text
 
 
@@ -180,16 +180,30 @@ def test_a_step_that_was_broken_off_is_made_again(vlm):
     assert (session.status.audits.exact_answers, session.status.audits.exact_drifted) == (1, 0)
 
 
+def test_every_step_of_an_audit_waits_for_its_credit(vlm):
+    idle = Idle()
+    session = give_credit(SceneSession(vlm, ALL, 'front', clock=idle))
+    session.look(picture(1))
+    session.ask(QUESTION, now_ns=0)
+    idle.now_s += 10.0
+    assert session.work() == 0 and session._auditor.held_bytes > 0
+    use_up_credit(session)  # questions in between may do that
+    assert session.work() is None and session.status.audits.exact_answers == 0
+    session._account._of_upkeep.forget_debt()
+    give_credit(session)
+    assert session.work() == 0 and session.status.audits.exact_answers == 1
+
+
 def test_an_audit_holds_a_second_state_until_it_is_done(vlm):
     session = observed(vlm, 1, 2, 3, config=ALL.with_values(history_frames=3))
     held, steps = [session.status.held_bytes], 0
     session.ask(QUESTION, now_ns=0)
-    assert session.status.held_bytes == held[0] and not session._auditor.is_busy
+    assert session.status.held_bytes == held[0] and session._auditor.held_bytes == 0
     while session._auditor.has_work and steps < 9:
         audit(session)
         steps += 1
         held.append(session.status.held_bytes)
-        assert session._auditor.is_busy == session._auditor.has_work
+        assert (session._auditor.held_bytes > 0) == session._auditor.has_work
     assert steps == 4 and held[0] == held[-1] < held[1] <= held[2] <= held[3]  # a step each picture, and the answer
     audit(session)
     assert session.status.audits.exact_answers == 1
@@ -202,7 +216,7 @@ def test_what_is_forgotten_in_the_middle_holds_nothing_and_spoils_nothing(vlm):
     session.reset()
     assert (
         not session._auditor.has_work
-        and not session._auditor.is_busy
+        and session._auditor.held_bytes == 0
         and session.status.frames == session.status.held_bytes == 0
     )
     session.observe(picture(7))

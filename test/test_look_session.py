@@ -319,11 +319,12 @@ def test_all_that_the_model_does_for_a_camera_is_booked_on_it_but_cold_answers(v
         session.look(at(1.0, CORNER))
         ask(session, 1.5, PATIENT)
         session.observe(picture(3, 2.0))
-        with Spending(vlm) as measuring:
-            session.ask_cold(QUESTION, now_ns=ns(2))
         session.ask(Question('<|image_pad|>'), now_ns=ns(2))
         assert idle.spend(session) > 0
-    assert session._account.spent.tokens == spending.tokens - measuring.tokens
+    assert session._account.spent.tokens == spending.tokens
+    for calls in (2, 5, 1000):  # a measurement, also when it is cut
+        session.ask_cold(QUESTION, now_ns=ns(2), turn=Turn(cancelled=stopping_at(calls)))
+        assert session._account.spent.tokens == spending.tokens
     totals = session.status.totals
     assert totals.work_ms > 0 and totals.ratio == totals.work_ms / totals.cold_ms
 
@@ -339,7 +340,7 @@ def test_a_picture_is_computed_from_credit_in_stages_and_is_then_warm(vlm):
     for stamp_s in (1.0, 2.0):
         session.look(at(stamp_s, CORNER))
     assert session.work() is None  # the credit is used up
-    session._account._tokens = session._account._ms = 0.0
+    session._account._of_upkeep.forget_debt()
     give_credit(session)
     assert session.work() == 0 and session._refresher.is_between_stages
     kept = ask(session, 2.0, PATIENT)  # a question comes between the two stages
@@ -406,3 +407,19 @@ def test_questions_that_were_asked_together_share_a_refresh(vlm):
     assert second.stamp_ns == 0 and second.exact and (vlm.meter.done - done).vision_tokens == 0
     later = session.ask(QUESTION, now_ns=SECOND_NS // 5)
     assert later.level == Level.FRAME and later.stamp_ns == SECOND_NS // 10
+
+
+def test_a_step_back_of_the_clock_of_arrival_makes_no_picture_unknown_to_a_question(vlm):
+    """The camera has a clock of its own, which goes on."""
+    session = SceneSession(vlm, Config())
+
+    def look(frame, stamp_s, received_s):
+        session.look(replace(frame, stamp_ns=ns(stamp_s), received_ns=ns(received_s)))
+
+    look(picture(1), 10.0, 10.0)
+    assert session.ask(QUESTION, now_ns=ns(10.0)).level == Level.FULL
+    look(picture(2), 10.1, 10.1)
+    look(picture(3), 10.2, 5.2)
+    answer = session.ask(QUESTION, now_ns=ns(5.3))
+    assert answer.level == Level.FRAME and answer.stamp_ns == ns(10.2)
+    assert answer.lag_s == 0 and answer.image_age_s == pytest.approx(0.1)

@@ -119,15 +119,35 @@ def test_without_credit_a_question_gets_the_whole_picture(vlm, is_patched):
 
 
 def test_follow_ups_on_a_picture_earn_the_credit_of_a_patch(vlm):
-    session = SceneSession(vlm, PATCH)
+    session = SceneSession(vlm, PATCH, measures_time=False)
     session.look(picture(1))
     assert session.ask(QUESTION, now_ns=SECOND_NS).level == Level.FULL
     for _ in range(8):
         assert session.ask(QUESTION, now_ns=SECOND_NS).level == Level.REUSE
-    session._account._ms = 1e9  # this machine's speed is not what is tested
     answer = session.ask(QUESTION, now_ns=SECOND_NS, newest=lambda: changed(picture(1), 0.1))
     assert answer.level == Level.PATCH
     assert session._account.spent.tokens <= session._account.cold.tokens
+
+
+@pytest.mark.parametrize('upkeep_share', [0.0, 0.5, 1.0, 3.0])
+def test_what_upkeep_may_spend_does_not_decide_whether_a_question_is_patched(vlm, upkeep_share):
+    session = SceneSession(vlm, PATCH.with_values(upkeep_share=upkeep_share), measures_time=False)
+    found = []
+    for step in range(5):
+        session.look(changed(picture(1), step, by=0x80 >> step % 3))
+        found.append(session.ask(QUESTION, now_ns=step * SECOND_NS).level)
+    assert found == [Level.FULL, *4 * [Level.PATCH]]
+
+
+def test_a_new_upkeep_share_begins_without_the_debt_of_the_old_one(vlm):
+    session = SceneSession(vlm, Config(upkeep_share=0.0), measures_time=False)
+    for step in range(9):
+        session.look(picture(step, step))
+        session.ask(QUESTION, now_ns=step * SECOND_NS)
+    assert session.status.totals.credit_ms < 0
+    session.config = Config()
+    session.ask(QUESTION, now_ns=8 * SECOND_NS)  # nothing has changed: this one earns
+    assert session.status.totals.credit_ms > 0
 
 
 def test_a_patched_state_that_may_not_answer_any_more_is_computed_whole(vlm):

@@ -44,7 +44,8 @@ class Camera:
     """A refresher and what it is given; the pictures differ from the first one in a corner, or as a whole."""
 
     def __init__(self, vlm, config=EXACT):
-        self.refresher, self.config = Refresher(vlm, partial(vlm.template, ''), 'front', Totals), config
+        template_for = partial(vlm.template, config.system_prompt)
+        self.refresher, self.config = Refresher(vlm, template_for, 'front', Totals), config
 
     def looks(self, frame):
         return self.refresher.look(frame, self.config)
@@ -423,6 +424,45 @@ def test_a_model_that_fails_leaves_no_state_and_a_bad_picture_changes_nothing(vl
 
 def history(frames=4, **values):
     return PATCH.with_values(history_frames=frames, keyframe_interval_s=0.0, **values)
+
+
+LONG_PROMPT = Config(system_prompt='see the table . ' * 99, history_frames=3, keyframe_interval_s=0.0)
+
+
+@pytest.mark.parametrize(
+    'frame, values',
+    [
+        (picture(9, 9.0), {}),
+        (picture(9, 0.0), {}),
+        (picture(9, 9.0, size=(320, 320)), {}),
+        (picture(9, 9.0), {'history_frames': 1}),
+        (picture(9, 9.0), {'history_frames': 0}),
+        (picture(9, 9.0), {'upkeep_share': 0.0}),
+    ],
+)
+def test_no_refresh_takes_more_tokens_than_expected(vlm, frame, values):
+    """Also when it computes the system prompt again: after a restart, and when the history is shortened."""
+    camera = Camera(vlm, LONG_PROMPT)
+    for number in range(4):
+        camera.sees(picture(number, 5.0 + number))
+    camera.config = LONG_PROMPT.with_values(**values)
+    camera.looks(frame)
+    expected, before = camera.refresher.expected(camera.config, False), vlm.meter.done
+    assert camera.refreshes() is not None
+    assert 0 < (vlm.meter.done - before).tokens <= expected.tokens
+
+
+def test_no_step_of_a_rollover_takes_more_tokens_than_expected_of_the_rest(vlm):
+    camera = Camera(vlm, LONG_PROMPT)
+    for number in range(5):
+        camera.sees(picture(number, 5.0 + number))
+    steps = 0
+    while expected := camera.refresher.rollover_work:
+        before = vlm.meter.done
+        camera.refresher.step_rollover(go_on)
+        assert 0 < (vlm.meter.done - before).tokens <= expected.tokens
+        steps += 1
+    assert steps > 1
 
 
 def test_a_rollover_tells_its_time_and_level_and_makes_no_cell_new(vlm, clock):

@@ -271,7 +271,7 @@ def test_a_patch_may_be_overdrawn_by_the_first_questions_work(vlm, spare):
     tokenized = camera.session._responder._answerer.tokenize(CHOICE, PATCH)
     patch = camera.refresher.prices.patch(camera.refresher.state, 12, int(PATCH.max_patch_share * 12))
     needed = patch.tokens + tokenized.cost - first.tokens_prefilled - 12
-    camera.account._tokens = float(needed + spare)
+    camera.account._of_patches.tokens = float(needed + spare)
     assert camera.ask(1.0, CHOICE).level == (Level.FRAME if spare < 0 else Level.PATCH)
 
 
@@ -341,7 +341,7 @@ def test_what_cold_dense_would_have_spent():
     assert case.cold_work(many) == few and case.cold_work(Work(0, 1)) == Work(0, 1)
     case.is_complete = True
     assert case.cold_work(Work(0, 1)) == few
-    assert case.level == Level.REUSE and case.aside == Work()
+    assert case.level == Level.REUSE
 
 
 def test_the_listener_hears_of_every_stage(camera):

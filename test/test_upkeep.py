@@ -214,7 +214,7 @@ def test_a_refresh_between_its_stages_is_finished_first_even_when_credit_is_gone
 def test_each_stage_is_booked_and_the_credit_ends_them():
     camera = likely(credit=250)
     assert [camera.work() for _ in range(3)] == [0.0, 0.0, None]
-    assert camera.account.spent.tokens == 950 + 200 and not camera.account.covers(Work(0, 51))
+    assert camera.account.spent.tokens == 950 + 200 and not camera.account.covers_upkeep(Work(0, 51))
 
 
 @pytest.mark.parametrize('chance, is_done', [(0.24, False), (0.26, True)])
@@ -369,10 +369,9 @@ def test_audits_wait_until_nobody_has_asked_for_a_second():
     assert camera.refresher.done[1] == ('audit', 'a check', 'keeps')
 
 
-@pytest.mark.parametrize('credit, is_busy, is_done', [(300, False, True), (299, False, False), (-500, True, True)])
-def test_an_audit_needs_its_price_when_it_begins(credit, is_busy, is_done):
+@pytest.mark.parametrize('credit, is_done', [(300, True), (299, False)])
+def test_every_step_of_an_audit_needs_the_price_of_the_rest(credit, is_done):
     camera = auditing(6.0, credit=credit)
-    camera.auditor.is_busy = is_busy
     assert camera.work() == (0.0 if is_done else None) and camera.done == is_done * ['audit']
 
 

@@ -26,7 +26,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from patience import PATIENCE_S
+from patience import PATIENCE_S, wait_for
 from tiny_model import SECOND_NS, picture
 from working import QUESTION, answer, hold_a_question, levels, show
 
@@ -382,16 +382,7 @@ def test_a_camera_that_leaves_with_work_left_is_no_fault(make_worker, monkeypatc
     work = lambda session, check: 0.0 if session.camera == 'a' else None  # noqa: E731
     monkeypatch.setattr(model_loop.SceneSession, 'work', work)
     assert worker.ask('b', QUESTION, 0).result(PATIENCE_S).status is Status.OK  # from then on there is work
-    session, left = worker._loop._session, threading.Event()
-
-    def looked_up(camera):
-        found = session(camera)
-        if found is None:
-            left.set()
-        return found
-
-    monkeypatch.setattr(worker._loop, '_session', looked_up)
     worker.configure(worker._config.with_values(cameras=('b',)))
-    assert left.wait(PATIENCE_S)
+    wait_for(lambda: worker._loop.session('a') is None, 'the end of its session')
     assert worker.ask('b', QUESTION, 0).result(PATIENCE_S).status is Status.OK
     assert worker.stats().last_error == ''

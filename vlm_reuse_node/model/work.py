@@ -95,7 +95,7 @@ class Cost:
             return 0.0
         variance = count * xx - x * x
         slope = max(0.0, (count * xy - x * y) / variance) if variance > 1e-6 * count * xx else 0.0
-        return max(0.0, (y - slope * x) / count + slope * tokens)
+        return float(max(0.0, (y - slope * x) / count + slope * tokens))
 
 
 @dataclass

@@ -259,4 +259,5 @@ class Lookout:
         """When the first picture after this one was taken, nanoseconds; None when there is none, or it is not known."""
         if current is None or self._taken[0][0] > current.stamp_ns:
             return None
-        return next((taken_ns for stamp_ns, taken_ns in self._taken if stamp_ns > current.stamp_ns), None)
+        # The smallest: after a step back of the node's clock, newer pictures were taken at earlier times.
+        return min((taken_ns for stamp_ns, taken_ns in self._taken if stamp_ns > current.stamp_ns), default=None)

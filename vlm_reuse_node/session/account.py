@@ -16,16 +16,43 @@
 
 A question adds to the credit what it would have cost cold-dense, and takes what it did cost. Upkeep (work that no
 question waits for) spends only credit. So with an upkeep_share of 1 all work together stays below that of cold-dense,
-in tokens and in time.
+in tokens and in expected time.
+
+There are two credits. That of upkeep counts cold-dense's work times upkeep_share. That of patched answers counts it at
+least once: an upkeep_share below 1 holds upkeep back, not what a question may save.
 """
 
 import math
+from dataclasses import dataclass
 
 from vlm_reuse_node.model.work import Work
 from vlm_reuse_node.scene.refresh import Totals
 
 # The credit is at most the cold-dense work of this many answers, so that a quiet time pays for no long burst of upkeep.
 MOST_ANSWERS = 3
+
+
+@dataclass
+class _Credit:
+    """Credit in both measures."""
+
+    tokens: float = 0.0
+    ms: float = 0.0
+
+    def earn(self, cold: Work, share: float, dearest: Work) -> None:
+        """Add a share of cold-dense's work for a question. dearest: that for the dearest question, for the limit."""
+        most = MOST_ANSWERS * max(share, 1.0)
+        self.tokens = min(self.tokens + share * cold.tokens, most * dearest.tokens)
+        self.ms = min(self.ms + share * cold.ms, most * dearest.ms)
+
+    def spend(self, work: Work) -> None:
+        """Take work away; what is left may be negative."""
+        self.tokens -= work.tokens
+        self.ms -= work.ms
+
+    def forget_debt(self) -> None:
+        """Begin anew at 0 if it is negative."""
+        self.tokens, self.ms = max(0.0, self.tokens), max(0.0, self.ms)
 
 
 class Account:
@@ -38,39 +65,51 @@ class Account:
         """Start without credit. measures_time: whether the credit must cover the expected time too, not only tokens."""
         self._measures_time = measures_time
         self.spent, self.cold = Work(), Work()
-        self._tokens = self._ms = 0.0  # the credit, in both measures
+        self._share: float | None = None  # the upkeep_share of the last question
+        self._of_upkeep, self._of_patches = _Credit(), _Credit()
         self._first = Work()  # of the first question
         self._dearest = Work()  # of the question that was the dearest for cold-dense
 
     def book_question(self, spent: Work, cold: Work, upkeep_share: float) -> None:
         """Book a question: the work that was done for it, and that of cold-dense.
 
-        upkeep_share: all work may be this many times that of cold-dense.
+        upkeep_share: all work may be this many times that of cold-dense. After a change of it no debt is left: a
+        camera that did much upkeep, or was allowed little, would else do none for a long time.
         """
-        self.spent += spent
+        if self._share not in (None, upkeep_share):
+            self._of_upkeep.forget_debt()
+            self._of_patches.forget_debt()
+        self._share = upkeep_share
+        self._spend(spent)
         self.cold += cold
         self._first = self._first if self._first.tokens else cold
         self._dearest = max(self._dearest, cold, key=lambda work: work.tokens)
-        most = MOST_ANSWERS * max(upkeep_share, 1.0)
-        self._tokens = min(self._tokens + upkeep_share * cold.tokens - spent.tokens, most * self._dearest.tokens)
-        self._ms = min(self._ms + upkeep_share * cold.ms - spent.ms, most * self._dearest.ms)
+        self._of_upkeep.earn(cold, upkeep_share, self._dearest)
+        self._of_patches.earn(cold, max(upkeep_share, 1.0), self._dearest)
 
     def book_upkeep(self, spent: Work) -> None:
         """Book work that no question waited for."""
-        self.spent += spent
-        self._tokens -= spent.tokens
-        self._ms -= spent.ms
+        self._spend(spent)
 
-    def covers(self, expected: Work, *, answers_left: float = 0.0, on_trust: bool = False) -> bool:
-        """Whether the credit pays for this much work, in tokens and in time.
+    def covers_upkeep(self, expected: Work, *, answers_left: float = 0.0) -> bool:
+        """Whether the credit pays for this much upkeep, in tokens and in time.
 
         answers_left: so many times the cold-dense work of an answer must be left then.
-        on_trust: the first question's work may be overdrawn. Only what is likely to earn may use that.
         """
-        spare = (self._first if on_trust else Work()) - expected
-        tokens = self._tokens + spare.tokens - answers_left * self._dearest.tokens
-        ms = self._ms + spare.ms - answers_left * self._dearest.ms
-        return tokens >= 0 and (ms >= 0 or not self._measures_time)
+        credit, dearest = self._of_upkeep, self._dearest
+        has_time = credit.ms >= expected.ms + answers_left * dearest.ms
+        return credit.tokens >= expected.tokens + answers_left * dearest.tokens and (
+            has_time or not self._measures_time
+        )
+
+    def covers_patch(self, expected: Work) -> bool:
+        """Whether the credit pays for this much more than cold-dense, which an unsure patched answer may cost.
+
+        The first question's work may be overdrawn, because a patch is likely to earn.
+        """
+        credit, first = self._of_patches, self._first
+        has_time = credit.ms + first.ms >= expected.ms
+        return credit.tokens + first.tokens >= expected.tokens and (has_time or not self._measures_time)
 
     def share(self, work: Work) -> float:
         """This work as a share of the cold-dense work of an answer; infinite before the first."""
@@ -80,4 +119,9 @@ class Account:
     @property
     def totals(self) -> Totals:
         """The totals in milliseconds."""
-        return Totals(self.spent.ms, self.cold.ms, self._ms)
+        return Totals(self.spent.ms, self.cold.ms, self._of_upkeep.ms)
+
+    def _spend(self, work: Work) -> None:
+        self.spent += work
+        self._of_upkeep.spend(work)
+        self._of_patches.spend(work)

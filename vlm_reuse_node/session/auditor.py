@@ -77,11 +77,6 @@ class Auditor:
         return bool(self._waiting)
 
     @property
-    def is_busy(self) -> bool:
-        """Whether an audit has begun and is not finished."""
-        return self._twin is not None
-
-    @property
     def held_bytes(self) -> int:
         """Bytes of the cold-dense state that the current audit has computed."""
         return self._twin.held_bytes if self._twin else 0

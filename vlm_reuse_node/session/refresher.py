@@ -104,8 +104,7 @@ class Refresher:
     def step(self, config: Config, may_patch: bool, check: Check) -> Refresh | None:
         """Do one of the two stages of a refresh: encode the newest frame, or prefill what was encoded.
 
-        In between, the kept state answers as before. Arguments and errors as for `refresh`. Returns the refresh after
-        its second stage.
+        In between, the kept state answers as before. As `refresh` otherwise; returns its record after the second stage.
         """
         begun, self._begun = self._begun, None
         if begun:

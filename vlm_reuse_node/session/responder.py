@@ -25,6 +25,7 @@ from vlm_reuse_node.errors import InvalidRequestError
 from vlm_reuse_node.model.prompt import PromptTemplate
 from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.model.work import Work
+from vlm_reuse_node.scene.lookout import Look
 from vlm_reuse_node.scene.refresh import Level
 from vlm_reuse_node.session.account import Account
 from vlm_reuse_node.session.answer import Answer, Status
@@ -47,7 +48,7 @@ class Case:
 
     now_ns: its time on the clock of the frames' stamps. is_cold: answer cold-dense.
     before: the model's meter when it began. cold: the work of cold-dense for its last answer; None before the first.
-    aside: work of a cold answer, which is a measurement and is booked nowhere.
+    measured_from: the meter when a cold answer began; it is a measurement and is booked nowhere.
     level: of the dearest refresh that it waited for. is_complete: whether it got an answer.
     """
 
@@ -57,7 +58,7 @@ class Case:
     is_cold: bool
     before: Work
     cold: Work | None = None
-    aside: Work = Work()
+    measured_from: Work | None = None
     level: Level = Level.REUSE
     is_complete: bool = False
 
@@ -109,7 +110,7 @@ class Responder:
             status, message = Status.MODEL_ERROR, f'The model failed: {type(error).__name__}: {error}'
             _log.exception("Camera '%s': the model failed, so its state will be computed again.", self._camera)
         finally:
-            spent = self._vlm.meter.done - case.before - case.aside
+            spent = (case.measured_from or self._vlm.meter.done) - case.before
             self._account.book_question(spent, case.cold_work(spent), config.upkeep_share)
         return Answer(status, message, **self._source(now_ns), **turn.stages)
 
@@ -123,7 +124,7 @@ class Responder:
         # 2. Bring the state up to the newest frame if the question needs that. A cold answer uses a state of its own.
         prefilled_before = self._refresher.prefilled
         self._freshen(tokenized, case)
-        began = self._vlm.meter.done
+        case.measured_from = self._vlm.meter.done if case.is_cold else None
         state = self._cold_twin(case) if case.is_cold else self._refresher.state
         # 3. Answer. If a patched state is not confident enough, compute it whole and answer again.
         outcome, computed = self._answer(state, tokenized, case), tokenized.cost
@@ -134,7 +135,7 @@ class Responder:
             outcome, computed = self._answer(state, tokenized, case), 2 * computed
         # 4. Hand a share of the answers to the audit.
         if case.is_cold:
-            case.aside, case.cold = self._vlm.meter.done - began, Work()
+            case.cold = Work()
         else:
             self._auditor.note(outcome, tokenized, state, case.config)
         case.is_complete = True
@@ -176,24 +177,24 @@ class Responder:
         question, now_ns = tokenized.question, case.now_ns
         cells, patched = self._refresher.newest.cells, case.config.max_patch_share
         patch = self._refresher.prices.patch(self._refresher.state, cells, int(patched * cells))
-        may_patch = self._auditor.allows_patches(case.config) and self._account.covers(
-            patch + self._answerer.expected(tokenized), on_trust=True
+        may_patch = self._auditor.allows_patches(case.config) and self._account.covers_patch(
+            patch + self._answerer.expected(tokenized)
         )
         may_answer = self._refresher.is_exact or may_patch or case.is_cold
         is_enough = may_answer and self._is_fresh(question, now_ns)
         if not is_enough or (question.force_refresh and not self._refresher.is_whole):
             self._refresh(case, force=question.force_refresh, may_patch=may_patch)
-        if self._image_age_s(now_ns) > question.max_age_s:  # the budget has left cells stale for too long
+        if (
+            _image_age_s(self._refresher.newest, now_ns) > question.max_age_s
+        ):  # the budget has left cells stale for too long
             self._refresh(case, force=True)
 
     def _is_fresh(self, question: Question, now_ns: int) -> bool:
         """Whether the state is new enough: no stale cell that matters to this question."""
         look = self._refresher.newest
-        if look.change is None or self._image_age_s(now_ns) > question.max_age_s:
+        if look.change is None or _image_age_s(look, now_ns) > question.max_age_s:
             return False
-        if look.agreed(now_ns):
-            return True
-        return look.lag_s > 0 and self._lag_s(now_ns) <= question.max_lag_s
+        return look.agreed(now_ns) or (look.lag_s > 0 and _lag_s(look, now_ns) <= question.max_lag_s)
 
     def _refresh(self, case: Case, force: bool, may_patch: bool = False) -> None:
         """Refresh as part of this question's time."""
@@ -220,23 +221,6 @@ class Responder:
         case.turn.book('refresh_ms', 1e3 * (time.perf_counter() - started_s))
         return twin(build(self._vlm, self._template_for, frames, check), kept.identity)
 
-    def _lag_s(self, now_ns: int) -> float:
-        """Seconds that the state's cells had been known to differ from the newest frame when the question was asked.
-
-        A frame that was taken later does not count: a question that waited asks about what was there to be seen.
-        """
-        look = self._refresher.newest
-        if look.agreed(now_ns):
-            return 0.0
-        return max(0.0, look.lag_s + min(0.0, look.frame.since_s(now_ns)))
-
-    def _image_age_s(self, now_ns: int) -> float:
-        """Age of what the state shows, when the question was asked: of the newest frame, plus the lag."""
-        look = self._refresher.newest
-        if look.agreed(now_ns):
-            return look.current.age_s(now_ns)
-        return look.frame.age_s(now_ns) + self._lag_s(now_ns)
-
     def _source(self, now_ns: int) -> dict[str, Any]:
         """The camera, model and frame of an answer, by the names of `Answer`'s fields."""
         source: dict[str, Any] = {'camera': self._camera, 'model': self._vlm.name}
@@ -245,7 +229,22 @@ class Responder:
             source |= {
                 'stamp_ns': shown.stamp_ns,
                 'frame_id': shown.frame_id,
-                'image_age_s': self._image_age_s(now_ns),
-                'lag_s': self._lag_s(now_ns),
+                'image_age_s': _image_age_s(look, now_ns),
+                'lag_s': _lag_s(look, now_ns),
             }
         return source
+
+
+def _lag_s(look: Look, now_ns: int) -> float:
+    """Seconds that the state's cells had been known to differ from the newest frame when the question was asked.
+
+    A frame that was taken later does not count: a question that waited asks about what was there to be seen.
+    """
+    return 0.0 if look.agreed(now_ns) else max(0.0, look.lag_s + min(0.0, look.frame.since_s(now_ns)))
+
+
+def _image_age_s(look: Look, now_ns: int) -> float:
+    """Age of what the state shows, when the question was asked: of the newest frame, plus the lag."""
+    if look.agreed(now_ns):
+        return look.current.age_s(now_ns)
+    return look.frame.age_s(now_ns) + _lag_s(look, now_ns)

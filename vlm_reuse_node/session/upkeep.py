@@ -112,11 +112,11 @@ class Upkeep:
         wait_s = self._refresh_due_in_s(config, may_patch)
         if wait_s == 0:
             return refresh
-        if (work := refresher.rollover_work) and account.covers(work):
+        if (work := refresher.rollover_work) and account.covers_upkeep(work):
             return refresher.step_rollover
         if self._is_repair_due(config):
             return compute_whole
-        if (work := auditor.expected(self._vlm.meter)) and (auditor.is_busy or account.covers(work)):
+        if (work := auditor.expected(self._vlm.meter)) and account.covers_upkeep(work):
             quiet_in_s = self._rhythm.last_s + QUIET_S - self._clock()
             if quiet_in_s <= 0:
                 return audit
@@ -132,7 +132,7 @@ class Upkeep:
         if look.is_current or self._refresher.state is None:
             return None
         work = self._refresher.expected(config, may_patch)
-        if not work.tokens or not self._account.covers(work):
+        if not work.tokens or not self._account.covers_upkeep(work):
             return None
         if config.upkeep_share > 1:
             return 0.0
@@ -150,7 +150,7 @@ class Upkeep:
         likely = max(LEAST_LIKELY, price / (price + WORTH))
         if self._rhythm.probability(now_s, max(lag_s, look.period_s) + still_s) >= likely:
             return 0.0
-        is_keyframe_due = self._refresher.is_keyframe_due(config) and self._account.covers(work, answers_left=1)
+        is_keyframe_due = self._refresher.is_keyframe_due(config) and self._account.covers_upkeep(work, answers_left=1)
         if is_keyframe_due and self._rhythm.probability(now_s, config.keyframe_interval_s) >= KEYFRAME_LIKELY:
             return 0.0
         return None
@@ -162,4 +162,4 @@ class Upkeep:
             return False
         work = self._refresher.expected(config, may_patch=False)
         # Without a lag and without a history a repair saves least, and must leave most.
-        return self._account.covers(work, answers_left=1 if self._allowed_lag_s or config.history_frames else 2)
+        return self._account.covers_upkeep(work, answers_left=1 if self._allowed_lag_s or config.history_frames else 2)
