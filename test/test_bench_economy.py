@@ -36,7 +36,7 @@ from vlm_reuse_node.session.question import Question
 
 CAMERA_HZ, SECONDS = 10, 30.0
 QUESTION = Question('how many objects are there ?', choices=('one', 'two', 'three'))
-RATES = (0.3, 3.0)
+RATES = (0.4, 2.0)
 
 
 def moving(number):
@@ -65,12 +65,11 @@ def ratio(tally):
 
 
 @pytest.mark.parametrize('history', [0, 3])
-@pytest.mark.parametrize('max_lag_s', [0.0, 2.0])
+@pytest.mark.parametrize('scene, max_lag_s', [(moving, 0.0), (moving, 2.0), (resting, 0.0)])
 @pytest.mark.parametrize('policy', ['exact', 'patch'])
-@pytest.mark.parametrize('scene', [moving, resting])
 def test_work_is_at_most_that_of_cold_dense_at_every_rate(vlm, scene, policy, max_lag_s, history):
     for rate in RATES:
-        tally = play(vlm, scene, rate, seconds=12, refresh_policy=policy, max_lag_s=max_lag_s, history_frames=history)
+        tally = play(vlm, scene, rate, seconds=10, refresh_policy=policy, max_lag_s=max_lag_s, history_frames=history)
         first = tally.cold_tokens / len(tally.latencies_ms) if policy == 'patch' else 0
         assert tally.work.tokens <= tally.cold_tokens + first, (rate, ratio(tally))
 

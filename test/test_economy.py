@@ -129,7 +129,7 @@ class Stream:
         return self.session._account.cold
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(config=CONFIGS, seed=st.integers(0, 2**32), length=st.integers(1, 80))
 def test_all_work_together_is_at_most_that_of_cold_dense(vlm, config, seed, length):
     stream, first = Stream(vlm, config), 0
