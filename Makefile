@@ -45,7 +45,7 @@ bench: setup ## measure the cost of follow-up questions and image callbacks; min
 bench-refresh: setup ## measure time and drift of refreshes; a quarter of an hour
 	@$(RUN) for script in bench/change.py bench/refresh.py; do echo "== $$script"; python "$$script"; done
 
-bench-economy: setup ## total work and latency against cold-dense; half an hour: make bench-economy ARGS='BAG'
+bench-economy: setup ## total work and latency against cold-dense; an hour: make bench-economy ARGS='BAG'
 	@$(RUN) python bench/economy.py $(ARGS)
 
 soak: setup ## watch memory and queue under load, eight minutes: make soak ARGS='--minutes 60'

@@ -66,6 +66,7 @@ QUESTIONS = (
     Question('is there a red circle ?', choices=('yes', 'no')),
     Question('what color is the square ?', choices=('red', 'green', 'blue', 'yellow')),
 )
+FEWEST_QUESTIONS = 6  # expected in a stream; one of rare questions is longer than the others
 SIZE = (480, 640)
 COLUMNS = ('recording', 'camera_hz', 'questions_per_s', 'pattern', 'history_frames', 'policy', 'max_lag_s')
 FIGURES = ('work_ratio', 'work_tokens_ratio', 'latency_ms_p50', 'latency_ms_p95', 'warm_share', 'choice_drift')
@@ -149,7 +150,14 @@ def cold_row(cell: dict, tally: Tally) -> dict:
     }
 
 
-def measure(vlm: Vlm, sources: dict[float, dict[str, list[Frame]]], cells: Sequence[dict], seed: int) -> list[dict]:
+def length_s(seconds: float, rate: float) -> float:
+    """Length of a stream: long enough for some questions."""
+    return max(seconds, FEWEST_QUESTIONS / rate)
+
+
+def measure(
+    vlm: Vlm, sources: dict[float, dict[str, list[Frame]]], cells: Sequence[dict], seconds: float, seed: int
+) -> list[dict]:
     """Play every cell, in random order."""
     vlm.meter.clock = time.process_time
     order = list(cells)
@@ -157,6 +165,7 @@ def measure(vlm: Vlm, sources: dict[float, dict[str, list[Frame]]], cells: Seque
     rows = []
     for number, cell in enumerate(order):
         frames = list(timed_frames(sources[cell['camera_hz']][cell['recording']], cell['camera_hz']))
+        frames = [(at_s, frame) for at_s, frame in frames if at_s <= length_s(seconds, cell['questions_per_s'])]
         rng = np.random.default_rng((seed, round(10 * cell['questions_per_s'])))  # the same questions for each policy
         times = question_times(cell['pattern'], cell['questions_per_s'], frames[-1][0], rng)
         questions = [(at_s, QUESTIONS[index % len(QUESTIONS)]) for index, at_s in enumerate(times)]
@@ -184,7 +193,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('recordings', nargs='*', type=Path, help='bags to play beside the built-in scenes')
     parser.add_argument('--model', default='tabletop', help='a model directory, or tabletop')
-    parser.add_argument('--seconds', type=float, default=20.0, help='length of every stream')
+    parser.add_argument('--seconds', type=float, default=20.0, help='length of a stream, longer at rare questions')
     parser.add_argument('--rates', type=float, nargs='+', default=RATES, help='questions a second')
     parser.add_argument('--cameras', type=float, nargs='+', default=CAMERAS_HZ, help='pictures a second')
     parser.add_argument('--histories', type=int, nargs='+', default=HISTORIES, help='keyframes')
@@ -201,7 +210,8 @@ def main(argv: list[str] | None = None) -> int:
     """Measure, print the table, and write the rows."""
     arguments = build_parser().parse_args(argv)
     vlm = loading.load(arguments.model)
-    sources = {hz: recordings(arguments.recordings, arguments.seconds, hz) for hz in arguments.cameras}
+    longest_s = length_s(arguments.seconds, min(arguments.rates))
+    sources = {hz: recordings(arguments.recordings, longest_s, hz) for hz in arguments.cameras}
     names = sources[arguments.cameras[0]]
     cells = [
         dict(zip(COLUMNS, (name, hz, rate, pattern, history, policy, lag_s)))
@@ -210,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         if policy in arguments.policies
     ]
-    rows = measure(vlm, sources, cells, arguments.seed)
+    rows = measure(vlm, sources, cells, arguments.seconds, arguments.seed)
     print(' '.join(f'{name[:9]:>9}' for name in (*COLUMNS, *FIGURES)), 'questions')
     print('\n'.join(map(line_of, rows)))
     publish({'seconds': arguments.seconds, 'model': vlm.name, 'rows': rows}, arguments.out)
