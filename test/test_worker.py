@@ -386,3 +386,22 @@ def test_a_camera_that_leaves_with_work_left_is_no_fault(make_worker, monkeypatc
     wait_for(lambda: worker._loop.session('a') is None, 'the end of its session')
     assert worker.ask('b', QUESTION, 0).result(PATIENCE_S).status is Status.OK
     assert worker.stats().last_error == ''
+
+
+def test_a_camera_that_leaves_and_comes_back_at_once_starts_without_credit(make_worker, brake):
+    worker = make_worker(cameras=('front', 'rear'), max_age_s=3600.0)
+    show(worker, picture(1, camera='rear'))
+    for _ in range(3):
+        answer(worker, camera='rear')
+    assert answer(worker, camera='front').status is Status.NO_IMAGE  # the counts are told by then
+    assert worker.stats().sessions['rear'].totals.cold_ms > 0
+    show(worker, picture(1, camera='front'))
+    held = hold_a_question(worker, brake)
+    both = worker._config
+    worker.configure(both.with_values(cameras=('front',)))
+    worker.configure(both)
+    brake.go_on.set()
+    held.result(PATIENCE_S)
+    assert answer(worker, camera='rear').status is Status.NO_IMAGE
+    assert answer(worker, camera='front').status is Status.OK
+    assert worker.stats().sessions['rear'].totals.cold_ms == 0

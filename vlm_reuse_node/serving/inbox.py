@@ -36,9 +36,10 @@ MOST_SKIPPED = 8
 
 @dataclass(frozen=True)
 class Reset:
-    """A request to forget a camera's state."""
+    """A request to forget a camera's state. is_removed: its session too, with all that it has counted."""
 
     camera: str
+    is_removed: bool = False
 
 
 class _CameraQueues:
@@ -140,11 +141,11 @@ class Inbox:
             self._changed.notify_all()
         return True
 
-    def put_reset(self, camera: str) -> None:
-        """Add a request to forget a camera's state. The camera's waiting frame is dropped at once."""
+    def put_reset(self, camera: str, is_removed: bool = False) -> None:
+        """Add a request to forget a camera's state (`Reset`). The camera's waiting frame is dropped at once."""
         with self._changed:
             self._drop_frames(camera)
-            self._resets.append(Reset(camera))
+            self._resets.append(Reset(camera, is_removed))
             self._changed.notify_all()
 
     def next(self, wait_s: float | None = None) -> Reset | QueuedQuestion | Frame | None:
@@ -221,7 +222,7 @@ class Inbox:
         return next(ready, None)
 
     def _is_to_be_reset(self, camera: str) -> bool:
-        return Reset(camera) in self._resets
+        return any(reset.camera == camera for reset in self._resets)
 
     def _next_reset(self) -> Reset:
         """Take the first reset, once the look at an older frame of its camera has ended."""

@@ -135,7 +135,9 @@ class ModelLoop:
         if isinstance(item, QueuedQuestion):
             self._serve(item)
         else:
-            if session := self._session(item.camera):
+            if isinstance(item, Reset) and item.is_removed:  # the camera may have been added again meanwhile
+                self._sessions.pop(item.camera, None)
+            elif session := self._session(item.camera):
                 if isinstance(item, Frame):
                     self.look(session, item)
                 else:

@@ -176,7 +176,7 @@ class ModelWorker:
         gone = set(self._config.cameras) - set(config.cameras)
         self._config = self._loop.config = config
         for camera in sorted(gone):
-            self._inbox.put_reset(camera)
+            self._inbox.put_reset(camera, is_removed=True)
 
     def stop(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         """End both threads after the step that is running. Open questions are answered CANCELLED. May be called twice.
