@@ -55,7 +55,7 @@ def audit(session, check=lambda: None):
 
 def audit_all(session):
     for _ in range(100):
-        if not session._auditor.has_work:
+        if not session._auditor._waiting:
             return session.status.audits
         audit(session)
     raise AssertionError('an audit does not end')
@@ -174,9 +174,9 @@ def test_a_step_that_was_broken_off_is_made_again(vlm):
     for looks in ((1, 2), (1, 2, 3, 9)):
         for at in looks:
             audit(session, stopping_at(at))
-            assert session._auditor.has_work and session.status.audits.exact_answers == 0
+            assert session._auditor._waiting and session.status.audits.exact_answers == 0
         audit(session)
-    assert not session._auditor.has_work
+    assert not session._auditor._waiting
     assert (session.status.audits.exact_answers, session.status.audits.exact_drifted) == (1, 0)
 
 
@@ -199,11 +199,11 @@ def test_an_audit_holds_a_second_state_until_it_is_done(vlm):
     held, steps = [session.status.held_bytes], 0
     session.ask(QUESTION, now_ns=0)
     assert session.status.held_bytes == held[0] and session._auditor.held_bytes == 0
-    while session._auditor.has_work and steps < 9:
+    while session._auditor._waiting and steps < 9:
         audit(session)
         steps += 1
         held.append(session.status.held_bytes)
-        assert (session._auditor.held_bytes > 0) == session._auditor.has_work
+        assert (session._auditor.held_bytes > 0) == bool(session._auditor._waiting)
     assert steps == 4 and held[0] == held[-1] < held[1] <= held[2] <= held[3]  # a step each picture, and the answer
     audit(session)
     assert session.status.audits.exact_answers == 1
@@ -215,7 +215,7 @@ def test_what_is_forgotten_in_the_middle_holds_nothing_and_spoils_nothing(vlm):
     audit(session)
     session.reset()
     assert (
-        not session._auditor.has_work
+        not session._auditor._waiting
         and session._auditor.held_bytes == 0
         and session.status.frames == session.status.held_bytes == 0
     )
@@ -230,7 +230,7 @@ def test_what_an_audit_is_expected_to_take_shrinks_with_every_step(vlm):
     assert session._auditor.expected(vlm.meter) is None
     answer = session.ask(QUESTION, now_ns=0)
     expected, spent = session._auditor.expected(vlm.meter), []
-    while session._auditor.has_work:
+    while session._auditor._waiting:
         before = vlm.meter.done
         left = session._auditor.expected(vlm.meter)
         audit(session)
@@ -248,7 +248,7 @@ def test_an_answer_waits_where_two_of_its_states_fit_into_the_memory(vlm, held_b
     auditor = Auditor(vlm, lambda frames: vlm.template('', frames), answerer, 'front')
     state = SimpleNamespace(held_bytes=held_bytes, frames=(), identity=None, tokens=0)
     auditor.note(Outcome('red', 1.0), None, state, ALL.with_values(max_cache_mb=3))
-    assert auditor.has_work == fits and auditor.held_bytes == 0
+    assert bool(auditor._waiting) == fits and auditor.held_bytes == 0
 
 
 def test_so_many_answers_wait_and_the_newer_ones_are_passed_over(vlm):

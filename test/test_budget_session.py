@@ -60,7 +60,7 @@ def audit_one(session):
 
 
 def has_audit(session):
-    return session._auditor.has_work
+    return bool(session._auditor._waiting)
 
 
 def audits(session):

@@ -225,7 +225,7 @@ def make_session_machine(vlm):
             self.compared(FINAL)
             exact = self.compared(replace(FINAL, force_refresh=True))
             auditor, keeps = self.session._auditor, self.session._refresher.keeps_vision(self.session.config)
-            while auditor.has_work:
+            while auditor._waiting:
                 auditor.step(lambda: None, self.session.config, keeps)
             assert exact.exact and self.session.status.audits.exact_drifted == 0
             if self.session.status.frames == 1:  # then nothing but the newest picture counts

@@ -84,21 +84,24 @@ def test_the_first_step_which_may_compile_kernels_is_forgotten_with_the_second(s
     assert [with_first.ms(tokens) for tokens in (1, 7, 200)] == [with_another.ms(tokens) for tokens in (1, 7, 200)]
 
 
+def after_two_steps_of_5_ms(tokens, *times):
+    """A cost for each of `times`: it has learnt two steps of 5 ms, and then one that took so many times as long."""
+    costs = [Cost() for _ in times]
+    for cost, last in zip(costs, times):
+        for ms in (5.0, 5.0, last * 5.0):
+            cost.learn(tokens, ms)
+    return costs
+
+
 @given(tokens=st.integers(1, 400), held_up=st.floats(20, 1e4))
 def test_a_step_that_was_held_up_counts_the_same_however_long_it_was(tokens, held_up):
-    costs = Cost(), Cost()
-    for cost, times in zip(costs, (20, held_up)):
-        for ms in (5.0, 5.0, times * 5.0):
-            cost.learn(tokens, ms)
+    costs = after_two_steps_of_5_ms(tokens, 20, held_up)
     assert costs[0].ms(tokens) == pytest.approx(costs[1].ms(tokens))
 
 
 @given(tokens=st.integers(1, 400), times=st.floats(3, 1e4))
 def test_a_step_counts_as_three_times_what_was_expected_at_most(tokens, times):
-    costs = Cost(), Cost()
-    for cost, last in zip(costs, (3, times)):
-        for ms in (5.0, 5.0, last * 5.0):
-            cost.learn(tokens, ms)
+    costs = after_two_steps_of_5_ms(tokens, 3, times)
     assert costs[0].ms(tokens) == pytest.approx(costs[1].ms(tokens))
     assert costs[0].ms(tokens) == pytest.approx((0.95 * 5 + 15) / 1.95)
 

@@ -26,6 +26,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from vlm_reuse_interfaces.msg import RefreshBudget
 
+from vlm_reuse_node.demo.stills import decoded
 from vlm_reuse_node.demo.summary import CameraCounts, Look
 from vlm_reuse_node.ros.conversion import stamp_ns
 from vlm_reuse_node.ros.messages import level_of
@@ -67,7 +68,7 @@ class Recorder:
         """Write the video: each picture once, as its last overlay shows it."""
         if not self.stills:
             return
-        pictures = (_decoded(self.stills[picture_s]) for picture_s in sorted(self.stills))
+        pictures = (decoded(self.stills[picture_s]) for picture_s in sorted(self.stills))
         first = next(pictures)
         size = (first.shape[1], first.shape[0])
         video = cv2.VideoWriter(str(self._path), cv2.VideoWriter.fourcc(*'mp4v'), self._rate_hz, size)
@@ -127,8 +128,3 @@ class Recorder:
             }
             for status in message.status
         ]
-
-
-def _decoded(jpeg: bytes) -> np.ndarray:
-    """(height, width, 3) uint8, BGR."""
-    return np.asarray(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR))

@@ -61,6 +61,11 @@ def write_still(stills: Sequence[Still], path: Path) -> None:
     Between them there is the picture that was computed: the report shows it.
     """
     ends = [stills[0], stills[-1]] if len(stills) > 1 else stills
-    pictures: list[Any] = [cv2.imdecode(np.frombuffer(still.jpeg, np.uint8), cv2.IMREAD_COLOR) for still in ends]
+    pictures: list[Any] = [decoded(still.jpeg) for still in ends]
     if pictures:
         cv2.imwrite(str(path), np.hstack(pictures))
+
+
+def decoded(jpeg: bytes) -> np.ndarray:
+    """Decode an overlay: (height, width, 3) uint8, BGR."""
+    return np.asarray(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR))

@@ -29,9 +29,7 @@ from vlm_reuse_node.ros.camera_state import CameraState
 from vlm_reuse_node.ros.conversion import frame_from_compressed, frame_from_image
 from vlm_reuse_node.ros.image_subscription import ImageSubscription
 from vlm_reuse_node.scene.frame import Frame
-
-# A clock or a stamp that jumps back by more than this has restarted. A smaller step back is jitter.
-RESTARTED_NS = 1_000_000_000
+from vlm_reuse_node.scene.lookout import RESTARTED_NS
 
 
 class CameraInput:

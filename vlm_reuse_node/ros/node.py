@@ -36,7 +36,6 @@ from vlm_reuse_interfaces.srv import AskScene
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, InvalidRequestError, VlmReuseError
 from vlm_reuse_node.ros.ask_server import AskServer, answered
-from vlm_reuse_node.ros.camera_input import RESTARTED_NS
 from vlm_reuse_node.ros.cameras import Cameras
 from vlm_reuse_node.ros.diagnostics import camera_trouble, node_status
 from vlm_reuse_node.ros.messages import question_of
@@ -46,6 +45,7 @@ from vlm_reuse_node.ros.shutdown import while_ros_runs
 from vlm_reuse_node.ros.stage import Stage
 from vlm_reuse_node.ros.watch_server import WatchServer
 from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.scene.lookout import RESTARTED_NS
 from vlm_reuse_node.serving.watch import Watch
 from vlm_reuse_node.session.answer import Answer, Status
 from vlm_reuse_node.session.progress import Progress

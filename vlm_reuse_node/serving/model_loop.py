@@ -96,7 +96,7 @@ class ModelLoop:
 
     def size_of(self, camera: str) -> tuple[int, int] | None:
         """Size of the camera's newest frame, (height, width); None without a frame. May be called from any thread."""
-        session = self._sessions.get(camera)
+        session = self.session(camera)
         return session.newest.size if session and session.newest else None
 
     def session(self, camera: str) -> SceneSession | None:

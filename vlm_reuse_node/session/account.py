@@ -96,10 +96,9 @@ class Account:
 
         answers_left: so many times the cold-dense work of an answer must be left then.
         """
-        credit, dearest = self._of_upkeep, self._dearest
-        has_time = credit.ms >= expected.ms + answers_left * dearest.ms
-        return credit.tokens >= expected.tokens + answers_left * dearest.tokens and (
-            has_time or not self._measures_time
+        left = self._dearest
+        return self._covers(
+            self._of_upkeep, expected.tokens + answers_left * left.tokens, expected.ms + answers_left * left.ms
         )
 
     def covers_patch(self, expected: Work) -> bool:
@@ -107,9 +106,8 @@ class Account:
 
         The first question's work may be overdrawn, because a patch is likely to earn.
         """
-        credit, first = self._of_patches, self._first
-        has_time = credit.ms + first.ms >= expected.ms
-        return credit.tokens + first.tokens >= expected.tokens and (has_time or not self._measures_time)
+        first = self._first
+        return self._covers(self._of_patches, expected.tokens - first.tokens, expected.ms - first.ms)
 
     def share(self, work: Work) -> float:
         """This work as a share of the cold-dense work of an answer; infinite before the first."""
@@ -120,6 +118,9 @@ class Account:
     def totals(self) -> Totals:
         """The totals in milliseconds."""
         return Totals(self.spent.ms, self.cold.ms, self._of_upkeep.ms)
+
+    def _covers(self, credit: _Credit, tokens: float, ms: float) -> bool:
+        return credit.tokens >= tokens and (credit.ms >= ms or not self._measures_time)
 
     def _spend(self, work: Work) -> None:
         self.spent += work

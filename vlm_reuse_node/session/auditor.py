@@ -72,11 +72,6 @@ class Auditor:
         return config.refresh_policy == PATCH_POLICY and self._audit.is_trusted
 
     @property
-    def has_work(self) -> bool:
-        """Whether an answer waits for its audit."""
-        return bool(self._waiting)
-
-    @property
     def held_bytes(self) -> int:
         """Bytes of the cold-dense state that the current audit has computed."""
         return self._twin.held_bytes if self._twin else 0

@@ -39,9 +39,7 @@ class Prices:
 
     def frames(self, state: State | None, cells: int, slots: int, kept: int) -> Work:
         """To encode the newest picture, and to prefill so many slots, its own the last, behind `kept` others."""
-        each, rest = divmod(self._tokens(state, cells, slots, kept), slots)
-        older = Work(0, (slots - 1) * each, 0, (slots - 1) * self._meter.read.ms(each))
-        return self._meter.frame(cells, each + rest) + older
+        return Work(cells, 0, 0, self._meter.see.ms(cells)) + self._read(self._tokens(state, cells, slots, kept), slots)
 
     def patch(self, state: State | None, cells: int, changed: int) -> Work:
         """To compute some cells of the newest picture."""
@@ -60,7 +58,10 @@ class Prices:
 
     def prefill(self, state: State, slots: int, kept: int) -> Work:
         """To prefill so many frames of a state once more, behind `kept` others."""
-        tokens = self._tokens(state, state.frames[0].grid.cells, slots, kept)
+        return self._read(self._tokens(state, state.frames[0].grid.cells, slots, kept), slots)
+
+    def _read(self, tokens: int, slots: int) -> Work:
+        """To prefill tokens in so many slots."""
         each, rest = divmod(tokens, slots)
         return Work(0, tokens, 0, (slots - 1) * self._meter.read.ms(each) + self._meter.read.ms(each + rest))
 

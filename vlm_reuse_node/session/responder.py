@@ -184,9 +184,8 @@ class Responder:
         is_enough = may_answer and self._is_fresh(question, now_ns)
         if not is_enough or (question.force_refresh and not self._refresher.is_whole):
             self._refresh(case, force=question.force_refresh, may_patch=may_patch)
-        if (
-            _image_age_s(self._refresher.newest, now_ns) > question.max_age_s
-        ):  # the budget has left cells stale for too long
+        image_age_s = _image_age_s(self._refresher.newest, now_ns)
+        if image_age_s > question.max_age_s:  # the budget has left cells stale for too long
             self._refresh(case, force=True)
 
     def _is_fresh(self, question: Question, now_ns: int) -> bool:
