@@ -151,7 +151,9 @@ def make_session_machine(vlm):
         def asked(self, question, cold=False, **arguments):
             """What every answer says of itself must be true."""
             ask = self.session.ask_cold if cold else self.session.ask
-            answer = ask(question, now_ns=int(self.now_s * 1e9), **arguments)
+            # A stamp may jitter back; the clock of who asks does not, and what was seen by then counts.
+            seen_ns = self.session.newest.stamp_ns if self.session.newest else 0
+            answer = ask(question, now_ns=max(int(self.now_s * 1e9), seen_ns), **arguments)
             assert answer.status in Status and (answer.status is Status.OK or not answer.exact)
             if answer.status is Status.OK:
                 config, newest = self.session.config, self.session.newest
