@@ -53,11 +53,11 @@ class Snapshot:
     """A point that its cache can return to.
 
     lengths: tokens that each layer has seen; 0 for one that does not count them (recurrent state).
+    parts: of each part of the cache the offset of a flat one, and the attributes of any other.
     """
 
     lengths: tuple[int, ...]
-    # Of each part of the cache: the offset of a flat one, the attributes of any other.
-    _parts: tuple[int | dict[str, Any], ...] = field(repr=False)
+    parts: tuple[int | dict[str, Any], ...] = field(repr=False)
 
     @property
     def tokens(self) -> int:
@@ -98,7 +98,7 @@ def take(cache: list) -> Snapshot:
     snapshot = Snapshot(
         _lengths(cache), tuple(part.offset if type(part) in FLAT else _own_attributes(part) for part in parts)
     )
-    mx.eval(list(_arrays(snapshot._parts)))
+    mx.eval(list(_arrays(snapshot.parts)))
     _reachable.setdefault(parts[0], WeakSet()).add(snapshot)
     return snapshot
 
@@ -116,7 +116,7 @@ def restore(cache: list, snapshot: Snapshot) -> None:
             f'The cache holds {list(_lengths(cache))} tokens a layer and cannot return to the snapshot of '
             f'{list(snapshot.lengths)}, which was overwritten since or is of another cache; it must be built again.'
         )
-    for part, saved in zip(parts, snapshot._parts):
+    for part, saved in zip(parts, snapshot.parts):
         if isinstance(saved, dict):
             part.__dict__ = copy.deepcopy(saved)  # of an mx.array: a new object over the same buffer
         elif part.offset > saved:
@@ -133,7 +133,7 @@ def held_bytes(cache: list, *snapshots: Snapshot) -> int:
     parts = _parts(cache)
     held = {max(_lengths(cache)): _bytes([vars(part) for part in parts if type(part) not in FLAT])}
     for snapshot in snapshots:
-        held.setdefault(snapshot.tokens, _bytes(snapshot._parts))
+        held.setdefault(snapshot.tokens, _bytes(snapshot.parts))
     return _bytes([vars(part) for part in parts if type(part) in FLAT]) + sum(held.values())
 
 
@@ -169,9 +169,9 @@ def _own_attributes(part: Any) -> dict[str, Any]:
 
 def _fits(parts: list[Any], snapshot: Snapshot) -> bool:
     """Whether the snapshot is of such parts, and no flat one is shorter now."""
-    return len(parts) == len(snapshot._parts) and all(
+    return len(parts) == len(snapshot.parts) and all(
         isinstance(saved, dict) if type(part) not in FLAT else not isinstance(saved, dict) and part.offset >= saved
-        for part, saved in zip(parts, snapshot._parts)
+        for part, saved in zip(parts, snapshot.parts)
     )
 
 

@@ -14,18 +14,20 @@
 
 """A vision-language model loaded through mlx-vlm: run it on a cache, decode, score choices by their logits."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from vlm_reuse_node.model import kv_cache
+from vlm_reuse_node.model import kv_cache, pass_cache
 from vlm_reuse_node.model.families.base import Family, Grid, VisionState
 from vlm_reuse_node.model.json_schema import JsonSchemas
+from vlm_reuse_node.model.pass_cache import PassCache
 from vlm_reuse_node.model.prompt import PromptTemplate
 from vlm_reuse_node.model.sampling import Sampler, likeliest
+from vlm_reuse_node.model.token_tree import TokenTree
 from vlm_reuse_node.model.work import Cost, Meter, Work
 
 # Most tokens in one forward call, the same everywhere: keys and values depend slightly on the sizes of the calls.
@@ -135,7 +137,7 @@ class Vlm:
         for part in self.family.chunks(ids, PREFILL_CHUNK):
             check()
             with self._metered(self.meter.read, prefill=len(ids[part])):
-                logits = self.family.forward(ids[part], embeddings[:, part], positions[:, part], cache, keep)
+                logits = self.family.forward(ids[part], embeddings[:, part], positions[:, part], cache, range(-keep, 0))
                 mx.eval(logits)  # every layer's keys and values with it
         return logits
 
@@ -143,25 +145,27 @@ class Vlm:
         """Add text tokens to the cache, the first at position `start`; see `run`."""
         return self.run(cache, ids, self.family.text_positions(start, len(ids)), check=check)
 
-    def rewrite(
+    def run_tree(
         self,
         cache: list,
+        tree: TokenTree,
         ids: list[int],
         embeddings: mx.array,
         positions: np.ndarray,
-        rows: np.ndarray,
-        picture: np.ndarray,
-        check: Check = go_on,
-    ) -> None:
-        """Compute tokens of one picture in the cache once more, see `Family.rewrite`.
+        keep: Sequence[int],
+        before: list[Any] | None = None,
+    ) -> tuple[mx.array, list[PassCache]]:
+        """Run the tokens of a tree on the cache, in one call.
 
-        `check` may raise between two chunks: then some of the tokens are new, and others are not.
+        cache: one for which `pass_cache.is_possible`. ids, embeddings, positions: of all tokens of the tree.
+        keep: numbers of the tokens whose logits are wanted. before: see `pass_cache.stand_ins`.
+        Returns their logits, mx (kept, vocabulary), evaluated; and the stand-ins, which cut the cache (`keep`).
         """
-        for part in self.family.chunks(ids, PREFILL_CHUNK):
-            check()
-            with self._metered(self.meter.rewrite, prefill=len(ids[part])):
-                self.family.rewrite(ids[part], embeddings[:, part], positions[:, part], rows[part], picture, cache)
-                mx.eval([(layer.keys, layer.values) for layer in cache])  # not the logits: nobody needs them
+        parts = pass_cache.stand_ins(cache, tree, before)
+        with self._metered(self.meter.read, prefill=len(ids)):
+            logits = self.family.forward(ids, embeddings, positions, parts, keep or (-1,))
+            mx.eval([part.arrays for part in parts], logits if keep else [])
+        return logits, parts
 
     def decode(
         self,
@@ -193,35 +197,14 @@ class Vlm:
                 logits = self.family.forward([token], self.family.embed([token]), position, cache)
                 mx.eval(logits)
 
-    def score(
-        self,
-        cache: list,
-        logits: mx.array,
-        start: int,
-        choices: list[list[int]],
-        check: Check = go_on,
-    ) -> tuple[float, ...]:
-        """Return the probability of each choice, among the choices, as the whole answer to the prompt in the cache.
+    def shares(self, end: mx.array, choices: Sequence[tuple[list[int], mx.array]]) -> tuple[float, ...]:
+        """Return the probability of each choice, among the choices, as the whole answer to a prompt.
 
         A choice's score is the log-probability of its tokens and of ending there (with any stop token): without the
-        end, 'yes' could never lose to 'yes it is'. A softmax over the scores gives the probabilities. The choices are
-        computed behind the prompt in one forward call, in which they do not see each other; in one call each where the
-        family takes no mask. Afterwards the cache is what it was. logits: the prompt's last ones, mx (1, vocabulary).
+        end, 'yes' could never lose to 'yes it is'. A softmax over the scores gives the probabilities.
+        end: the prompt's last logits, mx (1, vocabulary). choices: tokens of each, and their logits behind the prompt.
         """
-        prompt = kv_cache.take(cache)
-        together = self.family.takes_mask and sum(map(len, choices)) <= PREFILL_CHUNK
-        scores = []
-        for group in [choices] if together else [[ids] for ids in choices]:
-            check()
-            if together:
-                later = self._side_by_side(cache, group, start)
-            else:
-                (ids,) = group
-                later = self.run(cache, ids, self.family.text_positions(start, len(ids)), keep=len(ids))
-            kv_cache.restore(cache, prompt)
-            for ids in group:
-                scores.append(self._log_probability(ids, mx.concatenate([logits[-1:], later[: len(ids)]])))
-                later = later[len(ids) :]
+        scores = [self._log_probability(ids, mx.concatenate([end, later])) for ids, later in choices]
         totals = np.array(mx.stack(scores), np.float64)
         shares = np.exp(totals - totals.max())
         return tuple((shares / shares.sum()).tolist())
@@ -232,19 +215,6 @@ class Vlm:
         tokens = table[mx.arange(len(ids)), mx.array(ids)].sum()
         return tokens + mx.logsumexp(table[-1, mx.array(self.stop_ids)])
 
-    def _side_by_side(self, cache: list, choices: list[list[int]], start: int) -> mx.array:
-        """Logits of all choices' tokens from one call. Each choice sees the prompt and itself, at its own positions."""
-        owner = np.repeat(np.arange(len(choices)), [len(ids) for ids in choices])
-        among = (owner[:, None] == owner[None]) & np.tri(len(owner), dtype=bool)
-        held = kv_cache.take(cache).tokens
-        mask = mx.array(np.concatenate([np.ones((len(owner), held), bool), among], axis=1))
-        ids = [token for choice in choices for token in choice]
-        positions = np.concatenate([self.family.text_positions(start, len(choice)) for choice in choices], axis=1)
-        with self._metered(self.meter.read, prefill=len(ids)):
-            logits = self.family.forward(ids, self.family.embed(ids), positions, cache, keep=len(ids), mask=mask)
-            mx.eval(logits)
-        return logits
-
     @contextmanager
     def _metered(self, cost: Cost, vision: int = 0, prefill: int = 0, decode: int = 0) -> Iterator[None]:
         """Count the tokens and the time of one step. A step that fails counts too."""
@@ -252,7 +222,8 @@ class Vlm:
         try:
             yield
         finally:
-            work = Work(vision, prefill, decode, 1e3 * (self.meter.clock() - started_s))
+            passes = int(prefill + decode > 0)
+            work = Work(vision, prefill, decode, 1e3 * (self.meter.clock() - started_s), passes)
             self.meter.done += work
             cost.learn(work.tokens, work.ms)
 

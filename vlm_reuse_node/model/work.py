@@ -16,7 +16,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 import numpy as np
 
@@ -33,12 +33,14 @@ class Work:
 
     vision_tokens: visual tokens encoded by the vision tower. prefill_tokens: tokens of prompts and choices that the
     language model read. decode_tokens: generated tokens that it read again for the next one. ms: their time.
+    passes: calls of the language model.
     """
 
     vision_tokens: int = 0
     prefill_tokens: int = 0
     decode_tokens: int = 0
     ms: float = 0.0
+    passes: int = 0
 
     @property
     def tokens(self) -> int:
@@ -46,20 +48,10 @@ class Work:
         return self.vision_tokens + self.prefill_tokens + self.decode_tokens
 
     def __add__(self, other: 'Work') -> 'Work':
-        return Work(
-            self.vision_tokens + other.vision_tokens,
-            self.prefill_tokens + other.prefill_tokens,
-            self.decode_tokens + other.decode_tokens,
-            self.ms + other.ms,
-        )
+        return Work(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other))))
 
     def __sub__(self, other: 'Work') -> 'Work':
-        return Work(
-            self.vision_tokens - other.vision_tokens,
-            self.prefill_tokens - other.prefill_tokens,
-            self.decode_tokens - other.decode_tokens,
-            self.ms - other.ms,
-        )
+        return Work(*(mine - theirs for mine, theirs in zip(astuple(self), astuple(other))))
 
 
 class Cost:
@@ -105,7 +97,7 @@ class Meter:
     clock: seconds; a benchmark may measure processor time.
     done: all work so far. The difference of two readings is the work between them.
     see, see_cells: a call of the vision tower on a whole picture, and on some cells. read: a call of the language model
-    on new tokens. rewrite: on tokens that are in the cache already. decode: on the token that was generated last.
+    on tokens of a prompt or of choices. decode: on the token that was generated last.
     """
 
     clock: Callable[[], float] = time.perf_counter
@@ -113,7 +105,6 @@ class Meter:
     see: Cost = field(default_factory=Cost)
     see_cells: Cost = field(default_factory=Cost)
     read: Cost = field(default_factory=Cost)
-    rewrite: Cost = field(default_factory=Cost)
     decode: Cost = field(default_factory=Cost)
 
     def frame(self, cells: int, tokens: int) -> Work:
@@ -125,8 +116,7 @@ class Meter:
 
         Until a patch was measured: the cells' share of the time of the whole picture.
         """
-        known = self.see_cells.is_known and self.rewrite.is_known
-        ms = (
-            self.see_cells.ms(cells) + self.rewrite.ms(cells) if known else self.frame(total, tokens).ms * cells / total
-        )
-        return Work(cells, cells + tokens - total, 0, ms)
+        again = cells + tokens - total
+        known = self.see_cells.is_known
+        ms = self.see_cells.ms(cells) + self.read.ms(again) if known else self.frame(total, tokens).ms * cells / total
+        return Work(cells, again, 0, ms)

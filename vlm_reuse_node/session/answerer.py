@@ -16,7 +16,7 @@
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import InvalidRequestError
 from vlm_reuse_node.model.prompt import PromptTemplate
 from vlm_reuse_node.model.sampling import ConfidenceSampler, sampler
+from vlm_reuse_node.model.token_tree import Block
 from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.model.work import Work
 from vlm_reuse_node.session.outcome import Outcome
@@ -57,6 +58,10 @@ class TokenizedQuestion:
     def cost(self) -> int:
         """Number of prompt and choice tokens that the model computes for this question."""
         return len(self.tokens) + sum(map(len, self.choices))
+
+    def blocks(self, number: int = 0) -> list[Block]:
+        """The question and behind it the choices. number: of the question's block."""
+        return [Block(self.tokens), *(Block(choice, number) for choice in self.choices)]
 
 
 class Answerer:
@@ -94,29 +99,51 @@ class Answerer:
 
         Raises InvalidRequestError when the question does not fit into the context, Halt, or what the model raises.
         """
+        if tokenized.choices:
+            (outcome,) = self.choose(state, [tokenized], turn)
+            return outcome
         room = self._room(state.tokens + len(tokenized.tokens), tokenized.needed)
         turn.report('prefill')
         try:
             # 1. Prefill the question right behind the snapshot.
-            start = state.next_position
-            logits = self._vlm.read(state.cache, tokenized.tokens, start, turn.check)
+            (logits,) = state.read([Block(tokenized.tokens)], stay=1, check=turn.check).logits
             turn.lap('prefill_ms')
-            # 2. Score the choices, or decode.
+            # 2. Decode.
             turn.report('decode')
-            start += len(tokenized.tokens)
-            if tokenized.choices:
-                outcome = self._choose(state, tokenized, logits, start, turn)
-            else:
-                outcome = self._write(state, tokenized, logits, start, room, turn)
+            start = state.next_position + len(tokenized.tokens)
+            outcome = self._write(state, tokenized, logits, start, room, turn)
             turn.lap('decode_ms')
-            if outcome.token_ids:
-                tokens = len(outcome.token_ids)
+            tokens = len(outcome.token_ids)
+            if tokens:
                 self._mean_decoded = (
                     tokens if math.isinf(self._mean_decoded) else 0.8 * self._mean_decoded + 0.2 * tokens
                 )
             return outcome
         finally:
             # 3. Restore the state, also after an error.
+            state.restore()
+
+    def choose(self, state: State, questions: Sequence[TokenizedQuestion], turn: Turn) -> list[Outcome]:
+        """Score the choices of several questions in one pass; return the most probable one of each.
+
+        Raises as `answer`. The state is restored in any case.
+        """
+        blocks: list[Block] = []
+        for tokenized in questions:
+            self._room(state.tokens + len(tokenized.tokens), tokenized.needed)
+            blocks += tokenized.blocks(len(blocks))
+        turn.report('prefill')
+        try:
+            logits = iter(state.read(blocks, check=turn.check).logits)
+            outcomes = []
+            for tokenized in questions:
+                end = next(logits)
+                scores = self._vlm.shares(end, [(choice, next(logits)) for choice in tokenized.choices])
+                best = int(np.argmax(scores))
+                outcomes.append(Outcome(tokenized.question.choices[best], scores[best], best, scores))
+            turn.lap('prefill_ms')
+            return outcomes
+        finally:
             state.restore()
 
     def _room(self, prompt: int, needed: int) -> int:
@@ -128,12 +155,6 @@ class Answerer:
                 f"the model's context. Shorten the question, or allow fewer tokens (max_tokens)."
             )
         return context - prompt
-
-    def _choose(self, state: State, tokenized: TokenizedQuestion, logits: Any, start: int, turn: Turn) -> Outcome:
-        """Score the choices and return the most probable one. start: position of the first answer token."""
-        scores = self._vlm.score(state.cache, logits, start, tokenized.choices, turn.check)
-        best = int(np.argmax(scores))
-        return Outcome(tokenized.question.choices[best], scores[best], best, scores)
 
     def _write(
         self, state: State, tokenized: TokenizedQuestion, logits: Any, start: int, room: int, turn: Turn

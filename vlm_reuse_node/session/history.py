@@ -92,7 +92,7 @@ class History:
         self._at_once = True
 
     def refresh(self, state: State, encoded: EncodedFrame, scene_changed: bool, config: Config, check: Check) -> int:
-        """Put a new live frame behind the history. The old live frame becomes a keyframe when one is due.
+        """Put a new live frame behind the history, where it waits. The old one becomes a keyframe when one is due.
 
         A patched live frame never does, because a keyframe stays: the whole frame that replaces it may become one next.
         Returns the number of prompt tokens computed: one slot, unless the history must be cut at once.
@@ -116,7 +116,7 @@ class History:
             is_due = False
         if not is_due:
             state.drop_live()
-        paid = state.append(encoded, check)
+        paid = state.append(encoded, check, later=True)
         keyframes = len(state.frames) - 1
         if keyframes > (room := self._room(state, config)):
             paid += self._cut(state, state.frames[:-1], room, encoded, check)
@@ -201,7 +201,7 @@ class History:
         kept = frames[len(frames) - min(most, len(frames)) :]
         state.clear()
         try:
-            return sum(state.append(frame, check) for frame in (*kept, encoded))
+            return sum(state.append(frame, check, later=True) for frame in (*kept, encoded))
         except BaseException:
             state.clear()  # an incomplete state has a keyframe in the live slot
             raise

@@ -87,19 +87,28 @@ class Refresher:
             self._on_refresh(frame, record)
         return record
 
-    def refresh(self, config: Config, *, may_patch: bool, force: bool = False, check: Check = go_on) -> Refresh | None:
+    def refresh(
+        self,
+        config: Config,
+        *,
+        may_patch: bool,
+        force: bool = False,
+        check: Check = go_on,
+        joins_question: bool = False,
+    ) -> Refresh | None:
         """Bring the state up to the newest frame at the cheapest level that is allowed (docs/architecture.md).
 
         may_patch: whether approximate states may be used.
         force: compute the state of exactly this frame, even when no change is found.
         check: may raise Halt between two steps of the model. What was computed before stays usable.
+        joins_question: leave the prefill to the pass of the question that follows.
         Returns None when nothing had to be computed. Raises ImageError for a frame the model cannot take; nothing
         changes then. After any other error of the model the state is dropped, and the next call computes it again.
         """
         begun, self._begun = self._begun, None
         if begun is None or not begun.serves(self._lookout.newest, may_patch, force):
             begun = self._encode(config, may_patch, force, check)
-        return self._prefill(begun, config, check) if begun else None
+        return self._prefill(begun, config, check, joins_question) if begun else None
 
     def step(self, config: Config, may_patch: bool, check: Check) -> Refresh | None:
         """Do one of the two stages of a refresh: encode the newest frame, or prefill what was encoded.
@@ -253,15 +262,27 @@ class Refresher:
             raise
         return BegunRefresh(look, plan.over(*encoded.grid), reason, encoded, _ms_since(started_s))
 
-    def _prefill(self, begun: BegunRefresh, config: Config, check: Check) -> Refresh:
-        """The second stage: prefill the encoded frame into the state, and record what the state shows now."""
+    def _prefill(self, begun: BegunRefresh, config: Config, check: Check, joins_question: bool = False) -> Refresh:
+        """The second stage: prefill the encoded frame into the state, and record what the state shows now.
+
+        When `check` ends the prefill, its tokens wait for the next question.
+        """
         look, plan, started_s = begun.look, begun.plan, time.perf_counter()
+        halt = None
         try:
-            self.prefilled += self._prefill_slot(begun, config, check)
+            self.prefilled += self._put_slot(begun, config, check)
         except Halt:
             if self.state is None or not self.state.has_live:
                 self._lookout.lose('the last refresh was interrupted')
             raise
+        except Exception:
+            self.drop_state()
+            raise
+        try:
+            if not joins_question:
+                self.state.settle(check)
+        except Halt as error:
+            halt = error
         except Exception:
             self.drop_state()
             raise
@@ -271,7 +292,7 @@ class Refresher:
         else:
             self._patches, self._whole_ns = 0, look.frame.stamp_ns
         changed = self._lookout.settle(look, plan.refreshed, plan.deferred, config)
-        return self._report(
+        record = self._report(
             look,
             plan.level,
             begun.reason,
@@ -280,17 +301,20 @@ class Refresher:
             change_ms=_ms_since(started_s),
             budget_ms=config.budget_ms,
             vision_ms=begun.vision_ms,
-            prefill_ms=prefill_ms,
+            prefill_ms=0.0 if joins_question else prefill_ms,
         )
+        if halt:
+            raise halt
+        return record
 
-    def _prefill_slot(self, begun: BegunRefresh, config: Config, check: Check) -> int:
-        """Prefill the frame into the state. Returns the number of prompt tokens computed."""
+    def _put_slot(self, begun: BegunRefresh, config: Config, check: Check) -> int:
+        """Put the frame into the state, where its tokens wait. Returns the number of prompt tokens to compute."""
         if begun.plan.level == Level.FULL:
             self._drop()  # before the new state is computed, so that two are never held
-            self.state = build(self._vlm, self._template_for, [begun.encoded], check)
+            self.state = build(self._vlm, self._template_for, [begun.encoded], check, later=True)
             return self.state.tokens
         if begun.plan.level == Level.PATCH:
-            return self.state.rewrite(begun.encoded, np.flatnonzero(begun.plan.refreshed), check)
+            return self.state.rewrite(begun.encoded, np.flatnonzero(begun.plan.refreshed), check, later=True)
         return self._history.refresh(self.state, begun.encoded, begun.look.was_cut, config, check)
 
     def _report(

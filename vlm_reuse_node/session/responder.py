@@ -199,7 +199,9 @@ class Responder:
         """Refresh as part of this question's time."""
         case.turn.report('refresh')
         try:
-            refresh = self._refresher.refresh(case.config, may_patch=may_patch, force=force, check=case.turn.check)
+            refresh = self._refresher.refresh(
+                case.config, may_patch=may_patch, force=force, check=case.turn.check, joins_question=not case.is_cold
+            )
         finally:
             case.turn.lap('refresh_ms')
         if refresh:
@@ -218,7 +220,7 @@ class Responder:
         keep, check = self._refresher.keeps_vision(case.config), case.turn.check
         frames = [EncodedFrame.see(self._vlm, encoded.frame, check, keep) for encoded in kept.frames]
         case.turn.book('refresh_ms', 1e3 * (time.perf_counter() - started_s))
-        return twin(build(self._vlm, self._template_for, frames, check), kept.identity)
+        return twin(build(self._vlm, self._template_for, frames, check, later=True), kept.identity)
 
     def _source(self, now_ns: int) -> dict[str, Any]:
         """The camera, model and frame of an answer, by the names of `Answer`'s fields."""

@@ -16,19 +16,25 @@
 
 `[system] [history frame 1] ... [live frame] | snapshot |`. Every frame has its own slot. The live frame is last, so it
 can be replaced without changing the slots before it.
+
+A new live frame, or changed cells of it, may wait: then they go through the language model in one pass with the next
+question.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from vlm_reuse_node.errors import ModelError
-from vlm_reuse_node.model import kv_cache, kv_rewrite
+from vlm_reuse_node.model import kv_cache, pass_cache
 from vlm_reuse_node.model.families.base import Grid
 from vlm_reuse_node.model.families.sparse_vision import padded
+from vlm_reuse_node.model.one_pass import Passes, Reading, WaitingTokens
 from vlm_reuse_node.model.prompt import PromptTemplate
+from vlm_reuse_node.model.token_tree import NO_ROWS, Block
 from vlm_reuse_node.model.vlm import Check, Vlm, go_on
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
 
@@ -52,9 +58,9 @@ class Identity:
 class State:
     """A cache with its snapshot. Every slot is prefilled in its own chunks, both in a new and in a refreshed state.
 
-    frames: in the cache, oldest first.
+    frames: in the cache or waiting, oldest first.
     has_live: whether the last frame is the live one. False while it is replaced, or after an interrupted replacement.
-    tokens: number of tokens in the cache at the snapshot.
+    tokens: number of tokens up to the snapshot, the waiting ones included.
     next_position: position of the question's first token.
     cache: the model's KV cache, one entry for each layer.
     """
@@ -62,6 +68,7 @@ class State:
     def __init__(self, vlm: Vlm, template_for: Callable[[int], PromptTemplate]) -> None:
         """Start with an empty cache. template_for: returns the prompt template for a number of frames."""
         self._vlm, self._template_for = vlm, template_for
+        self._passes = Passes(vlm)
         self.clear()
 
     def clear(self) -> None:
@@ -73,6 +80,7 @@ class State:
         self._positions: np.ndarray | None = None
         self.cache = self._vlm.new_cache()
         self._snapshot = self._before_live = kv_cache.take(self.cache), 0
+        self._waiting: WaitingTokens | None = None
 
     @property
     def live(self) -> EncodedFrame:
@@ -102,48 +110,55 @@ class State:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of cache, snapshots and features, with the live frame's vision state."""
+        """Bytes of cache, snapshots and features, with the live frame's vision state. A waiting slot is estimated."""
         features = sum(encoded.nbytes for encoded in self.frames)
-        return features + kv_cache.held_bytes(self.cache, self._snapshot[0], self._before_live[0])
+        held = kv_cache.held_bytes(self.cache, self._snapshot[0], self._before_live[0])
+        cached = self._snapshot[1]
+        return features + (held * self.tokens // cached if cached else held)
 
-    def append(self, encoded: EncodedFrame, check: Check = go_on) -> int:
+    @property
+    def can_rewrite(self) -> bool:
+        """Whether `rewrite` is possible: there is a live frame, and the cache has the rows of its tokens."""
+        return self.has_live and self._has_rows(self._before_live[1], self.tokens)
+
+    def append(self, encoded: EncodedFrame, check: Check = go_on, *, later: bool = False) -> int:
         """Prefill a frame behind the others; it becomes the live frame. Returns the number of tokens of its slot.
 
-        `check` may raise between two chunks. After any exception the state is what it was before.
+        later: let the slot wait for `read` or `settle`. `check` may raise between two chunks. After any exception the
+        state is what it was before.
         """
+        self.settle(check)
+        before = dict(vars(self))
         frames = (*self.frames, encoded)
         family, grids = self._vlm.family, [frame.grid for frame in frames]
         ids = family.expand(self._template_for(len(frames)).prefix, grids)
         start, positions = self.tokens, family.positions(ids, grids)
         slot = ids[start:]
-        try:
-            self._vlm.run(
-                self.cache, slot, positions[:, start:], embeddings=family.embed(slot, encoded.features), check=check
-            )
-            taken = kv_cache.take(self.cache)
-        except BaseException:
-            self.restore()
-            raise
-        self._before_live, self._snapshot = self._snapshot, (taken, len(ids))
+        picture = start + family.cells(slot)
         older = tuple(replace(frame, vision=None) for frame in self.frames)  # keyframes are never patched
-        if not kv_rewrite.is_possible(self.cache):
+        if not self._has_rows(start, len(ids)):
             encoded = replace(encoded, vision=None)
         self.frames, self.has_live, self.tokens = (*older, encoded), True, len(ids)
         self._ids, self._positions = ids, positions
         self.next_position = int(positions.max()) + 1
+        self._before_live = self._snapshot
+        self._waiting = WaitingTokens(slot, encoded.features, positions[:, start:], NO_ROWS, picture)
+        if not later:
+            try:
+                self.settle(check)
+            except BaseException:
+                vars(self).update(before)
+                self.restore()
+                raise
         return len(slot)
 
-    @property
-    def can_rewrite(self) -> bool:
-        """Whether `rewrite` is possible: there is a live frame, and row i of the cache belongs to token i."""
-        return self.has_live and self._vlm.family.encodes_cells and kv_rewrite.is_possible(self.cache)
-
-    def rewrite(self, encoded: EncodedFrame, cells: np.ndarray, check: Check = go_on) -> int:
+    def rewrite(self, encoded: EncodedFrame, cells: np.ndarray, check: Check = go_on, *, later: bool = False) -> int:
         """Replace the live frame by a newer one with the same grid, and recompute the tokens of some cells in place.
 
         cells: indices of the cells, ascending. With all cells the slot equals the one that `append` computes. The
         tokens behind the cells in the slot are recomputed too. Returns the number of tokens computed.
-        `check` may raise between two chunks. After any exception there is no live frame.
+        later: let the tokens wait for `read` or `settle`. `check` may raise between two chunks. After any exception
+        there is no live frame.
         """
         family, ids = self._vlm.family, self._ids  # the ids depend on the grid alone
         live = family.cells(ids)[-encoded.grid.cells :]
@@ -152,21 +167,61 @@ class State:
         given = [ids[row] for row in rows]
         features = encoded.features[mx.array(np.searchsorted(live, rows[family.cells(given)]))]
         try:
-            self._vlm.rewrite(
-                self.cache, given, family.embed(given, features), self._positions[:, rows], rows, live, check
-            )
-            self._snapshot = kv_cache.take(self.cache), self.tokens
+            self.settle(check)
+            self._waiting = WaitingTokens(given, features, self._positions[:, rows], rows, live)
+            exact = encoded.exact and len(cells) == encoded.grid.cells
+            self.frames = (*self.frames[:-1], replace(encoded, exact=exact))
+            if not later:
+                self.settle(check)
         except BaseException:
             self.drop_live()
             raise
-        exact = encoded.exact and len(cells) == encoded.grid.cells
-        self.frames = (*self.frames[:-1], replace(encoded, exact=exact))
         return paid
+
+    def settle(self, check: Check = go_on) -> None:
+        """Compute the tokens that wait, if any, in passes of their own.
+
+        `check` may raise between two chunks: then they wait on.
+        """
+        if self._waiting is None:
+            return
+        try:
+            self._passes.settle(self.cache, self._waiting, self._rings_before_live, check)
+        except BaseException:
+            self.restore()
+            raise
+        self._waiting, self._snapshot = None, (kv_cache.take(self.cache), self.tokens)
+
+    def read(self, blocks: Sequence[Block], *, stay: int = 0, check: Check = go_on) -> Reading:
+        """Run blocks of text behind the snapshot, in one pass with the tokens that wait, where that is possible.
+
+        blocks: a parent comes before its children. stay: so many of the first blocks stay behind the snapshot until
+        `restore`; each follows the one before it.
+        `check` may raise between two calls. After any exception the cache ends at the snapshot.
+        """
+        try:
+            if not self.can_read_at_once(blocks):
+                self.settle(check)
+            reading = self._passes.read(
+                self.cache, self._waiting, blocks, self.next_position, stay, self._rings_before_live, check
+            )
+            if self._waiting is not None:
+                reading.keep(0)
+                self._waiting, self._snapshot = None, (kv_cache.take(self.cache), self.tokens)
+            reading.keep(sum(len(block.ids) for block in blocks[:stay]))
+        except BaseException:
+            self.restore()
+            raise
+        return reading
+
+    def can_read_at_once(self, blocks: Sequence[Block]) -> bool:
+        """Whether `read` computes all blocks in one call, with the last chunk of the tokens that wait."""
+        return self._passes.fit(self.cache, blocks, self._waiting)
 
     def drop_live(self) -> None:
         """Remove the live frame's slot, so that another frame can be appended in its place."""
         if self.has_live:
-            self._snapshot = self._before_live
+            self._snapshot, self._waiting = self._before_live, None
             self.frames, self.has_live, self.tokens = self.frames[:-1], False, self._snapshot[1]
             self.restore()
 
@@ -174,17 +229,30 @@ class State:
         """Remove everything behind the snapshot."""
         kv_cache.restore(self.cache, self._snapshot[0])
 
+    def _has_rows(self, first: int, end: int) -> bool:
+        """Whether the cache keeps the rows of these tokens, once all are computed, and the family can rewrite them."""
+        return self._vlm.family.encodes_cells and pass_cache.can_rewrite(self.cache, end - first)
+
+    @property
+    def _rings_before_live(self) -> list[Any]:
+        """The attributes of each layer's ring before the live frame."""
+        return self._before_live[0].parts
+
 
 def build(
     vlm: Vlm,
     template_for: Callable[[int], PromptTemplate],
     frames: Iterable[EncodedFrame],
     check: Check = go_on,
+    *,
+    later: bool = False,
 ) -> State:
-    """Compute a state from nothing. The last frame is the live one. `check` may raise between two chunks."""
+    """Compute a state from nothing. The last frame is the live one. later, check: as for `State.append`."""
     state = State(vlm, template_for)
     for encoded in frames:
-        state.append(encoded, check)
+        state.append(encoded, check, later=True)
+    if not later:
+        state.settle(check)
     return state
 
 

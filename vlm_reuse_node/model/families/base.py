@@ -18,6 +18,7 @@ A family knows how one architecture cuts a picture, where the picture is in the 
 and how to run the language model once on a cache. It holds no state of a camera: everything is passed and returned.
 """
 
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
@@ -73,13 +74,15 @@ class Family(Protocol):
     """What a session needs from an architecture. MLX arrays belong to the thread that made them.
 
     cell_px: pixels of a cell's side, in the picture as the model sees it.
-    takes_mask: whether `forward` takes a mask; only a family whose layers are all attention with a flat cache does.
-    encodes_cells: whether it has `prepare_cells`, `encode_cells`, `cells` and `rewrite`.
+    branches: whether `forward` takes a cache of stand-ins (`pass_cache`), where `pass_cache.is_possible`.
+    encodes_cells: whether it has `prepare_cells` and `encode_cells`, and branches.
+    two_way: whether the cells of a picture see each other in both directions.
     """
 
     cell_px: int
-    takes_mask: bool
+    branches: bool
     encodes_cells: bool
+    two_way: bool
 
     def __init__(self, model: Any, processor: Any) -> None:
         """Serve a model and a processor as `mlx_vlm.load` returns them."""
@@ -144,30 +147,14 @@ class Family(Protocol):
         embeddings: mx.array,
         positions: np.ndarray,
         cache: list,
-        keep: int = 1,
-        mask: mx.array | None = None,
+        keep: Sequence[int] = (-1,),
     ) -> mx.array:
-        """Run the language model once behind the tokens in `cache`, and add these tokens to it.
+        """Run the language model once, and add the tokens to `cache`.
 
-        ids, embeddings, positions: of the same tokens, one of `chunks`. cache: as the model's `make_cache` returned it.
-        mask: mx (length, tokens in the cache + length) bool, which tokens see which; None: each sees all before it.
-        Returns the logits of the last `keep` tokens, mx (keep, vocabulary) float32, not evaluated yet.
-        """
-
-    def rewrite(
-        self,
-        ids: list[int],
-        embeddings: mx.array,
-        positions: np.ndarray,
-        rows: np.ndarray,
-        picture: np.ndarray,
-        cache: list,
-    ) -> None:
-        """Compute tokens that are in `cache` once more, in their place. Each sees all before it, the new ones too.
-
-        ids, embeddings, positions, rows: of the same tokens; rows: their indices in the cache, (tokens,) ascending.
-        picture: indices of all cells of their picture. cache: one for which `kv_rewrite.is_possible`. The new keys and
-        values are not evaluated yet.
+        ids, embeddings, positions: of the same tokens, one of `chunks`, or all tokens of a `TokenTree`.
+        cache: as the model's `make_cache` returned it: each token sees all before it. Or stand-ins for a tree.
+        keep: numbers of the tokens whose logits are returned; from the end if negative.
+        Returns their logits, mx (kept, vocabulary) float32, not evaluated yet.
         """
 
 

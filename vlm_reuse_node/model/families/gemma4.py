@@ -19,7 +19,7 @@ per-layer inputs by the first cache's offset. Both are wrong behind a cache that
 layers below it, and makes masks and per-layer inputs for exactly the tokens of the call.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -29,7 +29,8 @@ from PIL import Image
 from vlm_reuse_node.errors import ImageError, ModelError
 from vlm_reuse_node.model.families import gemma4_blocks
 from vlm_reuse_node.model.families.base import Grid, KeysValues, VisionState, even_chunks
-from vlm_reuse_node.model.kv_rewrite import BatchRewriteCache, visible
+from vlm_reuse_node.model.families.placed_rope import place_ropes
+from vlm_reuse_node.model.pass_cache import PassCache
 
 # With this token the E models look up the per-layer inputs of a picture's tokens.
 NO_TOKEN = 0
@@ -41,19 +42,20 @@ Mask = mx.array | str | None
 class Family:
     """See `families.base.Family`."""
 
-    takes_mask = False
+    branches = True
     encodes_cells = True
 
     def __init__(self, model: Any, processor: Any) -> None:
         """Serve a model and a processor as `mlx_vlm.load` returns them."""
         self._model = model
         self._text = model.language_model.model
+        place_ropes(model.language_model)
         self._image_processor = processor.image_processor
         config = model.config
         self._image_token = config.image_token_id
         self._begin_token = config.boi_token_id
         self._end_token = config.eoi_token_id
-        self._two_way = config.text_config.use_bidirectional_attention == 'vision'
+        self.two_way = config.text_config.use_bidirectional_attention == 'vision'
         self._window = config.text_config.sliding_window
         self._pooled = config.vision_config.pooling_kernel_size
         self.cell_px = config.vision_config.patch_size * self._pooled
@@ -129,7 +131,7 @@ class Family:
 
     def chunks(self, ids: list[int], limit: int) -> list[slice]:
         """Every `limit` tokens; before a picture that would be cut, and behind one of more than `limit` tokens."""
-        if not self._two_way:
+        if not self.two_way:
             return even_chunks(len(ids), limit)
         cuts = [0]
         while cuts[-1] < len(ids):
@@ -141,63 +143,39 @@ class Family:
         return [slice(first, last) for first, last in zip(cuts, cuts[1:])]
 
     def forward(
-        self, ids: list[int], embeddings: mx.array, positions: np.ndarray, cache: list, keep: int = 1
-    ) -> mx.array:
-        """Logits of the last `keep` tokens, mx (keep, vocabulary).
-
-        The layers take positions from their caches. Raises ModelError when `positions` are others.
-        """
-        self._check_positions(positions, cache)
-        hidden = embeddings
-        masks = self._masks(ids, cache)
-        layer_inputs = self._layer_inputs(ids, embeddings)
-        shared: dict[int, tuple[KeysValues | None, int]] = {}  # by layer: keys and values, position of the first query
-        dropped = 0
-        for index, layer in enumerate(self._text.layers):
-            if index == self._text.first_kv_shared_layer_idx:
-                # The layers from here on have no cache: only the tokens whose logits are needed go through them.
-                dropped = max(len(ids) - keep, 0)
-                hidden = hidden[:, dropped:]
-                masks = {kind: _last_rows(mask, dropped) for kind, mask in masks.items()}
-            keys_values, start = shared.get(self._text.previous_kvs[index], (None, 0))
-            hidden, own_keys_values, own_start = layer(
-                hidden,
-                masks[layer.layer_type],
-                cache[index] if index < len(cache) else None,
-                per_layer_input=None if layer_inputs is None else layer_inputs[:, dropped:, index],
-                shared_kv=keys_values,
-                offset=start + dropped,
-            )
-            shared[index] = own_keys_values, own_start
-        return self._model.language_model.logits_from_hidden(self._text.norm(hidden[0, -keep:])).astype(mx.float32)
-
-    def rewrite(
         self,
         ids: list[int],
         embeddings: mx.array,
         positions: np.ndarray,
-        rows: np.ndarray,
-        picture: np.ndarray,
         cache: list,
-    ) -> None:
-        """Each token as a sequence of the batch: only so do the layers take positions that do not follow each other.
+        keep: Sequence[int] = (-1,),
+    ) -> mx.array:
+        """Logits of some tokens, mx (kept, vocabulary).
 
-        The layers without a cache write nothing, and are left out.
+        The layers take positions from their caches. Raises ModelError when `positions` are others.
         """
-        inputs = self._layer_inputs(ids, embeddings)
-        hidden = embeddings.transpose(1, 0, 2)  # (tokens, 1, hidden)
-        keys = np.arange(cache[0].offset)
-        past = visible(rows, len(keys))
-        distance = rows[:, None] - keys
-        together = self._two_way & np.isin(rows, picture)[:, None] & np.isin(keys, picture)
-        masks = {'full_attention': past | together, 'sliding_attention': past & (distance < self._window) | together}
-        for index, (layer, part) in enumerate(zip(self._text.layers, cache)):
-            hidden, *_ = layer(
+        self._check_positions(positions, cache)
+        hidden, kept = embeddings, mx.array(list(keep))
+        masks = self._masks(ids, cache, is_last=tuple(keep) == (-1,))
+        layer_inputs = self._layer_inputs(ids, embeddings)
+        shared: dict[int, KeysValues | None] = {}  # keys and values by layer
+        for index, layer in enumerate(self._text.layers):
+            if index == self._text.first_kv_shared_layer_idx:
+                # The layers from here on have no cache: only the tokens whose logits are needed go through them.
+                hidden = hidden[:, kept]
+                masks = {kind: mask[kept] if isinstance(mask, mx.array) else mask for kind, mask in masks.items()}
+                layer_inputs = None if layer_inputs is None else layer_inputs[:, kept]
+            hidden, shared[index], _ = layer(
                 hidden,
-                mx.array(masks[layer.layer_type])[:, None, None],
-                BatchRewriteCache(part, rows),
-                per_layer_input=None if inputs is None else inputs[0, :, None, index],
+                masks[layer.layer_type],
+                cache[index] if index < len(cache) else None,
+                per_layer_input=None if layer_inputs is None else layer_inputs[:, :, index],
+                shared_kv=shared.get(self._text.previous_kvs[index]),
+                offset=mx.array(positions[0])[kept],  # of a layer that shares keys and values; the others ask the cache
             )
+        if self._text.first_kv_shared_layer_idx == len(self._text.layers):
+            hidden = hidden[:, kept]
+        return self._model.language_model.logits_from_hidden(self._text.norm(hidden[0])).astype(mx.float32)
 
     def _picture_around(self, ids: list[int], index: int) -> tuple[int, int]:
         """Index of the first token of the picture around `index`, and the index behind its last token."""
@@ -209,23 +187,29 @@ class Family:
         return first, last
 
     def _check_positions(self, positions: np.ndarray, cache: list) -> None:
-        """Raise ModelError for positions that are not those of the next tokens behind all caches."""
-        held = sorted({entry.offset for entry in cache})
-        expected = self.text_positions(held[0], positions.shape[1])
+        """Raise ModelError for positions that are not those that the layers take from their caches."""
+        if isinstance(cache[0], PassCache):
+            held, expected = [cache[0].tree.held], cache[0].tree.places[None]
+        else:
+            held = sorted({entry.offset for entry in cache})
+            expected = self.text_positions(held[0], positions.shape[1])
         if len(held) > 1 or not np.array_equal(positions, expected):
             raise ModelError(
                 f'The caches hold {held} tokens and the next one is given position {positions[0, 0]}; '
                 f'expected positions that begin where all the caches end. Build the state again.'
             )
 
-    def _masks(self, ids: list[int], cache: list) -> dict[str, Mask]:
-        """The mask of a call's tokens for each type of layer."""
-        pictures = self._picture_numbers(ids) if self._two_way and len(ids) > 1 else None
+    def _masks(self, ids: list[int], cache: list, is_last: bool) -> dict[str, Mask]:
+        """The mask of a call's tokens for each type of layer. is_last: only the last token's logits are needed."""
+        pictures = None
+        if self.two_way and len(ids) > 1 and not isinstance(cache[0], PassCache):  # a tree has it in its mask
+            pictures = self._picture_numbers(ids)
+        is_array = pictures is not None or not is_last
         masks: dict[str, Mask] = {}
         for layer, entry in zip(self._text.layers, cache):
             if layer.layer_type not in masks:
                 window = self._window if layer.layer_type == 'sliding_attention' else None
-                mask = entry.make_mask(len(ids), window_size=window, return_array=pictures is not None)
+                mask = entry.make_mask(len(ids), window_size=window, return_array=is_array)
                 masks[layer.layer_type] = mask if pictures is None else _with_two_way(mask, pictures)
         return masks
 
@@ -250,8 +234,3 @@ def _with_two_way(mask: mx.array, pictures: np.ndarray) -> mx.array:
     together = mx.array((pictures[:, None] == pictures) & (pictures >= 0))
     older = mask.shape[1] - len(pictures)
     return mx.concatenate([mask[:, :older], mask[:, older:] | together], axis=1)
-
-
-def _last_rows(mask: Mask, dropped: int) -> Mask:
-    """The mask without its first tokens."""
-    return mask[dropped:] if isinstance(mask, mx.array) else mask

@@ -52,8 +52,8 @@ class Family:
     """See `families.base.Family`."""
 
     cell_px = 28
-    takes_mask = False  # some of these models ignore it
     encodes_cells = False
+    two_way = False
 
     def __init__(self, model: Any, processor: Any) -> None:
         """Serve a model and a processor as `mlx_vlm.load` returns them, once one small picture went through both.
@@ -148,24 +148,29 @@ class Family:
         embeddings: mx.array,
         positions: np.ndarray,
         cache: list,
-        keep: int = 1,
-        mask: mx.array | None = None,
+        keep: Sequence[int] = (-1,),
     ) -> mx.array:
-        """Logits of the last `keep` tokens, mx (keep, vocabulary).
+        """Logits of some tokens, mx (kept, vocabulary).
 
-        The layers take positions from their caches. Raises ModelError when `positions` are others, and for a mask.
+        The layers take positions from their caches. Raises ModelError when `positions` are others.
         """
-        if mask is not None:
-            raise ModelError(f'A {self._type} model was given a mask; expected none, because it may ignore it.')
-        held = next((int(entry.offset) for entry in cache if hasattr(entry, 'offset')), None)
-        if held is None or not np.array_equal(positions, self.text_positions(held, len(ids))):
+        held = next((entry.offset for entry in cache if hasattr(entry, 'offset')), None)
+        if isinstance(held, mx.array) and held.size > 1:
+            expected = np.array(held)[None]
+        else:
+            expected = None if held is None else self.text_positions(int(held), len(ids))
+        if expected is None or not np.array_equal(positions, expected):
             raise ModelError(
                 f'The cache holds {held} tokens, and the positions of the next ones begin with {positions[:, :1]}; '
                 f'a {self._type} model takes positions from its cache. Build the state again.'
             )
         # Some models compute the whole vocabulary for all tokens unless told not to; the others ignore it.
-        output = self._model.language_model(mx.array([ids]), inputs_embeds=embeddings, cache=cache, logits_to_keep=keep)
-        return output.logits[0, -keep:].astype(mx.float32)
+        first = min(index % len(ids) for index in keep)
+        output = self._model.language_model(
+            mx.array([ids]), inputs_embeds=embeddings, cache=cache, logits_to_keep=len(ids) - first
+        )
+        kept = [index % len(ids) - len(ids) for index in keep]  # from the end, because some models ignore it
+        return output.logits[0, mx.array(kept)].astype(mx.float32)
 
     def _embeddings(self, ids: Sequence[int], pixels: Pixels | None = None) -> mx.array:
         """The model's own embeddings of tokens and of at most one picture among them: mx (length, hidden)."""
@@ -238,7 +243,9 @@ class Family:
             cache = make_prompt_cache(self._model.language_model)
             return mx.concatenate(
                 [
-                    self.forward(ids[part], embeddings[:, part], positions[:, part], cache, keep=len(ids[part]))
+                    self.forward(
+                        ids[part], embeddings[:, part], positions[:, part], cache, keep=range(-len(ids[part]), 0)
+                    )
                     for part in (slice(0, middle), slice(middle, len(ids)))
                 ]
             )

@@ -33,7 +33,7 @@ from vlm_reuse_node.model.families.sparse_vision import patch_rows
 class Family(QwenFamily):
     """See `families.base.Family`."""
 
-    takes_mask = True
+    branches = True
     encodes_cells = True
 
     def __init__(self, model: Any, processor: Any) -> None:

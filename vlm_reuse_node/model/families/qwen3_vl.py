@@ -20,6 +20,7 @@ drops the levels when features come from its cache (`cached_image_features`), or
 mask: this file gives every call the levels of exactly its own tokens.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -35,7 +36,7 @@ from vlm_reuse_node.model.families.qwen_vision import QwenFamily
 class Family(QwenFamily):
     """See `families.base.Family`. The width of features is hidden * (1 + levels), that of text alone is hidden."""
 
-    takes_mask = True
+    branches = True
     encodes_cells = True
 
     def __init__(self, model: Any, processor: Any) -> None:
@@ -81,15 +82,14 @@ class Family(QwenFamily):
         embeddings: mx.array,
         positions: np.ndarray,
         cache: list,
-        keep: int = 1,
-        mask: mx.array | None = None,
+        keep: Sequence[int] = (-1,),
     ) -> mx.array:
-        """Logits of the last `keep` tokens, mx (keep, vocabulary)."""
+        """Logits of some tokens, mx (kept, vocabulary)."""
         hidden = self._language.args.hidden_size
         levels = embeddings.shape[-1] // hidden - 1
         cells = self.cells(ids)
         if not levels or not cells.size:
-            return self.run_layers(embeddings[..., :hidden], positions, cache, keep, mask=mask)
+            return self.run_layers(embeddings[..., :hidden], positions, cache, keep)
         first, *rest = mx.split(embeddings, 1 + levels, axis=-1)
         visual = np.isin(np.arange(len(ids)), cells)
         return self.run_layers(
@@ -97,7 +97,6 @@ class Family(QwenFamily):
             positions,
             cache,
             keep,
-            mask=mask,
             visual_pos_masks=visual[None],
             deepstack_visual_embeds=[level[0, mx.array(cells)] for level in rest],
         )

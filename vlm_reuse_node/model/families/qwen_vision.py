@@ -21,6 +21,7 @@ them the positions.
 
 import copy
 import sys
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -31,7 +32,6 @@ from PIL import Image
 from vlm_reuse_node.errors import ImageError
 from vlm_reuse_node.model.families.base import Grid, even_chunks
 from vlm_reuse_node.model.families.picture_parts import CellPixels, PictureParts
-from vlm_reuse_node.model.kv_rewrite import RewriteCache, visible
 
 AXES = 3
 
@@ -39,8 +39,9 @@ AXES = 3
 class QwenFamily:
     """All of `families.base.Family` but `encode`."""
 
-    takes_mask = False
+    branches = False
     encodes_cells = False
+    two_way = False
 
     def __init__(self, model: Any, processor: Any) -> None:
         """Serve a model and a processor as `mlx_vlm.load` returns them."""
@@ -143,33 +144,19 @@ class QwenFamily:
         embeddings: mx.array,
         positions: np.ndarray,
         cache: list,
-        keep: int = 1,
-        mask: mx.array | None = None,
+        keep: Sequence[int] = (-1,),
     ) -> mx.array:
-        """Logits of the last `keep` tokens, mx (keep, vocabulary)."""
-        return self.run_layers(embeddings, positions, cache, keep, mask=mask)
-
-    def rewrite(
-        self,
-        ids: list[int],
-        embeddings: mx.array,
-        positions: np.ndarray,
-        rows: np.ndarray,
-        picture: np.ndarray,
-        cache: list,
-    ) -> None:
-        """In one forward call, with a mask by the order in the prompt."""
-        mask = mx.array(visible(rows, cache[0].offset))
-        self.forward(ids, embeddings, positions, [RewriteCache(part, rows) for part in cache], mask=mask)
+        """Logits of some tokens, mx (kept, vocabulary)."""
+        return self.run_layers(embeddings, positions, cache, keep)
 
     def run_layers(
-        self, embeddings: mx.array, positions: np.ndarray, cache: list, keep: int, **inputs: Any
+        self, embeddings: mx.array, positions: np.ndarray, cache: list, keep: Sequence[int], **inputs: Any
     ) -> mx.array:
         """`forward`, with further inputs of the family's layers by name."""
         hidden = self._language.model(
             None, inputs_embeds=embeddings, cache=cache, position_ids=mx.array(positions)[:, None], **inputs
         )
-        hidden = hidden[0, -keep:]
+        hidden = hidden[0, mx.array(list(keep))]
         if self._language.args.tie_word_embeddings:
             logits = self._language.model.embed_tokens.as_linear(hidden)
         else:

@@ -1,0 +1,214 @@
+# Copyright 2026 vlm_reuse_node maintainers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Runs what belongs together through the language model in one pass.
+
+These are the tokens of the live frame that wait, a question or several, and their choices. What does not fit into one
+call, or needs a cache that cannot branch, goes through in turn: each block behind the one it follows, from a snapshot.
+A recurrent state or a quantised cache cannot branch, and a few models take no mask (`families.generic`).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from vlm_reuse_node.model import kv_cache, pass_cache
+from vlm_reuse_node.model import vlm as vlms
+from vlm_reuse_node.model.families.base import Family
+from vlm_reuse_node.model.token_tree import NO_ROWS, Block, TokenTree
+from vlm_reuse_node.model.vlm import Check, Vlm, go_on
+
+
+@dataclass(frozen=True, eq=False)
+class WaitingTokens:
+    """Tokens of the live frame that are not computed yet: its slot, or some cells in it.
+
+    features: of the cells among them, mx (cells, width). positions: (axes, tokens).
+    rows: the rows of the cache that they replace, (tokens,) ascending; (0,) for a slot, which is added behind
+        the cache.
+    picture: rows of all cells of the frame.
+    """
+
+    ids: list[int]
+    features: mx.array
+    positions: np.ndarray
+    rows: np.ndarray
+    picture: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What a pass found.
+
+    logits: of each block's tokens, mx (tokens, vocabulary); of a block that others follow only those of its
+        last token.
+    keep: cuts the cache behind so many of the blocks' tokens. May be called again until something else is added.
+    """
+
+    logits: list[mx.array]
+    keep: Callable[[int], None]
+
+
+class Passes:
+    """Runs tokens on one model's caches. It serves any state.
+
+    In its methods, `before` is what `pass_cache.stand_ins` needs to write over the rows of a ring.
+    """
+
+    def __init__(self, vlm: Vlm) -> None:
+        """Use this model."""
+        self._vlm, self._family = vlm, vlm.family
+
+    def can_branch(self, cache: list) -> bool:
+        """Whether one call can compute blocks that do not see each other."""
+        return self._family.branches and pass_cache.is_possible(cache)
+
+    def fit(self, cache: list, blocks: Sequence[Block], waiting: WaitingTokens | None = None) -> bool:
+        """Whether one call can compute all blocks, together with the last chunk of the tokens that wait."""
+        chunk = self._chunks(waiting)[-1]
+        count = chunk.stop - chunk.start + sum(len(block.ids) for block in blocks)
+        return self.can_branch(cache) and count <= vlms.PREFILL_CHUNK
+
+    def settle(self, cache: list, waiting: WaitingTokens, before: list[Any] | None, check: Check = go_on) -> None:
+        """Compute the tokens that wait, in passes of their own. `check` may raise between two chunks."""
+        if not len(waiting.rows):
+            embeddings = self._family.embed(waiting.ids, waiting.features)
+            self._vlm.run(cache, waiting.ids, waiting.positions, embeddings=embeddings, check=check)
+            return
+        for part in self._chunks(waiting):
+            check()
+            self._run(cache, _part(self._family, waiting, part), [], before).keep(0)
+
+    def read(
+        self,
+        cache: list,
+        waiting: WaitingTokens | None,
+        blocks: Sequence[Block],
+        position: int,
+        stay: int = 0,
+        before: list[Any] | None = None,
+        check: Check = go_on,
+    ) -> Reading:
+        """Run blocks of text behind the cache, with the tokens that wait, if any: then all must `fit`.
+
+        blocks: a parent comes before its children. position: of the first text token.
+        stay: so many of the first blocks stay in the cache; each follows the one before it. Others may stay, too, until
+        `Reading.keep` is called. `check` may raise between two calls.
+        """
+        if waiting is None:
+            return self._read_in_turn(cache, blocks, position, stay, check)
+        *chunks, last = self._chunks(waiting)
+        for part in chunks:
+            check()
+            self._run(cache, _part(self._family, waiting, part), [], before).keep(part.stop - part.start)
+        check()
+        return self._run(cache, _part(self._family, waiting, last), blocks, before, position)
+
+    def _read_in_turn(self, cache: list, blocks: Sequence[Block], position: int, stay: int, check: Check) -> Reading:
+        """Run blocks in one call if they fit, else one after the other, each with what follows it."""
+        check()
+        if self.fit(cache, blocks):
+            return self._run(cache, None, blocks, None, position)
+        here = kv_cache.take(cache)
+        logits: dict[int, mx.array] = {}
+        for root in (number for number, block in enumerate(blocks) if block.parent < 0):
+            ids, (numbers, followers) = blocks[root].ids, _behind(blocks, root)
+            positions = self._family.text_positions(position, len(ids))
+            logits[root] = self._vlm.run(cache, ids, positions, keep=1 if numbers else len(ids), check=check)
+            if numbers:
+                reading = self._read_in_turn(cache, followers, position + len(ids), stay - 1, check)
+                reading.keep(sum(len(block.ids) for block in followers[: max(0, stay - 1)]))
+                logits |= dict(zip(numbers, reading.logits))
+            if stay < 1:
+                kv_cache.restore(cache, here)
+
+        def keep(tokens: int) -> None:
+            if not tokens:
+                kv_cache.restore(cache, here)
+
+        return Reading([logits[number] for number in range(len(blocks))], keep)
+
+    def _run(
+        self,
+        cache: list,
+        waiting: WaitingTokens | None,
+        blocks: Sequence[Block],
+        before: list[Any] | None,
+        position: int = 0,
+    ) -> Reading:
+        """One call for tokens that wait, behind the cache or in it, and the blocks behind them."""
+        family, held = self._family, cache[0].offset
+        slot, rows, two_way = [], NO_ROWS, NO_ROWS
+        ids, positions, features = [], family.text_positions(0, 0), None
+        if waiting is not None:
+            ids, positions, features, rows = list(waiting.ids), waiting.positions, waiting.features, waiting.rows
+            slot = [] if len(rows) else [Block(ids)]
+            two_way = waiting.picture if family.two_way else NO_ROWS
+        first = len(ids)  # of the blocks' tokens
+        behind = held + sum(len(block.ids) for block in slot)
+        tree = TokenTree.of(
+            held, [*slot, *(Block(block.ids, block.parent + len(slot)) for block in blocks)], rows, two_way
+        )
+        ids = ids + [token for block in blocks for token in block.ids]
+        depths = tree.places[first:] - behind
+        text = family.text_positions(position, int(depths.max(initial=-1)) + 1)[:, depths]
+        counts, kept = _kept(blocks, first)
+        logits, parts = self._vlm.run_tree(
+            cache, tree, ids, family.embed(ids, features), np.concatenate([positions, text], axis=1), kept, before
+        )
+        return Reading(
+            [logits[end - count : end] for count, end in zip(counts, np.cumsum(counts).tolist())],
+            lambda tokens: pass_cache.keep(parts, behind - held + tokens),
+        )
+
+    def _chunks(self, waiting: WaitingTokens | None) -> list[slice]:
+        return self._family.chunks(waiting.ids, vlms.PREFILL_CHUNK) if waiting else [slice(0, 0)]
+
+
+def _part(family: Family, waiting: WaitingTokens, part: slice) -> WaitingTokens:
+    """Some of the tokens that wait, with the features of their cells."""
+    cells = np.searchsorted(family.cells(waiting.ids), [part.start, part.stop])
+    return replace(
+        waiting,
+        ids=waiting.ids[part],
+        features=waiting.features[slice(*cells.tolist())],
+        positions=waiting.positions[:, part],
+        rows=waiting.rows[part],
+    )
+
+
+def _behind(blocks: Sequence[Block], root: int) -> tuple[list[int], list[Block]]:
+    """The numbers of all blocks that follow this one, directly or not; and these blocks with parents among them."""
+    numbers: list[int] = []
+    followers: list[Block] = []
+    for number, (ids, parent) in enumerate(blocks):
+        if parent == root or parent in numbers:
+            followers.append(Block(ids, numbers.index(parent) if parent in numbers else -1))
+            numbers.append(number)
+    return numbers, followers
+
+
+def _kept(blocks: Sequence[Block], first: int) -> tuple[list[int], list[int]]:
+    """How many tokens of each block have logits that are wanted, and the numbers of these tokens in the call."""
+    parents = {block.parent for block in blocks}
+    counts, kept = [], []
+    for number, block in enumerate(blocks):
+        end = first + len(block.ids)
+        kept += [end - 1] if number in parents else range(first, end)
+        counts.append(1 if number in parents else len(block.ids))
+        first = end
+    return counts, kept

@@ -1,0 +1,167 @@
+# Copyright 2026 vlm_reuse_node maintainers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Stand-ins for a model's caches during one forward call on a `TokenTree`.
+
+A layer of mlx-vlm asks its cache for three things: the positions of the call's tokens (`offset`), which tokens see
+which (`make_mask`), and all keys and values, once those of the call are added (`update_and_fetch`). A stand-in answers
+for the tree. So the layers run unchanged. Afterwards `keep` cuts the real cache behind any of the added tokens.
+"""
+
+from typing import Any
+
+import mlx.core as mx
+from mlx_vlm.models.cache import KVCache, RotatingKVCache
+
+from vlm_reuse_node.model.token_tree import TokenTree
+
+# The attributes of a ring as they were before the live picture, by name.
+RingBefore = dict[str, Any]
+
+
+def is_possible(cache: list) -> bool:
+    """Whether every layer keeps keys and values as they are: no recurrent state, nothing quantised."""
+    return all(type(part) is KVCache or (type(part) is RotatingKVCache and not part.keep) for part in cache)
+
+
+def can_rewrite(cache: list, tokens: int) -> bool:
+    """Whether the last `tokens` rows can be written over: every ring keeps so many."""
+    return is_possible(cache) and all(type(part) is KVCache or tokens <= part.max_size for part in cache)
+
+
+class PassCache:
+    """Stands in for one layer's cache.
+
+    tree: the call's tokens. offset: place of each of them, mx (tokens,).
+    """
+
+    def __init__(self, part: Any, tree: TokenTree) -> None:
+        """Stand in for `part`, which holds tree.held tokens."""
+        self._part, self.tree = part, tree
+        self.offset = mx.array(tree.places)
+
+
+class FlatPass(PassCache):
+    """Stands in for a cache that keeps all rows. It writes into that cache."""
+
+    def make_mask(self, count: int, window_size: int | None = None, return_array: bool = False) -> mx.array:
+        """Return which of the call's tokens see which rows, mx (tokens, rows) bool."""
+        return mx.array(self.tree.mask(0, window_size))
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Write the call's keys and values, mx (1, heads, tokens, width) each; return those of all rows."""
+        part, rewritten = self._part, len(self.tree.rows)
+        if rewritten:
+            rows = mx.array(self.tree.rows)
+            part.keys[..., rows, :] = keys[..., :rewritten, :]
+            part.values[..., rows, :] = values[..., :rewritten, :]
+        if rewritten < keys.shape[2]:
+            return part.update_and_fetch(keys[..., rewritten:, :], values[..., rewritten:, :])
+        return part.keys[..., : part.offset, :], part.values[..., : part.offset, :]
+
+    @property
+    def arrays(self) -> tuple[mx.array, mx.array]:
+        """All keys and values that the call has written."""
+        return self._part.keys, self._part.values
+
+    def keep(self, added: int) -> None:
+        """Cut the cache behind so many added tokens; they follow each other. May be called again with another number.
+
+        That holds until something else is added to the cache.
+        """
+        self._part.offset = self.tree.held + added
+
+
+class RingPass(PassCache):
+    """Stands in for a cache that keeps the last rows. The ring itself changes in `keep` only."""
+
+    def __init__(self, part: RotatingKVCache, tree: TokenTree, before: RingBefore | None) -> None:
+        """Stand in for `part`, which holds tree.held tokens.
+
+        before: the ring's attributes before the rows that are written over; needed when the ring has dropped rows since
+        that these look at.
+        """
+        super().__init__(part, tree)
+        self._kept = [] if part.keys is None else [_in_order(vars(part), name) for name in ('keys', 'values')]
+        if len(tree.rows) and part.offset > part.max_size and before is not None and before['keys'] is not None:
+            newer = part.offset - before['offset']
+            self._kept = [
+                mx.concatenate([_in_order(before, name), array[..., array.shape[2] - newer :, :]], axis=2)
+                for name, array in zip(('keys', 'values'), self._kept)
+            ]
+        self._first = tree.held - (self._kept[0].shape[2] if self._kept else 0)
+        self._all: list[mx.array] = []
+
+    def make_mask(self, count: int, window_size: int | None = None, return_array: bool = False) -> mx.array:
+        """Return which of the call's tokens see which of the rows that are left, mx (tokens, rows) bool."""
+        return mx.array(self.tree.mask(self._first, window_size or self._part.max_size))
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Take the call's keys and values, mx (1, heads, tokens, width) each; return them with the rows that are left.
+
+        The rows come in the order of their tokens.
+        """
+        rewritten = len(self.tree.rows)
+        self._all = []
+        for number, new in enumerate((keys, values)):
+            added = [new[..., rewritten:, :]] if rewritten < new.shape[2] else []
+            kept = self._kept[number : number + 1]
+            if rewritten:
+                copied = mx.array(kept[0])
+                copied[..., mx.array(self.tree.rows - self._first), :] = new[..., :rewritten, :]
+                kept = [copied]
+            self._all.append(mx.concatenate([*kept, *added], axis=2))
+        return self._all[0], self._all[1]
+
+    @property
+    def arrays(self) -> tuple[mx.array, ...]:
+        """All keys and values that the call has computed."""
+        return tuple(self._all)
+
+    def keep(self, added: int) -> None:
+        """Cut the cache behind so many added tokens; see `FlatPass.keep`."""
+        if not added and not len(self.tree.rows) and self._part.offset == self.tree.held:
+            return  # the ring is what it was
+        part = self._part
+        end = self.tree.held + added - self._first
+        start = max(0, end - part.max_size)
+        part.keys, part.values = (array[..., start:end, :] for array in self._all)
+        part.offset, part._idx = self.tree.held + added, end - start
+
+
+def stand_ins(cache: list, tree: TokenTree, before: list[Any] | None = None) -> list[FlatPass | RingPass]:
+    """Return a stand-in for each layer's cache, for one call. cache: one for which `is_possible`.
+
+    before: see `RingPass`, one entry for each layer.
+    """
+    return [
+        FlatPass(part, tree) if type(part) is KVCache else RingPass(part, tree, before[index] if before else None)
+        for index, part in enumerate(cache)
+    ]
+
+
+def keep(parts: list[FlatPass | RingPass], added: int) -> None:
+    """Cut all caches behind so many added tokens; see `FlatPass.keep`."""
+    for part in parts:
+        part.keep(added)
+
+
+def _in_order(attributes: RingBefore, name: str) -> mx.array:
+    """The rows of a ring in the order of their tokens."""
+    array, index, offset = attributes[name], attributes['_idx'], attributes['offset']
+    if index == array.shape[2]:
+        return array
+    if index < offset:
+        return mx.concatenate([array[..., index:, :], array[..., :index, :]], axis=2)
+    return array[..., :index, :]
