@@ -23,6 +23,7 @@ least once: an upkeep_share below 1 holds upkeep back, not what a question may s
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vlm_reuse_node.model.work import Work
@@ -70,8 +71,8 @@ class Account:
         self._first = Work()  # of the first question
         self._dearest = Work()  # of the question that was the dearest for cold-dense
 
-    def book_question(self, spent: Work, cold: Work, upkeep_share: float) -> None:
-        """Book a question: the work that was done for it, and that of cold-dense.
+    def book_questions(self, spent: Work, colds: Sequence[Work], upkeep_share: float) -> None:
+        """Book questions that were answered together: the work that was done, and that of cold-dense for each.
 
         upkeep_share: all work may be this many times that of cold-dense. After a change of it no debt is left: a
         camera that did much upkeep, or was allowed little, would else do none for a long time.
@@ -81,11 +82,12 @@ class Account:
             self._of_patches.forget_debt()
         self._share = upkeep_share
         self._spend(spent)
-        self.cold += cold
-        self._first = self._first if self._first.tokens else cold
-        self._dearest = max(self._dearest, cold, key=lambda work: work.tokens)
-        self._of_upkeep.earn(cold, upkeep_share, self._dearest)
-        self._of_patches.earn(cold, max(upkeep_share, 1.0), self._dearest)
+        for cold in colds:
+            self.cold += cold
+            self._first = self._first if self._first.tokens else cold
+            self._dearest = max(self._dearest, cold, key=lambda work: work.tokens)
+            self._of_upkeep.earn(cold, upkeep_share, self._dearest)
+            self._of_patches.earn(cold, max(upkeep_share, 1.0), self._dearest)
 
     def book_upkeep(self, spent: Work) -> None:
         """Book work that no question waited for."""

@@ -51,6 +51,7 @@ class Answer:
     refresh_ms: time of the refresh that this answer waited for; of a cold answer: image processor and vision tower.
     confidence: probability of the best choice, or of a text's least likely token; 0 without an answer.
     escalated: whether the answer of a patched state was below min_confidence, and this one was given after a refresh.
+    remembered: whether this state has answered the same question before, so that the model had nothing to do.
     """
 
     status: Status
@@ -77,6 +78,7 @@ class Answer:
     decode_ms: float = 0.0
     confidence: float = 0.0
     escalated: bool = False
+    remembered: bool = False
 
     @property
     def total_ms(self) -> float:

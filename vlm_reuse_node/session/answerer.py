@@ -32,7 +32,7 @@ from vlm_reuse_node.model.work import Work
 from vlm_reuse_node.session.outcome import Outcome
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.state import State
-from vlm_reuse_node.session.turn import Turn
+from vlm_reuse_node.session.turn import SharedTurn, Turn
 
 INCOMPLETE_CHARACTER = '\ufffd'  # decoded from a character whose remaining bytes are in later tokens
 
@@ -94,6 +94,13 @@ class Answerer:
         ms += sum(meter.read.ms(len(choice)) for choice in tokenized.choices)
         return Work(0, tokenized.cost, decoded, ms)
 
+    def work(self, state: State, tokenized: TokenizedQuestion, outcome: Outcome) -> Work:
+        """What cold-dense would have spent on this answer, beside the state. Its time is the expected one."""
+        meter, tokens = self._vlm.meter, len(outcome.token_ids)
+        is_cut = tokens == min(tokenized.question.max_tokens, self._room(state.tokens + len(tokenized.tokens), 0))
+        steps = tokens - 1 if tokens and is_cut else tokens
+        return Work(0, tokenized.cost, steps, meter.read.ms(tokenized.cost) + steps * meter.decode.ms(1))
+
     def answer(self, state: State, tokenized: TokenizedQuestion, turn: Turn) -> Outcome:
         """Let the model answer. The state is restored in any case.
 
@@ -123,7 +130,7 @@ class Answerer:
             # 3. Restore the state, also after an error.
             state.restore()
 
-    def choose(self, state: State, questions: Sequence[TokenizedQuestion], turn: Turn) -> list[Outcome]:
+    def choose(self, state: State, questions: Sequence[TokenizedQuestion], turn: Turn | SharedTurn) -> list[Outcome]:
         """Score the choices of several questions in one pass; return the most probable one of each.
 
         Raises as `answer`. The state is restored in any case.

@@ -12,12 +12,15 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""One question, from its check to its answer: refresh if it needs that, answer, escalate, book the costs."""
+"""The story of some questions, from their check to their answers: refresh if they need that, answer, book the costs.
+
+Questions with choices that were asked about the same camera go through the model together.
+"""
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from vlm_reuse_node.config import Config
@@ -29,47 +32,22 @@ from vlm_reuse_node.scene.lookout import Look
 from vlm_reuse_node.scene.refresh import Level
 from vlm_reuse_node.session.account import Account
 from vlm_reuse_node.session.answer import Answer, Status
-from vlm_reuse_node.session.answerer import Answerer, TokenizedQuestion
+from vlm_reuse_node.session.answer_memory import AnswerMemory
+from vlm_reuse_node.session.answerer import Answerer
 from vlm_reuse_node.session.auditor import Auditor
+from vlm_reuse_node.session.case import Case
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
 from vlm_reuse_node.session.outcome import Outcome
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.refresher import Refresher
 from vlm_reuse_node.session.state import State, build, twin
-from vlm_reuse_node.session.turn import Halt, Turn
+from vlm_reuse_node.session.turn import Halt, SharedTurn
 from vlm_reuse_node.session.upkeep import Upkeep
 
 _log = logging.getLogger(__name__)
 
-
-@dataclass
-class Case:
-    """One question while it is answered.
-
-    now_ns: its time on the clock of the frames' stamps. is_cold: answer cold-dense.
-    before: the model's meter when it began. cold: the work of cold-dense for its last answer; None before the first.
-    measured_from: the meter when a cold answer began; it is a measurement and is booked nowhere.
-    level: of the dearest refresh that it waited for. is_complete: whether it got an answer.
-    """
-
-    config: Config
-    now_ns: int
-    turn: Turn
-    is_cold: bool
-    before: Work
-    cold: Work | None = None
-    measured_from: Work | None = None
-    level: Level = Level.REUSE
-    is_complete: bool = False
-
-    def cold_work(self, spent: Work) -> Work:
-        """What cold-dense would have spent. spent: what was spent on the question here.
-
-        A question that ended early costs cold-dense as much as it did here, because it would have been cut as early.
-        """
-        if self.is_complete:
-            return self.cold
-        return min(self.cold or spent, spent, key=lambda work: work.tokens)
+# Most tokens of questions and choices in one pass. More would let the first question wait too long for the others.
+MOST_TOGETHER = 256
 
 
 class Responder:
@@ -90,70 +68,71 @@ class Responder:
         self._vlm, self._template_for, self._camera = vlm, template_for, camera
         self._answerer, self._refresher, self._auditor = answerer, refresher, auditor
         self._account, self._upkeep = account, upkeep
+        self._memory = AnswerMemory()
 
     def respond(
-        self, question: Question, config: Config, now_ns: int, turn: Turn, is_cold: bool, look: Callable[[], None]
-    ) -> Answer:
-        """Answer and book the costs; see `SceneSession.ask`. Every error becomes the answer's status.
+        self,
+        cases: Sequence[Case],
+        config: Config,
+        look: Callable[[], None],
+        deliver: Callable[[Case], None] = lambda case: None,
+    ) -> None:
+        """Answer some questions and book the costs; see `SceneSession.ask_together`. Every error becomes a status.
 
-        look: looks at the frame that waits.
+        look: looks at the frame that waits. deliver: called with each case as soon as it has its answer.
         """
-        case = Case(config, now_ns, turn, is_cold, self._vlm.meter.done)
+        before = self._vlm.meter.done
         try:
-            return self._respond(question, case, look)
-        except InvalidRequestError as error:
-            status, message = Status.INVALID_REQUEST, str(error)
-        except Halt as halt:
-            status, message = halt.status, str(halt)
-        except Exception as error:
-            self._refresher.drop_state()
-            status, message = Status.MODEL_ERROR, f'The model failed: {type(error).__name__}: {error}'
-            _log.exception("Camera '%s': the model failed, so its state will be computed again.", self._camera)
+            with self._ending(cases, deliver):
+                # 1. Check the questions and the picture.
+                self._check(cases, config, look, deliver)
+                # 2. Bring the state up to the newest frame if a question needs that.
+                self._freshen(_open(cases), config)
+                # 3. Answer. If a patched state is not confident enough, compute it whole and answer again.
+                self._reply(_open(cases), config, deliver)
+                unsure = self._unsure(_open(cases), config)
+                self._finish([case for case in _open(cases) if case not in unsure], config, deliver)
+                if unsure:
+                    self._refresh(unsure, config, force=True)
+                    self._reply(unsure, config, deliver)
+                    self._finish(_open(unsure), config, deliver)
         finally:
-            spent = (case.measured_from or self._vlm.meter.done) - case.before
-            self._account.book_question(spent, case.cold_work(spent), config.upkeep_share)
-        return Answer(status, message, **self._source(now_ns), **turn.stages)
+            self._book(cases, self._vlm.meter.done - before, config)
 
-    def _respond(self, question: Question, case: Case, look: Callable[[], None]) -> Answer:
-        # 1. Check the question and the picture.
-        tokenized = self._answerer.tokenize(question, case.config)
-        case.turn.begin(tokenized.question.timeout_s)
-        self._upkeep.note_question(tokenized.question)
-        look()
-        self._check_picture(tokenized.question, case.now_ns)
-        # 2. Bring the state up to the newest frame if the question needs that. A cold answer uses a state of its own.
-        prefilled_before = self._refresher.prefilled
-        self._freshen(tokenized, case)
-        case.measured_from = self._vlm.meter.done if case.is_cold else None
-        state = self._cold_twin(case) if case.is_cold else self._refresher.state
-        # 3. Answer. If a patched state is not confident enough, compute it whole and answer again.
-        outcome, computed = self._answer(state, tokenized, case), tokenized.cost
-        escalated = not case.is_cold and not state.live.exact and outcome.confidence < case.config.min_confidence
-        if escalated:
-            self._refresh(case, force=True)
-            state = self._refresher.state
-            outcome, computed = self._answer(state, tokenized, case), 2 * computed
-        # 4. Hand a share of the answers to the audit.
-        if case.is_cold:
-            case.cold = Work()
-        else:
-            self._auditor.note(outcome, tokenized, state, case.config)
-        case.is_complete = True
-        # 5. Record the answer's source and cost.
-        paid = state.tokens if case.is_cold else min(state.tokens, self._refresher.prefilled - prefilled_before)
-        return Answer(
-            Status.OK,
-            tokens_reused=state.tokens - paid,
-            tokens_prefilled=paid + computed,
-            tokens_generated=len(outcome.token_ids),
-            cached_stamp_ns=state.live.frame.stamp_ns,
-            level=Level.FULL if case.is_cold else case.level,
-            exact=state.exact,
-            escalated=escalated,
-            **vars(outcome),
-            **self._source(case.now_ns),
-            **case.turn.stages,
-        )
+    def respond_cold(self, case: Case, config: Config, look: Callable[[], None]) -> None:
+        """Answer cold-dense; see `SceneSession.ask_cold`. It is a measurement: only the refresh before it is booked."""
+        before = self._vlm.meter.done
+        measured = Work()
+        try:
+            with self._ending([case]):
+                self._check([case], config, look)
+                if case.answer is None:
+                    self._freshen([case], config, is_cold=True)
+                    case.cold, measured = Work(), self._vlm.meter.done
+                    state = self._cold_twin(case, config)
+                    case.reply(self._answerer.answer(state, case.tokenized, case.turn))
+                    case.level, case.refreshed_tokens = Level.FULL, state.tokens
+                    case.answer = self._answer(case, state)
+        finally:
+            self._book([case], (measured or self._vlm.meter.done) - before, config)
+
+    def _check(
+        self,
+        cases: Sequence[Case],
+        config: Config,
+        look: Callable[[], None],
+        deliver: Callable[[Case], None] = lambda case: None,
+    ) -> None:
+        for case in cases:
+            with self._ending([case], deliver):
+                case.tokenized = self._answerer.tokenize(case.question, config)
+                case.turn.begin(case.tokenized.question.timeout_s)
+                self._upkeep.note_question(case.tokenized.question)
+        if _open(cases):
+            look()
+        for case in _open(cases):
+            with self._ending([case], deliver):
+                self._check_picture(case.tokenized.question, case.now_ns)
 
     def _check_picture(self, question: Question, now_ns: int) -> None:
         """Refuse the question when there is no picture, or none that is new enough."""
@@ -169,24 +148,24 @@ class Responder:
                 f'than max_age {question.max_age_s:g} s; check the camera or raise max_age.',
             )
 
-    def _freshen(self, tokenized: TokenizedQuestion, case: Case) -> None:
-        """Refresh the kept state if it is too old for this question, or if it may not answer as it is.
+    def _freshen(self, cases: Sequence[Case], config: Config, is_cold: bool = False) -> None:
+        """Refresh the kept state if it is too old for one of these questions, or if it may not answer as it is.
 
-        A patched state answers only when the credit pays for a second answer.
+        A patched state answers only when the credit pays for second answers.
         """
-        question, now_ns = tokenized.question, case.now_ns
-        cells, patched = self._refresher.newest.cells, case.config.max_patch_share
-        patch = self._refresher.prices.patch(self._refresher.state, cells, int(patched * cells))
-        may_patch = self._auditor.allows_patches(case.config) and self._account.covers_patch(
-            patch + self._answerer.expected(tokenized)
-        )
-        may_answer = self._refresher.is_exact or may_patch or case.is_cold
-        is_enough = may_answer and self._is_fresh(question, now_ns)
-        if not is_enough or (question.force_refresh and not self._refresher.is_whole):
-            self._refresh(case, force=question.force_refresh, may_patch=may_patch)
-        image_age_s = _image_age_s(self._refresher.newest, now_ns)
-        if image_age_s > question.max_age_s:  # the budget has left cells stale for too long
-            self._refresh(case, force=True)
+        if not cases:
+            return
+        cells = self._refresher.newest.cells
+        patch = self._refresher.prices.patch(self._refresher.state, cells, int(config.max_patch_share * cells))
+        answers = (self._answerer.expected(case.tokenized) for case in cases)
+        may_patch = self._auditor.allows_patches(config) and self._account.covers_patch(sum(answers, patch))
+        for question, now_ns in ((case.tokenized.question, case.now_ns) for case in cases):
+            may_answer = self._refresher.is_exact or may_patch or is_cold
+            is_enough = may_answer and self._is_fresh(question, now_ns)
+            if not is_enough or (question.force_refresh and not self._refresher.is_whole):
+                self._refresh(cases, config, question.force_refresh, may_patch, joins_question=not is_cold)
+            if _image_age_s(self._refresher.newest, now_ns) > question.max_age_s:  # some cells are stale for too long
+                self._refresh(cases, config, force=True, joins_question=not is_cold)
 
     def _is_fresh(self, question: Question, now_ns: int) -> bool:
         """Whether the state is new enough: no stale cell that matters to this question."""
@@ -195,29 +174,138 @@ class Responder:
             return False
         return look.agreed(now_ns) or (look.lag_s > 0 and _lag_s(look, now_ns) <= question.max_lag_s)
 
-    def _refresh(self, case: Case, force: bool, may_patch: bool = False) -> None:
-        """Refresh as part of this question's time."""
-        case.turn.report('refresh')
+    def _refresh(
+        self, cases: Sequence[Case], config: Config, force: bool, may_patch: bool = False, joins_question: bool = True
+    ) -> None:
+        """Refresh as part of these questions' time. The first one counts its tokens."""
+        turn, prefilled = SharedTurn([case.turn for case in cases]), self._refresher.prefilled
+        turn.report('refresh')
         try:
             refresh = self._refresher.refresh(
-                case.config, may_patch=may_patch, force=force, check=case.turn.check, joins_question=not case.is_cold
+                config, may_patch=may_patch, force=force, check=turn.check, joins_question=joins_question
             )
         finally:
-            case.turn.lap('refresh_ms')
+            turn.lap('refresh_ms')
+        cases[0].refreshed_tokens += self._refresher.prefilled - prefilled
         if refresh:
-            case.level = max(case.level, refresh.level, key=list(Level).index)
+            for case in cases:
+                case.level = max(case.level, refresh.level, key=list(Level).index)
 
-    def _answer(self, state: State, tokenized: TokenizedQuestion, case: Case) -> Outcome:
-        before = self._vlm.meter.done
-        outcome = self._answerer.answer(state, tokenized, case.turn)
-        case.cold = self._refresher.prices.cold(self._refresher.state) + self._vlm.meter.done - before
-        return outcome
+    def _reply(self, cases: Sequence[Case], config: Config, deliver: Callable[[Case], None]) -> None:
+        """Give each question the remembered answer, or let the model answer; some questions with choices at once."""
+        state = self._refresher.state
+        for batch in self._batches(state, [case for case in cases if not self._recall(case, state)]):
+            with self._ending(batch, deliver):
+                for case, outcome in zip(batch, self._compute(state, batch)):
+                    case.reply(outcome)
+                    self._memory.remember(state.version, case.tokenized, outcome)
+        for case in _open(cases):
+            if case.outcome:
+                answer = self._answerer.work(state, case.tokenized, case.outcome)
+                case.cold = self._refresher.prices.cold(state) + answer
 
-    def _cold_twin(self, case: Case) -> State:
+    def _recall(self, case: Case, state: State) -> bool:
+        """Give a question its remembered answer, if there is one."""
+        outcome = self._memory.recall(state.version, case.tokenized)
+        if outcome is None:
+            return False
+        case.recall(outcome)
+        return True
+
+    def _compute(self, state: State, batch: Sequence[Case]) -> list[Outcome]:
+        if batch[0].tokenized.choices:
+            turn = SharedTurn([case.turn for case in batch])
+            return self._answerer.choose(state, [case.tokenized for case in batch], turn)
+        (case,) = batch
+        return [self._answerer.answer(state, case.tokenized, case.turn)]
+
+    def _batches(self, state: State, cases: Sequence[Case]) -> Iterator[list[Case]]:
+        """The questions that go through the model together: those with choices, as many as one pass takes."""
+        batch: list[Case] = []
+        for case in cases:
+            together = [*batch, case]
+            tokens = sum(each.tokenized.cost for each in together)
+            are_choices = all(each.tokenized.choices for each in together)
+            if batch and not (are_choices and tokens <= MOST_TOGETHER and state.can_branch):
+                yield batch
+                together = [case]
+            batch = together
+        if batch:
+            yield batch
+
+    def _unsure(self, cases: Sequence[Case], config: Config) -> list[Case]:
+        """The questions to which a patched state gave an answer that is not confident enough."""
+        if self._refresher.state is None or self._refresher.state.live.exact:
+            return []
+        unsure = [case for case in cases if case.outcome.confidence < config.min_confidence]
+        for case in unsure:
+            case.escalated = True
+        return unsure
+
+    def _finish(self, cases: Sequence[Case], config: Config, deliver: Callable[[Case], None]) -> None:
+        """Complete the answers, and hand a share of them to the audit."""
+        state = self._refresher.state
+        for case in cases:
+            self._auditor.note(case.outcome, case.tokenized, state, config)
+            case.answer = self._answer(case, state)
+            deliver(case)
+
+    def _answer(self, case: Case, state: State) -> Answer:
+        """The answer with its source and its cost."""
+        paid = min(state.tokens, case.refreshed_tokens)
+        return Answer(
+            Status.OK,
+            tokens_reused=state.tokens - paid,
+            tokens_prefilled=paid + case.computed,
+            tokens_generated=0 if case.is_remembered else len(case.outcome.token_ids),
+            cached_stamp_ns=state.live.frame.stamp_ns,
+            level=case.level,
+            exact=state.exact,
+            escalated=case.escalated,
+            remembered=case.is_remembered,
+            **vars(case.outcome),
+            **self._source(case.now_ns),
+            **case.turn.stages,
+        )
+
+    @contextmanager
+    def _ending(self, cases: Sequence[Case], deliver: Callable[[Case], None] = lambda case: None) -> Iterator[None]:
+        """End the open ones of these questions with the error that is raised inside, or with their own one."""
+        try:
+            yield
+        except InvalidRequestError as error:
+            status, message = Status.INVALID_REQUEST, str(error)
+        except Halt as halt:
+            status, message = halt.status, str(halt)
+        except Exception as error:
+            self._refresher.drop_state()
+            status, message = Status.MODEL_ERROR, f'The model failed: {type(error).__name__}: {error}'
+            _log.exception("Camera '%s': the model failed, so its state will be computed again.", self._camera)
+        else:
+            status, message = Status.OK, ''
+        for case in _open(cases):
+            halt = case.turn.halt
+            if halt or status is not Status.OK:
+                ending = (halt.status, str(halt)) if halt else (status, message)
+                case.answer = Answer(*ending, **self._source(case.now_ns), **case.turn.stages)
+                deliver(case)
+
+    def _book(self, cases: Sequence[Case], spent: Work, config: Config) -> None:
+        """Book what the questions cost, and what cold-dense would have spent on them.
+
+        Questions that ended early cost cold-dense as much as they did here, because it would have been cut as early.
+        """
+        cold = [case.cold for case in cases if case.cold and case.outcome]
+        halted = [case.cold or spent for case in cases]
+        self._account.book_questions(
+            spent, cold or [min(*halted, spent, key=lambda work: work.tokens)], config.upkeep_share
+        )
+
+    def _cold_twin(self, case: Case, config: Config) -> State:
         """Compute the kept state's frames from nothing, on a separate cache."""
         case.turn.report('refresh')
         kept, started_s = self._refresher.state, time.perf_counter()
-        keep, check = self._refresher.keeps_vision(case.config), case.turn.check
+        keep, check = self._refresher.keeps_vision(config), case.turn.check
         frames = [EncodedFrame.see(self._vlm, encoded.frame, check, keep) for encoded in kept.frames]
         case.turn.book('refresh_ms', 1e3 * (time.perf_counter() - started_s))
         return twin(build(self._vlm, self._template_for, frames, check, later=True), kept.identity)
@@ -249,3 +337,8 @@ def _image_age_s(look: Look, now_ns: int) -> float:
     if look.agreed(now_ns):
         return look.current.age_s(now_ns)
     return look.frame.age_s(now_ns) + _lag_s(look, now_ns)
+
+
+def _open(cases: Sequence[Case]) -> list[Case]:
+    """The questions without an answer."""
+    return [case for case in cases if case.answer is None]

@@ -22,7 +22,7 @@ Prompt: `[system] [history keyframe 1] ... [history keyframe n] [live frame] | s
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 
@@ -35,6 +35,7 @@ from vlm_reuse_node.session.account import Account
 from vlm_reuse_node.session.answer import Answer
 from vlm_reuse_node.session.answerer import Answerer
 from vlm_reuse_node.session.auditor import Auditor
+from vlm_reuse_node.session.case import Case
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.refresher import Refresher
 from vlm_reuse_node.session.responder import Responder
@@ -122,13 +123,30 @@ class SceneSession:
         """Answer from the newest picture, or from the kept state if its lag is within the question's max_lag_s.
 
         Afterwards the state is restored bit for bit.
+        The same question to the same state gets the remembered answer.
         When a patched state's answer is below min_confidence, the state is computed whole and answers again.
         now_ns: the time of the question on the clock of the frames' stamps, for the image age.
         turn: clock, cancellation and listener of the question. None: a turn that begins now.
         newest: returns a frame that was not looked at yet.
         Does not raise: an error in the question or in the model becomes the answer's status.
         """
-        return self._answer(question, now_ns, turn or Turn(), newest, cold=False)
+        case = Case(question, now_ns, turn or Turn())
+        self.ask_together([case], newest=newest)
+        return case.answer
+
+    def ask_together(
+        self,
+        cases: Sequence[Case],
+        *,
+        newest: TakeFrame = lambda: None,
+        deliver: Callable[[Case], None] = lambda case: None,
+    ) -> None:
+        """Answer several questions as `ask` does; those with choices share passes through the model.
+
+        The state is brought up to the newest frame if one of them needs that. deliver: called with each case as soon as
+        it has its answer.
+        """
+        self._responder.respond(cases, self.config, self._look_at(newest), deliver)
 
     def ask_cold(
         self, question: Question, *, now_ns: int, turn: Turn | None = None, newest: TakeFrame = lambda: None
@@ -139,7 +157,9 @@ class SceneSession:
         same chunks. For a patched state the cached frame is the newest frame that it was patched from, as a whole.
         The kept state is first brought up to date as for `ask`; it does not change otherwise, unless the model fails.
         """
-        return self._answer(question, now_ns, turn or Turn(), newest, cold=True)
+        case = Case(question, now_ns, turn or Turn())
+        self._responder.respond_cold(case, self.config, self._look_at(newest))
+        return case.answer
 
     def work(self, check: Check = go_on) -> float | None:
         """Do one stage of upkeep if one is due. Call it while no question waits.
@@ -168,12 +188,12 @@ class SceneSession:
         self._auditor.forget()
         self._refresher.reset()
 
-    def _answer(self, question: Question, now_ns: int, turn: Turn, newest: TakeFrame, cold: bool) -> Answer:
-        """Answer. The frame that waits is looked at first, unless the question is invalid."""
+    def _look_at(self, newest: TakeFrame) -> Callable[[], None]:
+        """Look at the frame that waits, if there is one."""
 
         def look() -> None:
             if (frame := newest()) is not None:
                 with suppress(ImageError):  # on_refused was called; the refused frame changes nothing
                     self.look(frame)
 
-        return self._responder.respond(question, self.config, now_ns, turn, cold, look)
+        return look

@@ -23,6 +23,7 @@ question.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import mlx.core as mx
@@ -58,12 +59,15 @@ class Identity:
 class State:
     """A cache with its snapshot. Every slot is prefilled in its own chunks, both in a new and in a refreshed state.
 
+    version: a number that no other content of any state has. Every change up to the snapshot changes it.
     frames: in the cache or waiting, oldest first.
     has_live: whether the last frame is the live one. False while it is replaced, or after an interrupted replacement.
     tokens: number of tokens up to the snapshot, the waiting ones included.
     next_position: position of the question's first token.
     cache: the model's KV cache, one entry for each layer.
     """
+
+    _versions = count()
 
     def __init__(self, vlm: Vlm, template_for: Callable[[int], PromptTemplate]) -> None:
         """Start with an empty cache. template_for: returns the prompt template for a number of frames."""
@@ -73,6 +77,7 @@ class State:
 
     def clear(self) -> None:
         """Empty the cache and forget all frames."""
+        self.version = next(self._versions)
         self.frames: tuple[EncodedFrame, ...] = ()
         self.has_live, self.tokens, self.next_position = False, 0, 0
         # Token ids and positions of the prompt up to the snapshot, while there is a live frame.
@@ -143,6 +148,7 @@ class State:
         self.next_position = int(positions.max()) + 1
         self._before_live = self._snapshot
         self._waiting = WaitingTokens(slot, encoded.features, positions[:, start:], NO_ROWS, picture)
+        self.version = next(self._versions)
         if not later:
             try:
                 self.settle(check)
@@ -169,6 +175,7 @@ class State:
         try:
             self.settle(check)
             self._waiting = WaitingTokens(given, features, self._positions[:, rows], rows, live)
+            self.version = next(self._versions)
             exact = encoded.exact and len(cells) == encoded.grid.cells
             self.frames = (*self.frames[:-1], replace(encoded, exact=exact))
             if not later:
@@ -214,6 +221,11 @@ class State:
             raise
         return reading
 
+    @property
+    def can_branch(self) -> bool:
+        """Whether one pass can compute blocks that do not see each other."""
+        return self._passes.can_branch(self.cache)
+
     def can_read_at_once(self, blocks: Sequence[Block]) -> bool:
         """Whether `read` computes all blocks in one call, with the last chunk of the tokens that wait."""
         return self._passes.fit(self.cache, blocks, self._waiting)
@@ -221,6 +233,7 @@ class State:
     def drop_live(self) -> None:
         """Remove the live frame's slot, so that another frame can be appended in its place."""
         if self.has_live:
+            self.version = next(self._versions)
             self._snapshot, self._waiting = self._before_live, None
             self.frames, self.has_live, self.tokens = self.frames[:-1], False, self._snapshot[1]
             self.restore()

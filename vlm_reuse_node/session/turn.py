@@ -16,7 +16,8 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from vlm_reuse_node.session.answer import Status
@@ -35,6 +36,7 @@ class Turn:
     """Measures the stages of one question and stops it in time. Times come from the steady clock (`time.perf_counter`).
 
     stages: milliseconds of each stage so far, by the names of `Answer`'s fields.
+    halt: why the question ended; None as long as it goes on.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Turn:
         self._lap_s = time.perf_counter()
         self._asked_s = self._lap_s if asked_s is None else asked_s
         self._timeout_s = math.inf
+        self.halt: Halt | None = None
         self._cancelled, self._listener = cancelled or (lambda: False), listener
         self.stages: dict[str, Any] = {'queue_ms': 1e3 * (self._lap_s - self._asked_s)}
 
@@ -61,13 +64,15 @@ class Turn:
     def check(self) -> None:
         """Raise Halt when the question was cancelled or timed out. Called at every token."""
         if self._cancelled():
-            raise Halt(Status.CANCELLED, 'The question was cancelled.')
-        if time.perf_counter() - self._asked_s >= self._timeout_s:
-            raise Halt(
+            self.halt = Halt(Status.CANCELLED, 'The question was cancelled.')
+        elif time.perf_counter() - self._asked_s >= self._timeout_s:
+            self.halt = Halt(
                 Status.TIMEOUT,
                 f'No answer within {self._timeout_s:g} s, the time in the queue included; '
                 f'allow more time (timeout) or fewer tokens (max_tokens).',
             )
+        if self.halt:
+            raise self.halt
 
     @property
     def has_listener(self) -> bool:
@@ -88,3 +93,29 @@ class Turn:
         """Add part of the running lap to another stage."""
         self.stages[stage] = self.stages.get(stage, 0.0) + spent_ms
         self._lap_s += spent_ms / 1e3
+
+
+class SharedTurn:
+    """The turns of several questions that share a step of the model. Each keeps its own deadline and cancellation."""
+
+    def __init__(self, turns: Sequence[Turn]) -> None:
+        """Share a step among these turns, at least one."""
+        self._turns = turns
+
+    def check(self) -> None:
+        """Check each turn. Raises Halt when none is left."""
+        for turn in self._turns:
+            with suppress(Halt):
+                turn.check()
+        if all(turn.halt for turn in self._turns):
+            raise self._turns[0].halt
+
+    def report(self, stage: str) -> None:
+        """Report progress to each listener."""
+        for turn in self._turns:
+            turn.report(stage)
+
+    def lap(self, stage: str) -> None:
+        """Add the time since the last lap to a stage of each."""
+        for turn in self._turns:
+            turn.lap(stage)
