@@ -65,6 +65,14 @@ class _CameraQueues:
             self._queues[camera] = queue
         return queued
 
+    def take_next(self, camera: str, most: int, matches: Callable[[QueuedQuestion], bool]) -> list[QueuedQuestion]:
+        queue, taken = self._queues.get(camera, deque()), []
+        while queue and len(taken) < most and matches(queue[0]):
+            taken.append(queue.popleft())
+        if not queue:
+            self._queues.pop(camera, None)
+        return taken
+
     def take_where(self, matches: Callable[[QueuedQuestion], bool]) -> list[QueuedQuestion]:
         taken = [queued for queue in self._queues.values() for queued in queue if matches(queued)]
         taken_ids = set(map(id, taken))
@@ -200,6 +208,20 @@ class Inbox:
             self._changed.wait_for(lambda: self._looked_at != camera)
             self._held = camera
             return None if self._is_to_be_reset(camera) else self._drop_frames(camera)
+
+    def take_companions(self, first: QueuedQuestion, most: int) -> list[QueuedQuestion]:
+        """Take the questions of the same lane and camera that wait right behind this one and can be answered with it.
+
+        They have choices, and so has the first; else none is taken. most: at most so many. The camera's turn is not
+        changed, and no question overtakes another one of its camera.
+        """
+
+        def can_join(queued: QueuedQuestion) -> bool:
+            return bool(queued.question.choices) and not queued.cold
+
+        with self._changed:
+            queues = self._standing if first.is_standing else self._questions
+            return queues.take_next(first.camera, most, can_join) if can_join(first) else []
 
     def take_leaving(self, default_timeout_s: float) -> list[QueuedQuestion]:
         """Take all questions that were cancelled or timed out. When closed, take all questions."""

@@ -21,7 +21,7 @@ each size, because the model's image processor says how many cells it has.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from vlm_reuse_node.config import Config
@@ -36,8 +36,12 @@ from vlm_reuse_node.serving.queued_question import QueuedQuestion
 from vlm_reuse_node.serving.rehearsal import rehearse
 from vlm_reuse_node.serving.worker_stats import Tally
 from vlm_reuse_node.session.answer import Answer, Status
+from vlm_reuse_node.session.case import Case
 from vlm_reuse_node.session.scene_session import SceneSession
 from vlm_reuse_node.session.turn import Halt, Turn
+
+# Most questions that share a pass through the model.
+MOST_TOGETHER = 16
 
 _log = logging.getLogger(__name__)
 
@@ -145,15 +149,23 @@ class ModelLoop:
             self._inbox.finish()
 
     def _serve(self, queued: QueuedQuestion) -> None:
-        """Answer a question. An unexpected error, such as a field of a wrong type, does not drop the camera's state."""
+        """Answer a question, with those that wait behind it and can share its pass through the model.
+
+        An unexpected error, such as a field of a wrong type, does not drop the camera's state.
+        """
+        together = [queued]
         try:
+            together += self._inbox.take_companions(queued, MOST_TOGETHER - 1)
             if session := self._session(queued.camera):
-                self._finish(queued, self._answer(session, queued))
+                self._answer(session, together)
             else:
-                self.refuse(queued, Status.INVALID_REQUEST, self.config.unknown_camera(queued.camera))
+                for each in together:
+                    self.refuse(each, Status.INVALID_REQUEST, self.config.unknown_camera(queued.camera))
         except Exception as error:
             _log.exception('A question could not be handled.')
-            self.refuse(queued, Status.MODEL_ERROR, f'The question could not be handled: {error}.')
+            for each in together:
+                if not each.future.done():
+                    self.refuse(each, Status.MODEL_ERROR, f'The question could not be handled: {error}.')
 
     def _session(self, camera: str) -> SceneSession | None:
         """The session of a camera, created on first use. For a removed camera: free its session, return None."""
@@ -181,20 +193,27 @@ class ModelLoop:
                 _log.exception(message)
             self._tally.last_error = message
 
-    def _answer(self, session: SceneSession, queued: QueuedQuestion) -> Answer:
-        """Answer one question. The waiting frame is looked at first."""
+    def _answer(self, session: SceneSession, together: Sequence[QueuedQuestion]) -> None:
+        """Answer questions about one camera. The waiting frame is looked at first."""
+        cases = {self._case(queued): queued for queued in together}
+        first, newest = together[0], partial(self._look_at_waiting, session, together[0].camera)
+        if first.cold:
+            (case,) = cases
+            case.answer = session.ask_cold(first.question, now_ns=first.now_ns, turn=case.turn, newest=newest)
+            self._deliver(cases, case)
+        else:
+            session.ask_together(list(cases), newest=newest, deliver=partial(self._deliver, cases))
+
+    def _case(self, queued: QueuedQuestion) -> Case:
         listener = queued.listener and partial(notify, queued.listener)
-        answer = (session.ask_cold if queued.cold else session.ask)(
-            queued.question,
-            now_ns=queued.now_ns,
-            turn=Turn(queued.asked_s, partial(self._must_stop, queued), listener),
-            newest=partial(self._look_at_waiting, session, queued.camera),
-        )
-        if answer.status is Status.MODEL_ERROR:
-            self._tally.last_error = answer.message
-        elif answer.status is Status.OK:
+        return Case(queued.question, queued.now_ns, Turn(queued.asked_s, partial(self._must_stop, queued), listener))
+
+    def _deliver(self, cases: dict[Case, QueuedQuestion], case: Case) -> None:
+        if case.answer.status is Status.MODEL_ERROR:
+            self._tally.last_error = case.answer.message
+        elif case.answer.status is Status.OK:
             self._tally.last_error = ''
-        return answer
+        self._finish(cases[case], case.answer)
 
     def _look_at_waiting(self, session: SceneSession, camera: str) -> None:
         """Look at the frame that waits, and leave none to the session."""
