@@ -83,7 +83,7 @@ class Passes:
         count = chunk.stop - chunk.start + sum(len(block.ids) for block in blocks)
         return self.can_branch(cache) and count <= vlms.PREFILL_CHUNK
 
-    def settle(self, cache: list, waiting: WaitingTokens, before: list[Any] | None, check: Check = go_on) -> None:
+    def settle(self, cache: list, waiting: WaitingTokens, before: Sequence[Any] | None, check: Check = go_on) -> None:
         """Compute the tokens that wait, in passes of their own. `check` may raise between two chunks."""
         if not len(waiting.rows):
             embeddings = self._family.embed(waiting.ids, waiting.features)
@@ -100,7 +100,7 @@ class Passes:
         blocks: Sequence[Block],
         position: int,
         stay: int = 0,
-        before: list[Any] | None = None,
+        before: Sequence[Any] | None = None,
         check: Check = go_on,
     ) -> Reading:
         """Run blocks of text behind the cache, with the tokens that wait, if any: then all must `fit`.
@@ -147,7 +147,7 @@ class Passes:
         cache: list,
         waiting: WaitingTokens | None,
         blocks: Sequence[Block],
-        before: list[Any] | None,
+        before: Sequence[Any] | None,
         position: int = 0,
     ) -> Reading:
         """One call for tokens that wait, behind the cache or in it, and the blocks behind them."""
@@ -205,7 +205,8 @@ def _behind(blocks: Sequence[Block], root: int) -> tuple[list[int], list[Block]]
 def _kept(blocks: Sequence[Block], first: int) -> tuple[list[int], list[int]]:
     """How many tokens of each block have logits that are wanted, and the numbers of these tokens in the call."""
     parents = {block.parent for block in blocks}
-    counts, kept = [], []
+    counts: list[int] = []
+    kept: list[int] = []
     for number, block in enumerate(blocks):
         end = first + len(block.ids)
         kept += [end - 1] if number in parents else range(first, end)

@@ -19,6 +19,8 @@ which (`make_mask`), and all keys and values, once those of the call are added (
 for the tree. So the layers run unchanged. Afterwards `keep` cuts the real cache behind any of the added tokens.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -40,7 +42,7 @@ def can_rewrite(cache: list, tokens: int) -> bool:
     return is_possible(cache) and all(type(part) is KVCache or tokens <= part.max_size for part in cache)
 
 
-class PassCache:
+class PassCache(ABC):
     """Stands in for one layer's cache.
 
     tree: the call's tokens. offset: place of each of them, mx (tokens,).
@@ -51,16 +53,36 @@ class PassCache:
         self._part, self.tree = part, tree
         self.offset = mx.array(tree.places)
 
+    @abstractmethod
+    def make_mask(self, count: int, window_size: int | None = None, return_array: bool = False) -> mx.array:
+        """Return which of the call's tokens see which rows, mx (tokens, rows) bool. The rows are those of all keys."""
+
+    @abstractmethod
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Take the call's keys and values, mx (1, heads, tokens, width) each; return those of all rows."""
+
+    @property
+    @abstractmethod
+    def arrays(self) -> tuple[mx.array, ...]:
+        """All keys and values that the call has computed."""
+
+    @abstractmethod
+    def keep(self, added: int) -> None:
+        """Cut the cache behind so many added tokens; they follow each other. May be called again with another number.
+
+        That holds until something else is added to the cache.
+        """
+
 
 class FlatPass(PassCache):
     """Stands in for a cache that keeps all rows. It writes into that cache."""
 
     def make_mask(self, count: int, window_size: int | None = None, return_array: bool = False) -> mx.array:
-        """Return which of the call's tokens see which rows, mx (tokens, rows) bool."""
+        """Over all rows."""
         return mx.array(self.tree.mask(0, window_size))
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Write the call's keys and values, mx (1, heads, tokens, width) each; return those of all rows."""
+        """Write into the cache."""
         part, rewritten = self._part, len(self.tree.rows)
         if rewritten:
             rows = mx.array(self.tree.rows)
@@ -72,14 +94,11 @@ class FlatPass(PassCache):
 
     @property
     def arrays(self) -> tuple[mx.array, mx.array]:
-        """All keys and values that the call has written."""
+        """Of all rows."""
         return self._part.keys, self._part.values
 
     def keep(self, added: int) -> None:
-        """Cut the cache behind so many added tokens; they follow each other. May be called again with another number.
-
-        That holds until something else is added to the cache.
-        """
+        """The rows behind are written over later."""
         self._part.offset = self.tree.held + added
 
 
@@ -104,14 +123,11 @@ class RingPass(PassCache):
         self._all: list[mx.array] = []
 
     def make_mask(self, count: int, window_size: int | None = None, return_array: bool = False) -> mx.array:
-        """Return which of the call's tokens see which of the rows that are left, mx (tokens, rows) bool."""
+        """Over the rows that are left."""
         return mx.array(self.tree.mask(self._first, window_size or self._part.max_size))
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Take the call's keys and values, mx (1, heads, tokens, width) each; return them with the rows that are left.
-
-        The rows come in the order of their tokens.
-        """
+        """Put them behind the rows that are left, in the order of their tokens."""
         rewritten = len(self.tree.rows)
         self._all = []
         for number, new in enumerate((keys, values)):
@@ -126,11 +142,11 @@ class RingPass(PassCache):
 
     @property
     def arrays(self) -> tuple[mx.array, ...]:
-        """All keys and values that the call has computed."""
+        """Of the rows that are left."""
         return tuple(self._all)
 
     def keep(self, added: int) -> None:
-        """Cut the cache behind so many added tokens; see `FlatPass.keep`."""
+        """The ring gets its last rows."""
         if not added and not len(self.tree.rows) and self._part.offset == self.tree.held:
             return  # the ring is what it was
         part = self._part
@@ -140,7 +156,7 @@ class RingPass(PassCache):
         part.offset, part._idx = self.tree.held + added, end - start
 
 
-def stand_ins(cache: list, tree: TokenTree, before: list[Any] | None = None) -> list[FlatPass | RingPass]:
+def stand_ins(cache: list, tree: TokenTree, before: Sequence[Any] | None = None) -> list[PassCache]:
     """Return a stand-in for each layer's cache, for one call. cache: one for which `is_possible`.
 
     before: see `RingPass`, one entry for each layer.
@@ -151,8 +167,8 @@ def stand_ins(cache: list, tree: TokenTree, before: list[Any] | None = None) -> 
     ]
 
 
-def keep(parts: list[FlatPass | RingPass], added: int) -> None:
-    """Cut all caches behind so many added tokens; see `FlatPass.keep`."""
+def keep(parts: list[PassCache], added: int) -> None:
+    """Cut all caches behind so many added tokens; see `PassCache.keep`."""
     for part in parts:
         part.keep(added)
 

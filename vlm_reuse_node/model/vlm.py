@@ -153,7 +153,7 @@ class Vlm:
         embeddings: mx.array,
         positions: np.ndarray,
         keep: Sequence[int],
-        before: list[Any] | None = None,
+        before: Sequence[Any] | None = None,
     ) -> tuple[mx.array, list[PassCache]]:
         """Run the tokens of a tree on the cache, in one call.
 

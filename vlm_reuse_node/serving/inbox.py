@@ -66,7 +66,8 @@ class _CameraQueues:
         return queued
 
     def take_next(self, camera: str, most: int, matches: Callable[[QueuedQuestion], bool]) -> list[QueuedQuestion]:
-        queue, taken = self._queues.get(camera, deque()), []
+        queue = self._queues.get(camera, deque())
+        taken: list[QueuedQuestion] = []
         while queue and len(taken) < most and matches(queue[0]):
             taken.append(queue.popleft())
         if not queue:

@@ -25,14 +25,14 @@ from vlm_reuse_node.errors import ImageError
 from vlm_reuse_node.model.prompt import PromptTemplate
 from vlm_reuse_node.model.vlm import Check, Vlm, go_on
 from vlm_reuse_node.model.work import Work
-from vlm_reuse_node.scene.change import SceneChange
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.lookout import Look, Lookout
 from vlm_reuse_node.scene.refresh import Level, Refresh, Totals
-from vlm_reuse_node.scene.refresh_plan import RefreshPlan, plan_refresh, reason_of
+from vlm_reuse_node.scene.refresh_plan import reason_of
 from vlm_reuse_node.session.begun_refresh import BegunRefresh
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
 from vlm_reuse_node.session.history import History
+from vlm_reuse_node.session.planner import Planner
 from vlm_reuse_node.session.prices import Prices
 from vlm_reuse_node.session.state import State, build
 from vlm_reuse_node.session.turn import Halt
@@ -64,9 +64,8 @@ class Refresher:
         self._vlm, self._template_for, self._camera, self._totals = vlm, template_for, camera, totals
         self._on_refresh, self.prices = on_refresh, Prices(vlm, template_for)
         self._history = History(vlm, template_for, camera)
+        self._planner = Planner(self.prices, self._history)
         self._lookout = Lookout(camera)
-        self._patches = 0  # patches since the live slot was last computed whole
-        self._whole_ns = 0  # stamp of the frame that it was computed whole from
         self._begun: BegunRefresh | None = None
         self.state: State | None = None
         self.prefilled = 0
@@ -129,14 +128,7 @@ class Refresher:
     def expected(self, config: Config, may_patch: bool) -> Work:
         """The expected work of a refresh now; none when there is nothing to compute."""
         look = self._lookout.newest
-        if look is None:
-            return Work()
-        plan = self._plan(look, config, may_patch, False)
-        if plan.level == Level.FULL:
-            return self.prices.frames(self.state, look.cells, 1, 0)
-        if plan.level == Level.FRAME:
-            return self.prices.frames(self.state, look.cells, *self._history.expected(self.state, look.was_cut, config))
-        return self.prices.patch(self.state, look.cells, int(plan.refreshed.sum()))
+        return self._planner.expected(self.state, look, config, may_patch) if look else Work()
 
     @property
     def newest(self) -> Look | None:
@@ -213,36 +205,10 @@ class Refresher:
         self.state, self._begun = None, None
         self._history.stop()
 
-    def _plan(self, look: Look, config: Config, may_patch: bool, force: bool) -> RefreshPlan:
-        """Choose level and cells. The planner decides when several levels are allowed."""
-        if self.state is None or look.is_restart:
-            return RefreshPlan(Level.FULL)
-        if look.change is None or force or self._must_be_whole(look.frame, config, may_patch):
-            return RefreshPlan(Level.FRAME)
-        change = look.change
-        return plan_refresh(
-            change,
-            config,
-            can_patch=may_patch and self.state.can_rewrite and self.state.live.vision is not None,
-            whole_is_due=(
-                change.scene != SceneChange.SAME
-                or self._patches >= config.max_patches
-                or self._history.is_due(self.state, config)
-            ),
-            frame_ms=self.prices.frame(self.state, look.cells).ms,
-            patch_ms=lambda cells: self.prices.patch(self.state, look.cells, cells).ms,
-        )
-
-    def _must_be_whole(self, frame: Frame, config: Config, may_patch: bool) -> bool:
-        """Whether a patched live slot must be computed whole, even if the newest frame shows no change."""
-        if self.state.live.exact:
-            return False
-        return not may_patch or frame.stamp_ns - self._whole_ns > 1e9 * config.max_cell_age_s
-
     def _encode(self, config: Config, may_patch: bool, force: bool, check: Check) -> BegunRefresh | None:
         """The first stage: choose the level, and run the vision tower on the newest frame."""
         look = self._lookout.newest
-        plan = self._plan(look, config, may_patch, force)
+        plan = self._planner.plan(self.state, look, config, may_patch, force)
         if plan.level == Level.REUSE:
             if plan.deferred.any():
                 self._lookout.settle(look, plan.refreshed, plan.deferred, config)
@@ -287,10 +253,7 @@ class Refresher:
             self.drop_state()
             raise
         prefill_ms, started_s = _ms_since(started_s), time.perf_counter()
-        if plan.level == Level.PATCH:
-            self._patches += 1
-        else:
-            self._patches, self._whole_ns = 0, look.frame.stamp_ns
+        self._planner.note(plan.level, look.frame)
         changed = self._lookout.settle(look, plan.refreshed, plan.deferred, config)
         record = self._report(
             look,

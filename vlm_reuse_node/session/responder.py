@@ -28,8 +28,8 @@ from vlm_reuse_node.errors import InvalidRequestError
 from vlm_reuse_node.model.prompt import PromptTemplate
 from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.model.work import Work
-from vlm_reuse_node.scene.lookout import Look
 from vlm_reuse_node.scene.refresh import Level
+from vlm_reuse_node.session import freshness
 from vlm_reuse_node.session.account import Account
 from vlm_reuse_node.session.answer import Answer, Status
 from vlm_reuse_node.session.answer_memory import AnswerMemory
@@ -38,7 +38,6 @@ from vlm_reuse_node.session.auditor import Auditor
 from vlm_reuse_node.session.case import Case
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
 from vlm_reuse_node.session.outcome import Outcome
-from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.refresher import Refresher
 from vlm_reuse_node.session.state import State, build, twin
 from vlm_reuse_node.session.turn import Halt, SharedTurn
@@ -132,21 +131,7 @@ class Responder:
             look()
         for case in _open(cases):
             with self._ending([case], deliver):
-                self._check_picture(case.tokenized.question, case.now_ns)
-
-    def _check_picture(self, question: Question, now_ns: int) -> None:
-        """Refuse the question when there is no picture, or none that is new enough."""
-        if self._refresher.newest is None:
-            raise Halt(
-                Status.NO_IMAGE, f"Camera '{self._camera}' has sent no picture since the start or the last reset."
-            )
-        age_s = self._refresher.newest.frame.age_s(now_ns)
-        if age_s > question.max_age_s:
-            raise Halt(
-                Status.STALE,
-                f"The newest picture of camera '{self._camera}' is {age_s:.2f} s old, more "
-                f'than max_age {question.max_age_s:g} s; check the camera or raise max_age.',
-            )
+                freshness.check(self._refresher.newest, self._camera, case.tokenized.question, case.now_ns)
 
     def _freshen(self, cases: Sequence[Case], config: Config, is_cold: bool = False) -> None:
         """Refresh the kept state if it is too old for one of these questions, or if it may not answer as it is.
@@ -161,18 +146,12 @@ class Responder:
         may_patch = self._auditor.allows_patches(config) and self._account.covers_patch(sum(answers, patch))
         for question, now_ns in ((case.tokenized.question, case.now_ns) for case in cases):
             may_answer = self._refresher.is_exact or may_patch or is_cold
-            is_enough = may_answer and self._is_fresh(question, now_ns)
+            is_enough = may_answer and freshness.is_enough(self._refresher.newest, question, now_ns)
             if not is_enough or (question.force_refresh and not self._refresher.is_whole):
                 self._refresh(cases, config, question.force_refresh, may_patch, joins_question=not is_cold)
-            if _image_age_s(self._refresher.newest, now_ns) > question.max_age_s:  # some cells are stale for too long
+            age_s = freshness.image_age_s(self._refresher.newest, now_ns)
+            if age_s > question.max_age_s:  # the budget has left cells stale for too long
                 self._refresh(cases, config, force=True, joins_question=not is_cold)
-
-    def _is_fresh(self, question: Question, now_ns: int) -> bool:
-        """Whether the state is new enough: no stale cell that matters to this question."""
-        look = self._refresher.newest
-        if look.change is None or _image_age_s(look, now_ns) > question.max_age_s:
-            return False
-        return look.agreed(now_ns) or (look.lag_s > 0 and _lag_s(look, now_ns) <= question.max_lag_s)
 
     def _refresh(
         self, cases: Sequence[Case], config: Config, force: bool, may_patch: bool = False, joins_question: bool = True
@@ -264,9 +243,15 @@ class Responder:
             escalated=case.escalated,
             remembered=case.is_remembered,
             **vars(case.outcome),
-            **self._source(case.now_ns),
+            **self._source(case),
             **case.turn.stages,
         )
+
+    def _source(self, case: Case) -> dict[str, Any]:
+        """The camera, model and frame of an answer, by the names of `Answer`'s fields."""
+        look = self._refresher.newest
+        shown = freshness.source(look, case.now_ns) if look else {}
+        return {'camera': self._camera, 'model': self._vlm.name, **shown}
 
     @contextmanager
     def _ending(self, cases: Sequence[Case], deliver: Callable[[Case], None] = lambda case: None) -> Iterator[None]:
@@ -284,10 +269,10 @@ class Responder:
         else:
             status, message = Status.OK, ''
         for case in _open(cases):
-            halt = case.turn.halt
-            if halt or status is not Status.OK:
-                ending = (halt.status, str(halt)) if halt else (status, message)
-                case.answer = Answer(*ending, **self._source(case.now_ns), **case.turn.stages)
+            own = case.turn.halt
+            if own is not None or status is not Status.OK:
+                ending, why = (own.status, str(own)) if own else (status, message)
+                case.answer = Answer(ending, why, **self._source(case), **case.turn.stages)
                 deliver(case)
 
     def _book(self, cases: Sequence[Case], spent: Work, config: Config) -> None:
@@ -295,11 +280,10 @@ class Responder:
 
         Questions that ended early cost cold-dense as much as they did here, because it would have been cut as early.
         """
-        cold = [case.cold for case in cases if case.cold and case.outcome]
-        halted = [case.cold or spent for case in cases]
-        self._account.book_questions(
-            spent, cold or [min(*halted, spent, key=lambda work: work.tokens)], config.upkeep_share
-        )
+        complete = [case.cold for case in cases if case.answer and case.answer.status is Status.OK]
+        begun = [case.cold or spent for case in cases]
+        cold = complete or [min(*begun, spent, key=lambda work: work.tokens)]
+        self._account.book_questions(spent, cold, config.upkeep_share)
 
     def _cold_twin(self, case: Case, config: Config) -> State:
         """Compute the kept state's frames from nothing, on a separate cache."""
@@ -309,34 +293,6 @@ class Responder:
         frames = [EncodedFrame.see(self._vlm, encoded.frame, check, keep) for encoded in kept.frames]
         case.turn.book('refresh_ms', 1e3 * (time.perf_counter() - started_s))
         return twin(build(self._vlm, self._template_for, frames, check, later=True), kept.identity)
-
-    def _source(self, now_ns: int) -> dict[str, Any]:
-        """The camera, model and frame of an answer, by the names of `Answer`'s fields."""
-        source: dict[str, Any] = {'camera': self._camera, 'model': self._vlm.name}
-        if look := self._refresher.newest:
-            shown = look.current or look.frame
-            source |= {
-                'stamp_ns': shown.stamp_ns,
-                'frame_id': shown.frame_id,
-                'image_age_s': _image_age_s(look, now_ns),
-                'lag_s': _lag_s(look, now_ns),
-            }
-        return source
-
-
-def _lag_s(look: Look, now_ns: int) -> float:
-    """Seconds that the state's cells had been known to differ from the newest frame when the question was asked.
-
-    A frame that was taken later does not count: a question that waited asks about what was there to be seen.
-    """
-    return 0.0 if look.agreed(now_ns) else max(0.0, look.lag_s + min(0.0, look.frame.since_s(now_ns)))
-
-
-def _image_age_s(look: Look, now_ns: int) -> float:
-    """Age of what the state shows, when the question was asked: of the newest frame, plus the lag."""
-    if look.agreed(now_ns):
-        return look.current.age_s(now_ns)
-    return look.frame.age_s(now_ns) + _lag_s(look, now_ns)
 
 
 def _open(cases: Sequence[Case]) -> list[Case]:

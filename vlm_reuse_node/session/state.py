@@ -247,7 +247,7 @@ class State:
         return self._vlm.family.encodes_cells and pass_cache.can_rewrite(self.cache, end - first)
 
     @property
-    def _rings_before_live(self) -> list[Any]:
+    def _rings_before_live(self) -> Sequence[Any]:
         """The attributes of each layer's ring before the live frame."""
         return self._before_live[0].parts
 
