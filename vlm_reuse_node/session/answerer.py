@@ -25,7 +25,7 @@ import numpy as np
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import InvalidRequestError
 from vlm_reuse_node.model.prompt import PromptTemplate
-from vlm_reuse_node.model.sampling import ConfidenceSampler, sampler
+from vlm_reuse_node.model.sampling import ConfidenceSampler, Sampler, sampler
 from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.model.work import Work
 from vlm_reuse_node.session.outcome import Outcome
@@ -178,7 +178,7 @@ class Answerer:
         start: int,
         most: int,
         turn: Turn,
-        sample: Callable[[Any], int],
+        sample: Sampler,
         text: Callable[[list[int]], str],
     ) -> tuple[int, ...]:
         """Decode at most `most` tokens. The listener gets the text after every token."""

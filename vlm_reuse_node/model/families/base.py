@@ -154,6 +154,12 @@ class Family(Protocol):
         Returns the logits of the last `keep` tokens, mx (keep, vocabulary) float32, not evaluated yet.
         """
 
+    def step(self, token: mx.array, position: int, cache: list) -> mx.array:
+        """`forward` for one token of text that need not be evaluated yet, mx (1,), and is not read.
+
+        Returns the logits behind it, mx (1, vocabulary) float32, not evaluated yet.
+        """
+
     def rewrite(
         self,
         ids: list[int],

@@ -118,10 +118,14 @@ class Family:
 
     def embed(self, ids: list[int], features: mx.array | None = None) -> mx.array:
         """Token embeddings in the model's scale, mx (1, length, hidden); features are not scaled."""
-        embeddings = self._text.embed_tokens(mx.array([ids])) * self._text.embed_scale
+        embeddings = self._embeddings(mx.array([ids]))
         if features is not None:
             embeddings[0, mx.array(self.cells(ids))] = features.astype(embeddings.dtype)
         return embeddings
+
+    def _embeddings(self, tokens: mx.array) -> mx.array:
+        """Embeddings of tokens, mx (1, length), in the model's scale: mx (1, length, hidden)."""
+        return self._text.embed_tokens(tokens) * self._text.embed_scale
 
     def cells(self, ids: list[int]) -> np.ndarray:
         """Indices of the image tokens, (cells,)."""
@@ -147,16 +151,33 @@ class Family:
 
         The layers take positions from their caches. Raises ModelError when `positions` are others.
         """
+        return self._run_layers(mx.array([ids]), embeddings, positions, self._masks(ids, cache), cache, keep)
+
+    def step(self, token: mx.array, position: int, cache: list) -> mx.array:
+        """Logits behind one token of text, mx (1, vocabulary)."""
+        tokens = token[None]
+        masks = self._masks([NO_TOKEN], cache)  # one token sees itself and its past, whichever it is
+        return self._run_layers(tokens, self._embeddings(tokens), self.text_positions(position, 1), masks, cache, 1)
+
+    def _run_layers(
+        self,
+        tokens: mx.array,
+        embeddings: mx.array,
+        positions: np.ndarray,
+        masks: dict[str, Mask],
+        cache: list,
+        keep: int,
+    ) -> mx.array:
+        """`forward` of tokens, mx (1, length), with the mask of each type of layer."""
         self._check_positions(positions, cache)
         hidden = embeddings
-        masks = self._masks(ids, cache)
-        layer_inputs = self._layer_inputs(ids, embeddings)
+        layer_inputs = self._layer_inputs(tokens, embeddings)
         shared: dict[int, tuple[KeysValues | None, int]] = {}  # by layer: keys and values, position of the first query
         dropped = 0
         for index, layer in enumerate(self._text.layers):
             if index == self._text.first_kv_shared_layer_idx:
                 # The layers from here on have no cache: only the tokens whose logits are needed go through them.
-                dropped = max(len(ids) - keep, 0)
+                dropped = max(tokens.shape[1] - keep, 0)
                 hidden = hidden[:, dropped:]
                 masks = {kind: _last_rows(mask, dropped) for kind, mask in masks.items()}
             keys_values, start = shared.get(self._text.previous_kvs[index], (None, 0))
@@ -184,7 +205,7 @@ class Family:
 
         The layers without a cache write nothing, and are left out.
         """
-        inputs = self._layer_inputs(ids, embeddings)
+        inputs = self._layer_inputs(mx.array([ids]), embeddings)
         hidden = embeddings.transpose(1, 0, 2)  # (tokens, 1, hidden)
         keys = np.arange(cache[0].offset)
         past = visible(rows, len(keys))
@@ -237,11 +258,11 @@ class Family:
         begins = cells & ~np.append(False, cells[:-1])
         return np.where(cells, np.cumsum(begins), -1)
 
-    def _layer_inputs(self, ids: list[int], embeddings: mx.array) -> mx.array | None:
-        """Per-layer inputs of these tokens in the E models, mx (1, length, layers, width); None in the others."""
+    def _layer_inputs(self, tokens: mx.array, embeddings: mx.array) -> mx.array | None:
+        """Per-layer inputs of tokens, mx (1, length), in the E models: mx (1, length, layers, width); else None."""
         if not self._text.hidden_size_per_layer_input:
             return None
-        tokens = mx.array([[NO_TOKEN if token == self._image_token else token for token in ids]])
+        tokens = mx.where(tokens == self._image_token, NO_TOKEN, tokens)
         return self._text.project_per_layer_inputs(embeddings, self._text.get_per_layer_inputs(tokens))
 
 

@@ -149,6 +149,11 @@ class QwenFamily:
         """Logits of the last `keep` tokens, mx (keep, vocabulary)."""
         return self.run_layers(embeddings, positions, cache, keep, mask=mask)
 
+    def step(self, token: mx.array, position: int, cache: list) -> mx.array:
+        """Logits behind one token of text, mx (1, vocabulary)."""
+        embedding = self._language.model.embed_tokens(token[None])
+        return self.run_layers(embedding, self.text_positions(position, 1), cache, keep=1)
+
     def rewrite(
         self,
         ids: list[int],
