@@ -22,23 +22,26 @@ from vlm_reuse_node.model.families.qwen2_5_vl import Family
 
 
 class Brake:
-    """Stands in the way of the model's forward pass: counts it, holds it, or makes it fail, when told to."""
+    """Stands in the way of the model's forward passes: counts them, holds one, or makes one fail, when told to."""
 
     def __init__(self, monkeypatch):
         self.held, self.go_on, self.failing, self.passes = threading.Event(), threading.Event(), False, 0
         self.go_on.set()
-        forward = Family.forward
 
-        def braked(family, *args, **kwargs):
-            self.passes += 1
-            if not self.go_on.is_set():
-                self.held.set()
-                assert self.go_on.wait(PATIENCE_S)
-            if self.failing:
-                raise RuntimeError('the device is gone')
-            return forward(family, *args, **kwargs)
+        def braked(run):
+            def run_braked(family, *args, **kwargs):
+                self.passes += 1
+                if not self.go_on.is_set():
+                    self.held.set()
+                    assert self.go_on.wait(PATIENCE_S)
+                if self.failing:
+                    raise RuntimeError('the device is gone')
+                return run(family, *args, **kwargs)
 
-        monkeypatch.setattr(Family, 'forward', braked)
+            return run_braked
+
+        for name in ('forward', 'step'):
+            monkeypatch.setattr(Family, name, braked(getattr(Family, name)))
 
     def hold(self):
         """Hold the next pass. `held` is set when it stands."""

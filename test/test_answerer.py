@@ -19,6 +19,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from samplers import Script
 from tiny_model import picture, write_tiny_model
 
 from vlm_reuse_node.config import Config
@@ -72,8 +73,9 @@ def test_an_answer_pays_for_its_question_and_every_choice(vlm, choices):
 @pytest.mark.parametrize('question', [Question(TEXT, max_tokens=3), Question(TEXT, CHOICES)])
 def test_reading_the_question_and_giving_the_answer_are_timed_apart(vlm, monkeypatch, question):
     """By a clock that counts the forward passes: one reads the question, the others decode."""
-    passes, forward = [], vlm.family.forward
-    monkeypatch.setattr(vlm.family, 'forward', lambda *args, **kwargs: passes.append(1) or forward(*args, **kwargs))
+    passes = []
+    for name, run in (('forward', vlm.family.forward), ('step', vlm.family.step)):
+        monkeypatch.setattr(vlm.family, name, lambda *args, run=run, **kwargs: passes.append(1) or run(*args, **kwargs))
     state, answerer = seen(vlm)
     asked = answerer.tokenize(question, Config())
     passes.clear()
@@ -163,7 +165,6 @@ def test_a_document_is_an_answer_only_when_it_is_whole(letters):
 def test_a_document_that_not_every_reader_takes_is_no_answer(letters, monkeypatch):
     """The schema allows every number, and the model wants one beyond all floats."""
     wanted = letters.template('', 1).choices(['1e999'])[0]
-    picks = iter([*wanted, *letters.stop_ids])
-    monkeypatch.setattr(answerers, 'sampler', lambda temperature, seed: lambda logits: next(picks))
+    monkeypatch.setattr(answerers, 'sampler', lambda temperature, seed: Script([*wanted, *letters.stop_ids]))
     with pytest.raises(InvalidRequestError, match='1e999'):
         answered(letters, Question(TEXT, json_schema='{"type": "number"}'))

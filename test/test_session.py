@@ -307,15 +307,19 @@ def test_a_question_out_of_time_says_so_and_leaves_the_state(session, monkeypatc
 @pytest.mark.parametrize('fail_at', [1, 3])
 def test_a_failing_model_is_an_answer_and_the_next_one_is_right(session, monkeypatch, fail_at):
     expected = session.ask(QUESTION, now_ns=0)
-    forward, calls = session._vlm.family.forward, []
+    family, calls = session._vlm.family, []
 
-    def failing(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == fail_at:
-            raise RuntimeError('out of memory')
-        return forward(*args, **kwargs)
+    def failing(run):
+        def run_or_fail(*args, **kwargs):
+            calls.append(1)
+            if len(calls) == fail_at:
+                raise RuntimeError('out of memory')
+            return run(*args, **kwargs)
 
-    monkeypatch.setattr(session._vlm.family, 'forward', failing)
+        return run_or_fail
+
+    for name in ('forward', 'step'):
+        monkeypatch.setattr(family, name, failing(getattr(family, name)))
     answer = session.ask(QUESTION, now_ns=0)
     assert answer.status == Status.MODEL_ERROR and 'out of memory' in answer.message
     again = session.ask(QUESTION, now_ns=0)

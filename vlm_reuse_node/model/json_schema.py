@@ -113,7 +113,7 @@ class JsonSchemas:
         return self._vocabulary
 
 
-class JsonSampler:
+class JsonSampler(Sampler):
     """Picks the tokens of one document, one after another."""
 
     def __init__(
@@ -129,7 +129,7 @@ class JsonSampler:
         self._stop_ids = set(stop_ids)
         self._sample = sample
 
-    def __call__(self, logits: mx.array) -> int:
+    def __call__(self, logits: mx.array) -> mx.array:
         """Pick from logits, mx (vocabulary,). Raises InvalidRequestError when the document outgrows every limit."""
         known = self._allowed()[: logits.shape[0]]
         allowed = np.zeros(logits.shape[0], bool)
@@ -139,9 +139,12 @@ class JsonSampler:
                 f'json_schema leads to a document that is too complex to continue '
                 f'({_one_line(self._matcher.get_error())}); expected a simpler schema.'
             )
-        token = self._sample(mx.where(mx.array(allowed), logits, -mx.inf))
+        return self._sample(mx.where(mx.array(allowed), logits, -mx.inf))
+
+    def accept(self, token: int) -> None:
+        """Continue the document with the token."""
+        self._sample.accept(token)
         self._matcher.consume_token(token)
-        return token
 
     @property
     def is_complete(self) -> bool:

@@ -54,8 +54,7 @@ class WaitingTokens:
 class Reading:
     """What a pass found.
 
-    logits: of each block's tokens, mx (tokens, vocabulary); of a block that others follow only those of its
-        last token.
+    logits: of each block, mx (1, vocabulary), or mx (tokens, vocabulary) of one that is an answer.
     keep: cuts the cache behind so many of the blocks' tokens. May be called again until something else is added.
     """
 
@@ -128,7 +127,9 @@ class Passes:
         for root in (number for number, block in enumerate(blocks) if block.parent < 0):
             ids, (numbers, followers) = blocks[root].ids, _behind(blocks, root)
             positions = self._family.text_positions(position, len(ids))
-            logits[root] = self._vlm.run(cache, ids, positions, keep=1 if numbers else len(ids), check=check)
+            logits[root] = self._vlm.run(
+                cache, ids, positions, keep=len(ids) if blocks[root].is_answer else 1, check=check
+            )
             if numbers:
                 reading = self._read_in_turn(cache, followers, position + len(ids), stay - 1, check)
                 reading.keep(sum(len(block.ids) for block in followers[: max(0, stay - 1)]))
@@ -161,7 +162,7 @@ class Passes:
         first = len(ids)  # of the blocks' tokens
         behind = held + sum(len(block.ids) for block in slot)
         tree = TokenTree.of(
-            held, [*slot, *(Block(block.ids, block.parent + len(slot)) for block in blocks)], rows, two_way
+            held, [*slot, *(block._replace(parent=block.parent + len(slot)) for block in blocks)], rows, two_way
         )
         ids = ids + [token for block in blocks for token in block.ids]
         depths = tree.places[first:] - behind
@@ -195,21 +196,21 @@ def _behind(blocks: Sequence[Block], root: int) -> tuple[list[int], list[Block]]
     """The numbers of all blocks that follow this one, directly or not; and these blocks with parents among them."""
     numbers: list[int] = []
     followers: list[Block] = []
-    for number, (ids, parent) in enumerate(blocks):
-        if parent == root or parent in numbers:
-            followers.append(Block(ids, numbers.index(parent) if parent in numbers else -1))
+    for number, block in enumerate(blocks):
+        if block.parent == root or block.parent in numbers:
+            parent = numbers.index(block.parent) if block.parent in numbers else -1
+            followers.append(block._replace(parent=parent))
             numbers.append(number)
     return numbers, followers
 
 
 def _kept(blocks: Sequence[Block], first: int) -> tuple[list[int], list[int]]:
     """How many tokens of each block have logits that are wanted, and the numbers of these tokens in the call."""
-    parents = {block.parent for block in blocks}
     counts: list[int] = []
     kept: list[int] = []
-    for number, block in enumerate(blocks):
+    for block in blocks:
         end = first + len(block.ids)
-        kept += [end - 1] if number in parents else range(first, end)
-        counts.append(1 if number in parents else len(block.ids))
+        counts.append(len(block.ids) if block.is_answer else 1)
+        kept += range(end - counts[-1], end)
         first = end
     return counts, kept

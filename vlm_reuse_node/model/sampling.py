@@ -12,53 +12,63 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""How a token is picked from logits."""
+"""How a token is picked from logits. All of it stays on the device; whoever decodes reads the token from there."""
 
-from collections.abc import Callable
 from typing import cast
 
 import mlx.core as mx
 
-# Picks a token from logits, mx (vocabulary,).
-Sampler = Callable[[mx.array], int]
+
+class Sampler:
+    """Picks the tokens of one answer, one after another: the most probable ones."""
+
+    def __call__(self, logits: mx.array) -> mx.array:
+        """Pick from logits, mx (vocabulary,). Returns a token, mx (), not evaluated yet."""
+        return mx.argmax(logits)
+
+    def accept(self, token: int) -> None:
+        """Take note of the token that was picked last. Called once for each, before the next one is picked."""
 
 
-def likeliest(logits: mx.array) -> int:
-    """Return the most probable token of logits, mx (vocabulary,)."""
-    return cast(int, mx.argmax(logits).item())
+class RandomSampler(Sampler):
+    """Draws at random: the same tokens for the same seed and logits."""
+
+    def __init__(self, temperature: float, seed: int) -> None:
+        """Draw at a temperature above 0."""
+        self._temperature = temperature
+        self._key = mx.random.key(seed)
+
+    def __call__(self, logits: mx.array) -> mx.array:
+        """Draw from logits, mx (vocabulary,)."""
+        self._key, draw = mx.random.split(self._key)
+        return mx.random.categorical(logits / self._temperature, key=draw)
 
 
-def sampler(temperature: float, seed: int) -> Sampler:
-    """Return a sampler that draws at random: the same tokens for the same seed and logits.
-
-    temperature: 0 picks the likeliest.
-    """
-    if temperature == 0:
-        return likeliest
-    key = mx.random.key(seed)
-
-    def sample(logits: mx.array) -> int:
-        nonlocal key
-        key, draw = mx.random.split(key)
-        return cast(int, mx.random.categorical(logits / temperature, key=draw).item())
-
-    return sample
-
-
-class ConfidenceSampler:
-    """A sampler that notes how probable its tokens were.
-
-    least: probability of the least probable token picked so far, the one that ended the answer included.
-    """
+class ConfidenceSampler(Sampler):
+    """A sampler that notes how probable its tokens were."""
 
     def __init__(self, sample: Sampler) -> None:
         """Pick with `sample`."""
         self._sample = sample
-        self.least = 1.0
+        self._least = mx.array(1.0)
 
-    def __call__(self, logits: mx.array) -> int:
+    def __call__(self, logits: mx.array) -> mx.array:
         """Pick from logits, mx (vocabulary,)."""
         token = self._sample(logits)
-        probability = mx.exp(logits[token] - mx.logsumexp(logits))
-        self.least = min(self.least, cast(float, probability.item()))
+        self._least = mx.minimum(self._least, mx.exp(logits[token] - mx.logsumexp(logits)))
+        mx.async_eval(token, self._least)  # or it would hold the logits of all tokens until somebody asks for it
         return token
+
+    def accept(self, token: int) -> None:
+        """Hand it on."""
+        self._sample.accept(token)
+
+    @property
+    def least(self) -> float:
+        """Probability of the least probable token picked so far, the one that ended the answer included."""
+        return cast(float, self._least.item())
+
+
+def sampler(temperature: float, seed: int) -> Sampler:
+    """Return the sampler for a temperature; 0 picks the most probable token."""
+    return RandomSampler(temperature, seed) if temperature else Sampler()

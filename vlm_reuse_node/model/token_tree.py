@@ -33,10 +33,12 @@ class Block(NamedTuple):
     """Tokens that follow each other.
 
     ids: at least one token. parent: number of the block that they follow, lower than their own; -1: the cache's end.
+    is_answer: whether the logits of all tokens are wanted; else only those of the last one.
     """
 
     ids: list[int]
     parent: int = -1
+    is_answer: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +68,7 @@ class TokenTree:
         """Arrange blocks behind `held` tokens, in their order."""
         parents: list[int] = []
         last: list[int] = []  # of each block: its last token
-        for ids, parent in blocks:
+        for ids, parent, _ in blocks:
             first = len(parents)
             parents += [last[parent] if parent >= 0 else -1, *range(first, first + len(ids) - 1)]
             last.append(len(parents) - 1)

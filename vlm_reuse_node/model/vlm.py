@@ -16,17 +16,18 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from vlm_reuse_node.model import kv_cache, pass_cache
+from vlm_reuse_node.model import decoding, kv_cache, pass_cache
 from vlm_reuse_node.model.families.base import Family, Grid, VisionState
 from vlm_reuse_node.model.json_schema import JsonSchemas
 from vlm_reuse_node.model.pass_cache import PassCache
 from vlm_reuse_node.model.prompt import PromptTemplate
-from vlm_reuse_node.model.sampling import Sampler, likeliest
+from vlm_reuse_node.model.sampling import Sampler
 from vlm_reuse_node.model.token_tree import TokenTree
 from vlm_reuse_node.model.work import Cost, Meter, Work
 
@@ -49,6 +50,7 @@ class Vlm:
     stop_ids: tokens that end an answer. context: most tokens of prompt and answer together, None when not known.
     json_schemas: compiles JSON schemas for the model's tokenizer.
     meter: counts every step of the model; no step escapes it.
+    decodes_ahead: whether a step is queued before its token is read, see `decoding`: on a device with its own queue.
     """
 
     def __init__(self, name: str, model: Any, processor: Any, family: Family, fingerprint: str) -> None:
@@ -57,6 +59,7 @@ class Vlm:
         self.family = family
         self.fingerprint = fingerprint
         self.meter = Meter()
+        self.decodes_ahead = mx.default_device().type == mx.gpu
         self._model = model
         self._processor = processor
         self.context: int | None = getattr(getattr(model.config, 'text_config', None), 'max_position_embeddings', None)
@@ -174,28 +177,26 @@ class Vlm:
         start: int,
         max_tokens: int,
         check: Check = go_on,
-        sample: Sampler = likeliest,
+        sample: Sampler = Sampler(),
         on_token: Callable[[list[int]], None] = lambda ids: None,
+        draft: Sequence[int] = (),
+        keep: Callable[[int], None] = lambda tokens: None,
     ) -> list[int]:
-        """Decode from the prompt's last logits, the first token at position `start`.
-
-        sample: picks the tokens, the most probable ones by default. on_token: called after each token with all tokens
-        so far. Returns the tokens without the one that ends the answer. `check` may raise before each token.
-        """
-        ids: list[int] = []
-        while True:
-            check()
-            token = sample(logits[-1])
-            if token in self.stop_ids:
-                return ids
-            ids.append(token)
-            on_token(ids)
-            if len(ids) == max_tokens:
-                return ids
-            with self._metered(self.meter.decode, decode=1):
-                position = self.family.text_positions(start + len(ids) - 1, 1)
-                logits = self.family.forward([token], self.family.embed([token]), position, cache)
-                mx.eval(logits)
+        """Decode an answer behind the tokens in the cache, see `decoding.decode`. Returns its tokens."""
+        return decoding.decode(
+            partial(self.family.step, cache=cache),
+            logits,
+            start,
+            max_tokens,
+            stop_ids=self.stop_ids,
+            meter=self.meter,
+            ahead=self.decodes_ahead,
+            check=check,
+            sample=sample,
+            on_token=on_token,
+            draft=draft,
+            keep=keep,
+        )
 
     def shares(self, end: mx.array, choices: Sequence[tuple[list[int], mx.array]]) -> tuple[float, ...]:
         """Return the probability of each choice, among the choices, as the whole answer to a prompt.

@@ -18,8 +18,9 @@ A question adds to the credit what it would have cost cold-dense, and takes what
 question waits for) spends only credit. So with an upkeep_share of 1 all work together stays below that of cold-dense,
 in tokens and in expected time.
 
-There are two credits. That of upkeep counts cold-dense's work times upkeep_share. That of patched answers counts it at
-least once: an upkeep_share below 1 holds upkeep back, not what a question may save.
+There are two credits. That of upkeep counts cold-dense's work times upkeep_share. That of risks (patched
+answers and drafts, which may be in vain) counts it at least once: an upkeep_share below 1 holds upkeep back, not what a
+question may save.
 """
 
 import math
@@ -67,7 +68,7 @@ class Account:
         self._measures_time = measures_time
         self.spent, self.cold = Work(), Work()
         self._share: float | None = None  # the upkeep_share of the last question
-        self._of_upkeep, self._of_patches = _Credit(), _Credit()
+        self._of_upkeep, self._of_risks = _Credit(), _Credit()
         self._first = Work()  # of the first question
         self._dearest = Work()  # of the question that was the dearest for cold-dense
 
@@ -79,7 +80,7 @@ class Account:
         """
         if self._share not in (None, upkeep_share):
             self._of_upkeep.forget_debt()
-            self._of_patches.forget_debt()
+            self._of_risks.forget_debt()
         self._share = upkeep_share
         self._spend(spent)
         for cold in colds:
@@ -87,7 +88,7 @@ class Account:
             self._first = self._first if self._first.tokens else cold
             self._dearest = max(self._dearest, cold, key=lambda work: work.tokens)
             self._of_upkeep.earn(cold, upkeep_share, self._dearest)
-            self._of_patches.earn(cold, max(upkeep_share, 1.0), self._dearest)
+            self._of_risks.earn(cold, max(upkeep_share, 1.0), self._dearest)
 
     def book_upkeep(self, spent: Work) -> None:
         """Book work that no question waited for."""
@@ -103,13 +104,13 @@ class Account:
             self._of_upkeep, expected.tokens + answers_left * left.tokens, expected.ms + answers_left * left.ms
         )
 
-    def covers_patch(self, expected: Work) -> bool:
-        """Whether the credit pays for this much more than cold-dense, which an unsure patched answer may cost.
+    def covers_risk(self, expected: Work) -> bool:
+        """Whether the credit pays for this much more than cold-dense: an unsure patched answer, or a wrong draft.
 
-        The first question's work may be overdrawn, because a patch is likely to earn.
+        The first question's work may be overdrawn, because patches and drafts are likely to earn.
         """
         first = self._first
-        return self._covers(self._of_patches, expected.tokens - first.tokens, expected.ms - first.ms)
+        return self._covers(self._of_risks, expected.tokens - first.tokens, expected.ms - first.ms)
 
     def share(self, work: Work) -> float:
         """This work as a share of the cold-dense work of an answer; infinite before the first."""
@@ -127,4 +128,4 @@ class Account:
     def _spend(self, work: Work) -> None:
         self.spent += work
         self._of_upkeep.spend(work)
-        self._of_patches.spend(work)
+        self._of_risks.spend(work)

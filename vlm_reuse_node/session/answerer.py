@@ -18,8 +18,9 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
+import mlx.core as mx
 import numpy as np
 
 from vlm_reuse_node.config import Config
@@ -33,6 +34,9 @@ from vlm_reuse_node.session.outcome import Outcome
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.state import State
 from vlm_reuse_node.session.turn import SharedTurn, Turn
+
+# Decodes an answer with a sampler and a listener (`sample`, `on_token`), and returns its tokens.
+Decode = Callable[..., list[int]]
 
 INCOMPLETE_CHARACTER = '\ufffd'  # decoded from a character whose remaining bytes are in later tokens
 
@@ -61,7 +65,7 @@ class TokenizedQuestion:
 
     def blocks(self, number: int = 0) -> list[Block]:
         """The question and behind it the choices. number: of the question's block."""
-        return [Block(self.tokens), *(Block(choice, number) for choice in self.choices)]
+        return [Block(self.tokens), *(Block(choice, number, is_answer=True) for choice in self.choices)]
 
 
 class Answerer:
@@ -101,24 +105,43 @@ class Answerer:
         steps = tokens - 1 if tokens and is_cut else tokens
         return Work(0, tokenized.cost, steps, meter.read.ms(tokenized.cost) + steps * meter.decode.ms(1))
 
-    def answer(self, state: State, tokenized: TokenizedQuestion, turn: Turn) -> Outcome:
+    def answer(self, state: State, tokenized: TokenizedQuestion, turn: Turn, draft: Sequence[int] = ()) -> Outcome:
         """Let the model answer. The state is restored in any case.
 
+        draft: tokens that a text is likely to begin with. They are verified in the question's pass; the answer is the
+        same without them.
         Raises InvalidRequestError when the question does not fit into the context, Halt, or what the model raises.
         """
         if tokenized.choices:
             (outcome,) = self.choose(state, [tokenized], turn)
             return outcome
         room = self._room(state.tokens + len(tokenized.tokens), tokenized.needed)
+        most = min(tokenized.question.max_tokens, room)
         turn.report('prefill')
         try:
-            # 1. Prefill the question right behind the snapshot.
-            (logits,) = state.read([Block(tokenized.tokens)], stay=1, check=turn.check).logits
+            # 1. Prefill the question right behind the snapshot, and the draft behind it.
+            blocks, draft = [Block(tokenized.tokens)], list(draft[: most - 1])
+            if (
+                draft
+                and state.can_cut
+                and state.can_read_at_once(drafted := [*blocks, Block(draft, 0, is_answer=True)])
+            ):
+                blocks = drafted
+            reading = state.read(blocks, stay=len(blocks), check=turn.check)
             turn.lap('prefill_ms')
             # 2. Decode.
             turn.report('decode')
-            start = state.next_position + len(tokenized.tokens)
-            outcome = self._write(state, tokenized, logits, start, room, turn)
+            decode = partial(
+                self._vlm.decode,
+                state.cache,
+                mx.concatenate(reading.logits),
+                state.next_position + len(tokenized.tokens),
+                most,
+                turn.check,
+                draft=draft if len(blocks) > 1 else (),
+                keep=lambda tokens: reading.keep(len(tokenized.tokens) + tokens),
+            )
+            outcome = self._write(tokenized, most, turn, decode)
             turn.lap('decode_ms')
             tokens = len(outcome.token_ids)
             if tokens:
@@ -163,33 +186,23 @@ class Answerer:
             )
         return context - prompt
 
-    def _write(
-        self, state: State, tokenized: TokenizedQuestion, logits: Any, start: int, room: int, turn: Turn
-    ) -> Outcome:
-        """Write free text, or a document under a grammar, of at most `room` tokens. logits: after the question."""
+    def _write(self, tokenized: TokenizedQuestion, most: int, turn: Turn, decode: Decode) -> Outcome:
+        """Write free text, or a document under a grammar, of at most `most` tokens."""
         confident = ConfidenceSampler(sampler(tokenized.temperature, tokenized.seed))
-        most = min(tokenized.question.max_tokens, room)
         if tokenized.grammar:
-            text, ids = self._write_document(state, tokenized, logits, start, most, turn, confident)
+            text, ids = self._write_document(tokenized, most, turn, decode, confident)
             return Outcome(text, confident.least, token_ids=ids)
-        ids = self._decode(state, logits, start, most, turn, confident, self._vlm.text)
+        ids = tuple(decode(sample=confident, on_token=_listener(turn, self._vlm.text)))
         message = f'The answer was cut at max_tokens {most}.' if len(ids) == most else ''
         return Outcome(self._vlm.text(list(ids)), confident.least, token_ids=ids, message=message)
 
     def _write_document(
-        self,
-        state: State,
-        tokenized: TokenizedQuestion,
-        logits: Any,
-        start: int,
-        most: int,
-        turn: Turn,
-        confident: ConfidenceSampler,
+        self, tokenized: TokenizedQuestion, most: int, turn: Turn, decode: Decode, confident: ConfidenceSampler
     ) -> tuple[str, tuple[int, ...]]:
         """Write a text that follows the question's json_schema. Returns it with its tokens."""
         schemas = self._vlm.json_schemas
         writer = schemas.sampler(tokenized.grammar, confident)
-        ids = self._decode(state, logits, start, most, turn, writer, writer.text)
+        ids = tuple(decode(sample=writer, on_token=_listener(turn, writer.text)))
         if not writer.is_complete:
             raise InvalidRequestError(
                 f'The answer did not fit into max_tokens {most}, and a cut document does not follow '
@@ -199,20 +212,12 @@ class Answerer:
         schemas.check(text)
         return text, ids
 
-    def _decode(
-        self,
-        state: State,
-        logits: Any,
-        start: int,
-        most: int,
-        turn: Turn,
-        sample: Callable[[Any], int],
-        text: Callable[[list[int]], str],
-    ) -> tuple[int, ...]:
-        """Decode at most `most` tokens. The listener gets the text after every token."""
 
-        def on_token(ids: list[int]) -> None:
-            if turn.has_listener:
-                turn.report('decode', text(ids).rstrip(INCOMPLETE_CHARACTER), len(ids))
+def _listener(turn: Turn, text: Callable[[list[int]], str]) -> Callable[[list[int]], None]:
+    """What reports the text after every token."""
 
-        return tuple(self._vlm.decode(state.cache, logits, start, most, turn.check, sample, on_token))
+    def on_token(ids: list[int]) -> None:
+        if turn.has_listener:
+            turn.report('decode', text(ids).rstrip(INCOMPLETE_CHARACTER), len(ids))
+
+    return on_token

@@ -143,7 +143,7 @@ class Responder:
         cells = self._refresher.newest.cells
         patch = self._refresher.prices.patch(self._refresher.state, cells, int(config.max_patch_share * cells))
         answers = (self._answerer.expected(case.tokenized) for case in cases)
-        may_patch = self._auditor.allows_patches(config) and self._account.covers_patch(sum(answers, patch))
+        may_patch = self._auditor.allows_patches(config) and self._account.covers_risk(sum(answers, patch))
         for question, now_ns in ((case.tokenized.question, case.now_ns) for case in cases):
             may_answer = self._refresher.is_exact or may_patch or is_cold
             is_enough = may_answer and freshness.is_enough(self._refresher.newest, question, now_ns)
@@ -196,7 +196,13 @@ class Responder:
             turn = SharedTurn([case.turn for case in batch])
             return self._answerer.choose(state, [case.tokenized for case in batch], turn)
         (case,) = batch
-        return [self._answerer.answer(state, case.tokenized, case.turn)]
+        draft = self._memory.draft(case.tokenized)
+        risk = Work(0, len(draft), 0, self._vlm.meter.read.ms(len(draft)))
+        return [
+            self._answerer.answer(
+                state, case.tokenized, case.turn, draft if draft and self._account.covers_risk(risk) else ()
+            )
+        ]
 
     def _batches(self, state: State, cases: Sequence[Case]) -> Iterator[list[Case]]:
         """The questions that go through the model together: those with choices, as many as one pass takes."""

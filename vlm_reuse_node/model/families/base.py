@@ -157,6 +157,12 @@ class Family(Protocol):
         Returns their logits, mx (kept, vocabulary) float32, not evaluated yet.
         """
 
+    def step(self, token: mx.array, position: int, cache: list) -> mx.array:
+        """`forward` for one token of text that need not be evaluated yet, mx (1,), and is not read.
+
+        Returns the logits behind it, mx (1, vocabulary) float32, not evaluated yet.
+        """
+
 
 def even_chunks(length: int, limit: int) -> list[slice]:
     """Cut `length` tokens every `limit`; right for a family without two-way attention."""

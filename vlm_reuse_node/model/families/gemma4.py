@@ -120,10 +120,14 @@ class Family:
 
     def embed(self, ids: list[int], features: mx.array | None = None) -> mx.array:
         """Token embeddings in the model's scale, mx (1, length, hidden); features are not scaled."""
-        embeddings = self._text.embed_tokens(mx.array([ids])) * self._text.embed_scale
+        embeddings = self._embeddings(mx.array([ids]))
         if features is not None:
             embeddings[0, mx.array(self.cells(ids))] = features.astype(embeddings.dtype)
         return embeddings
+
+    def _embeddings(self, tokens: mx.array) -> mx.array:
+        """Embeddings of tokens, mx (1, length), in the model's scale: mx (1, length, hidden)."""
+        return self._text.embed_tokens(tokens) * self._text.embed_scale
 
     def cells(self, ids: list[int]) -> np.ndarray:
         """Indices of the image tokens, (cells,)."""
@@ -154,10 +158,28 @@ class Family:
 
         The layers take positions from their caches. Raises ModelError when `positions` are others.
         """
+        masks = self._masks(ids, cache, is_last=tuple(keep) == (-1,))
+        return self._run_layers(mx.array([ids]), embeddings, positions, masks, cache, keep)
+
+    def step(self, token: mx.array, position: int, cache: list) -> mx.array:
+        """Logits behind one token of text, mx (1, vocabulary)."""
+        tokens = token[None]
+        masks = self._masks([NO_TOKEN], cache, is_last=True)  # one token sees itself and its past, whichever it is
+        return self._run_layers(tokens, self._embeddings(tokens), self.text_positions(position, 1), masks, cache, [0])
+
+    def _run_layers(
+        self,
+        tokens: mx.array,
+        embeddings: mx.array,
+        positions: np.ndarray,
+        masks: dict[str, Mask],
+        cache: list,
+        keep: Sequence[int],
+    ) -> mx.array:
+        """`forward` of tokens, mx (1, length), with the mask of each type of layer."""
         self._check_positions(positions, cache)
         hidden, kept = embeddings, mx.array(list(keep))
-        masks = self._masks(ids, cache, is_last=tuple(keep) == (-1,))
-        layer_inputs = self._layer_inputs(ids, embeddings)
+        layer_inputs = self._layer_inputs(tokens, embeddings)
         shared: dict[int, KeysValues | None] = {}  # keys and values by layer
         for index, layer in enumerate(self._text.layers):
             if index == self._text.first_kv_shared_layer_idx:
@@ -221,11 +243,11 @@ class Family:
         begins = cells & ~np.append(False, cells[:-1])
         return np.where(cells, np.cumsum(begins), -1)
 
-    def _layer_inputs(self, ids: list[int], embeddings: mx.array) -> mx.array | None:
-        """Per-layer inputs of these tokens in the E models, mx (1, length, layers, width); None in the others."""
+    def _layer_inputs(self, tokens: mx.array, embeddings: mx.array) -> mx.array | None:
+        """Per-layer inputs of tokens, mx (1, length), in the E models: mx (1, length, layers, width); else None."""
         if not self._text.hidden_size_per_layer_input:
             return None
-        tokens = mx.array([[NO_TOKEN if token == self._image_token else token for token in ids]])
+        tokens = mx.where(tokens == self._image_token, NO_TOKEN, tokens)
         return self._text.project_per_layer_inputs(embeddings, self._text.get_per_layer_inputs(tokens))
 
 

@@ -103,7 +103,7 @@ class Family:
     def encode(self, pixels: Pixels, grid: TokenSpan) -> mx.array:
         """Features of the picture's image tokens, mx (cells, hidden). Raises ImageError as `prepare` does."""
         try:
-            return self._embeddings(grid.ids, pixels)[mx.array(self.cells(grid.ids))]
+            return self._embeddings(mx.array([grid.ids]), pixels)[mx.array(self.cells(grid.ids))]
         except ValueError as error:  # shapes that the processor lets through
             raise ImageError(
                 'size',
@@ -133,7 +133,7 @@ class Family:
 
     def embed(self, ids: list[int], features: mx.array | None = None) -> mx.array:
         """Token embeddings, mx (1, length, hidden)."""
-        embeddings = self._embeddings(ids)
+        embeddings = self._embeddings(mx.array([ids]))
         if features is not None:
             embeddings[mx.array(self.cells(ids))] = features.astype(embeddings.dtype)
         return embeddings[None]
@@ -154,29 +154,40 @@ class Family:
 
         The layers take positions from their caches. Raises ModelError when `positions` are others.
         """
-        held = next((entry.offset for entry in cache if hasattr(entry, 'offset')), None)
+        return self._run_layers(mx.array([ids]), embeddings, positions, cache, keep)
+
+    def step(self, token: mx.array, position: int, cache: list) -> mx.array:
+        """Logits behind one token of text, mx (1, vocabulary)."""
+        tokens = token[None]
+        return self._run_layers(tokens, self._embeddings(tokens)[None], self.text_positions(position, 1), cache, [0])
+
+    def _run_layers(
+        self, tokens: mx.array, embeddings: mx.array, positions: np.ndarray, cache: list, keep: Sequence[int]
+    ) -> mx.array:
+        """`forward` of tokens, mx (1, length)."""
+        held, length = next((entry.offset for entry in cache if hasattr(entry, 'offset')), None), tokens.shape[1]
         if isinstance(held, mx.array) and held.size > 1:
             expected = np.array(held)[None]
         else:
-            expected = None if held is None else self.text_positions(int(held), len(ids))
+            expected = None if held is None else self.text_positions(int(held), length)
         if expected is None or not np.array_equal(positions, expected):
             raise ModelError(
                 f'The cache holds {held} tokens, and the positions of the next ones begin with {positions[:, :1]}; '
                 f'a {self._type} model takes positions from its cache. Build the state again.'
             )
         # Some models compute the whole vocabulary for all tokens unless told not to; the others ignore it.
-        first = min(index % len(ids) for index in keep)
+        first = min(index % length for index in keep)
         output = self._model.language_model(
-            mx.array([ids]), inputs_embeds=embeddings, cache=cache, logits_to_keep=len(ids) - first
+            tokens, inputs_embeds=embeddings, cache=cache, logits_to_keep=length - first
         )
-        kept = [index % len(ids) - len(ids) for index in keep]  # from the end, because some models ignore it
+        kept = [index % length - length for index in keep]  # from the end, because some models ignore it
         return output.logits[0, mx.array(kept)].astype(mx.float32)
 
-    def _embeddings(self, ids: Sequence[int], pixels: Pixels | None = None) -> mx.array:
-        """The model's own embeddings of tokens and of at most one picture among them: mx (length, hidden)."""
+    def _embeddings(self, tokens: mx.array, pixels: Pixels | None = None) -> mx.array:
+        """The model's own embeddings of tokens, mx (1, length), with at most one picture: mx (length, hidden)."""
         pixels = dict(pixels or {})
         given = self._model.get_input_embeddings(
-            mx.array([ids]), pixels.pop('pixel_values', None), mask=mx.ones((1, len(ids)), mx.int32), **pixels
+            tokens, pixels.pop('pixel_values', None), mask=mx.ones(tokens.shape, mx.int32), **pixels
         )
         more = sorted(name for name, value in given.to_dict().items() if value is not None and name != 'inputs_embeds')
         if more:
@@ -229,9 +240,10 @@ class Family:
 
     def _refuse_inexact(self, span: tuple[int, ...], pixels: Pixels) -> None:
         """Refuse a model that this file does not compute as the model does. span, pixels: of a small picture."""
-        embeddings = self._embeddings(span, pixels)
+        tokens = mx.array([span])
+        embeddings = self._embeddings(tokens, pixels)
         is_image = np.isin(np.arange(len(span)), self.cells(span))
-        if fault := probe.embeddings_fault(embeddings, self._embeddings(span), is_image):
+        if fault := probe.embeddings_fault(embeddings, self._embeddings(tokens), is_image):
             self._refuse(fault)
         ids = self.expand(self._plain, [TokenSpan(1, int(is_image.sum()), span)])
         others = {name: value for name, value in pixels.items() if name != 'pixel_values'}

@@ -149,6 +149,11 @@ class QwenFamily:
         """Logits of some tokens, mx (kept, vocabulary)."""
         return self.run_layers(embeddings, positions, cache, keep)
 
+    def step(self, token: mx.array, position: int, cache: list) -> mx.array:
+        """Logits behind one token of text, mx (1, vocabulary)."""
+        embedding = self._language.model.embed_tokens(token[None])
+        return self.run_layers(embedding, self.text_positions(position, 1), cache, [0])
+
     def run_layers(
         self, embeddings: mx.array, positions: np.ndarray, cache: list, keep: Sequence[int], **inputs: Any
     ) -> mx.array:
