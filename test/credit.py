@@ -23,7 +23,7 @@ PLENTY = Work(prefill_tokens=10**9, ms=1e9)
 def give_credit(session):
     """What a session has after many questions that reused: it may patch for a question, and do upkeep."""
     for _ in range(MOST_ANSWERS):
-        session._account.book_question(Work(), PLENTY, 1.0)
+        session._account.book_questions(Work(), [PLENTY], 1.0)
     return session
 
 

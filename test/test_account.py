@@ -45,7 +45,7 @@ def booked(bookings, **given):
     account = Account(**given)
     for is_question, spent, cold, share in bookings:
         if is_question:
-            account.book_question(spent, cold, share)
+            account.book_questions(spent, [cold], share)
         else:
             account.book_upkeep(spent)
     return account
@@ -97,7 +97,7 @@ def test_upkeep_within_the_credit_keeps_all_work_within_its_share(bookings):
     account = Account()
     for is_question, spent, cold, _ in bookings:
         if is_question:
-            account.book_question(min(spent, cold, key=lambda work: work.tokens), cold, 0.5)
+            account.book_questions(min(spent, cold, key=lambda work: work.tokens), [cold], 0.5)
         elif account.covers_upkeep(spent):
             account.book_upkeep(spent)
             assert account.spent.tokens <= 0.5 * account.cold.tokens and account.spent.ms <= 0.5 * account.cold.ms
@@ -113,7 +113,7 @@ def test_nothing_is_covered_before_the_first_question():
 @pytest.mark.parametrize('share, most', [(0.0, -1), (0.5, 20), (1.0, 50), (3.0, 170)])
 def test_a_question_earns_the_share_of_its_cold_dense_work_less_its_own(share, most):
     account = Account()
-    account.book_question(tokens(10), tokens(60), share)
+    account.book_questions(tokens(10), [tokens(60)], share)
     assert most_tokens(account) == most
     account.book_upkeep(tokens(7))
     assert most_tokens(account) == max(-1, most - 7)
@@ -123,9 +123,9 @@ def test_a_question_earns_the_share_of_its_cold_dense_work_less_its_own(share, m
 def test_however_many_follow_the_credit_ends_at_three_answers_or_at_that_many_shares_of_them(share, most):
     account = Account()
     for count in (60, *10 * [20], *100 * [60]):  # the dearest of all counts, not the newest
-        account.book_question(NOTHING, Work(0, count, 0, float(count)), share)
+        account.book_questions(NOTHING, [Work(0, count, 0, float(count))], share)
     assert most_tokens(account, answers_left=0) == most and account.totals.credit_ms == most
-    account.book_question(NOTHING, tokens(1), share)
+    account.book_questions(NOTHING, [tokens(1)], share)
     assert most_tokens(account) == most
     assert not account.covers_upkeep(tokens(most + 1)) and not account.covers_upkeep(ms(most + 1))
 
@@ -133,7 +133,7 @@ def test_however_many_follow_the_credit_ends_at_three_answers_or_at_that_many_sh
 @pytest.mark.parametrize('measures_time', [True, False])
 def test_the_credit_must_cover_tokens_and_where_time_is_measured_that_too(measures_time):
     account = Account(measures_time)
-    account.book_question(Work(0, 10, 0, 10.0), Work(0, 60, 0, 110.0), 1.0)
+    account.book_questions(Work(0, 10, 0, 10.0), [Work(0, 60, 0, 110.0)], 1.0)
     assert account.covers_upkeep(Work(0, 50, 0, 100.0)) and not account.covers_upkeep(Work(0, 51, 0, 100.0))
     assert account.covers_upkeep(Work(0, 50, 0, 101.0)) != measures_time
     assert account.totals.credit_ms == 100.0
@@ -144,14 +144,14 @@ def test_the_credit_must_cover_tokens_and_where_time_is_measured_that_too(measur
 
 def test_time_is_measured_unless_it_is_not_wanted():
     account = Account()
-    account.book_question(NOTHING, tokens(60), 1.0)
+    account.book_questions(NOTHING, [tokens(60)], 1.0)
     assert account.covers_upkeep(tokens(60)) and not account.covers_upkeep(ms(1))
 
 
 def test_what_must_be_left_is_counted_in_the_dearest_answers():
     account = Account()
     for count in (10, 60, 30):
-        account.book_question(NOTHING, Work(0, count, 0, 2.0 * count), 1.0)
+        account.book_questions(NOTHING, [Work(0, count, 0, 2.0 * count)], 1.0)
     for left, most in ((0, 100), (0.5, 70), (1, 40)):
         assert most_tokens(account, answers_left=left) == most
         assert account.covers_upkeep(ms(2 * most), answers_left=left) and not account.covers_upkeep(
@@ -162,8 +162,8 @@ def test_what_must_be_left_is_counted_in_the_dearest_answers():
 
 def test_only_what_is_taken_on_trust_may_overdraw_and_by_the_first_questions_work_alone():
     account = Account()
-    account.book_question(tokens(0), Work(0, 60, 0, 90.0), 1.0)
-    account.book_question(tokens(0), Work(0, 200, 0, 300.0), 1.0)
+    account.book_questions(tokens(0), [Work(0, 60, 0, 90.0)], 1.0)
+    account.book_questions(tokens(0), [Work(0, 200, 0, 300.0)], 1.0)
     account.book_upkeep(Work(0, 260, 0, 390.0))
     assert account.covers_upkeep(NOTHING) and not account.covers_upkeep(tokens(1)) and not account.covers_upkeep(ms(1))
     assert most_patched(account) == 60
@@ -174,8 +174,8 @@ def test_only_what_is_taken_on_trust_may_overdraw_and_by_the_first_questions_wor
 
 def test_a_question_that_ended_before_any_work_is_not_the_first_one():
     account = Account()
-    account.book_question(NOTHING, NOTHING, 1.0)
-    account.book_question(ANSWER, ANSWER, 1.0)
+    account.book_questions(NOTHING, [NOTHING], 1.0)
+    account.book_questions(ANSWER, [ANSWER], 1.0)
     assert most_patched(account) == 60 and account.covers_patch(ms(100))
 
 
@@ -183,5 +183,5 @@ def test_a_question_that_ended_before_any_work_is_not_the_first_one():
 def test_a_share_is_of_the_dearest_answer_in_the_measure_that_counts(measures_time, share):
     account = Account(measures_time)
     for answer in (ANSWER, tokens(1)):
-        account.book_question(answer, answer, 1.0)
+        account.book_questions(answer, [answer], 1.0)
     assert account.share(Work(10, 15, 5, 25.0)) == share

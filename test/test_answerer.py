@@ -70,9 +70,9 @@ def test_an_answer_pays_for_its_question_and_every_choice(vlm, choices):
     assert answer.tokens_prefilled == sum(map(len, tokens))
 
 
-@pytest.mark.parametrize('question', [Question(TEXT, max_tokens=3), Question(TEXT, CHOICES)])
-def test_reading_the_question_and_giving_the_answer_are_timed_apart(vlm, monkeypatch, question):
-    """By a clock that counts the forward passes: one reads the question, the others decode."""
+@pytest.mark.parametrize('question, steps', [(Question(TEXT, max_tokens=3), 2), (Question(TEXT, CHOICES), 0)])
+def test_reading_the_question_and_giving_the_answer_are_timed_apart(vlm, monkeypatch, question, steps):
+    """By a clock that counts the forward passes: one reads the question and its choices, the others decode."""
     passes = []
     for name, run in (('forward', vlm.family.forward), ('step', vlm.family.step)):
         monkeypatch.setattr(vlm.family, name, lambda *args, run=run, **kwargs: passes.append(1) or run(*args, **kwargs))
@@ -82,7 +82,8 @@ def test_reading_the_question_and_giving_the_answer_are_timed_apart(vlm, monkeyp
     monkeypatch.setattr('vlm_reuse_node.session.turn.time.perf_counter', lambda: float(len(passes)))
     turn = Turn()
     answerer.answer(state, asked, turn)
-    assert turn.stages['prefill_ms'] == 1e3 and turn.stages['decode_ms'] == 1e3 * (len(passes) - 1) > 0
+    assert len(passes) == 1 + steps
+    assert turn.stages['prefill_ms'] == 1e3 and turn.stages.get('decode_ms', 0.0) == 1e3 * steps
 
 
 @pytest.mark.parametrize('room', [1, 2, 5])
@@ -134,7 +135,7 @@ def test_the_state_is_put_back_whatever_stops_the_answer(vlm, question, at):
     except Halt as stopped:
         assert stopped.status == Status.CANCELLED
     else:
-        assert question.choices and at > 2
+        assert question.choices and at > 1  # one pass has nothing to stop at
     assert all(layer.offset == state.tokens for layer in state.cache)
     assert answerer.answer(state, asked, Turn()) == expected
 
@@ -149,7 +150,7 @@ def test_who_listens_hears_every_stage_and_the_text_grow(vlm):
     assert [each.text for each in told[2:]] == [vlm.text(outcome.token_ids[:count]) for count in range(1, 5)]
     told.clear()
     answered(vlm, Question(TEXT, CHOICES), Turn(listener=told.append))
-    assert [each.stage for each in told] == ['prefill', 'decode']
+    assert [each.stage for each in told] == ['prefill']
 
 
 def test_a_document_is_an_answer_only_when_it_is_whole(letters):

@@ -114,8 +114,9 @@ def run(vlm, cache, prompt, first=0, last=None, limit=512, keep=EVERYTHING):
     logits, last = [], len(prompt.ids) if last is None else last
     for part in vlm.family.chunks(prompt.ids[first:last], limit):
         part = slice(part.start + first, part.stop + first)
+        kept = range(-min(keep, part.stop - part.start), 0)
         logits.append(
-            vlm.family.forward(prompt.ids[part], prompt.embeddings[:, part], prompt.positions[:, part], cache, keep)
+            vlm.family.forward(prompt.ids[part], prompt.embeddings[:, part], prompt.positions[:, part], cache, kept)
         )
         mx.eval(logits)
     return mx.concatenate(logits)
@@ -365,7 +366,7 @@ def test_positions_of_two_interleaved_prompts_are_those_of_each_alone(vlm, model
     for kind in {type(layer.self_attn.rope) for layer in model.language_model.layers}:
 
         def spy(rope, x, offset=0, plain=kind.__call__):
-            logged.append((int(offset), x.shape[-2]))
+            logged.append((int(mx.array(offset).reshape(-1)[0]), x.shape[-2]))
             return plain(rope, x, offset=offset)
 
         monkeypatch.setattr(kind, '__call__', spy)

@@ -27,8 +27,9 @@ from tiny_model import picture, write_tiny_model
 from tiny_qwen3 import write_tiny_qwen3
 
 from vlm_reuse_node.config import Config
-from vlm_reuse_node.model import noise
+from vlm_reuse_node.model import noise, pass_cache
 from vlm_reuse_node.model.loading import load
+from vlm_reuse_node.model.token_tree import Block, TokenTree
 from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
@@ -111,7 +112,7 @@ class Prompt:
         family, cache, logits = self.vlm.family, self.vlm.new_cache(), []
         for part in family.chunks(self.ids, limit):
             ids = self.ids[part]
-            logits.append(family.forward(ids, embeddings[:, part], self.positions[:, part], cache, len(ids)))
+            logits.append(family.forward(ids, embeddings[:, part], self.positions[:, part], cache, range(len(ids))))
             mx.eval(logits)
         flat = [layer for layer in cache if type(layer) is KVCache]
         return mx.concatenate(logits), [rows[:, :, : layer.offset] for layer in flat for rows in layer.state]
@@ -170,19 +171,25 @@ def test_a_question_one_position_late_is_far_beyond_it(prompt, expected, bounds)
 
 @pytest.mark.numeric
 def test_a_mask_that_hides_one_cell_from_the_question_is_far_beyond_it(prompt, expected, bounds):
-    family, count = prompt.vlm.family, len(prompt.ids)
-    if not family.takes_mask:
-        pytest.skip('the model takes no mask')
+    vlm, count = prompt.vlm, len(prompt.ids)
+    family, cache = vlm.family, vlm.new_cache()
+    if not (family.branches and pass_cache.is_possible(cache)):
+        pytest.skip('the model cannot branch')
+    cells = family.cells(prompt.ids)
 
-    def logits(mask):
-        return family.forward(
-            prompt.ids, prompt.embeddings, prompt.positions, prompt.vlm.new_cache(), count, mask=mx.array(mask)
-        )
+    class Hiding(TokenTree):
+        """Takes one cell from what the question sees."""
 
-    right, wrong = np.tri(count, dtype=bool), np.tri(count, dtype=bool)
-    wrong[prompt.question :, family.cells(prompt.ids)[-1]] = False
-    assert noise.apart(logits(right), expected[0]) < bounds[0]
-    assert noise.apart(logits(wrong)[-1], expected[0][-1]) > WIDE * bounds[0]
+        def mask(self, first=0, window=None):
+            sees = super().mask(first, window)
+            sees[prompt.question :, cells[-1]] = False
+            return sees
+
+    def logits(tree):
+        return vlm.run_tree(vlm.new_cache(), tree, prompt.ids, prompt.embeddings, prompt.positions, range(count))[0]
+
+    assert noise.apart(logits(TokenTree.of(0, [Block(prompt.ids)])), expected[0]) < bounds[0]
+    assert noise.apart(logits(Hiding.of(0, [Block(prompt.ids)]))[-1], expected[0][-1]) > WIDE * bounds[0]
 
 
 @pytest.mark.numeric

@@ -25,7 +25,7 @@ from tiny_gemma4 import write_tiny_gemma4
 from tiny_model import picture, write_tiny_model
 from tiny_qwen3 import write_tiny_qwen3
 
-from vlm_reuse_node.model import kv_rewrite, loading
+from vlm_reuse_node.model import loading, pass_cache
 from vlm_reuse_node.model import vlm as vlms
 from vlm_reuse_node.model.noise import apart
 from vlm_reuse_node.session import state as states
@@ -117,7 +117,7 @@ def prompt_ids(vlm, state):
 
 def test_some_tokens_rewritten_are_what_a_forward_with_the_old_rows_around_them_computes(vlm):
     """The reference: one token after the other, each on a cache of the rows before it, old and new."""
-    if getattr(vlm.family, '_two_way', False):
+    if vlm.family.two_way:
         pytest.skip('tokens of one picture that see each other cannot come one after the other')
     state, cells = built(vlm, picture(1)), np.array([1, 2, 7])
     newer = state.live.with_cells(vlm, picture(2), cells)
@@ -183,15 +183,19 @@ def test_an_approximate_state_has_another_identity(vlm):
     assert state.identity != before and before.exact and not state.identity.exact
 
 
-def test_a_cache_whose_rows_are_not_where_their_numbers_say_cannot_be_rewritten(tmp_path):
+def test_a_cache_that_has_not_the_rows_cannot_be_rewritten():
     ring = RotatingKVCache(max_size=8)
-    ring.update_and_fetch(*mx.zeros((2, 1, 1, 8, 4)))
-    assert kv_rewrite.is_possible([KVCache(), ring])
-    ring.update_and_fetch(*mx.zeros((2, 1, 1, 1, 4)))
-    for part in (ring, QuantizedKVCache(), ArraysCache(size=1)):
-        assert not kv_rewrite.is_possible([KVCache(), part])
+    ring.update_and_fetch(*mx.zeros((2, 1, 1, 20, 4)))
+    assert pass_cache.can_rewrite([KVCache(), ring], 8) and not pass_cache.can_rewrite([KVCache(), ring], 9)
+    assert pass_cache.can_rewrite([KVCache()], 9)
+    for part in (QuantizedKVCache(), ArraysCache(size=1), RotatingKVCache(max_size=8, keep=2)):
+        assert not pass_cache.can_rewrite([KVCache(), part], 1)
 
 
-def test_a_ring_that_has_wrapped_is_not_rewritten(tmp_path):
-    vlm = loading.load(str(write_tiny_gemma4(tmp_path / 'gemma4', window=28)))
-    assert built(vlm, picture(1)).can_rewrite and not built(vlm, picture(1), picture(2)).can_rewrite
+@pytest.mark.parametrize('short', [0, 1])
+def test_a_slot_is_rewritten_where_every_ring_keeps_all_of_it(tmp_path, short):
+    whole = loading.load(str(write_tiny_gemma4(tmp_path / 'whole', window=64)))
+    first, both = (built(whole, *map(picture, seeds)).tokens for seeds in ([1], [1, 2]))
+    vlm = loading.load(str(write_tiny_gemma4(tmp_path / 'gemma4', window=both - first - short)))
+    assert built(vlm, picture(1), picture(2)).can_rewrite == (not short)
+    assert not built(vlm, picture(1)).can_rewrite  # its slot has the begin of the chat, too

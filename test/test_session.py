@@ -411,7 +411,7 @@ def test_choices_are_scored_by_probability_and_equal_cold(session):
 def test_choices_scored_in_one_pass_equal_those_scored_one_by_one(session, monkeypatch):
     question = Question(QUESTION.text, choices=('red', 'green circle', 'yes', 'yes it is', 'no it is not green'))
     together = session.ask(question, now_ns=0)
-    monkeypatch.setattr(session._vlm.family, 'takes_mask', False)
+    monkeypatch.setattr(session._vlm.family, 'branches', False)
     apart = session.ask(question, now_ns=0)
     assert choices_apart(together, apart) < choice_bound(session, question)
     assert together.tokens_prefilled == apart.tokens_prefilled

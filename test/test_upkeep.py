@@ -127,7 +127,7 @@ class Camera:
             self.ask(asked_at_s, lag_s)
         self.now_s = now_s
         for _ in range(3):
-            self.account.book_question(Work(), ANSWER, 1.0)
+            self.account.book_questions(Work(), [ANSWER], 1.0)
         self.pay(3 * 400 - credit)
 
     def ask(self, now_s, lag_s=0.0):
@@ -485,7 +485,7 @@ def test_the_credit_of_one_picture_keeps_regular_questions_about_a_moving_scene_
         measures_time=False,
     )
     if has_credit:
-        session._account.book_question(Work(), Work(12, 25), 1.0)
+        session._account.book_questions(Work(), [Work(12, 25)], 1.0)
     for tick in range(200):
         clock.now_s = tick / 10
         if tick % 2 == 0:

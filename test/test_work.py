@@ -149,15 +149,13 @@ def test_until_a_patch_was_measured_a_cell_is_taken_for_its_share_of_the_picture
     meter.read.learn(14, 36.0)
     assert meter.patch(3, 12, 14).ms == pytest.approx(60.0 * 3 / 12)
     meter.see_cells.learn(3, 5.0)
-    assert meter.patch(3, 12, 14).ms == pytest.approx(60.0 * 3 / 12)  # only one of the two stages is known
-    meter.rewrite.learn(3, 7.0)
-    assert meter.patch(3, 12, 14).ms == pytest.approx(5.0 + 7.0)
+    assert meter.patch(3, 12, 14).ms == pytest.approx(5.0 + meter.read.ms(3 + 2))
 
 
 @pytest.mark.parametrize('choices', [(), ('red', 'green circle', 'no')])
-@pytest.mark.parametrize('takes_mask', [True, False])
-def test_the_meter_counts_every_token_of_an_answer_from_nothing(vlm, monkeypatch, choices, takes_mask):
-    monkeypatch.setattr(vlm.family, 'takes_mask', takes_mask)
+@pytest.mark.parametrize('branches', [True, False])
+def test_the_meter_counts_every_token_of_an_answer_from_nothing(vlm, monkeypatch, choices, branches):
+    monkeypatch.setattr(vlm.family, 'branches', branches)
     session = SceneSession(vlm, Config())
     session.look(picture(1))
     before = vlm.meter.done

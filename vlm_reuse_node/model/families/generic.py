@@ -17,8 +17,13 @@
 Such a model counts one position per token, takes positions from its cache, and looks back only. The tokens of a picture
 come from the model's own processor, their embeddings from its `get_input_embeddings`. Which token sees which part of
 the picture is not known, so a changed picture is computed as a whole.
+
+A live picture, a question and its choices share a call where a model takes positions and masks from its cache. That is
+tried at load. Elsewhere a picture is computed before the question, then the question, then each choice from a copy of
+the state behind it. That is one call more for each choice, and a call costs the reading of all weights.
 """
 
+import logging
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -36,6 +41,8 @@ from vlm_reuse_node.errors import ImageError, ModelError
 from vlm_reuse_node.model.families import probe
 from vlm_reuse_node.model.families.base import even_chunks
 from vlm_reuse_node.model.families.picture_tokens import PictureTokens, TokenSpan, rows_and_columns
+from vlm_reuse_node.model.families.placed_rope import place_ropes
+from vlm_reuse_node.model.pass_cache import PassCache
 
 # A model that keeps positions here would answer wrong without a sign: a second camera inherits the first one's.
 KEPT_POSITIONS = ('_rope_deltas', '_position_ids')
@@ -46,6 +53,8 @@ MOST_SHRUNK = 8
 
 # What the model's processor returns beside tokens, by name.
 Pixels = dict[str, Any]
+
+_log = logging.getLogger(__name__)
 
 
 class Family:
@@ -64,6 +73,7 @@ class Family:
         self._processor = processor
         self._type = model.config.model_type
         self._refuse_positions_kept()
+        place_ropes(model.language_model)
         self._image_token = next(
             (token for name in IMAGE_TOKENS if (token := getattr(model.config, name, None)) is not None), None
         )
@@ -74,11 +84,12 @@ class Family:
             inputs = self._processed(probe.picture())
             span = self._span(inputs)
             self._tokens = self._learn_tokens(span)
-            self._refuse_inexact(span, _pixels(inputs))
+            features = self._refuse_inexact(span, _pixels(inputs))
         except ModelError:
             raise
         except Exception as error:  # of any of sixty model types
             self._refuse(f'a small picture does not go through it ({type(error).__name__}: {error})')
+        self.branches = self._can_branch(span, features)
 
     def prepare(self, rgb: np.ndarray) -> tuple[Pixels, TokenSpan]:
         """Run the processor; see `families.base.Family`."""
@@ -165,10 +176,11 @@ class Family:
         self, tokens: mx.array, embeddings: mx.array, positions: np.ndarray, cache: list, keep: Sequence[int]
     ) -> mx.array:
         """`forward` of tokens, mx (1, length)."""
-        held, length = next((entry.offset for entry in cache if hasattr(entry, 'offset')), None), tokens.shape[1]
-        if isinstance(held, mx.array) and held.size > 1:
-            expected = np.array(held)[None]
+        length = tokens.shape[1]
+        if isinstance(cache[0], PassCache):
+            held, expected = cache[0].tree.held, cache[0].tree.places[None]
         else:
+            held = next((entry.offset for entry in cache if hasattr(entry, 'offset')), None)
             expected = None if held is None else self.text_positions(int(held), length)
         if expected is None or not np.array_equal(positions, expected):
             raise ModelError(
@@ -238,14 +250,36 @@ class Family:
         if kept:
             self._refuse(f'it keeps positions in {", ".join(kept)}, which the next camera would inherit')
 
-    def _refuse_inexact(self, span: tuple[int, ...], pixels: Pixels) -> None:
-        """Refuse a model that this file does not compute as the model does. span, pixels: of a small picture."""
+    def _can_branch(self, span: tuple[int, ...], features: mx.array) -> bool:
+        """Whether the model computes a tree of tokens right. span, features: of a small picture."""
+        ids, tokenizer = self._chat(span), self._processor.tokenizer
+        try:
+            questions = [
+                [list(tokenizer(text, add_special_tokens=False)['input_ids']) for text in (question, *choices)]
+                for question, choices in probe.QUESTIONS.items()
+            ]
+            fault = probe.branch_fault(self, self._model, ids, self.embed(ids, features), questions)
+        except Exception as error:  # of any of sixty model types
+            fault = f'{type(error).__name__}: {error}'
+        if fault:
+            _log.info("A '%s' model computes a question and its choices one after the other: %s", self._type, fault)
+        return not fault
+
+    def _chat(self, span: tuple[int, ...]) -> list[int]:
+        """The chat with one picture."""
+        return self.expand(self._plain, [TokenSpan(1, len(self.cells(span)), span)])
+
+    def _refuse_inexact(self, span: tuple[int, ...], pixels: Pixels) -> mx.array:
+        """Refuse a model that this file does not compute as the model does. span, pixels: of a small picture.
+
+        Returns the picture's features.
+        """
         tokens = mx.array([span])
         embeddings = self._embeddings(tokens, pixels)
         is_image = np.isin(np.arange(len(span)), self.cells(span))
         if fault := probe.embeddings_fault(embeddings, self._embeddings(tokens), is_image):
             self._refuse(fault)
-        ids = self.expand(self._plain, [TokenSpan(1, int(is_image.sum()), span)])
+        ids = self._chat(span)
         others = {name: value for name, value in pixels.items() if name != 'pixel_values'}
         theirs = self._model(mx.array([ids]), pixels['pixel_values'], mask=None, **others).logits[0].astype(mx.float32)
         middle = self._plain.index(self._placeholder) + len(span) // 2
@@ -265,6 +299,7 @@ class Family:
         features = embeddings[mx.array(self.cells(span))]
         if fault := probe.logits_fault(self.embed(ids, features), ours, theirs):
             self._refuse(fault)
+        return features
 
     def _refuse(self, reason: str) -> NoReturn:
         raise ModelError(

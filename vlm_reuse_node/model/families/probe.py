@@ -12,18 +12,32 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Checks at load, on one small picture, that the generic family computes the same as the model itself."""
+"""Checks at load, on one small picture, that the generic family computes the same as the model itself.
 
-from collections.abc import Callable
+And whether the model's layers take positions and masks from their caches, so that one call can compute tokens that do
+not see each other (`pass_cache`).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx_vlm.models.cache import RotatingKVCache, make_prompt_cache
 
-from vlm_reuse_node.model import noise
+from vlm_reuse_node.model import kv_cache, noise, pass_cache
+from vlm_reuse_node.model.token_tree import Block, TokenTree
 
 PROBE_PX = 64
 # Of logits against the model's own, a share of their spread: above it they are wrong, however noisy the arithmetic is.
 MOST_ERROR = 0.1
+# Questions to try together, with the choices of each.
+QUESTIONS = {'how many are there?': ('one', 'two of them'), 'is it red?': ('no, it is blue', 'yes')}
+# What a model's configuration calls the number of tokens that a layer looks back.
+WINDOWS = ('sliding_window', 'sliding_window_size', 'attention_window_size', 'attention_chunk_size')
+# What it calls a scale of queries that grows with their place, and is 1 for thousands of tokens. mlx-vlm gives the
+# tokens of a call the scales of places that follow each other.
+PLACE_SCALE = 'llama_4_scaling_beta'
 
 
 def picture() -> np.ndarray:
@@ -58,6 +72,101 @@ def logits_fault(embeddings: mx.array, ours: Callable[[mx.array], mx.array], the
         f'computed call by call its logits are {100 * error:.2g}% off its own forward, and rounding makes less than '
         f'{100 * most:.2g}%, so that its pictures are seen in both directions, or it takes more than embeddings'
     )
+
+
+def branch_fault(
+    family: Any, model: Any, ids: list[int], embeddings: mx.array, questions: Sequence[Sequence[list[int]]]
+) -> str:
+    """Return why tokens that must not see each other cannot share a call, '' when they can.
+
+    family: see `families.base.Family`. ids, embeddings: of a chat with the picture, mx (1, tokens, hidden).
+    questions: of each the tokens, then those of its choices. Raises whatever a model raises that cannot compute them.
+    """
+    cache = make_prompt_cache(model.language_model)
+    if not pass_cache.is_possible(cache):
+        return 'its cache holds more than keys and values of each token'
+    if _scales_places(model):
+        return f'it scales queries by their place in a call ({PLACE_SCALE})'
+    blocks: list[Block] = []
+    for question, *choices in questions:
+        blocks += [Block(question), *(Block(choice, len(blocks)) for choice in choices)]
+    tree, tokens = TokenTree.of(len(ids), blocks), [token for block in blocks for token in block.ids]
+    # A model that knows nothing of branches computes the first one right.
+    branches = _branches(tree)[1:]
+    mx.eval(family.forward(ids, embeddings, family.text_positions(0, len(ids)), cache))
+    here, windows = kv_cache.take(cache), set[int]()
+
+    def at_once(embeddings: mx.array) -> mx.array:
+        parts = pass_cache.stand_ins(cache, tree)
+        for part, kept in zip(parts, cache):
+            part.make_mask = _noting(part.make_mask, windows, getattr(kept, 'max_size', None))  # type: ignore
+        logits = family.forward(tokens, embeddings, tree.places[None], parts, range(len(tokens)))
+        mx.eval(logits)
+        pass_cache.keep(parts, 0)
+        return logits[mx.array(np.concatenate(branches))]
+
+    def in_turn() -> Iterator[mx.array]:
+        for branch in branches:
+            kv_cache.restore(cache, here)
+            positions, given = family.text_positions(len(ids), len(branch)), [tokens[token] for token in branch]
+            yield family.forward(given, behind[:, mx.array(branch)], positions, cache, range(len(branch)))
+
+    behind = family.embed(tokens)
+    found = at_once(behind)
+    if unseen := _windows(model, cache) - windows:
+        return f'a layer looks back {min(unseen)} tokens, and its cache is not asked which these are'
+    error = _share_of_spread(mx.concatenate(list(in_turn())), found)
+    kv_cache.restore(cache, here)
+    most = min(MOST_ERROR, noise.bound(behind, at_once, distance=_share_of_spread))
+    if error < most:
+        return ''
+    return (
+        f'its logits are {100 * error:.2g}% off those of one branch after the other, and rounding makes less than '
+        f'{100 * most:.2g}%, so that it does not take positions and masks from its cache'
+    )
+
+
+def _branches(tree: TokenTree) -> list[list[int]]:
+    """The added tokens from the cache's end to each token that nothing follows."""
+    parents = tree.parents.tolist()
+    branches = []
+    for leaf in sorted(set(range(len(parents))).difference(parents)):
+        branch = [leaf]
+        while parents[branch[0]] >= 0:
+            branch.insert(0, parents[branch[0]])
+        branches.append(branch)
+    return branches
+
+
+def _noting(make_mask: Callable[..., mx.array], windows: set[int], size: int | None) -> Callable[..., mx.array]:
+    """The function, which adds the window of each mask to these. size: rows that the cache keeps, None for all."""
+
+    def noting(count: int, window_size: int | None = None, **kwargs: Any) -> mx.array:
+        windows.update(window for window in (window_size or size,) if window)
+        return make_mask(count, window_size=window_size, **kwargs)
+
+    return noting
+
+
+def _windows(model: Any, cache: list) -> set[int]:
+    """How many tokens layers look back, as the configuration and the caches say. Empty when they see all."""
+    windows = {part.max_size for part in cache if type(part) is RotatingKVCache}
+    for config in _configs(model):
+        if getattr(config, 'use_sliding_window', True):
+            windows |= {getattr(config, name, None) or 0 for name in WINDOWS}
+    return windows - {0}
+
+
+def _scales_places(model: Any) -> bool:
+    ropes = [getattr(config, name, None) for config in _configs(model) for name in ('rope_parameters', 'rope_scaling')]
+    return any(isinstance(rope, dict) and rope.get(PLACE_SCALE) for rope in ropes)
+
+
+def _configs(model: Any) -> list[Any]:
+    """The configuration of the language model, in all places where mlx-vlm may keep it."""
+    return [getattr(model.config, 'text_config', None)] + [
+        getattr(model.language_model, name, None) for name in ('config', 'args')
+    ]
 
 
 def _share_of_spread(logits: mx.array, others: mx.array) -> float:
