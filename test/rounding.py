@@ -19,6 +19,7 @@ from functools import partial
 import numpy as np
 
 from vlm_reuse_node.model import noise
+from vlm_reuse_node.model.token_tree import Block
 from vlm_reuse_node.session import state as states
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
 
@@ -45,8 +46,8 @@ def log_scores(vlm, state, *questions):
     scores = []
     for question in questions:
         ids, choices = state.template.question(question.text), state.template.choices(question.choices)
-        logits = vlm.run(state.cache, ids, vlm.family.text_positions(state.next_position, len(ids)))
-        scores.append(np.log(vlm.score(state.cache, logits, state.next_position + len(ids), choices)))
+        end, *later = state.read([Block(ids), *(Block(choice, 0) for choice in choices)]).logits
+        scores.append(np.log(vlm.shares(end, list(zip(choices, later)))))
         state.restore()
     return scores
 

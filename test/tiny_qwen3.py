@@ -163,7 +163,7 @@ def full_logits(upstream: tuple, ids: mx.array, pixels: mx.array, patches: mx.ar
 def run(vlm, ids: list[int], positions: np.ndarray, embeddings: mx.array, cache: list, limit: int) -> np.ndarray:
     """Logits of all of these tokens, in forward calls of at most `limit`: (length, vocabulary)."""
     parts = [
-        vlm.family.forward(ids[part], embeddings[:, part], positions[:, part], cache, keep=limit)
+        vlm.family.forward(ids[part], embeddings[:, part], positions[:, part], cache, range(len(ids[part])))
         for part in vlm.family.chunks(ids, limit)
     ]
     return np.array(mx.concatenate(parts))

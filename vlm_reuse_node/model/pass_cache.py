@@ -16,27 +16,40 @@
 
 A layer of mlx-vlm asks its cache for three things: the positions of the call's tokens (`offset`), which tokens see
 which (`make_mask`), and all keys and values, once those of the call are added (`update_and_fetch`). A stand-in answers
-for the tree. So the layers run unchanged. Afterwards `keep` cuts the real cache behind any of the added tokens.
+for the tree. So the layers run unchanged. A recurrent layer has no mask: the state of its stand-in must go through the
+tree block by block, and the family sees to it. Afterwards `keep` cuts the real cache behind any of the added tokens.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
-from mlx_vlm.models.cache import KVCache, RotatingKVCache
+import numpy as np
+from mlx_vlm.models.cache import ArraysCache, KVCache, RotatingKVCache
 
-from vlm_reuse_node.model.token_tree import TokenTree
+from vlm_reuse_node.model.token_tree import Run, TokenTree
 
 # The attributes of a ring as they were before the live picture, by name.
 RingBefore = dict[str, Any]
+# Computes tokens in sequences; see `RecurrentPass.run`.
+Step = Callable[[mx.array, ArraysCache], mx.array]
 
 
-def is_possible(cache: list) -> bool:
-    """Whether every layer keeps keys and values as they are: no recurrent state, nothing quantised."""
-    return all(type(part) is KVCache or (type(part) is RotatingKVCache and not part.keep) for part in cache)
+def is_possible(cache: list, recurrent: bool = False) -> bool:
+    """Whether every layer keeps keys and values as they are: nothing quantised, and no recurrent state.
+
+    recurrent: a recurrent state will do, too.
+    """
+    return all(
+        type(part) is KVCache
+        or (type(part) is RotatingKVCache and not part.keep)
+        or (recurrent and type(part) is ArraysCache)
+        for part in cache
+    )
 
 
 def can_rewrite(cache: list, tokens: int) -> bool:
-    """Whether the last `tokens` rows can be written over: every ring keeps so many."""
+    """Whether the last `tokens` rows can be written over: every layer keeps rows, and every ring so many."""
     return is_possible(cache) and all(type(part) is KVCache or tokens <= part.max_size for part in cache)
 
 
@@ -140,18 +153,91 @@ class RingPass(PassCache):
         part.offset, part._idx = self.tree.held + added, end - start
 
 
-def stand_ins(cache: list, tree: TokenTree, before: list[Any] | None = None) -> list[FlatPass | RingPass]:
+class RecurrentPass(PassCache):
+    """Stands in for a recurrent layer's cache. The cache itself changes in `keep` only.
+
+    It has one state for all tokens so far. So each block of the tree must start from the state behind the block that
+    it follows.
+    """
+
+    def __init__(self, part: ArraysCache, tree: TokenTree) -> None:
+        """Stand in for `part`, which holds the state behind tree.held tokens. The tree writes over no rows."""
+        super().__init__(part, tree)
+        self._states = {0: list(part.cache)}  # by the number of added tokens
+        self._step: Step | None = None
+
+    def run(self, step: Step) -> mx.array:
+        """Compute the call's tokens, mx (1, tokens, width): blocks of one level of the tree as one batch.
+
+        step: is given numbers of tokens, mx (sequences, longest), and a cache with a row of states for each sequence,
+        and with `lengths` if they differ: shorter ones are padded behind their end. It returns what it computed, mx
+        (sequences, longest, width), and moves the states on. It must work as long as this stand-in is used.
+        """
+        self._step = step
+        numbers, outputs = [], []
+        for level in self.tree.levels:
+            tokens, output = self._advance(level)
+            numbers.append(tokens.ravel())
+            outputs.append(output.reshape(-1, output.shape[-1]))
+        # A padded sequence repeats its last token: what counts is where a token comes first.
+        _, first = np.unique(np.concatenate(numbers), return_index=True)
+        self._states = {end: self._states[end] for end in self._line()}
+        return mx.concatenate(outputs)[mx.array(first)][None]
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """The states that `keep` is likely to be asked for."""
+        return [array for end, state in self._states.items() if end for array in state]
+
+    def keep(self, added: int) -> None:
+        """Move the cache behind so many added tokens; see `FlatPass.keep`.
+
+        Inside a block the state is not known. It is computed from what the layer computed for all tokens at once.
+        """
+        if added not in self._states:
+            start, _, behind = next(run for run in self.tree.runs if run.start < added <= run.end)
+            self._advance([Run(start, added, behind)])
+        self._part.cache = list(self._states[added])
+
+    def _advance(self, runs: list[Run]) -> tuple[np.ndarray, mx.array]:
+        """Compute some blocks as one batch; return their tokens and what `step` made of them."""
+        starts, ends, _ = np.array(runs).T
+        tokens = np.minimum(starts[:, None] + np.arange((ends - starts).max()), ends[:, None] - 1)
+        states = ArraysCache(len(self._part.cache))
+        befores = zip(*(self._states[run.behind] for run in runs))
+        states.cache = [None if arrays[0] is None else mx.concatenate(arrays) for arrays in befores]
+        if len(set(ends - starts)) > 1:
+            states.lengths = mx.array(ends - starts)
+        output = self._step(mx.array(tokens), states)
+        for row, run in enumerate(runs):
+            self._states[run.end] = [array[row : row + 1] for array in states.cache]
+        return tokens, output
+
+    def _line(self) -> list[int]:
+        """The ends of the first blocks, as far as each follows the one before it."""
+        ends = [0]
+        for run in self.tree.runs:
+            if run.behind != ends[-1]:
+                break
+            ends.append(run.end)
+        return ends
+
+
+def stand_ins(cache: list, tree: TokenTree, before: list[Any] | None = None) -> list[PassCache]:
     """Return a stand-in for each layer's cache, for one call. cache: one for which `is_possible`.
 
     before: see `RingPass`, one entry for each layer.
     """
-    return [
-        FlatPass(part, tree) if type(part) is KVCache else RingPass(part, tree, before[index] if before else None)
-        for index, part in enumerate(cache)
-    ]
+    return [_stand_in(part, tree, before[index] if before else None) for index, part in enumerate(cache)]
 
 
-def keep(parts: list[FlatPass | RingPass], added: int) -> None:
+def _stand_in(part: Any, tree: TokenTree, before: RingBefore | None) -> PassCache:
+    if type(part) is ArraysCache:
+        return RecurrentPass(part, tree)
+    return FlatPass(part, tree) if type(part) is KVCache else RingPass(part, tree, before)
+
+
+def keep(parts: list[PassCache], added: int) -> None:
     """Cut all caches behind so many added tokens; see `FlatPass.keep`."""
     for part in parts:
         part.keep(added)
