@@ -20,7 +20,7 @@ for the tree. So the layers run unchanged. A recurrent layer has no mask: the st
 tree block by block, and the family sees to it. Afterwards `keep` cuts the real cache behind any of the added tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -64,6 +64,18 @@ class PassCache:
         self._part, self.tree = part, tree
         self.offset = mx.array(tree.places)
 
+    @property
+    def arrays(self) -> Sequence[mx.array]:
+        """What the call has computed for the cache."""
+        raise NotImplementedError
+
+    def keep(self, added: int) -> None:
+        """Cut the cache behind so many added tokens; they follow each other. May be called again with another number.
+
+        That holds until something else is added to the cache.
+        """
+        raise NotImplementedError
+
 
 class FlatPass(PassCache):
     """Stands in for a cache that keeps all rows. It writes into that cache."""
@@ -85,14 +97,11 @@ class FlatPass(PassCache):
 
     @property
     def arrays(self) -> tuple[mx.array, mx.array]:
-        """All keys and values that the call has written."""
+        """All keys and values; those of the call are among them."""
         return self._part.keys, self._part.values
 
     def keep(self, added: int) -> None:
-        """Cut the cache behind so many added tokens; they follow each other. May be called again with another number.
-
-        That holds until something else is added to the cache.
-        """
+        """Cut the cache behind so many added tokens; see `PassCache.keep`."""
         self._part.offset = self.tree.held + added
 
 
@@ -143,7 +152,7 @@ class RingPass(PassCache):
         return tuple(self._all)
 
     def keep(self, added: int) -> None:
-        """Cut the cache behind so many added tokens; see `FlatPass.keep`."""
+        """Cut the cache behind so many added tokens; see `PassCache.keep`."""
         if not added and not len(self.tree.rows) and self._part.offset == self.tree.held:
             return  # the ring is what it was
         part = self._part
@@ -190,7 +199,7 @@ class RecurrentPass(PassCache):
         return [array for end, state in self._states.items() if end for array in state]
 
     def keep(self, added: int) -> None:
-        """Move the cache behind so many added tokens; see `FlatPass.keep`.
+        """Move the cache behind so many added tokens; see `PassCache.keep`.
 
         Inside a block the state is not known. It is computed from what the layer computed for all tokens at once.
         """
@@ -203,9 +212,9 @@ class RecurrentPass(PassCache):
         """Compute some blocks as one batch; return their tokens and what `step` made of them."""
         starts, ends, _ = np.array(runs).T
         tokens = np.minimum(starts[:, None] + np.arange((ends - starts).max()), ends[:, None] - 1)
-        states = ArraysCache(len(self._part.cache))
         befores = zip(*(self._states[run.behind] for run in runs))
-        states.cache = [None if arrays[0] is None else mx.concatenate(arrays) for arrays in befores]
+        states: Any = ArraysCache(len(self._part.cache))
+        states.cache = [None if arrays[0] is None else mx.concatenate(list(arrays)) for arrays in befores]
         if len(set(ends - starts)) > 1:
             states.lengths = mx.array(ends - starts)
         output = self._step(mx.array(tokens), states)
@@ -238,7 +247,7 @@ def _stand_in(part: Any, tree: TokenTree, before: RingBefore | None) -> PassCach
 
 
 def keep(parts: list[PassCache], added: int) -> None:
-    """Cut all caches behind so many added tokens; see `FlatPass.keep`."""
+    """Cut all caches behind so many added tokens; see `PassCache.keep`."""
     for part in parts:
         part.keep(added)
 

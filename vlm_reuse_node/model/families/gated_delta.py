@@ -14,9 +14,9 @@
 
 """Runs a gated-delta layer on a tree of tokens.
 
-Source: mlx_vlm/models/qwen3_5/language.py, `Qwen3_5GatedDeltaNet`. Its weights are in matrices that look at one token at
-a time; they are applied to all tokens of a call at once. What depends on the order of tokens, a short convolution and
-the recurrence, has hardly any weights; it goes through the tree block by block, in the layer's own code.
+Source: mlx_vlm/models/qwen3_5/language.py, `Qwen3_5GatedDeltaNet`. Its weights are in matrices that look at one token
+at a time; these are applied to all tokens of a call at once. What depends on the order of tokens, a short convolution
+and the recurrence, has hardly any weights. It goes through the tree block by block, in the layer's own code.
 """
 
 import copy
