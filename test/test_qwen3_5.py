@@ -14,6 +14,9 @@
 
 """Qwen3.5's recurrent layers: a state put back goes on as the one it was, whatever was asked in between."""
 
+from dataclasses import replace
+from functools import partial
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -25,9 +28,12 @@ from tiny_qwen3 import CONTEXT, prompt, run, write_tiny_qwen3
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.model import kv_cache, noise
 from vlm_reuse_node.model.loading import load
+from vlm_reuse_node.model.token_tree import Block
 from vlm_reuse_node.model.vlm import PREFILL_CHUNK
 from vlm_reuse_node.scene.refresh import Level
+from vlm_reuse_node.session import state as states
 from vlm_reuse_node.session.answer import Status
+from vlm_reuse_node.session.encoded_frame import EncodedFrame
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
 
@@ -195,3 +201,172 @@ def test_one_call_equals_many_behind_a_restored_state(vlm, prefix):
     expected, bound = logits(embeddings), noise.bound(embeddings, logits)
     for limit in (2, 64, 89):  # less than the convolution's window; the library's own block; one token left
         assert noise.apart(logits(embeddings, limit), expected) < bound
+
+
+# One pass: blocks of tokens as a tree. In turn: each block behind the one it follows, in calls of its own.
+
+
+def encoded(vlm, seed):
+    """A picture with features for a state."""
+    return EncodedFrame.see(vlm, picture(seed, stamp_s=seed))
+
+
+def built(vlm, *frames, later=False):
+    """A state of these pictures, the last of which may wait."""
+    return states.build(vlm, partial(vlm.template, ''), frames, later=later)
+
+
+def some_tree(vlm, rng):
+    """One to eight blocks of one to 90 tokens, each behind the cache's end or any block before it."""
+    lengths = rng.choice([1, 2, 3, 4, 17, 63, 64, 65, 90], size=rng.integers(1, 9)).tolist()
+    return [
+        Block(words(vlm, length, seed=int(rng.integers(1000))), int(rng.integers(-1, number)))
+        for number, length in enumerate(lengths)
+    ]
+
+
+def question_and_choices(vlm, text, *choices):
+    """A question's block and those of its choices."""
+    template = vlm.template('', 2)
+    return [Block(template.question(text)), *(Block(choice, 0) for choice in template.choices(choices))]
+
+
+def in_turn(vlm, state, blocks, embedded=None):
+    """What a pass returns of blocks behind a state. embedded: of each block; None: of its tokens."""
+    parents = {block.parent for block in blocks}
+    logits = []
+    for number in range(len(blocks)):
+        start, last = state.next_position, None
+        for ancestor in line_to(blocks, number):
+            ids = blocks[ancestor].ids
+            given = embedded[ancestor] if embedded else None
+            keep = 1 if number in parents else len(ids)
+            last = vlm.run(state.cache, ids, vlm.family.text_positions(start, len(ids)), embeddings=given, keep=keep)
+            start += len(ids)
+        state.restore()
+        logits.append(last)
+    return logits
+
+
+def line_to(blocks, number):
+    """The numbers of the blocks from the cache's end to this one."""
+    parent = blocks[number].parent
+    return [*(line_to(blocks, parent) if parent >= 0 else []), number]
+
+
+def arrays_of(cache):
+    """Recurrent states, and the rows of attention layers."""
+    return [
+        np.array(array)
+        for part in cache
+        for array in (
+            part.cache if isinstance(part, ArraysCache) else (kept[..., : part.offset, :] for kept in part.state)
+        )
+    ]
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_a_tree_of_blocks_in_one_pass_equals_its_blocks_in_turn(vlm, seed):
+    rng = np.random.default_rng(seed)
+    blocks, state = some_tree(vlm, rng), built(vlm, encoded(vlm, 1))
+    passes = vlm.meter.done.passes
+    together = state.read(blocks).logits
+    assert vlm.meter.done.passes == passes + 1
+    state.restore()
+    given = [vlm.family.embed(block.ids) for block in blocks]
+    compute = partial(in_turn, vlm, state, blocks)
+    assert noise.apart(together, compute(given)) < noise.bound(given, compute)
+
+
+def test_a_slot_that_waits_a_question_and_its_choices_are_one_pass(vlm):
+    blocks = question_and_choices(vlm, TEXT, 'yes', 'no', 'red square', 'a blue circle')
+    frames = [encoded(vlm, seed) for seed in (1, 2)]
+
+    def compute(features):
+        state = built(vlm, frames[0], replace(frames[1], features=features))
+        slot = arrays_of(state.cache)
+        return [*slot, *in_turn(vlm, state, blocks)]
+
+    waiting = built(vlm, *frames, later=True)
+    passes = vlm.meter.done.passes
+    logits = waiting.read(blocks).logits
+    assert vlm.meter.done.passes == passes + 1
+    together = [*arrays_of(waiting.cache), *logits]  # the cache ends at the snapshot: nothing stays
+    assert noise.apart(together, compute(frames[1].features)) < noise.bound(frames[1].features, compute)
+
+
+def test_a_snapshot_from_a_pass_is_restored_bit_for_bit(vlm):
+    question, *choices = question_and_choices(vlm, TEXT, 'yes', 'no it is')
+    state = built(vlm, encoded(vlm, 1), encoded(vlm, 2), later=True)
+    state.read([question, *choices])
+    expected = arrays_of(state.cache)
+    for _ in range(2):
+        (logits,) = state.read([question], stay=1).logits
+        vlm.decode(state.cache, logits, state.next_position + len(question.ids), 5)
+        state.read([question, *choices])
+        state.restore()
+        assert all(map(np.array_equal, arrays_of(state.cache), expected))
+
+
+def test_decoding_behind_a_question_that_stayed_equals_a_cold_run(vlm, prefix):
+    state = built(vlm, encoded(vlm, 1), encoded(vlm, 2), later=True)
+    ids = state.template.question(TEXT)
+    (logits,) = state.read([Block(ids)], stay=1).logits
+    tokens = vlm.decode(state.cache, logits, state.next_position + len(ids), 8)
+    cold = built(vlm, *state.frames)
+    _, expected = continued(vlm, cold.cache, ids, cold.next_position, 8)
+    assert tokens == expected and len(tokens) > 1
+
+
+@pytest.mark.parametrize('cuts', [(32, 27, 20, 19, 1, 0), (31,), (2,)])
+def test_a_pass_can_be_cut_behind_any_token(vlm, cuts):
+    line = words(vlm, 32, 1)
+    blocks = [Block(line[:20]), Block(line[20:], 0), Block(words(vlm, 5, 2), 0), Block(words(vlm, 70, 3))]
+    behind, frames = words(vlm, 3, 4), [encoded(vlm, seed) for seed in (1, 2)]
+
+    def logits_behind(state, cut):
+        return vlm.read(state.cache, behind, state.next_position + cut)
+
+    def compute(features):
+        state, logits = built(vlm, frames[0], replace(frames[1], features=features)), []
+        for cut in cuts:
+            if cut:
+                vlm.read(state.cache, line[:cut], state.next_position)
+            logits.append(logits_behind(state, cut))
+            state.restore()
+        return logits
+
+    state, logits = built(vlm, *frames, later=True), []
+    reading = state.read(blocks)
+    for cut in cuts:  # from the end: what is added overwrites rows
+        reading.keep(cut)
+        logits.append(logits_behind(state, cut))
+    assert noise.apart(logits, compute(frames[1].features)) < noise.bound(frames[1].features, compute)
+
+
+def test_questions_that_share_a_pass_do_not_look_at_each_other(vlm):
+    state = built(vlm, encoded(vlm, 1), encoded(vlm, 2))
+    mine = question_and_choices(vlm, TEXT, 'yes', 'red square')
+    logits = []
+    for seed in (1, 2):
+        others = [Block(words(vlm, 40, seed)), Block(words(vlm, 7, seed), 3), Block(words(vlm, 2, seed), 3)]
+        logits.append(state.read([*mine, *others]).logits)
+        state.restore()
+    given = [vlm.family.embed(block.ids) for block in mine]
+    compute = partial(in_turn, vlm, state, mine)
+    bound = noise.bound(given, compute)
+    assert noise.apart(logits[0][:3], logits[1][:3]) < bound and noise.apart(logits[0][:3], compute(given)) < bound
+    assert noise.apart(logits[0][3:], logits[1][3:]) > WIDE * bound  # the others are others
+
+
+def test_a_choice_about_a_new_picture_is_one_pass_of_a_session(vlm):
+    session = SceneSession(vlm, Config(upkeep_share=0.0, history_frames=0))
+    question = Question(OTHER, ('yes', 'no', 'red'))
+    session.observe(picture(1, stamp_s=1))
+    session.ask(question, now_ns=0)
+    passes = vlm.meter.done.passes
+    session.look(picture(2, stamp_s=2))
+    warm = session.ask(question, now_ns=0)
+    assert warm.status == Status.OK and vlm.meter.done.passes == passes + 1
+    cold = session.ask_cold(question, now_ns=0)
+    assert choices_apart(warm, cold) < choice_bound(session, question)

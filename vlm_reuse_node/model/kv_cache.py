@@ -124,6 +124,11 @@ def restore(cache: list, snapshot: Snapshot) -> None:
     _reachable[parts[0]] = WeakSet(other for other in reachable if other.tokens <= snapshot.tokens)
 
 
+def held_tokens(cache: list) -> int:
+    """Return how many tokens the cache has seen."""
+    return max(_lengths(cache))
+
+
 def held_bytes(cache: list, *snapshots: Snapshot) -> int:
     """Return the bytes of the arrays that a cache and snapshots of it hold together; shared arrays count once.
 
@@ -131,7 +136,7 @@ def held_bytes(cache: list, *snapshots: Snapshot) -> int:
     snapshots of the same number of tokens.
     """
     parts = _parts(cache)
-    held = {max(_lengths(cache)): _bytes([vars(part) for part in parts if type(part) not in FLAT])}
+    held = {held_tokens(cache): _bytes([vars(part) for part in parts if type(part) not in FLAT])}
     for snapshot in snapshots:
         held.setdefault(snapshot.tokens, _bytes(snapshot.parts))
     return _bytes([vars(part) for part in parts if type(part) in FLAT]) + sum(held.values())

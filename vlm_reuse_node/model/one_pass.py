@@ -16,7 +16,8 @@
 
 These are the tokens of the live frame that wait, a question or several, and their choices. What does not fit into one
 call, or needs a cache that cannot branch, goes through in turn: each block behind the one it follows, from a snapshot.
-A recurrent state or a quantised cache cannot branch, and a few models take no mask (`families.generic`).
+A quantised cache cannot branch; few families let a recurrent state branch (`families.qwen3_5`), and a few models take
+no mask (`families.generic`).
 """
 
 from collections.abc import Callable, Sequence
@@ -74,7 +75,7 @@ class Passes:
 
     def can_branch(self, cache: list) -> bool:
         """Whether one call can compute blocks that do not see each other."""
-        return self._family.branches and pass_cache.is_possible(cache)
+        return self._family.branches and pass_cache.is_possible(cache, self._family.branches_recurrent)
 
     def fit(self, cache: list, blocks: Sequence[Block], waiting: WaitingTokens | None = None) -> bool:
         """Whether one call can compute all blocks, together with the last chunk of the tokens that wait."""
@@ -152,7 +153,7 @@ class Passes:
         position: int = 0,
     ) -> Reading:
         """One call for tokens that wait, behind the cache or in it, and the blocks behind them."""
-        family, held = self._family, cache[0].offset
+        family, held = self._family, kv_cache.held_tokens(cache)
         slot, rows, two_way = [], NO_ROWS, NO_ROWS
         ids, positions, features = [], family.text_positions(0, 0), None
         if waiting is not None:

@@ -16,29 +16,41 @@
 
 A layer of mlx-vlm asks its cache for three things: the positions of the call's tokens (`offset`), which tokens see
 which (`make_mask`), and all keys and values, once those of the call are added (`update_and_fetch`). A stand-in answers
-for the tree. So the layers run unchanged. Afterwards `keep` cuts the real cache behind any of the added tokens.
+for the tree. So the layers run unchanged. A recurrent layer has no mask: the state of its stand-in must go through the
+tree block by block, and the family sees to it. Afterwards `keep` cuts the real cache behind any of the added tokens.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
-from mlx_vlm.models.cache import KVCache, RotatingKVCache
+import numpy as np
+from mlx_vlm.models.cache import ArraysCache, KVCache, RotatingKVCache
 
-from vlm_reuse_node.model.token_tree import TokenTree
+from vlm_reuse_node.model.token_tree import Run, TokenTree
 
 # The attributes of a ring as they were before the live picture, by name.
 RingBefore = dict[str, Any]
+# Computes tokens in sequences; see `RecurrentPass.run`.
+Step = Callable[[mx.array, ArraysCache], mx.array]
 
 
-def is_possible(cache: list) -> bool:
-    """Whether every layer keeps keys and values as they are: no recurrent state, nothing quantised."""
-    return all(type(part) is KVCache or (type(part) is RotatingKVCache and not part.keep) for part in cache)
+def is_possible(cache: list, recurrent: bool = False) -> bool:
+    """Whether every layer keeps keys and values as they are: nothing quantised, and no recurrent state.
+
+    recurrent: a recurrent state will do, too.
+    """
+    return all(
+        type(part) is KVCache
+        or (type(part) is RotatingKVCache and not part.keep)
+        or (recurrent and type(part) is ArraysCache)
+        for part in cache
+    )
 
 
 def can_rewrite(cache: list, tokens: int) -> bool:
-    """Whether the last `tokens` rows can be written over: every ring keeps so many."""
+    """Whether the last `tokens` rows can be written over: every layer keeps rows, and every ring so many."""
     return is_possible(cache) and all(type(part) is KVCache or tokens <= part.max_size for part in cache)
 
 
@@ -53,18 +65,10 @@ class PassCache(ABC):
         self._part, self.tree = part, tree
         self.offset = mx.array(tree.places)
 
-    @abstractmethod
-    def make_mask(self, count: int, window_size: int | None = None, return_array: bool = False) -> mx.array:
-        """Return which of the call's tokens see which rows, mx (tokens, rows) bool. The rows are those of all keys."""
-
-    @abstractmethod
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Take the call's keys and values, mx (1, heads, tokens, width) each; return those of all rows."""
-
     @property
     @abstractmethod
-    def arrays(self) -> tuple[mx.array, ...]:
-        """All keys and values that the call has computed."""
+    def arrays(self) -> Sequence[mx.array]:
+        """What the call has computed for the cache."""
 
     @abstractmethod
     def keep(self, added: int) -> None:
@@ -94,11 +98,11 @@ class FlatPass(PassCache):
 
     @property
     def arrays(self) -> tuple[mx.array, mx.array]:
-        """Of all rows."""
+        """All keys and values; those of the call are among them."""
         return self._part.keys, self._part.values
 
     def keep(self, added: int) -> None:
-        """The rows behind are written over later."""
+        """Cut the cache; see `PassCache.keep`. The rows behind are written over later."""
         self._part.offset = self.tree.held + added
 
 
@@ -146,7 +150,7 @@ class RingPass(PassCache):
         return tuple(self._all)
 
     def keep(self, added: int) -> None:
-        """The ring gets its last rows."""
+        """Cut the cache; see `PassCache.keep`."""
         if not added and not len(self.tree.rows) and self._part.offset == self.tree.held:
             return  # the ring is what it was
         part = self._part
@@ -156,15 +160,88 @@ class RingPass(PassCache):
         part.offset, part._idx = self.tree.held + added, end - start
 
 
+class RecurrentPass(PassCache):
+    """Stands in for a recurrent layer's cache. The cache itself changes in `keep` only.
+
+    It has one state for all tokens so far. So each block of the tree must start from the state behind the block that
+    it follows.
+    """
+
+    def __init__(self, part: ArraysCache, tree: TokenTree) -> None:
+        """Stand in for `part`, which holds the state behind tree.held tokens. The tree writes over no rows."""
+        super().__init__(part, tree)
+        self._states = {0: list(part.cache)}  # by the number of added tokens
+        self._step: Step | None = None
+
+    def run(self, step: Step) -> mx.array:
+        """Compute the call's tokens, mx (1, tokens, width): blocks of one level of the tree as one batch.
+
+        step: is given numbers of tokens, mx (sequences, longest), and a cache with a row of states for each sequence,
+        and with `lengths` if they differ: shorter ones are padded behind their end. It returns what it computed, mx
+        (sequences, longest, width), and moves the states on. It must work as long as this stand-in is used.
+        """
+        self._step = step
+        numbers, outputs = [], []
+        for level in self.tree.levels:
+            tokens, output = self._advance(level)
+            numbers.append(tokens.ravel())
+            outputs.append(output.reshape(-1, output.shape[-1]))
+        # A padded sequence repeats its last token: what counts is where a token comes first.
+        _, first = np.unique(np.concatenate(numbers), return_index=True)
+        self._states = {end: self._states[end] for end in self._line()}
+        return mx.concatenate(outputs)[mx.array(first)][None]
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """The states that `keep` is likely to be asked for."""
+        return [array for end, state in self._states.items() if end for array in state]
+
+    def keep(self, added: int) -> None:
+        """Move the cache behind so many added tokens; see `PassCache.keep`.
+
+        Inside a block the state is not known. It is computed from what the layer computed for all tokens at once.
+        """
+        if added not in self._states:
+            start, _, behind = next(run for run in self.tree.runs if run.start < added <= run.end)
+            self._advance([Run(start, added, behind)])
+        self._part.cache = list(self._states[added])
+
+    def _advance(self, runs: list[Run]) -> tuple[np.ndarray, mx.array]:
+        """Compute some blocks as one batch; return their tokens and what `step` made of them."""
+        starts, ends, _ = np.array(runs).T
+        tokens = np.minimum(starts[:, None] + np.arange((ends - starts).max()), ends[:, None] - 1)
+        befores = zip(*(self._states[run.behind] for run in runs))
+        states: Any = ArraysCache(len(self._part.cache))
+        states.cache = [None if arrays[0] is None else mx.concatenate(list(arrays)) for arrays in befores]
+        if len(set(ends - starts)) > 1:
+            states.lengths = mx.array(ends - starts)
+        output = self._step(mx.array(tokens), states)
+        for row, run in enumerate(runs):
+            self._states[run.end] = [array[row : row + 1] for array in states.cache]
+        return tokens, output
+
+    def _line(self) -> list[int]:
+        """The ends of the first blocks, as far as each follows the one before it."""
+        ends = [0]
+        for run in self.tree.runs:
+            if run.behind != ends[-1]:
+                break
+            ends.append(run.end)
+        return ends
+
+
 def stand_ins(cache: list, tree: TokenTree, before: Sequence[Any] | None = None) -> list[PassCache]:
     """Return a stand-in for each layer's cache, for one call. cache: one for which `is_possible`.
 
     before: see `RingPass`, one entry for each layer.
     """
-    return [
-        FlatPass(part, tree) if type(part) is KVCache else RingPass(part, tree, before[index] if before else None)
-        for index, part in enumerate(cache)
-    ]
+    return [_stand_in(part, tree, before[index] if before else None) for index, part in enumerate(cache)]
+
+
+def _stand_in(part: Any, tree: TokenTree, before: RingBefore | None) -> PassCache:
+    if type(part) is ArraysCache:
+        return RecurrentPass(part, tree)
+    return FlatPass(part, tree) if type(part) is KVCache else RingPass(part, tree, before)
 
 
 def keep(parts: list[PassCache], added: int) -> None:

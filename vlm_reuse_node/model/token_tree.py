@@ -41,6 +41,17 @@ class Block(NamedTuple):
     is_answer: bool = False
 
 
+class Run(NamedTuple):
+    """A block among the added tokens of a call: those from number `start` to before number `end`.
+
+    behind: end of the block that it follows; 0: it follows the cache's end.
+    """
+
+    start: int
+    end: int
+    behind: int
+
+
 @dataclass(frozen=True, eq=False)
 class TokenTree:
     """The tokens of one call: first those that are written over rows of the cache, then those that are added behind it.
@@ -50,12 +61,14 @@ class TokenTree:
     parents: (added,) which added token each one follows, a lower number; -1: the cache's end.
     two_way: rows of one picture's cells, if its cells see each other in both directions. Added tokens have rows, too:
         the first has row `held`.
+    ends: (blocks,) number of added tokens up to the end of each block.
     """
 
     held: int
     rows: np.ndarray
     parents: np.ndarray
     two_way: np.ndarray = field(default_factory=lambda: NO_ROWS)
+    ends: np.ndarray = field(default_factory=lambda: NO_ROWS)
 
     @classmethod
     def of(
@@ -72,7 +85,7 @@ class TokenTree:
             first = len(parents)
             parents += [last[parent] if parent >= 0 else -1, *range(first, first + len(ids) - 1)]
             last.append(len(parents) - 1)
-        return cls(held, rows, np.array(parents, np.int64), two_way)
+        return cls(held, rows, np.array(parents, np.int64), two_way, np.array(last, np.int64) + 1)
 
     @cached_property
     def places(self) -> np.ndarray:
@@ -84,6 +97,24 @@ class TokenTree:
         for parent in self.parents.tolist():
             depths.append(depths[parent] + 1 if parent >= 0 else self.held)
         return np.concatenate([self.rows, depths]).astype(np.int32)
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """The blocks."""
+        ends = self.ends.tolist()
+        return [Run(start, end, int(self.parents[start]) + 1) for start, end in zip([0, *ends], ends)]
+
+    @cached_property
+    def levels(self) -> list[list[Run]]:
+        """The blocks by the number of those that they follow: none of a level looks at another one of it."""
+        depths = {0: 0}
+        levels: list[list[Run]] = []
+        for run in self.runs:
+            depths[run.end] = depths[run.behind] + 1
+            if depths[run.end] > len(levels):
+                levels.append([])
+            levels[depths[run.end] - 1].append(run)
+        return levels
 
     def mask(self, first: int = 0, window: int | None = None) -> np.ndarray:
         """Return which tokens of the call see which rows: (tokens, held - first + added) bool.

@@ -75,12 +75,14 @@ class Family(Protocol):
 
     cell_px: pixels of a cell's side, in the picture as the model sees it.
     branches: whether `forward` takes a cache of stand-ins (`pass_cache`), where `pass_cache.is_possible`.
+    branches_recurrent: whether it takes those of recurrent layers, too.
     encodes_cells: whether it has `prepare_cells` and `encode_cells`, and branches.
     two_way: whether the cells of a picture see each other in both directions.
     """
 
     cell_px: int
     branches: bool
+    branches_recurrent: bool
     encodes_cells: bool
     two_way: bool
 

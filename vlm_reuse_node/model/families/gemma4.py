@@ -43,6 +43,7 @@ class Family:
     """See `families.base.Family`."""
 
     branches = True
+    branches_recurrent = False
     encodes_cells = True
 
     def __init__(self, model: Any, processor: Any) -> None:

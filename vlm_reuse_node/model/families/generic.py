@@ -61,6 +61,7 @@ class Family:
     """See `families.base.Family`."""
 
     cell_px = 28
+    branches_recurrent = False
     encodes_cells = False
     two_way = False
 

@@ -15,19 +15,31 @@
 """Qwen3.5: the cells and the vision tower of Qwen3-VL without DeepStack; gated-delta layers between full attention.
 
 Source: mlx_vlm/models/qwen3_5 and qwen3_5_moe. A gated-delta layer has no positions. Every call replaces its whole
-state, so its cache cannot be trimmed, only restored. One sequence needs no mask.
+state, so its cache cannot be trimmed, only restored. One sequence needs no mask; a tree of tokens goes through such a
+layer block by block (`gated_delta`).
 Off Metal, mlx-vlm has one method for a call of one token and another one for more, whose roundings differ most where
 heads forget fast. That is noise between chunk grids (`model/noise.py`); on one grid warm and cold are equal.
 """
 
+from typing import Any
+
 import mlx.core as mx
 
 from vlm_reuse_node.model.families.base import Grid
+from vlm_reuse_node.model.families.gated_delta import run_by_blocks
 from vlm_reuse_node.model.families.qwen_vision import QwenFamily
 
 
 class Family(QwenFamily):
     """See `families.base.Family`."""
+
+    branches = True
+    branches_recurrent = True
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        """Serve a model and a processor as `mlx_vlm.load` returns them."""
+        super().__init__(model, processor)
+        run_by_blocks(self._language.model)
 
     def encode(self, pixels: mx.array, grid: Grid) -> mx.array:
         """Vision features, mx (cells, hidden)."""

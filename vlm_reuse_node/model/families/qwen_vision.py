@@ -40,6 +40,7 @@ class QwenFamily:
     """All of `families.base.Family` but `encode`."""
 
     branches = False
+    branches_recurrent = False
     encodes_cells = False
     two_way = False
 
