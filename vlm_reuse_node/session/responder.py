@@ -29,6 +29,7 @@ from vlm_reuse_node.scene.lookout import Look
 from vlm_reuse_node.scene.refresh import Level
 from vlm_reuse_node.session.account import Account
 from vlm_reuse_node.session.answer import Answer, Status
+from vlm_reuse_node.session.answer_memory import AnswerMemory, RememberedAnswer
 from vlm_reuse_node.session.answerer import Answerer, TokenizedQuestion
 from vlm_reuse_node.session.auditor import Auditor
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
@@ -50,6 +51,7 @@ class Case:
     before: the model's meter when it began. cold: the work of cold-dense for its last answer; None before the first.
     measured_from: the meter when a cold answer began; it is a measurement and is booked nowhere.
     level: of the dearest refresh that it waited for. is_complete: whether it got an answer.
+    computed: prompt and choice tokens that its answers took. is_remembered: whether the last one was remembered.
     """
 
     config: Config
@@ -61,6 +63,8 @@ class Case:
     measured_from: Work | None = None
     level: Level = Level.REUSE
     is_complete: bool = False
+    computed: int = 0
+    is_remembered: bool = False
 
     def cold_work(self, spent: Work) -> Work:
         """What cold-dense would have spent. spent: what was spent on the question here.
@@ -90,6 +94,7 @@ class Responder:
         self._vlm, self._template_for, self._camera = vlm, template_for, camera
         self._answerer, self._refresher, self._auditor = answerer, refresher, auditor
         self._account, self._upkeep = account, upkeep
+        self._memory = AnswerMemory()
 
     def respond(
         self, question: Question, config: Config, now_ns: int, turn: Turn, is_cold: bool, look: Callable[[], None]
@@ -127,12 +132,12 @@ class Responder:
         case.measured_from = self._vlm.meter.done if case.is_cold else None
         state = self._cold_twin(case) if case.is_cold else self._refresher.state
         # 3. Answer. If a patched state is not confident enough, compute it whole and answer again.
-        outcome, computed = self._answer(state, tokenized, case), tokenized.cost
+        outcome = self._answer(state, tokenized, case)
         escalated = not case.is_cold and not state.live.exact and outcome.confidence < case.config.min_confidence
         if escalated:
             self._refresh(case, force=True)
             state = self._refresher.state
-            outcome, computed = self._answer(state, tokenized, case), 2 * computed
+            outcome = self._answer(state, tokenized, case)
         # 4. Hand a share of the answers to the audit.
         if case.is_cold:
             case.cold = Work()
@@ -144,12 +149,13 @@ class Responder:
         return Answer(
             Status.OK,
             tokens_reused=state.tokens - paid,
-            tokens_prefilled=paid + computed,
-            tokens_generated=len(outcome.token_ids),
+            tokens_prefilled=paid + case.computed,
+            tokens_generated=0 if case.is_remembered else len(outcome.token_ids),
             cached_stamp_ns=state.live.frame.stamp_ns,
             level=Level.FULL if case.is_cold else case.level,
             exact=state.exact,
             escalated=escalated,
+            remembered=case.is_remembered,
             **vars(outcome),
             **self._source(case.now_ns),
             **case.turn.stages,
@@ -206,10 +212,22 @@ class Responder:
             case.level = max(case.level, refresh.level, key=list(Level).index)
 
     def _answer(self, state: State, tokenized: TokenizedQuestion, case: Case) -> Outcome:
-        before = self._vlm.meter.done
-        outcome = self._answerer.answer(state, tokenized, case.turn)
-        case.cold = self._refresher.prices.cold(self._refresher.state) + self._vlm.meter.done - before
-        return outcome
+        """Recall the answer, or compute it. A cold answer is a measurement: it is always computed, and not kept."""
+        answer = None if case.is_cold else self._memory.recall(state.version, tokenized)
+        case.is_remembered = answer is not None
+        if answer is None:
+            before = self._vlm.meter.done
+            outcome = self._answerer.answer(state, tokenized, case.turn)
+            answer = RememberedAnswer(outcome, self._vlm.meter.done - before)
+            case.computed += tokenized.cost
+            if not case.is_cold:
+                self._memory.remember(state.version, tokenized, answer)
+        else:
+            if not tokenized.choices:
+                case.turn.report('decode', answer.outcome.text)
+            case.turn.lap('prefill_ms')
+        case.cold = self._refresher.prices.cold(self._refresher.state) + answer.work
+        return answer.outcome
 
     def _cold_twin(self, case: Case) -> State:
         """Compute the kept state's frames from nothing, on a separate cache."""

@@ -20,6 +20,7 @@ can be replaced without changing the slots before it.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import count
 
 import mlx.core as mx
 import numpy as np
@@ -52,12 +53,15 @@ class Identity:
 class State:
     """A cache with its snapshot. Every slot is prefilled in its own chunks, both in a new and in a refreshed state.
 
+    version: a number of this content. It changes with every change of the cache, and no other content of any state has it.
     frames: in the cache, oldest first.
     has_live: whether the last frame is the live one. False while it is replaced, or after an interrupted replacement.
     tokens: number of tokens in the cache at the snapshot.
     next_position: position of the question's first token.
     cache: the model's KV cache, one entry for each layer.
     """
+
+    _versions = count()
 
     def __init__(self, vlm: Vlm, template_for: Callable[[int], PromptTemplate]) -> None:
         """Start with an empty cache. template_for: returns the prompt template for a number of frames."""
@@ -66,6 +70,7 @@ class State:
 
     def clear(self) -> None:
         """Empty the cache and forget all frames."""
+        self.version = next(self._versions)
         self.frames: tuple[EncodedFrame, ...] = ()
         self.has_live, self.tokens, self.next_position = False, 0, 0
         # Token ids and positions of the prompt up to the snapshot, while there is a live frame.
@@ -124,6 +129,7 @@ class State:
         except BaseException:
             self.restore()
             raise
+        self.version = next(self._versions)
         self._before_live, self._snapshot = self._snapshot, (taken, len(ids))
         older = tuple(replace(frame, vision=None) for frame in self.frames)  # keyframes are never patched
         if not kv_rewrite.is_possible(self.cache):
@@ -159,6 +165,7 @@ class State:
         except BaseException:
             self.drop_live()
             raise
+        self.version = next(self._versions)
         exact = encoded.exact and len(cells) == encoded.grid.cells
         self.frames = (*self.frames[:-1], replace(encoded, exact=exact))
         return paid
@@ -166,6 +173,7 @@ class State:
     def drop_live(self) -> None:
         """Remove the live frame's slot, so that another frame can be appended in its place."""
         if self.has_live:
+            self.version = next(self._versions)
             self._snapshot = self._before_live
             self.frames, self.has_live, self.tokens = self.frames[:-1], False, self._snapshot[1]
             self.restore()
