@@ -53,7 +53,7 @@ class Identity:
 class State:
     """A cache with its snapshot. Every slot is prefilled in its own chunks, both in a new and in a refreshed state.
 
-    version: a number of this content. It changes with every change of the cache, and no other content of any state has it.
+    version: a number that no other content of any state has. Every change of the cache up to the snapshot changes it.
     frames: in the cache, oldest first.
     has_live: whether the last frame is the live one. False while it is replaced, or after an interrupted replacement.
     tokens: number of tokens in the cache at the snapshot.
