@@ -23,6 +23,7 @@ questions, drifted    number asked, and number answered otherwise than by the re
 choice_drift          their ratio, and choice_drift_upper95, the upper end of its exact two-sided 95 % interval
 accuracy              share of right answers, beside cold_accuracy, that of the reference on the same questions
 escalated             share of the questions that were answered twice
+remembered            share that the same state had answered before, for an unchanged picture; they cost nothing
 levels                how many pictures took which level
 cells                 mean share of cells that a picture paid for; 0 for reused pictures
 refresh_ms, answer_ms processor time of looking at a picture, and of one question about it, escalation included;
@@ -180,6 +181,7 @@ def summary(name: str, run: PolicyRun) -> dict:
         'accuracy': sum(each.is_right for each in run.answers) / count,
         'cold_accuracy': sum(each.is_reference_right for each in run.answers) / count,
         'escalated': sum(escalated) / count,
+        'remembered': sum(each.answer.remembered for each in run.answers) / count,
         'levels': dict(run.levels),
         'cells': float(np.mean(run.cells or [0.0])),
         'refresh_ms': refresh_ms,

@@ -25,6 +25,8 @@ work_tokens_ratio  tokens through all stages, divided likewise: the same in ever
 latency_ms  from the question to the answer, waiting included, in processor time
 warm_share  answers within half of cold-dense's median latency
 choice_drift  share of these answers that differ from cold-dense on the newest picture
+remembered_share  answers to a question that the same state had answered before. They cost nothing and are in all other
+            figures. There are few: the planners have 36 questions, and ask them in turn
 """
 
 import argparse
@@ -42,7 +44,8 @@ from results import publish
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.demo.bag import draw_frames
-from vlm_reuse_node.demo.tabletop import Sensor, Tabletop, random_things, sense
+from vlm_reuse_node.demo.tabletop import SHAPES, Sensor, Tabletop, random_things, sense
+from vlm_reuse_node.demo.words import ANY, WORDINGS, names
 from vlm_reuse_node.model import loading
 from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.replay.bag import Bag
@@ -61,15 +64,31 @@ POLICIES = (
     ('eager', 0.0),
     ('eager_patch', 0.0),
 )
-QUESTIONS = (
-    Question('how many objects are there ?', choices=('1', '2', '3', '4')),
-    Question('is there a red circle ?', choices=('yes', 'no')),
-    Question('what color is the square ?', choices=('red', 'green', 'blue', 'yellow')),
-)
+
+
+def _questions(number: int) -> tuple[Question, ...]:
+    """A question of each of three kinds, another one for each number below 12."""
+    count, colour = (WORDINGS[topic][number % len(WORDINGS[topic])] for topic in ('count all', 'colour'))
+    return (
+        Question(f'{count.format(any=ANY[number // len(WORDINGS["count all"])])} ?', choices=('1', '2', '3', '4')),
+        Question(f'is there a {names()[2 * number]} ?', choices=('yes', 'no')),
+        Question(f'{colour.format(SHAPES[number % len(SHAPES)])} ?', choices=('red', 'green', 'blue', 'yellow')),
+    )
+
+
+QUESTIONS = tuple(question for number in range(12) for question in _questions(number))
 FEWEST_QUESTIONS = 6  # expected in a stream; one of rare questions is longer than the others
 SIZE = (480, 640)
 COLUMNS = ('recording', 'camera_hz', 'questions_per_s', 'pattern', 'history_frames', 'policy', 'max_lag_s')
-FIGURES = ('work_ratio', 'work_tokens_ratio', 'latency_ms_p50', 'latency_ms_p95', 'warm_share', 'choice_drift')
+FIGURES = (
+    'work_ratio',
+    'work_tokens_ratio',
+    'latency_ms_p50',
+    'latency_ms_p95',
+    'warm_share',
+    'choice_drift',
+    'remembered_share',
+)
 
 
 def moving_scene(seconds: float, rate_hz: float) -> list[Frame]:
@@ -124,6 +143,7 @@ def row_of(cell: dict, tally: Tally, wall_s: float) -> dict:
         'latency_ms_p95': float(np.percentile(latencies, 95)),
         'warm_share': tally.warm_share,
         'choice_drift': tally.drifted / len(tally.cold_latencies_ms),
+        'remembered_share': tally.remembered / len(latencies),
         'questions': len(latencies),
         'cold_latency_ms_p50': median(tally.cold_latencies_ms),
         'lag_s_mean': sum(tally.lags_s) / len(latencies),
@@ -146,6 +166,7 @@ def cold_row(cell: dict, tally: Tally) -> dict:
         'latency_ms_p95': float(np.percentile(latencies, 95)),
         'warm_share': 0.0,
         'choice_drift': 0.0,
+        'remembered_share': 0.0,
         'questions': len(latencies),
     }
 

@@ -61,7 +61,7 @@ class Tally:
 
     work: the model's, of the policy. cold: of the questions that were answered cold-dense too. cold_tokens: tokens that
     cold-dense takes for all questions. latencies_ms, cold_latencies_ms: of each answer. lags_s: of each answer.
-    drifted: answers that differ from cold-dense. change_ms: of the looks.
+    drifted: answers that differ from cold-dense. remembered: answers that needed no model. change_ms: of the looks.
     """
 
     work: Work = Work()
@@ -71,6 +71,7 @@ class Tally:
     cold_latencies_ms: list[float] = field(default_factory=list)
     lags_s: list[float] = field(default_factory=list)
     drifted: int = 0
+    remembered: int = 0
     change_ms: float = 0.0
     looks: int = 0
 
@@ -179,7 +180,8 @@ class Stream:
         tokenized = self._answerer.tokenize(question, self.session.config)
         refresher = self.session._refresher
         self.tally.cold_tokens += refresher.prices.cold(refresher.state).tokens + tokenized.cost
-        self.tally.cold_tokens += max(0, answer.tokens_generated - 1)
+        self.tally.cold_tokens += max(0, len(answer.token_ids) - 1)
+        self.tally.remembered += answer.remembered
         if is_compared:
             self._ask_cold(tokenized, answer)
 

@@ -35,8 +35,8 @@ ASKED_S = 2.5
 def make_session(vlm):
     def make(last=None, **values):
         session = SceneSession(vlm, Config(max_age_s=60.0, upkeep_share=0.0, **values))
-        for _ in range(3):  # the costs of the model are known then
-            session.ask(Question('what ?', max_tokens=1), now_ns=0, newest=lambda: picture(1))
+        for count in (1, 2, 3):  # the costs of the model are known then
+            session.ask(Question('what ?', max_tokens=count), now_ns=0, newest=lambda: picture(1))
         session.look(picture(1, stamp_s=1))
         if last:
             session.look(last)

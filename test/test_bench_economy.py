@@ -19,6 +19,7 @@ import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
 from io import StringIO
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -36,6 +37,9 @@ from vlm_reuse_node.session.question import Question
 
 CAMERA_HZ, SECONDS = 10, 30.0
 QUESTION = Question('how many objects are there ?', choices=('one', 'two', 'three'))
+WORDS = 'what is the color of red square on left and how many objects are there'.split()
+# So many that none is remembered when it comes again.
+QUESTIONS = [replace(QUESTION, text=f'how many {one} {other} are there ?') for one, other in product(WORDS, WORDS)]
 RATES = (0.4, 2.0)
 
 
@@ -57,7 +61,9 @@ def play(vlm, scene, rate, pattern='poisson', is_eager=False, seconds=SECONDS, *
     times = question_times(pattern, rate, seconds, np.random.default_rng(3))
     config = Config(min_confidence=0.0, audit_share=0.0, **parameters)
     stream = Stream(vlm, config, is_eager=is_eager, ms_of=lambda work: work.tokens)
-    return stream.play(frames, [(at_s, QUESTION) for at_s in times])
+    tally = stream.play(frames, list(zip(times, QUESTIONS)))
+    assert len(tally.latencies_ms) <= len(times) <= len(QUESTIONS) and not tally.remembered
+    return tally
 
 
 def ratio(tally):
@@ -110,6 +116,19 @@ def test_a_regular_question_finds_a_state_that_was_refreshed_for_it(vlm):
     regular = play(vlm, moving, 0.2, 'steady', seconds=60, max_lag_s=2.0)
     random = play(vlm, moving, 0.2, 'poisson', seconds=60, max_lag_s=2.0)
     assert regular.warm_share > random.warm_share
+
+
+def test_the_planners_of_the_bench_have_questions_that_all_differ():
+    assert len({each.text for each in economy.QUESTIONS}) == len(economy.QUESTIONS) == 36
+
+
+def test_what_is_remembered_costs_nothing_and_cold_dense_the_same(vlm):
+    frames = [(number / CAMERA_HZ, resting(number)) for number in range(50)]
+    streams = [Stream(vlm, Config(audit_share=0.0), ms_of=lambda work: work.tokens) for _ in range(2)]
+    asked = [(number / 10 + 0.05, question) for number, question in enumerate([QUESTION] * 40)]
+    again, once = streams[0].play(frames, asked), streams[1].play(frames, asked[:1])
+    assert (again.remembered, once.remembered) == (39, 0) and again.work.tokens == once.work.tokens
+    assert again.cold_tokens == 40 * once.cold_tokens
 
 
 @pytest.mark.parametrize('pattern', ['steady', 'poisson', 'burst'])

@@ -66,7 +66,7 @@ def test_the_verdict_comes_first_with_its_denominators():
         '5.0 ×',
         '10.0 ms warm',
         '50.0 ms cold',
-        '4 pairs',
+        '4 pairs, 0 of them remembered',
         '4 of 4',
         '40 %',
         '200 of 500 visual tokens',

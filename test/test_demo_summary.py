@@ -78,15 +78,16 @@ def test_pairs_with_another_picture_in_between_are_counted_apart():
 
 def test_counts_and_medians_are_those_worked_out_by_hand():
     result = summary(
-        row(reply(ms=10), reply(ms=40)),
+        row(reply(ms=10, remembered=True), reply(ms=40)),
         row(reply('blue', ms=30), reply(ms=60)),
         row(reply(picture_s=2.5, ms=20), reply(picture_s=2.5, ms=90)),
         Row(QUESTION, Reply('STALE')),
-        Row(QUESTION, reply(ms=999)),
+        Row(QUESTION, reply(ms=999, remembered=True)),
     )
     assert (result.questions, result.answered, result.judged, result.correct) == (5, 4, 3, 2)
     assert (result.equal, len(result.pairs), result.apart) == (2, 3, 0)
-    # The row without a cold answer is in no median.
+    # The row without a cold answer is in no median, and in no count beside one.
+    assert result.remembered == 1
     assert (result.warm_ms_median, result.cold_ms_median, result.speedup) == (20, 60, 3)
     assert (result.warm_ms, result.cold_ms) == (60, 190)
 
@@ -122,10 +123,15 @@ def test_nothing_measured_gives_no_figures_rather_than_zeros():
 def test_closing_lines_name_their_denominators():
     looks = [look(0.0, 100)] + [look(index / 10, 0) for index in range(1, 300)]
     totals = Totals(3000.0, 6000.0)
-    work, answers, times, shares = closing_lines(summary(row(), row(reply('blue')), looks=looks, totals=totals))
+    work, answers, times, shares = closing_lines(
+        summary(row(reply(remembered=True)), row(reply('blue')), looks=looks, totals=totals)
+    )
     assert work.startswith('Total work: 0.50 × that of cold-dense (3.00 s against 6.00 s; ')
     assert answers == '2 of 2 questions answered, 1 right; warm equals cold-dense on the same picture in 1 of 2 pairs.'
-    assert 'warm 10.0 ms, cold-dense on the same picture 50.0 ms: 5.0 times as fast (2 pairs; ' in times
+    assert (
+        'warm 10.0 ms, cold-dense on the same picture 50.0 ms: 5.0 times as fast (2 pairs, 1 of them remembered; '
+        in times
+    )
     assert 'without waiting for the model and DDS' in times
     assert shares.startswith('< 1 % of the picture paid for, over 300 pictures looked at (full 1, reuse 299)')
     assert '10 sent, 9 received, 2 dropped for a newer one, 1 refused' in shares

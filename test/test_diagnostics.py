@@ -195,6 +195,7 @@ def test_the_model_reports_its_queue_answers_and_errors(changes, level, words):
             'waiting': {},
             'watches': 0,
             'answers': {'OK': 3},
+            'remembered': 2,
             'last_error': '',
             'sessions': {'front': SessionStatus(frames=3, held_bytes=12_340_000)},
         }
@@ -202,6 +203,7 @@ def test_the_model_reports_its_queue_answers_and_errors(changes, level, words):
     )
     status = model_status('vlm', stats, queue_size=16)
     assert status.level == level and words in status.message and values(status)['answers: OK'] == '3'
+    assert values(status)['remembered answers'] == '2'
     assert values(status)['state of front'] == '3 pictures, 12.3 MB'
 
 

@@ -66,6 +66,8 @@ def random_events(seed, length):
             yield kind, frame, random.choice([0.0, -0.05, -5.0, 12.0]) if is_rare() else random.choice([0.1, 0.5, 2.0])
         elif kind == 'ask':
             question = Question('') if is_rare() else random.choice([COUNT, COUNT, DESCRIBE])
+            if question.text and random.random() < 0.7:  # mostly one that is not remembered
+                question = replace(question, text=question.text + ' ?' * random.randint(1, 99))
             yield kind, replace(question, max_lag_s=lag_s, force_refresh=is_rare()), patience
         else:
             yield kind, random.randint(1, 4), patience

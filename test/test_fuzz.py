@@ -62,8 +62,9 @@ def test_any_question_gets_a_status_and_leaves_the_state(session, question):
     assert answer.status in Status and answer.status not in (Status.MODEL_ERROR, Status.BUSY)
     if answer.status is not Status.OK:
         assert answer.message.endswith('.') and not answer.text and answer.choice_index == -1
+    session.config = session.config.with_values(seed=session.config.seed + 1)  # nothing is drawn, nor remembered
     again = session.ask(Question('what color ?', max_tokens=4), now_ns=0)
-    assert again.token_ids == session.first.token_ids
+    assert again.token_ids == session.first.token_ids and not again.remembered
 
 
 @settings(max_examples=300)

@@ -185,7 +185,7 @@ def test_a_question_waits_for_at_most_one_stage_of_a_refresh_it_does_not_need(vl
 
     def come(name):
         if name == stage and not futures:
-            futures.append(ask(loop, 'a', replace(QUESTION, max_lag_s=60.0), SECOND_NS))
+            futures.append(ask(loop, 'a', replace(QUESTION, text='where is it ?', max_lag_s=60.0), SECOND_NS))
             steps_at.append(len(steps.done))
 
     steps.done.clear()
@@ -203,7 +203,7 @@ def test_a_refresh_that_was_interrupted_between_its_stages_is_not_begun_again(vl
     loop = upkeep_of(vlm, ('a',))
     step(loop)
     assert steps.done[-1] == 'see' and loop._sessions['a']._refresher.is_between_stages
-    kept = ask(loop, 'a', replace(QUESTION, max_lag_s=60.0), SECOND_NS)
+    kept = ask(loop, 'a', replace(QUESTION, text='where is it ?', max_lag_s=60.0), SECOND_NS)
     step(loop)  # the answer, and then the second stage
     assert kept.result().stamp_ns == 0 and kept.result().lag_s > 0 and kept.result().level is Level.REUSE
     assert (
@@ -240,7 +240,7 @@ def test_every_camera_keeps_within_its_own_share_however_they_are_asked(vlm):
     for number, camera in zip(range(40), itertools.cycle('aab')):
         for each in 'ab':
             see(loop, picture(number // 3, stamp_s=number, camera=each))
-        ask(loop, camera, now_ns=number * SECOND_NS)
+        ask(loop, camera, replace(QUESTION, text=QUESTION.text + ' ?' * number), number * SECOND_NS)
         step(loop, 3)
         session = loop._sessions[camera]
         spent, cold = session._account.spent.tokens, session._account.cold.tokens

@@ -65,9 +65,10 @@ def test_a_question_is_answered_from_the_newest_picture(robot):
     show(robot, camera, budgets, seed=1)
     before_ns = robot.now_ns()
     stamp = show(robot, camera, budgets, seed=2)
-    first, answer = (robot.ask(max_tokens=4) for _ in range(2))
+    first, answer, again = (robot.ask(max_tokens=count) for count in (3, 4, 4))
     assert (first.level, answer.level) == (FULL, REUSE) and first.header == answer.header
-    assert first.token_ids == answer.token_ids
+    assert first.token_ids == answer.token_ids[:3]
+    assert (answer.remembered, again.remembered) == (False, True) and again.token_ids == answer.token_ids
     assert answer.status == Answer.OK and answer.text and answer.tokens_generated == 4
     assert (answer.header.stamp, answer.header.frame_id, answer.camera) == (stamp, 'lens', 'camera')
     assert 0 < seconds_of(answer.image_age) < since_s(robot, before_ns) and answer.model == 'tiny'
@@ -114,10 +115,11 @@ def test_a_question_that_allows_a_lag_gets_the_kept_state_and_is_told_so(robot):
 def test_a_cold_answer_is_the_warm_one_from_nothing_and_leaves_the_state(robot):
     budgets, camera = robot.listen(RefreshBudget, BUDGET), robot.camera()
     show(robot, camera, budgets)
-    ask_and_refresh(robot, budgets)
-    warm, cold, again = robot.ask(), robot.ask_cold(), robot.ask()
+    ask_and_refresh(robot, budgets, question='what is it ?')
+    warm, cold, again = robot.ask(max_tokens=5), robot.ask_cold(max_tokens=5), robot.ask(max_tokens=6)
+    assert not warm.remembered and not cold.remembered and not again.remembered
     assert cold.status == Answer.OK and cold.cached_stamp == warm.cached_stamp == again.cached_stamp
-    assert cold.text == warm.text == again.text and cold.token_ids == warm.token_ids == again.token_ids
+    assert cold.text == warm.text and cold.token_ids == warm.token_ids == again.token_ids[:5]
     assert (cold.tokens_reused, cold.level) == (0, FULL) and cold.refresh_ms > 0
     assert again.tokens_reused == warm.tokens_reused > 0
     show(robot, camera, budgets)

@@ -63,18 +63,30 @@ def planner(robot):
 
 
 def test_the_text_grows_token_by_token_to_the_services_answer(planner):
-    first = planner.result(planner.send(max_tokens=6))[1]  # it pays for the picture
+    planner.result(planner.send(question='what is it ?', max_tokens=6))  # it pays for the picture
     planner.robot.until(lambda: planner.feedback and planner.feedback[-1].tokens_generated == 6, 'the last feedback')
     assert [feedback.stage for feedback in planner.feedback][:4] == ['queue', 'refresh', 'prefill', 'decode']
     planner.feedback.clear()
     status, answer = planner.result(planner.send(max_tokens=6))
-    assert status == GoalStatus.STATUS_SUCCEEDED and answer.status == Answer.OK and answer.token_ids == first.token_ids
+    assert status == GoalStatus.STATUS_SUCCEEDED and answer.status == Answer.OK and not answer.remembered
     planner.robot.until(lambda: planner.feedback and planner.feedback[-1].tokens_generated == 6, 'the last feedback')
     stages = [feedback.stage for feedback in planner.feedback]
     assert stages == ['queue', 'prefill', 'decode'] + ['decode'] * 6
     assert [feedback.tokens_generated for feedback in planner.feedback[2:]] == [0, 1, 2, 3, 4, 5, 6]
     assert planner.feedback[-1].text == answer.text
-    assert planner.robot.ask(max_tokens=6).token_ids == answer.token_ids
+    assert planner.robot.ask_cold(max_tokens=6).token_ids == answer.token_ids
+
+
+def test_a_remembered_text_comes_at_once(planner):
+    given = planner.robot.ask(max_tokens=6)
+    status, answer = planner.result(planner.send(max_tokens=6))
+    assert status == GoalStatus.STATUS_SUCCEEDED and answer.remembered and not given.remembered
+    planner.robot.until(lambda: planner.feedback and planner.feedback[-1].text, 'the last feedback')
+    heard = [(feedback.stage, feedback.text, feedback.tokens_generated) for feedback in planner.feedback]
+    assert heard == [('queue', '', 0), ('decode', given.text, 0)]
+    assert (answer.text, answer.token_ids, answer.header) == (given.text, given.token_ids, given.header)
+    assert (answer.tokens_prefilled, answer.tokens_generated) == (0, 0) and answer.level == Answer.LEVEL_REUSE
+    assert 0 < answer.tokens_reused < given.tokens_prefilled  # which paid for the picture, and for the question
 
 
 def test_choices_and_errors_come_as_by_service(planner):
@@ -98,8 +110,8 @@ def test_a_goal_is_cancelled_within_one_token_and_the_state_stays_exact(planner,
     status, answer = planner.result(handle)
     assert status == GoalStatus.STATUS_CANCELED and answer.status == Answer.CANCELLED and not answer.text
     assert brake.passes == passes
-    after = planner.robot.ask(max_tokens=6)
-    assert after.token_ids == before.token_ids and after.tokens_reused == before.tokens_reused > 0
+    after = planner.robot.ask(max_tokens=7)
+    assert after.token_ids[:6] == before.token_ids and after.tokens_reused == before.tokens_reused > 0
 
 
 def test_a_goal_that_waits_is_cancelled_before_its_turn(planner, brake):
@@ -136,7 +148,7 @@ def test_a_deadline_drops_the_answer_and_the_state_stays_exact(planner, brake):
         brake.go_on.set()
         status, answer = planner.result(handle)
     assert status == GoalStatus.STATUS_ABORTED and answer.status == Answer.TIMEOUT
-    assert planner.robot.ask(max_tokens=6).token_ids == before.token_ids
+    assert planner.robot.ask(max_tokens=7).token_ids[:6] == before.token_ids
 
 
 def test_a_json_schema_of_a_model_that_cannot_is_refused(planner):

@@ -203,7 +203,7 @@ def test_a_cleanup_ends_them_all_for_late_subscribers_too(robot, brake):
     show(robot, robot.camera(), robot.listen(RefreshBudget, BUDGET))
     number = add(robot).watch_id
     brake.hold()
-    asking = adding(robot)
+    asking = adding(robot, question='what is it ?')
     assert brake.held.wait(PATIENCE_S)
     worker = robot.scene._worker
     cleaned = [transition(robot, each) for each in (Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_CLEANUP)]

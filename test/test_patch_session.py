@@ -14,6 +14,8 @@
 
 """The level patch in a session: when it is taken, what its answers say, and when they are given again."""
 
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -90,7 +92,7 @@ def test_a_patched_state_answers_and_never_calls_it_exact(vlm, question):
     assert answer.cached_stamp_ns == SECOND_NS // 10 and answer.tokens_reused == session._refresher.state.tokens
     session.observe(changed(picture(1), 0.2))
     again = session.ask(question, now_ns=0)
-    assert again.level == Level.REUSE and not again.exact and again.text == answer.text
+    assert again.level == Level.REUSE and not again.exact and again.text == answer.text and again.remembered
 
 
 @pytest.mark.parametrize('question', [QUESTION, CHOICE])
@@ -122,8 +124,9 @@ def test_follow_ups_on_a_picture_earn_the_credit_of_a_patch(vlm):
     session = SceneSession(vlm, PATCH, measures_time=False)
     session.look(picture(1))
     assert session.ask(QUESTION, now_ns=SECOND_NS).level == Level.FULL
-    for _ in range(8):
-        assert session.ask(QUESTION, now_ns=SECOND_NS).level == Level.REUSE
+    for count in range(1, 9):
+        asked = session.ask(replace(QUESTION, text=QUESTION.text + ' ?' * count), now_ns=SECOND_NS)
+        assert asked.level == Level.REUSE and not asked.remembered
     answer = session.ask(QUESTION, now_ns=SECOND_NS, newest=lambda: changed(picture(1), 0.1))
     assert answer.level == Level.PATCH
     assert session._account.spent.tokens <= session._account.cold.tokens

@@ -66,6 +66,7 @@ def answer(number, arm, text='red', choice=-1, bag='a', status='OK', pictures_s=
         'degenerate': False,
         'cut': False,
         'escalated': False,
+        'remembered': False,
         'pictures_s': list(pictures_s),
         'visual_tokens_computed': 0 if arm == 'default' else 12,
         'tokens_reused': 1,
@@ -295,10 +296,15 @@ def random_rows(seed, bags=('a', 'b'), questions=12):
     return rows
 
 
-FLAGS = 'escalated', 'parse_failure', 'degenerate', 'cut'
+FLAGS = 'escalated', 'remembered', 'parse_failure', 'degenerate', 'cut'
 WORK = 'vision_tokens', 'prefill_tokens', 'decode_tokens'
 TOKENS = 'tokens_reused', 'tokens_prefilled', 'tokens_generated'
 seeds = pytest.mark.parametrize('seed', range(4))
+
+
+def is_warm(row):
+    """Whether an answer was computed, and waited for no refresh."""
+    return not row['visual_tokens_computed'] and not row['remembered']
 
 
 def of_arm(rows, arm):
@@ -519,6 +525,9 @@ def test_times_are_those_of_the_pairs(seed):
         assert times['pairs'] == len(pairs)
         assert (times['median_ms'], times['cold_median_ms']) == (np.median(own), np.median(cold))
         assert times['p95_ms'] == np.percentile(own, 95)
+        assert times['remembered'] == sum(row['remembered'] for _, row, _ in pairs)
+        warm = [row['times']['total_ms'] for _, row, _ in pairs if is_warm(row)]
+        assert times['warm'] == len(warm) and times['warm_median_ms'] == (np.median(warm) if warm else None)
         assert (times['answers_ms'], times['cold_answers_ms']) == (own.sum(), cold.sum())
         assert times['speedup'] == np.median(cold) / np.median(own)
         assert (times['speedup_low'], times['speedup_high']) == ratio_bounds(list(cold), list(own))
@@ -526,8 +535,9 @@ def test_times_are_those_of_the_pairs(seed):
         assert times['stages_ms'] == {name: sum(values) for name, values in stages.items()}
 
 
-def test_without_an_answer_that_waited_for_nothing_there_are_no_sessions():
-    rows = [question(0), answer(0, 'cold'), answer(0, 'x') | {'visual_tokens_computed': 12}, picture('x', 12)]
+@pytest.mark.parametrize('more', [{'visual_tokens_computed': 12}, {'visual_tokens_computed': 0, 'remembered': True}])
+def test_without_an_answer_that_was_computed_and_waited_for_nothing_there_are_no_sessions(more):
+    rows = [question(0), answer(0, 'cold'), answer(0, 'x') | more, picture('x', 12)]
     assert measure_times(RowIndex(rows))['x']['sessions'] == []
 
 
@@ -541,8 +551,7 @@ def test_a_session_of_many_questions_hides_what_its_picture_cost(seed):
     times = measure_times(RowIndex(rows))
     whole = [row for row in rows if row['row'] == 'picture' and row['level'] in ('full', 'frame')]
     default, setup_ms = times['default'], np.median([sum(list(row['times'].values())[:3]) for row in whole])
-    # Of the answers that waited for no refresh.
-    warm = [row for _, row, _ in paired(rows, 'default') if not row['visual_tokens_computed']]
+    warm = [row for _, row, _ in paired(rows, 'default') if is_warm(row)]
     warm_ms = np.median([row['times']['total_ms'] for row in warm])
     assert times['x']['sessions'] == []
     for each in default['sessions']:
@@ -586,6 +595,7 @@ def ceiling_of(*pairs):
         ({'tokens_prefilled': 30}, 10, (10, 20 / 2, 30)),  # those of the choices are scored, not prefilled
         ({'tokens_generated': 4}, 0, (10, 20, 30 / 2)),
         ({'tokens_generated': 0}, 0, (10, 20, 30)),
+        ({'remembered': True, 'visual_tokens_computed': 0, 'tokens_prefilled': 0}, 10, (0, 0, 0)),
     ],
 )
 def test_the_ceiling_is_what_each_stage_costs_cold_dense_in_proportion_to_its_own_tokens(row, choice_tokens, stages_ms):
@@ -593,7 +603,7 @@ def test_the_ceiling_is_what_each_stage_costs_cold_dense_in_proportion_to_its_ow
     assert ceiling['predicted_ms'] == pytest.approx(sum(stages_ms))
     assert ceiling['residual_ms'] == pytest.approx(40 - sum(stages_ms))
     assert ceiling['measured_ms'] == 40 and ceiling['measured_speedup'] == 65 / 40
-    assert ceiling['predicted_speedup'] == pytest.approx(65 / sum(stages_ms))
+    assert ceiling['predicted_speedup'] == (pytest.approx(65 / sum(stages_ms)) if sum(stages_ms) else None)
 
 
 def test_the_ceiling_of_several_answers_is_that_of_each_together():

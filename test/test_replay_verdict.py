@@ -40,6 +40,9 @@ TIMES = {
     'speedup': 3.0,
     'speedup_low': 2.5,
     'speedup_high': 3.5,
+    'remembered': 0,
+    'warm': 40,
+    'warm_median_ms': 9.0,
     'work_ms': 1100.0,
     'upkeep_ms': 300.0,
     'cold_work_ms': 2200.0,
@@ -122,7 +125,18 @@ def test_the_speed_stands_with_both_medians_and_its_denominator():
     assert speed['figure'] == factor(3.0)
     for text in ('12.0 ms', '36.0 ms', 'n = 60', 'cold-dense on the newest picture'):
         assert text in speed['label'], text
-    assert speed['label'].endswith('n = 60')
+
+
+@given(remembered=st.integers(0, 60), warm=st.integers(0, 60))
+def test_how_many_answers_were_remembered_is_told_apart_from_the_time_of_those_that_were_computed(remembered, warm):
+    """A speedup in which answers that took no time are counted must say so."""
+    found = results(times={'remembered': remembered, 'warm': warm, 'warm_median_ms': 9.0 if warm else None})
+    told = verdict(found)[1]['label'].split('n = 60; ')[1]
+    assert told.startswith(f'{remembered} of these answers were remembered')
+    assert (f'the median of the {warm} that were computed without a refresh is 9.0 ms' in told) == (warm > 0)
+    assert ('none was computed without a refresh' in told) == (warm == 0)
+    included = f'{counted(remembered, 60)} remembered answers included'
+    assert (included in sentence(found)) == (remembered > 0) == ('remembered' in sentence(found))
 
 
 @given(low=st.sampled_from([0.5, 1.0, 1.2]), high=st.sampled_from([0.8, 1.0, 1.3, 40.0]))

@@ -24,6 +24,7 @@ from vlm_reuse_node.config import Config
 from vlm_reuse_node.model.work import Work
 from vlm_reuse_node.scene.refresh import Level
 from vlm_reuse_node.session.answer import Status
+from vlm_reuse_node.session.progress import Progress
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.responder import Case
 from vlm_reuse_node.session.scene_session import SceneSession
@@ -77,9 +78,9 @@ def of(answer):
 
 @pytest.fixture
 def camera(vlm):
-    """One that has answered from its first picture, at 0 s."""
+    """One that has answered another question about its first picture, at 0 s."""
     camera = Camera(vlm).look(picture(1))
-    camera.ask()
+    camera.ask(question=replace(QUESTION, text='where is it ?'))
     return camera
 
 
@@ -112,6 +113,101 @@ def test_a_follow_up_costs_its_own_tokens_and_earns_what_cold_dense_would_have_c
         == (0, answer.tokens_prefilled, of(answer) if not question.choices else 0)
     )
     assert camera.cold.tokens == PICTURE.tokens + camera.spent.tokens
+
+
+@pytest.mark.parametrize('question', [QUESTION, CHOICE])
+def test_the_same_question_about_the_same_picture_costs_nothing_and_earns_as_much(camera, question):
+    given = camera.ask(question=question)
+    earned, heard = camera.cold, []
+    camera.look(at(1.0, by=0))  # nothing has changed
+    again = camera.ask(1.5, question, turn=Turn(listener=heard.append))
+    assert again.remembered and not given.remembered
+    assert camera.spent == Work() and counts(camera.booked) == (0, 0, 0)
+    assert counts(camera.cold) == counts(earned) and camera.cold.ms == pytest.approx(earned.ms)
+    assert (again.tokens_prefilled, again.tokens_generated, again.tokens_reused) == (0, 0, 25)
+    for name in ('text', 'choice_index', 'choice_scores', 'confidence', 'token_ids', 'message', 'level', 'exact'):
+        assert getattr(again, name) == getattr(given, name)
+    assert (given.stamp_ns, again.stamp_ns, again.image_age_s) == (0, SECOND_NS, 0.5)  # of the newest picture
+    assert heard == ([] if question.choices else [Progress('decode', given.text)])
+
+
+@pytest.mark.parametrize(
+    'question',
+    [
+        replace(QUESTION, text='what color is the circle ?'),
+        replace(QUESTION, max_tokens=3),
+        CHOICE,
+        replace(CHOICE, choices=CHOICE.choices[::-1]),
+        replace(CHOICE, choices=(*CHOICE.choices, 'blue')),
+    ],
+)
+def test_another_question_is_computed(camera, question):
+    for asked in (QUESTION, replace(CHOICE, choices=('red', 'green'))):
+        camera.ask(question=asked)
+    answer = camera.ask(question=question)
+    assert not answer.remembered and camera.spent.prefill_tokens == answer.tokens_prefilled > 0
+    assert camera.ask(question=question).remembered
+
+
+@pytest.mark.parametrize('value', [{'seed': 1}, {'temperature': 0.5}, {'max_tokens': 5}])
+def test_a_live_parameter_that_an_answer_depends_on_makes_another_question(camera, value):
+    question = replace(QUESTION, max_tokens=0)
+    camera.ask(question=question)
+    camera.session.config = CONFIG.with_values(**value)
+    assert not camera.ask(question=question).remembered
+    assert camera.ask(question=question).remembered
+    camera.session.config = CONFIG
+    assert camera.ask(question=question).remembered  # the state is the same
+
+
+def test_a_new_state_knows_no_answer_of_the_old_one(vlm):
+    camera = Camera(vlm).look(picture(1))
+    given = [camera.ask(question=replace(QUESTION, max_age_s=1000.0))]
+    camera.look(at(1.0))
+    given.append(camera.ask(1.0))  # cells changed
+    camera.look(at(2.0, by=0x81))  # by too little to be seen
+    assert camera.ask(2.0).remembered
+    given.append(camera.ask(2.0, replace(QUESTION, force_refresh=True)))
+    camera.look(at(3.0, by=0))
+    given.append(camera.ask(3.0))  # as at first, but computed again
+    camera.session.reset()
+    camera.ask(status=Status.NO_IMAGE)
+    camera.look(at(4.0, by=0))
+    given.append(camera.ask(4.0))
+    assert not any(answer.remembered for answer in given) and given[0].token_ids == given[-1].token_ids
+
+
+def test_an_answer_that_was_not_completed_is_not_remembered(camera):
+    calls = []
+    camera.ask(turn=Turn(cancelled=lambda: calls.append(1) or len(calls) > 4), status=Status.CANCELLED)
+    assert camera.spent.tokens > 0 and not camera.ask().remembered and camera.ask().remembered
+
+
+def test_a_cold_answer_neither_comes_from_memory_nor_goes_into_it(camera):
+    cold = camera.ask(cold=True)
+    warm = camera.ask()
+    again = camera.ask(cold=True)
+    assert not (cold.remembered or warm.remembered or again.remembered) and camera.spent.vision_tokens == 12
+    assert camera.ask().remembered
+
+
+def test_a_remembered_answer_of_a_patched_state_is_given_again_when_it_is_not_sure_enough_any_more(vlm):
+    camera = patched(vlm)
+    first = camera.ask(1.0)
+    unsure = camera.ask(1.0)
+    assert unsure.remembered and not unsure.exact and first.level == Level.PATCH
+    camera.session.config = PATCH.with_values(min_confidence=1.0)
+    answer = camera.ask(1.0)
+    assert answer.escalated and answer.exact and not answer.remembered and answer.level == Level.FRAME
+    text = camera.session._responder._answerer.tokenize(QUESTION, PATCH).cost
+    assert answer.tokens_prefilled == 25 + text == camera.spent.prefill_tokens  # only the second answer was computed
+
+
+def test_the_audit_samples_remembered_answers_too(camera):
+    noted = []
+    camera.session._auditor.note = lambda *given: noted.append(given)
+    answers = [camera.ask() for _ in range(2)]
+    assert answers[1].remembered and noted[0] == noted[1]
 
 
 def test_a_changed_picture_costs_a_frame_and_earns_nothing(camera):
@@ -222,8 +318,8 @@ def test_the_age_of_what_a_lagging_state_shows_counts_too(camera, age_s, level):
 @pytest.mark.parametrize('age_s, level', [(1.5, Level.REUSE), (1.499, Level.FRAME)])
 def test_the_age_of_what_was_left_over_budget_counts_too(vlm, age_s, level):
     camera = Camera(vlm, CONFIG.with_values(budget_ms=1e-6)).look(picture(1))
-    for _ in range(3):
-        camera.ask()
+    for count in (1, 2, 3):  # the costs of the model are known then
+        camera.ask(question=replace(QUESTION, max_tokens=count))
     camera.look(at(1.0))
     answer = camera.ask(1.5, replace(QUESTION, max_age_s=age_s))
     assert (answer.level, answer.lag_s) == (level, 1.0 if level == Level.REUSE else 0.0)
@@ -283,12 +379,13 @@ def test_an_unsure_answer_from_a_patched_state_is_given_again_and_both_are_paid(
     assert answer.escalated and answer.exact and answer.level == Level.FRAME and answer.tokens_reused == 0
     reused = camera.ask(1.0)
     assert reused.level == Level.REUSE and not reused.escalated and reused.token_ids == answer.token_ids
-    text = reused.tokens_prefilled
+    assert reused.remembered and not answer.remembered
+    text = camera.session._responder._answerer.tokenize(QUESTION, PATCH).cost
     assert answer.tokens_prefilled == 25 + 2 * text  # a patched and a whole slot, of which the state holds one
     assert len(noted) == 2 and noted[0][2] is camera.refresher.state
     camera = patched(vlm, PATCH.with_values(min_confidence=1.0))
     camera.ask(1.0)
-    assert camera.spent.vision_tokens == 13 and camera.cold.tokens == 37 + text + of(reused)
+    assert camera.spent.vision_tokens == 13 and camera.cold.tokens == 37 + text + of(answer)
     assert camera.booked.tokens == camera.spent.tokens > camera.cold.tokens
 
 

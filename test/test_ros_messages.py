@@ -114,7 +114,8 @@ def test_an_answer_keeps_every_field():
         3.0,
         4.0,
         0.75,
-        True,
+        escalated=True,
+        remembered=True,
     )
     message = answer_message(answer)
     same = (
@@ -134,6 +135,7 @@ def test_an_answer_keeps_every_field():
         'total_ms',
         'confidence',
         'escalated',
+        'remembered',
     )
     assert {name: getattr(message, name) for name in same} == {name: getattr(answer, name) for name in same}
     assert list(message.choice_scores) == [0.25, 0.75] and list(message.token_ids) == [7, 8]

@@ -186,6 +186,46 @@ def test_a_rewritten_state_is_what_it_was_behind_every_question(vlm):
         assert all(map(np.array_equal, rows(state), before))
 
 
+def test_every_change_gives_a_version_that_no_state_had_before(vlm):
+    one, other = built(vlm, 1, 2, keep=True), built(vlm, 1, 2, keep=True)
+    versions = [empty(vlm).version, one.version, other.version]
+    for change in (
+        lambda: one.rewrite(one.live.with_cells(vlm, picture(3), np.array([2])), np.array([2])),
+        lambda: other.clear(),
+        lambda: one.drop_live(),
+        lambda: one.append(EncodedFrame.see(vlm, picture(3))),
+        lambda: other.append(EncodedFrame.see(vlm, picture(1))),
+        lambda: one.clear(),
+    ):
+        before = one.version, other.version
+        change()
+        assert sum(map(int.__ne__, before, (one.version, other.version))) == 1
+        versions.append(max(one.version, other.version))
+    assert len(set(versions)) == len(versions)
+
+
+def test_what_leaves_the_cache_leaves_the_version(vlm):
+    state = built(vlm, 1)
+    version = state.version
+    vlm.read(state.cache, state.template.question('what is it ?'), state.next_position)
+    state.restore()
+    with pytest.raises(Halt):
+        state.append(EncodedFrame.see(vlm, picture(2)), stopping_at(1))
+    assert state.version == version
+    state.drop_live()
+    version = state.version
+    state.drop_live()  # there is none any more
+    assert state.version == version
+
+
+def test_a_rewrite_that_was_stopped_has_another_version(vlm):
+    state = built(vlm, 1, keep=True)
+    version = state.version
+    with pytest.raises(Halt):
+        state.rewrite(EncodedFrame.see(vlm, picture(3), keep=True), ALL_CELLS, stopping_at(1))
+    assert state.version != version
+
+
 def test_a_twin_is_the_state_of_the_same_frames(vlm):
     kept, same, other = built(vlm, 1, 2), built(vlm, 1, 2), built(vlm, 1, 3)
     assert twin(same, kept.identity) is same

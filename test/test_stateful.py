@@ -34,6 +34,7 @@ from vlm_reuse_node.model.work import Meter
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.serving.worker import ModelWorker
 from vlm_reuse_node.session.answer import Status
+from vlm_reuse_node.session.answer_memory import AnswerMemory
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
 from vlm_reuse_node.session.turn import Halt, Turn
@@ -153,7 +154,8 @@ def make_session_machine(vlm):
             ask = self.session.ask_cold if cold else self.session.ask
             # A stamp may jitter back; the clock of who asks does not, and what was seen by then counts.
             seen_ns = self.session.newest.stamp_ns if self.session.newest else 0
-            answer = ask(question, now_ns=max(int(self.now_s * 1e9), seen_ns), **arguments)
+            now_ns = max(int(self.now_s * 1e9), seen_ns)
+            answer = ask(question, now_ns=now_ns, **arguments)
             assert answer.status in Status and (answer.status is Status.OK or not answer.exact)
             if answer.status is Status.OK:
                 config, newest = self.session.config, self.session.newest
@@ -163,7 +165,20 @@ def make_session_machine(vlm):
                     assert answer.cached_stamp_ns <= answer.stamp_ns
                     assert answer.lag_s <= (question.max_lag_s or config.max_lag_s)
                     assert answer.lag_s or answer.stamp_ns == newest.stamp_ns
+            if answer.remembered:
+                self.computed_again(answer, question, now_ns)
             return answer
+
+        def computed_again(self, answer, question, now_ns):
+            """What was remembered is what the state would answer now."""
+            version, spent = self.session._refresher.state.version, vlm.meter.done
+            self.session._responder._memory = AnswerMemory()
+            again = self.session.ask(question, now_ns=now_ns)
+            assert again.status is Status.OK and not again.remembered and vlm.meter.done.tokens > spent.tokens
+            if self.session._refresher.state.version == version:
+                assert (again.text, again.token_ids, again.choice_scores, again.confidence, again.exact) == (
+                    (answer.text, answer.token_ids, answer.choice_scores, answer.confidence, answer.exact)
+                )
 
         @rule(question=QUESTIONS, calls=st.integers(1, 8))
         def cancel(self, question, calls):

@@ -15,6 +15,7 @@
 """Workers on the tiny model for tests, and what is done with them. Every wait is on an event."""
 
 import threading
+from dataclasses import replace
 
 from patience import PATIENCE_S
 
@@ -29,12 +30,12 @@ class ObservedWorker(ModelWorker):
     """A worker that keeps what it reports; its looks can be held.
 
     refreshes: (frame, record) of each look and refresh; counted: a semaphore that counts them. dropped, told: frames
-    that were dropped, and watches with their previous answers.
+    that were dropped, and watches with their previous answers. held: how many questions were held (`hold_a_question`).
     """
 
     def __init__(self, model_dir, **values):
         self.refreshes, self.counted = [], threading.Semaphore(0)
-        self.dropped, self.told = [], []
+        self.dropped, self.told, self.held = [], [], 0
         self.look_held, self.looks_go_on = threading.Event(), threading.Event()
         self.looks_go_on.set()
         super().__init__(
@@ -70,9 +71,10 @@ def answer(worker, question=QUESTION, now_ns=0, ask=None, camera=''):
 
 
 def hold_a_question(worker, brake, now_ns=0, **kwargs):
-    """Ask, and return when the model stands in the middle of the answer."""
+    """Ask what was not asked before, and return when the model stands in the middle of the answer."""
     brake.hold()
-    future = worker.ask('', QUESTION, now_ns, **kwargs)
+    worker.held += 1
+    future = worker.ask('', replace(QUESTION, text=QUESTION.text + ' ?' * worker.held), now_ns, **kwargs)
     assert brake.held.wait(PATIENCE_S)
     return future
 

@@ -78,6 +78,7 @@ def summary_content(summary: Summary) -> dict:
         'pairs': len(summary.pairs),
         'equal': summary.equal,
         'apart': summary.apart,
+        'remembered': summary.remembered,
         'warm_ms_median': summary.warm_ms_median,
         'cold_ms_median': summary.cold_ms_median,
         'speedup': summary.speedup,

@@ -119,4 +119,5 @@ class Planner:
             queue_ms=answer.queue_ms,
             cached_ns=Time.from_msg(answer.cached_stamp).nanoseconds,
             token_ids=tuple(answer.token_ids),
+            remembered=answer.remembered,
         )

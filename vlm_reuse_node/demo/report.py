@@ -93,7 +93,8 @@ def _speed_verdict(summary: Summary) -> dict:
         'figure': f'{summary.speedup:.1f} ×',
         'label': (
             f'as fast as {DENOMINATOR}: median {summary.warm_ms_median:.1f} ms warm, {summary.cold_ms_median:.1f} ms '
-            f'cold (vision, whole prompt, answer), {len(summary.pairs)} pairs; {TIME_MEANT}'
+            f'cold (vision, whole prompt, answer), {len(summary.pairs)} pairs, {summary.remembered} of them '
+            f'remembered; {TIME_MEANT}'
         ),
     }
 
@@ -147,6 +148,7 @@ def _row_view(row: Row) -> dict:
         'kind': row.question.kind,
         'choices': ' / '.join(row.question.choices),
         'answer': shorten(reply.text, LONGEST_ANSWER, placeholder=' …') if reply.is_answer else reply.status,
+        'remembered': reply.remembered,
         'message': '' if reply.is_answer else reply.message,
         'truth': row.truth or NO_VALUE,
         'cold': row.cold.text if row.cold and row.is_equal is False else '',

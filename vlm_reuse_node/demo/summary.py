@@ -33,6 +33,7 @@ class Reply:
     picture_s: when the picture that it is about was taken, seconds from the first one; None: there was none.
     refresh_ms: a refresh it had to wait for. prefill_ms, decode_ms: reading the question, writing the answer.
     queue_ms: waiting for the model. cached_ns: stamp of the picture whose state it was computed from.
+    remembered: whether the same question had this answer before, so that the model did nothing for it.
     """
 
     status: str
@@ -49,6 +50,7 @@ class Reply:
     queue_ms: float = 0.0
     cached_ns: int = 0
     token_ids: tuple[int, ...] = ()
+    remembered: bool = False
 
     @property
     def model_ms(self) -> float:
@@ -200,6 +202,11 @@ class Summary:
     def apart(self) -> int:
         """Rows answered warm and cold from different pictures; they are not compared."""
         return sum(row.is_apart for row in self.rows)
+
+    @property
+    def remembered(self) -> int:
+        """Pairs whose warm answer was remembered."""
+        return sum(warm.remembered for warm, _ in self.pairs)
 
     @property
     def warm_ms_median(self) -> float | None:

@@ -114,7 +114,8 @@ def _times(summary: Summary) -> str:
         return 'No question has both a warm and a cold time, so there is no speedup.'
     return (
         f'Median answer: warm {summary.warm_ms_median:.1f} ms, {DENOMINATOR} {summary.cold_ms_median:.1f} ms: '
-        f'{summary.speedup:.1f} times as fast ({len(summary.pairs)} pairs; {TIME_MEANT}).'
+        f'{summary.speedup:.1f} times as fast ({len(summary.pairs)} pairs, {summary.remembered} of them remembered; '
+        f'{TIME_MEANT}).'
     )
 
 

@@ -44,6 +44,7 @@ PAIR_COUNTS = (
 )
 _SUMS = (
     'escalated',
+    'remembered',
     'parse_failure',
     'degenerate',
     'cut',

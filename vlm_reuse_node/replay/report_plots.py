@@ -43,7 +43,11 @@ def _view(title: str, svg: str, caption: str) -> dict:
 def _latency(rows: RowIndex, arms: list[str]) -> Iterator[dict]:
     if arms:
         times = {arm: [pair.answer['times']['total_ms'] for pair in rows.pairs(arm)] for arm in arms}
-        yield _view('How long an answer takes', plots.latency(times), 'Each dot is an answer. The axis is logarithmic.')
+        yield _view(
+            'How long an answer takes',
+            plots.latency(times),
+            'Each dot is an answer, a remembered one too. The axis is logarithmic.',
+        )
 
 
 def _over_time(results: dict, rows: RowIndex) -> Iterator[dict]:
@@ -92,7 +96,7 @@ def _sessions(times: dict[str, dict]) -> Iterator[dict]:
             'How many questions about one picture make it pay',
             plots.sessions(keeping),
             'Setup-inclusive: one picture is computed and asked about n times, against n cold-dense answers; from '
-            'medians, of the answers that waited for no refresh.',
+            'medians, of the answers that were computed and waited for no refresh.',
         )
 
 

@@ -82,6 +82,7 @@ def answer_row(question: dict, arm: str, arm_answer: ArmAnswer, pictures_s: list
         'exact': answer.exact,
         'confidence': round(answer.confidence, 6),
         'escalated': answer.escalated,
+        'remembered': answer.remembered,
         'pictures_s': pictures_s,
         'token_ids': list(answer.token_ids),
         'visual_tokens_computed': arm_answer.visual_tokens,

@@ -45,12 +45,20 @@ def _arm_times(rows: RowIndex, arm: str) -> dict:
     upkeep_ms = _work_ms(row for row in rows.upkeep if row['arm'] == arm)
     work_ms = upkeep_ms + _work_ms(rows.of[arm].values())
     cold_work_ms = _work_ms(rows.of[REFERENCE].values())
-    warm = [each for each, pair in zip(own, pairs) if not pair.answer['visual_tokens_computed']]
+    remembered = [pair.answer['remembered'] for pair in pairs]
+    warm = [
+        each
+        for each, pair, is_remembered in zip(own, pairs, remembered)
+        if not pair.answer['visual_tokens_computed'] and not is_remembered
+    ]
     low, high = ratio_bounds(cold, own)
     return {
         'pairs': len(pairs),
         'median_ms': median(own),
         'p95_ms': float(np.percentile(own, 95)),
+        'remembered': sum(remembered),
+        'warm': len(warm),
+        'warm_median_ms': median(warm) if warm else None,
         'cold_median_ms': median(cold),
         'speedup': median(cold) / median(own),
         'speedup_low': low,
@@ -98,8 +106,13 @@ def _ceiling(pairs: Sequence[AnswerPair]) -> dict | None:
 
 
 def _predicted_ms(pair: AnswerPair) -> float:
-    """One answer of the ceiling. The choices' own tokens are scored by both arms, so they are no prefill to save."""
+    """One answer of the ceiling; a remembered one has no stage at all.
+
+    The choices' own tokens are scored by both arms, so they are no prefill to save.
+    """
     question, answer, reference = pair
+    if answer['remembered']:
+        return 0.0
     times = reference['times']
     choices = question['choice_tokens']
     visual_share = answer['visual_tokens_computed'] / max(1, reference['visual_tokens_computed'])
@@ -112,8 +125,8 @@ def _predicted_ms(pair: AnswerPair) -> float:
 def _sessions(looks: Sequence[dict], own_ms: float, cold_ms: float) -> list[dict]:
     """Setup-inclusive speedup of n questions on one new picture, from medians.
 
-    The setup is the refresh of a whole picture; without one there is nothing to tell. own_ms: of an answer that waited
-    for no refresh.
+    The setup is the refresh of a whole picture; without one there is nothing to tell. own_ms: of an answer that was
+    computed and waited for no refresh.
     """
     setups = [_look_ms(row) for row in looks if row['level'] in _WHOLE_LEVELS]
     if not setups:

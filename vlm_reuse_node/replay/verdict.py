@@ -70,9 +70,20 @@ def _speed(results: dict) -> dict:
         'figure': factor(times['speedup']),
         'label': (
             f'as fast as {DENOMINATOR}{interval}: median answer {milliseconds(times["median_ms"])} ms against '
-            f'{milliseconds(times["cold_median_ms"])} ms, n = {times["pairs"]}'
+            f'{milliseconds(times["cold_median_ms"])} ms, n = {times["pairs"]}; {_remembered(times)}'
         ),
     }
+
+
+def _remembered(times: dict) -> str:
+    """How many answers needed no model at all, and how fast those are that did."""
+    text = f'{times["remembered"]} of these answers were remembered'
+    if not times['warm']:
+        return f'{text}, and none was computed without a refresh'
+    return (
+        f'{text}; the median of the {times["warm"]} that were computed without a refresh is '
+        f'{milliseconds(times["warm_median_ms"])} ms'
+    )
 
 
 def _drift(results: dict) -> dict:
@@ -121,6 +132,8 @@ def _speed_meaning(times: dict) -> str:
         f'A planner waits {milliseconds(times["median_ms"])} ms for an answer instead of '
         f'{milliseconds(times["cold_median_ms"])} ms'
     )
+    if times['remembered']:
+        text += f', {counted(times["remembered"], times["pairs"])} remembered answers included'
     return f'{text} (chance alone could make this difference)' if may_be_chance(times) else text
 
 

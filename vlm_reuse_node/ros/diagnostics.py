@@ -226,6 +226,7 @@ def model_status(node: str, stats: WorkerStats, queue_size: int) -> DiagnosticSt
             for camera, session in sorted(stats.sessions.items())
         },
         **{f'answers: {name}': count for name, count in sorted(stats.answers.items())},
+        'remembered answers': stats.remembered,
     }
     return status(f'{node}: model', level, message, values, hardware_id=stats.model)
 

@@ -94,6 +94,7 @@ def answer_message(answer: Answer) -> AnswerMessage:
         level=_LEVEL_NUMBERS[answer.level] if answer.level else AnswerMessage.LEVEL_NONE,
         exact=answer.exact,
         escalated=answer.escalated,
+        remembered=answer.remembered,
         tokens_reused=answer.tokens_reused,
         tokens_prefilled=answer.tokens_prefilled,
         tokens_generated=answer.tokens_generated,

@@ -253,7 +253,7 @@ class ModelLoop:
     def _finish(self, queued: QueuedQuestion, answer: Answer) -> None:
         """Deliver the answer, unless the future was cancelled."""
         is_wanted = queued.future.set_running_or_notify_cancel()
-        self._tally.count_answer(answer.status if is_wanted else Status.CANCELLED)
+        self._tally.count_answer(answer if is_wanted else Answer(Status.CANCELLED))
         if is_wanted:
             queued.future.set_result(answer)
 

@@ -18,7 +18,7 @@ import threading
 from collections import Counter
 from dataclasses import dataclass
 
-from vlm_reuse_node.session.answer import Status
+from vlm_reuse_node.session.answer import Answer
 from vlm_reuse_node.session.session_status import SessionStatus
 
 
@@ -28,7 +28,7 @@ class WorkerStats:
 
     model: the loaded model's name, '' before `start`.
     waiting: number of planners' questions that wait now, by camera; without the one that is being answered.
-    answers: number of answers, by status name.
+    answers: number of answers, by status name. remembered: how many of them were remembered.
     last_error: the newest failure; '' after the model has answered or refreshed without failure.
     sessions: what each camera's session holds and has done.
     watches: number of standing questions.
@@ -38,6 +38,7 @@ class WorkerStats:
     model: str
     waiting: dict[str, int]
     answers: dict[str, int]
+    remembered: int
     last_error: str
     sessions: dict[str, SessionStatus]
     watches: int
@@ -51,14 +52,16 @@ class Tally:
         """Start with all counts at 0."""
         self._lock = threading.Lock()
         self._answers: Counter[str] = Counter()
+        self._remembered = 0
         self._sessions: dict[str, SessionStatus] = {}
         self.model = ''
         self.last_error = ''
 
-    def count_answer(self, status: Status) -> None:
+    def count_answer(self, answer: Answer) -> None:
         """Count one answer."""
         with self._lock:
-            self._answers[str(status)] += 1
+            self._answers[str(answer.status)] += 1
+            self._remembered += answer.remembered
 
     def note_sessions(self, sessions: dict[str, SessionStatus]) -> None:
         """Record what each camera's session holds and has done."""
@@ -72,6 +75,7 @@ class Tally:
                 self.model,
                 waiting,
                 dict(self._answers),
+                self._remembered,
                 self.last_error,
                 dict(self._sessions),
                 watches,

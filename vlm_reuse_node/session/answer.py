@@ -51,7 +51,8 @@ class Answer:
     refresh_ms: time of the refresh that this answer waited for; of a cold answer: image processor and vision tower.
     confidence: probability of the best choice, or of a text's least likely token; 0 without an answer.
     escalated: whether the answer of a patched state was below min_confidence, and this one was given after a refresh.
-    remembered: whether this state has answered the same question before, so that the model had nothing to do.
+    remembered: whether the same question got this answer before, from the same state. Then the model did nothing:
+        tokens_prefilled and tokens_generated are 0; token_ids are those of the answer.
     """
 
     status: Status

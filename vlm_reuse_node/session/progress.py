@@ -22,7 +22,7 @@ class Progress:
     """Progress of an answer.
 
     stage: 'queue', 'refresh', 'prefill' or 'decode'. An escalation goes back to 'refresh'.
-    text: the answer so far.
+    text: the answer so far. tokens_generated: for it; 0 for a remembered answer, whose text comes at once.
     """
 
     stage: str
