@@ -33,7 +33,7 @@ def state_bound(vlm, frames, measure, template_for=None):
 
     def compute(pixels):
         seen = [
-            EncodedFrame(frame, b'', grid, vlm.family.encode(values, grid))
+            EncodedFrame(frame, grid, vlm.family.encode(values, grid))
             for frame, values, (_, grid) in zip(frames, pixels, prepared)
         ]
         return measure(states.build(vlm, template_for or partial(vlm.template, ''), seen))

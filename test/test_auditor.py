@@ -148,7 +148,9 @@ def test_a_loss_of_trust_and_its_return_are_logged_once_each(vlm, caplog):
 def test_an_answer_whose_picture_was_changed_in_place_is_not_counted_and_the_next_one_is(vlm, caplog):
     session = observed(vlm, 1)
     session.ask(QUESTION, now_ns=0)
-    session._refresher.state.live.frame.rgb[0, 0] ^= 1
+    rgb = session._refresher.state.live.frame.rgb
+    rgb.setflags(write=True)
+    rgb[0, 0] ^= 1
     session.observe(picture(2, 2.0))
     session.ask(QUESTION, now_ns=0)
     counts = audit_all(session)

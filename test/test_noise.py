@@ -31,6 +31,7 @@ from vlm_reuse_node.model import noise, pass_cache
 from vlm_reuse_node.model.loading import load
 from vlm_reuse_node.model.token_tree import Block, TokenTree
 from vlm_reuse_node.model.vlm import Vlm
+from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
 
@@ -198,8 +199,9 @@ def test_one_changed_cell_is_far_beyond_the_noise_of_the_vision_tower(prompt):
     (pixels, grid), encode = prompt.vlm.family.prepare(frame.rgb), prompt.vlm.family.encode
     bound = noise.bound(pixels, lambda values: encode(values, grid))
     assert noise.apart(encode(pixels, grid), prompt.features[1]) < bound
-    frame.rgb[200:240, 300:340] ^= 0x40
-    assert noise.apart(encode(*prompt.vlm.family.prepare(frame.rgb)), prompt.features[1]) > WIDE * bound
+    rgb = frame.rgb.copy()
+    rgb[200:240, 300:340] ^= 0x40
+    assert noise.apart(encode(*prompt.vlm.family.prepare(rgb)), prompt.features[1]) > WIDE * bound
 
 
 @pytest.mark.numeric
@@ -207,7 +209,7 @@ def test_one_changed_cell_is_far_beyond_the_noise_of_a_choice(prompt):
     session, question = SceneSession(prompt.vlm, Config()), Question(TEXT, ('red', 'green circle', 'no'))
     session.observe(picture(2))
     before, bound = log_scores(prompt.vlm, session._refresher.state, question), choice_bound(session, question)
-    frame = picture(2, stamp_s=1)
-    frame.rgb[200:240, 300:340] ^= 0x40
-    session.observe(frame, force=True)
+    rgb = picture(2).rgb.copy()
+    rgb[200:240, 300:340] ^= 0x40
+    session.observe(Frame(rgb, stamp_ns=1), force=True)
     assert noise.apart(log_scores(prompt.vlm, session._refresher.state, question), before) > WIDE * bound

@@ -25,6 +25,7 @@ from tiny_model import picture
 from vlm_reuse_node.errors import ModelError
 from vlm_reuse_node.model import noise
 from vlm_reuse_node.model import vlm as vlms
+from vlm_reuse_node.session import encoded_frame as encoded_frames
 from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
 from vlm_reuse_node.session.state import State, build, twin
@@ -224,6 +225,15 @@ def test_a_rewrite_that_was_stopped_has_another_version(vlm):
     with pytest.raises(Halt):
         state.rewrite(EncodedFrame.see(vlm, picture(3), keep=True), ALL_CELLS, stopping_at(1))
     assert state.version != version
+
+
+def test_frames_are_hashed_once_and_only_for_an_identity(vlm, monkeypatch):
+    hashed, real = [], encoded_frames.blake2b
+    monkeypatch.setattr(encoded_frames, 'blake2b', lambda data, **options: hashed.append(data) or real(data, **options))
+    state = built(vlm, 1, 2, keep=True)
+    state.rewrite(state.live.with_cells(vlm, picture(3), np.array([2, 3])), np.array([2, 3]))
+    assert not hashed
+    assert state.identity == state.identity and len(hashed) == len(state.frames)
 
 
 def test_a_twin_is_the_state_of_the_same_frames(vlm):

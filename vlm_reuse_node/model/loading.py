@@ -25,6 +25,7 @@ import mlx.core as mx
 import mlx_vlm
 
 from vlm_reuse_node.errors import ModelError
+from vlm_reuse_node.model import device_memory
 from vlm_reuse_node.model.families.base import family_for
 from vlm_reuse_node.model.vlm import Vlm
 
@@ -40,8 +41,8 @@ def load(name: str) -> Vlm:
     """Load 'tabletop' (the embedded model), a model directory, or a hub name of the form 'org/name'.
 
     On MLX's CPU backend half-precision weights become float32, which is an order of magnitude faster there; elsewhere
-    the weights keep their type. Python files in a model's directory are never run. Raises ModelError with one sentence
-    that says what to do.
+    the weights keep their type. On Metal and CUDA MLX's memory limits are set until `release_thread`. Python files in a
+    model's directory are never run. Raises ModelError with one sentence that says what to do.
     """
     folder = _folder(name)
     family = family_for(_model_type(folder))
@@ -55,16 +56,20 @@ def load(name: str) -> Vlm:
     if mx.default_device() == mx.Device(mx.cpu):
         model.set_dtype(mx.float32)
     given_folder = name not in EMBEDDED and Path(name).expanduser().is_dir()
-    return Vlm(folder.name if given_folder else name, model, processor, family(model, processor), _fingerprint(folder))
+    shown = folder.name if given_folder else name
+    vlm = Vlm(shown, model, processor, family(model, processor), _fingerprint(folder))
+    device_memory.set_limits(model)
+    return vlm
 
 
 def release_thread() -> None:
-    """Free the memory of models that are no longer used. A thread that used or imported MLX calls this last.
+    """Free models that are no longer used, and lift their memory limits. A thread that imported MLX calls this last.
 
     Models refer to themselves, so only the garbage collector frees them. Without `clear_streams` MLX 0.32 may abort the
     process when it ends (ml-explore/mlx issue 4327).
     """
     gc.collect()
+    device_memory.restore_limits()
     mx.clear_cache()
     mx.clear_streams()
 

@@ -23,6 +23,7 @@ import mlx.core as mx
 import numpy as np
 
 from vlm_reuse_node.model import decoding, kv_cache, pass_cache
+from vlm_reuse_node.model.device_memory import clear_between_chunks
 from vlm_reuse_node.model.families.base import Family, Grid, VisionState
 from vlm_reuse_node.model.json_schema import JsonSchemas
 from vlm_reuse_node.model.pass_cache import PassCache
@@ -137,8 +138,10 @@ class Vlm:
         """
         if embeddings is None:
             embeddings = self.family.embed(ids)
-        for part in self.family.chunks(ids, PREFILL_CHUNK):
+        for number, part in enumerate(self.family.chunks(ids, PREFILL_CHUNK)):
             check()
+            if number:
+                clear_between_chunks()
             with self._metered(self.meter.read, prefill=len(ids[part])):
                 logits = self.family.forward(ids[part], embeddings[:, part], positions[:, part], cache, range(-keep, 0))
                 mx.eval(logits)  # every layer's keys and values with it

@@ -23,7 +23,8 @@ import numpy as np
 class Frame:
     """One camera picture.
 
-    rgb: (height, width, 3) uint8, channels in the order red, green, blue.
+    rgb: (height, width, 3) uint8, channels in the order red, green, blue. It is handed over: nobody writes to it any
+        more. So it becomes read-only, and a view of an array that others can still write to is copied.
     stamp_ns: the time in the source header, nanoseconds.
     frame_id: the source header's coordinate frame.
     camera: the name of the camera that took it.
@@ -36,6 +37,12 @@ class Frame:
     frame_id: str = ''
     camera: str = 'camera'
     received_ns: int = 0
+
+    def __post_init__(self) -> None:
+        """Make the picture read-only."""
+        if isinstance(self.rgb.base, np.ndarray) and self.rgb.base.flags.writeable:
+            object.__setattr__(self, 'rgb', self.rgb.copy())
+        self.rgb.setflags(write=False)
 
     @property
     def size(self) -> tuple[int, int]:

@@ -15,6 +15,7 @@
 """A frame with the visual features that the model computed from it."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 from typing import Any
 
@@ -29,14 +30,12 @@ from vlm_reuse_node.scene.frame import Frame
 class EncodedFrame:
     """A frame with the visual features that the model computed from it.
 
-    digest: hash of the frame's bytes.
     features: mx (cells, width), kept so that a later prefill does not run the vision tower again.
     vision: the vision tower's state, needed to encode single cells of a newer frame; None when it is not kept.
     exact: whether all cells were encoded from this frame. False when some features come from an older frame.
     """
 
     frame: Frame
-    digest: bytes
     grid: Grid
     features: Any
     vision: VisionState | None = None
@@ -47,20 +46,21 @@ class EncodedFrame:
         """Run image processor and vision tower. keep: also keep `vision`. Raises ImageError as `Vlm.see` does."""
         if not keep:
             features, grid = vlm.see(frame.rgb, check)
-            return cls(frame, _digest(frame), grid, features)
+            return cls(frame, grid, features)
         vision, grid = vlm.see_all_cells(frame.rgb, check)
-        return cls(frame, _digest(frame), grid, vision.features, vision)
+        return cls(frame, grid, vision.features, vision)
 
     def with_cells(self, vlm: Vlm, frame: Frame, cells: np.ndarray, check: Check = go_on) -> 'EncodedFrame':
         """Encode some cells, (cells,) ascending, of a newer frame of the same size. The others keep their features."""
         vision = vlm.see_cells(frame.rgb, self.grid, cells, self.vision, check)
-        return EncodedFrame(frame, _digest(frame), self.grid, vision.features, vision, exact=False)
+        return EncodedFrame(frame, self.grid, vision.features, vision, exact=False)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Hash of the frame's bytes. Computed when it is first asked for: milliseconds for a large picture."""
+        return blake2b(self.frame.rgb.tobytes(), digest_size=16).digest()
 
     @property
     def nbytes(self) -> int:
         """Bytes of features and vision state, without the frame itself."""
         return self.vision.nbytes if self.vision else self.features.nbytes
-
-
-def _digest(frame: Frame) -> bytes:
-    return blake2b(frame.rgb.tobytes(), digest_size=16).digest()
