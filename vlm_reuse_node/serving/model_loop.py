@@ -195,25 +195,25 @@ class ModelLoop:
 
     def _answer(self, session: SceneSession, together: Sequence[QueuedQuestion]) -> None:
         """Answer questions about one camera. The waiting frame is looked at first."""
-        cases = {self._case(queued): queued for queued in together}
         first, newest = together[0], partial(self._look_at_waiting, session, together[0].camera)
+        cases = [self._case(queued) for queued in together]
         if first.cold:
-            (case,) = cases
-            case.answer = session.ask_cold(first.question, now_ns=first.now_ns, turn=case.turn, newest=newest)
-            self._deliver(cases, case)
+            turn = cases[0].turn
+            self._deliver(first, session.ask_cold(first.question, now_ns=first.now_ns, turn=turn, newest=newest))
         else:
-            session.ask_together(list(cases), newest=newest, deliver=partial(self._deliver, cases))
+            session.ask_together(cases, newest=newest)
 
     def _case(self, queued: QueuedQuestion) -> Case:
         listener = queued.listener and partial(notify, queued.listener)
-        return Case(queued.question, queued.now_ns, Turn(queued.asked_s, partial(self._must_stop, queued), listener))
+        turn = Turn(queued.asked_s, partial(self._must_stop, queued), listener)
+        return Case(queued.question, queued.now_ns, turn, partial(self._deliver, queued))
 
-    def _deliver(self, cases: dict[Case, QueuedQuestion], case: Case) -> None:
-        if case.answer.status is Status.MODEL_ERROR:
-            self._tally.last_error = case.answer.message
-        elif case.answer.status is Status.OK:
+    def _deliver(self, queued: QueuedQuestion, answer: Answer) -> None:
+        if answer.status is Status.MODEL_ERROR:
+            self._tally.last_error = answer.message
+        elif answer.status is Status.OK:
             self._tally.last_error = ''
-        self._finish(cases[case], case.answer)
+        self._finish(queued, answer)
 
     def _look_at_waiting(self, session: SceneSession, camera: str) -> None:
         """Look at the frame that waits, and leave none to the session."""

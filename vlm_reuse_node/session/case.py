@@ -14,6 +14,7 @@
 
 """The record of one question while it is answered."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from vlm_reuse_node.model.work import Work
@@ -36,12 +37,13 @@ class Case:
     is_remembered: whether the last reply was remembered.
     escalated: whether the reply of a patched state was unsure, so that the question is asked again.
     cold: the work of cold-dense for the reply.
-    answer: set at the end.
+    answer: set at the end. deliver: called with it.
     """
 
     question: Question
     now_ns: int
     turn: Turn
+    deliver: Callable[[Answer], None] = lambda answer: None
     tokenized: TokenizedQuestion | None = None
     level: Level = Level.REUSE
     refreshed_tokens: int = 0
@@ -63,3 +65,8 @@ class Case:
         if outcome.token_ids:
             self.turn.report('decode', outcome.text, len(outcome.token_ids))
         self.turn.lap('prefill_ms')
+
+    def end(self, answer: Answer) -> None:
+        """Set the answer and deliver it."""
+        self.answer = answer
+        self.deliver(answer)

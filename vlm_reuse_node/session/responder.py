@@ -69,39 +69,33 @@ class Responder:
         self._account, self._upkeep = account, upkeep
         self._memory = AnswerMemory()
 
-    def respond(
-        self,
-        cases: Sequence[Case],
-        config: Config,
-        look: Callable[[], None],
-        deliver: Callable[[Case], None] = lambda case: None,
-    ) -> None:
+    def respond(self, cases: Sequence[Case], config: Config, look: Callable[[], None]) -> None:
         """Answer some questions and book the costs; see `SceneSession.ask_together`. Every error becomes a status.
 
-        look: looks at the frame that waits. deliver: called with each case as soon as it has its answer.
+        look: looks at the frame that waits.
         """
         before = self._vlm.meter.done
         try:
-            with self._ending(cases, deliver):
+            with self._ending(cases):
                 # 1. Check the questions and the picture.
-                self._check(cases, config, look, deliver)
+                self._check(cases, config, look)
                 # 2. Bring the state up to the newest frame if a question needs that.
                 self._freshen(_open(cases), config)
                 # 3. Answer. If a patched state is not confident enough, compute it whole and answer again.
-                self._reply(_open(cases), config, deliver)
+                self._reply(_open(cases), config)
                 unsure = self._unsure(_open(cases), config)
-                self._finish([case for case in _open(cases) if case not in unsure], config, deliver)
+                self._finish([case for case in _open(cases) if case not in unsure], config)
                 if unsure:
                     self._refresh(unsure, config, force=True)
-                    self._reply(unsure, config, deliver)
-                    self._finish(_open(unsure), config, deliver)
+                    self._reply(unsure, config)
+                    self._finish(_open(unsure), config)
         finally:
             self._book(cases, self._vlm.meter.done - before, config)
 
     def respond_cold(self, case: Case, config: Config, look: Callable[[], None]) -> None:
         """Answer cold-dense; see `SceneSession.ask_cold`. It is a measurement: only the refresh before it is booked."""
         before = self._vlm.meter.done
-        measured = Work()
+        measured: Work | None = None
         try:
             with self._ending([case]):
                 self._check([case], config, look)
@@ -111,26 +105,20 @@ class Responder:
                     state = self._cold_twin(case, config)
                     case.reply(self._answerer.answer(state, case.tokenized, case.turn))
                     case.level, case.refreshed_tokens = Level.FULL, state.tokens
-                    case.answer = self._answer(case, state)
+                    case.end(self._answer(case, state))
         finally:
             self._book([case], (measured or self._vlm.meter.done) - before, config)
 
-    def _check(
-        self,
-        cases: Sequence[Case],
-        config: Config,
-        look: Callable[[], None],
-        deliver: Callable[[Case], None] = lambda case: None,
-    ) -> None:
+    def _check(self, cases: Sequence[Case], config: Config, look: Callable[[], None]) -> None:
         for case in cases:
-            with self._ending([case], deliver):
+            with self._ending([case]):
                 case.tokenized = self._answerer.tokenize(case.question, config)
                 case.turn.begin(case.tokenized.question.timeout_s)
                 self._upkeep.note_question(case.tokenized.question)
         if _open(cases):
             look()
         for case in _open(cases):
-            with self._ending([case], deliver):
+            with self._ending([case]):
                 freshness.check(self._refresher.newest, self._camera, case.tokenized.question, case.now_ns)
 
     def _freshen(self, cases: Sequence[Case], config: Config, is_cold: bool = False) -> None:
@@ -170,11 +158,11 @@ class Responder:
             for case in cases:
                 case.level = max(case.level, refresh.level, key=list(Level).index)
 
-    def _reply(self, cases: Sequence[Case], config: Config, deliver: Callable[[Case], None]) -> None:
+    def _reply(self, cases: Sequence[Case], config: Config) -> None:
         """Give each question the remembered answer, or let the model answer; some questions with choices at once."""
         state = self._refresher.state
         for batch in self._batches(state, [case for case in cases if not self._recall(case, state)]):
-            with self._ending(batch, deliver):
+            with self._ending(batch):
                 for case, outcome in zip(batch, self._compute(state, batch)):
                     case.reply(outcome)
                     self._memory.remember(state.version, case.tokenized, outcome)
@@ -227,13 +215,12 @@ class Responder:
             case.escalated = True
         return unsure
 
-    def _finish(self, cases: Sequence[Case], config: Config, deliver: Callable[[Case], None]) -> None:
+    def _finish(self, cases: Sequence[Case], config: Config) -> None:
         """Complete the answers, and hand a share of them to the audit."""
         state = self._refresher.state
         for case in cases:
             self._auditor.note(case.outcome, case.tokenized, state, config)
-            case.answer = self._answer(case, state)
-            deliver(case)
+            case.end(self._answer(case, state))
 
     def _answer(self, case: Case, state: State) -> Answer:
         """The answer with its source and its cost."""
@@ -260,7 +247,7 @@ class Responder:
         return {'camera': self._camera, 'model': self._vlm.name, **shown}
 
     @contextmanager
-    def _ending(self, cases: Sequence[Case], deliver: Callable[[Case], None] = lambda case: None) -> Iterator[None]:
+    def _ending(self, cases: Sequence[Case]) -> Iterator[None]:
         """End the open ones of these questions with the error that is raised inside, or with their own one."""
         try:
             yield
@@ -278,8 +265,7 @@ class Responder:
             own = case.turn.halt
             if own is not None or status is not Status.OK:
                 ending, why = (own.status, str(own)) if own else (status, message)
-                case.answer = Answer(ending, why, **self._source(case), **case.turn.stages)
-                deliver(case)
+                case.end(Answer(ending, why, **self._source(case), **case.turn.stages))
 
     def _book(self, cases: Sequence[Case], spent: Work, config: Config) -> None:
         """Book what the questions cost, and what cold-dense would have spent on them.

@@ -134,19 +134,13 @@ class SceneSession:
         self.ask_together([case], newest=newest)
         return case.answer
 
-    def ask_together(
-        self,
-        cases: Sequence[Case],
-        *,
-        newest: TakeFrame = lambda: None,
-        deliver: Callable[[Case], None] = lambda case: None,
-    ) -> None:
+    def ask_together(self, cases: Sequence[Case], *, newest: TakeFrame = lambda: None) -> None:
         """Answer several questions as `ask` does; those with choices share passes through the model.
 
-        The state is brought up to the newest frame if one of them needs that. deliver: called with each case as soon as
-        it has its answer.
+        The state is brought up to the newest frame if one of them needs that. Each case gets its answer, and delivers
+        it at once.
         """
-        self._responder.respond(cases, self.config, self._look_at(newest), deliver)
+        self._responder.respond(cases, self.config, self._look_at(newest))
 
     def ask_cold(
         self, question: Question, *, now_ns: int, turn: Turn | None = None, newest: TakeFrame = lambda: None
