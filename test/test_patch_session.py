@@ -32,8 +32,8 @@ from vlm_reuse_node.model.work import Work
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Level
 from vlm_reuse_node.session.answer import Status
+from vlm_reuse_node.session.case import Case
 from vlm_reuse_node.session.question import Question
-from vlm_reuse_node.session.responder import Case
 from vlm_reuse_node.session.scene_session import SceneSession
 from vlm_reuse_node.session.turn import Halt, Turn
 

@@ -101,32 +101,28 @@ class Answerer:
     def work(self, state: State, tokenized: TokenizedQuestion, outcome: Outcome) -> Work:
         """What cold-dense would have spent on this answer, beside the state. Its time is the expected one."""
         meter, tokens = self._vlm.meter, len(outcome.token_ids)
-        is_cut = tokens == min(tokenized.question.max_tokens, self._room(state.tokens + len(tokenized.tokens), 0))
-        steps = tokens - 1 if tokens and is_cut else tokens
+        steps = tokens - 1 if tokens == self._most(state, tokenized) else tokens
         return Work(0, tokenized.cost, steps, meter.read.ms(tokenized.cost) + steps * meter.decode.ms(1))
+
+    def draft(self, state: State, tokenized: TokenizedQuestion, last: Sequence[int]) -> list[int]:
+        """Return what of a text's last answer can be verified in the question's pass; [] where nothing can be."""
+        blocks = [Block(tokenized.tokens), Block(list(last[: self._most(state, tokenized) - 1]), 0, is_answer=True)]
+        return blocks[1].ids if blocks[1].ids and state.can_cut and state.can_read_at_once(blocks) else []
 
     def answer(self, state: State, tokenized: TokenizedQuestion, turn: Turn, draft: Sequence[int] = ()) -> Outcome:
         """Let the model answer. The state is restored in any case.
 
-        draft: tokens that a text is likely to begin with. They are verified in the question's pass; the answer is the
-        same without them.
+        draft: see `draft`. The answer does not depend on it.
         Raises InvalidRequestError when the question does not fit into the context, Halt, or what the model raises.
         """
         if tokenized.choices:
             (outcome,) = self.choose(state, [tokenized], turn)
             return outcome
-        room = self._room(state.tokens + len(tokenized.tokens), tokenized.needed)
-        most = min(tokenized.question.max_tokens, room)
+        most = self._most(state, tokenized)
         turn.report('prefill')
         try:
             # 1. Prefill the question right behind the snapshot, and the draft behind it.
-            blocks, draft = [Block(tokenized.tokens)], list(draft[: most - 1])
-            if (
-                draft
-                and state.can_cut
-                and state.can_read_at_once(drafted := [*blocks, Block(draft, 0, is_answer=True)])
-            ):
-                blocks = drafted
+            blocks = [Block(tokenized.tokens), *([Block(list(draft), 0, is_answer=True)] if draft else [])]
             reading = state.read(blocks, stay=len(blocks), check=turn.check)
             turn.lap('prefill_ms')
             # 2. Decode.
@@ -138,7 +134,7 @@ class Answerer:
                 state.next_position + len(tokenized.tokens),
                 most,
                 turn.check,
-                draft=draft if len(blocks) > 1 else (),
+                draft=draft,
                 keep=lambda tokens: reading.keep(len(tokenized.tokens) + tokens),
             )
             outcome = self._write(tokenized, most, turn, decode)
@@ -160,7 +156,7 @@ class Answerer:
         """
         blocks: list[Block] = []
         for tokenized in questions:
-            self._room(state.tokens + len(tokenized.tokens), tokenized.needed)
+            self._most(state, tokenized)
             blocks += tokenized.blocks(len(blocks))
         turn.report('prefill')
         try:
@@ -176,15 +172,15 @@ class Answerer:
         finally:
             state.restore()
 
-    def _room(self, prompt: int, needed: int) -> int:
-        """Number of tokens that the model's context leaves for an answer. Refuses a question that may need more."""
-        context = self._vlm.context or sys.maxsize
-        if prompt + needed > context:
+    def _most(self, state: State, tokenized: TokenizedQuestion) -> int:
+        """Most tokens of a text: max_tokens, or what the context leaves. Refuses a question that may need more."""
+        prompt, context = state.tokens + len(tokenized.tokens), self._vlm.context or sys.maxsize
+        if prompt + tokenized.needed > context:
             raise InvalidRequestError(
-                f'Prompt and answer may take {prompt + needed} tokens; expected at most {context}, '
+                f'Prompt and answer may take {prompt + tokenized.needed} tokens; expected at most {context}, '
                 f"the model's context. Shorten the question, or allow fewer tokens (max_tokens)."
             )
-        return context - prompt
+        return min(tokenized.question.max_tokens, context - prompt)
 
     def _write(self, tokenized: TokenizedQuestion, most: int, turn: Turn, decode: Decode) -> Outcome:
         """Write free text, or a document under a grammar, of at most `most` tokens."""

@@ -14,12 +14,12 @@
 
 """The record of one question while it is answered."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vlm_reuse_node.model.work import Work
 from vlm_reuse_node.scene.refresh import Level
-from vlm_reuse_node.session.answer import Answer
+from vlm_reuse_node.session.answer import Answer, Status
 from vlm_reuse_node.session.answerer import TokenizedQuestion
 from vlm_reuse_node.session.outcome import Outcome
 from vlm_reuse_node.session.question import Question
@@ -63,10 +63,21 @@ class Case:
         """Take a reply that was remembered. The listener gets its text at once."""
         self.outcome, self.is_remembered = outcome, True
         if outcome.token_ids:
-            self.turn.report('decode', outcome.text, len(outcome.token_ids))
+            self.turn.report('decode', outcome.text)
         self.turn.lap('prefill_ms')
 
     def end(self, answer: Answer) -> None:
         """Set the answer and deliver it."""
         self.answer = answer
         self.deliver(answer)
+
+
+def cold_work(cases: Sequence[Case], spent: Work) -> list[Work]:
+    """What cold-dense would have spent on each question. spent: what was spent on all of them here.
+
+    Questions that ended early cost cold-dense nothing beside complete ones. Alone they cost it as much as they did
+    here, because it would have been cut as early.
+    """
+    complete = [case.cold for case in cases if case.answer and case.answer.status is Status.OK]
+    begun = [case.cold for case in cases if case.cold]
+    return complete or [min([spent, *begun], key=lambda work: work.tokens)]

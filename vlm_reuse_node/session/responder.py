@@ -35,7 +35,7 @@ from vlm_reuse_node.session.answer import Answer, Status
 from vlm_reuse_node.session.answer_memory import AnswerMemory
 from vlm_reuse_node.session.answerer import Answerer
 from vlm_reuse_node.session.auditor import Auditor
-from vlm_reuse_node.session.case import Case
+from vlm_reuse_node.session.case import Case, cold_work
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
 from vlm_reuse_node.session.outcome import Outcome
 from vlm_reuse_node.session.refresher import Refresher
@@ -90,7 +90,8 @@ class Responder:
                     self._reply(unsure, config)
                     self._finish(_open(unsure), config)
         finally:
-            self._book(cases, self._vlm.meter.done - before, config)
+            spent = self._vlm.meter.done - before
+            self._account.book_questions(spent, cold_work(cases, spent), config.upkeep_share)
 
     def respond_cold(self, case: Case, config: Config, look: Callable[[], None]) -> None:
         """Answer cold-dense; see `SceneSession.ask_cold`. It is a measurement: only the refresh before it is booked."""
@@ -107,7 +108,8 @@ class Responder:
                     case.level, case.refreshed_tokens = Level.FULL, state.tokens
                     case.end(self._answer(case, state))
         finally:
-            self._book([case], (measured or self._vlm.meter.done) - before, config)
+            spent = (measured or self._vlm.meter.done) - before
+            self._account.book_questions(spent, cold_work([case], spent), config.upkeep_share)
 
     def _check(self, cases: Sequence[Case], config: Config, look: Callable[[], None]) -> None:
         for case in cases:
@@ -128,10 +130,7 @@ class Responder:
         """
         if not cases:
             return
-        cells = self._refresher.newest.cells
-        patch = self._refresher.prices.patch(self._refresher.state, cells, int(config.max_patch_share * cells))
-        answers = (self._answerer.expected(case.tokenized) for case in cases)
-        may_patch = self._auditor.allows_patches(config) and self._account.covers_risk(sum(answers, patch))
+        may_patch = self._auditor.allows_patches(config) and self._account.covers_risk(self._patch_risk(cases, config))
         for question, now_ns in ((case.tokenized.question, case.now_ns) for case in cases):
             may_answer = self._refresher.is_exact or may_patch or is_cold
             is_enough = may_answer and freshness.is_enough(self._refresher.newest, question, now_ns)
@@ -163,7 +162,7 @@ class Responder:
         state = self._refresher.state
         for batch in self._batches(state, [case for case in cases if not self._recall(case, state)]):
             with self._ending(batch):
-                for case, outcome in zip(batch, self._compute(state, batch)):
+                for case, outcome in zip(batch, self._compute(state, batch, config)):
                     case.reply(outcome)
                     self._memory.remember(state.version, case.tokenized, outcome)
         for case in _open(cases):
@@ -179,18 +178,25 @@ class Responder:
         case.recall(outcome)
         return True
 
-    def _compute(self, state: State, batch: Sequence[Case]) -> list[Outcome]:
+    def _compute(self, state: State, batch: Sequence[Case], config: Config) -> list[Outcome]:
         if batch[0].tokenized.choices:
             turn = SharedTurn([case.turn for case in batch])
             return self._answerer.choose(state, [case.tokenized for case in batch], turn)
         (case,) = batch
-        draft = self._memory.draft(case.tokenized)
+        draft = self._answerer.draft(state, case.tokenized, self._memory.draft(case.tokenized))
         risk = Work(0, len(draft), 0, self._vlm.meter.read.ms(len(draft)))
-        return [
-            self._answerer.answer(
-                state, case.tokenized, case.turn, draft if draft and self._account.covers_risk(risk) else ()
-            )
-        ]
+        if case.escalated or not state.exact:
+            risk += risk + self._patch_risk(batch, config)
+        if not self._account.covers_risk(risk):
+            draft = []
+        case.computed += len(draft)
+        return [self._answerer.answer(state, case.tokenized, case.turn, draft)]
+
+    def _patch_risk(self, cases: Sequence[Case], config: Config) -> Work:
+        """What patched answers cost in vain if all of them are unsure."""
+        cells = self._refresher.newest.cells
+        patch = self._refresher.prices.patch(self._refresher.state, cells, int(config.max_patch_share * cells))
+        return sum((self._answerer.expected(case.tokenized) for case in cases), patch)
 
     def _batches(self, state: State, cases: Sequence[Case]) -> Iterator[list[Case]]:
         """The questions that go through the model together: those with choices, as many as one pass takes."""
@@ -266,16 +272,6 @@ class Responder:
             if own is not None or status is not Status.OK:
                 ending, why = (own.status, str(own)) if own else (status, message)
                 case.end(Answer(ending, why, **self._source(case), **case.turn.stages))
-
-    def _book(self, cases: Sequence[Case], spent: Work, config: Config) -> None:
-        """Book what the questions cost, and what cold-dense would have spent on them.
-
-        Questions that ended early cost cold-dense as much as they did here, because it would have been cut as early.
-        """
-        complete = [case.cold for case in cases if case.answer and case.answer.status is Status.OK]
-        begun = [case.cold or spent for case in cases]
-        cold = complete or [min(*begun, spent, key=lambda work: work.tokens)]
-        self._account.book_questions(spent, cold, config.upkeep_share)
 
     def _cold_twin(self, case: Case, config: Config) -> State:
         """Compute the kept state's frames from nothing, on a separate cache."""
