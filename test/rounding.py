@@ -46,7 +46,7 @@ def log_scores(vlm, state, *questions):
     scores = []
     for question in questions:
         ids, choices = state.template.question(question.text), state.template.choices(question.choices)
-        end, *later = state.read([Block(ids), *(Block(choice, 0) for choice in choices)]).logits
+        end, *later = state.read([Block(ids), *(Block(choice, 0, is_answer=True) for choice in choices)]).logits
         scores.append(np.log(vlm.shares(end, list(zip(choices, later)))))
         state.restore()
     return scores

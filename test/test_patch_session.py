@@ -28,7 +28,6 @@ from tiny_qwen3 import write_tiny_qwen3
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.model import loading
 from vlm_reuse_node.model.noise import apart
-from vlm_reuse_node.model.work import Work
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Level
 from vlm_reuse_node.session.answer import Status
@@ -201,7 +200,8 @@ def test_an_answer_that_is_not_sure_is_given_again_from_the_whole_picture(vlm, q
     assert answer.escalated and answer.exact and answer.level == Level.FRAME and answer.refresh_ms > 0
     assert answer.text == cold.text and answer.token_ids == cold.token_ids
     assert answer.tokens_reused == 0 and answer.prefill_ms > 0  # the whole frame was paid for, and the question twice
-    assert answer.tokens_prefilled == 2 * unsure.tokens_prefilled + session._refresher.state.tokens
+    drafted = 0 if question.choices else 3  # the unsure answer is the draft of the second one
+    assert answer.tokens_prefilled == 2 * unsure.tokens_prefilled + session._refresher.state.tokens + drafted
     assert refreshes[-1].level == Level.FRAME and refreshes[-1].stamp_ns == SECOND_NS // 10
     again = session.ask(question, now_ns=0)
     assert again.exact and not again.escalated and again.text == answer.text
@@ -300,22 +300,27 @@ def test_a_whole_picture_is_bit_for_bit_what_cold_computes_from_it():
     patched = changed(picture(1), 0.1), changed(picture(1), 0.9, by=0x40)
     for frame in (picture(1), *patched, picture(2, 1.6), picture(3, 1.7)):
         session.observe(frame)
-    kept, twin = session._refresher.state, session._responder._cold_twin(Case(session.config, 0, Turn(), True, Work()))
+    kept = session._refresher.state
+    twin = session._responder._cold_twin(Case(QUESTION, 0, Turn()), session.config)
+    twin.settle()
     assert len(kept.frames) == 3 and kept.exact
     for one, other in zip(kept.cache, twin.cache):
         assert mx.array_equal(one.keys[..., : kept.tokens, :], other.keys[..., : kept.tokens, :])
         assert mx.array_equal(one.values[..., : kept.tokens, :], other.values[..., : kept.tokens, :])
 
 
-def test_what_cannot_be_patched_any_more_is_not_kept(tmp_path):
+@pytest.mark.parametrize('window, is_kept', [(28, True), (12, False)])
+def test_what_cannot_be_patched_is_not_kept(tmp_path, window, is_kept):
+    """A ring that is shorter than the picture's slot has dropped rows of it."""
     session = SceneSession(
-        loading.load(str(write_tiny_gemma4(tmp_path / 'gemma4', window=28))),
+        loading.load(str(write_tiny_gemma4(tmp_path / 'gemma4', window=window))),
         PATCH.with_values(history_frames=3, keyframe_interval_s=0.0),
     )
-    session.observe(picture(1))
-    assert session._refresher.state.live.vision is not None
-    session.observe(picture(2, 0.1))
-    assert len(session._refresher.state.frames) == 2 and session._refresher.state.live.vision is None
+    for number in range(3):
+        session.observe(picture(number, number / 10))
+        live = session._refresher.state.live
+        assert (live.vision is not None) == session._refresher.state.can_rewrite == is_kept
+    assert len(session._refresher.state.frames) == 3
 
 
 @pytest.mark.parametrize('window, level', [(64, Level.PATCH), (16, Level.FRAME)])

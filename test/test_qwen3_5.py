@@ -228,7 +228,7 @@ def some_tree(vlm, rng):
 def question_and_choices(vlm, text, *choices):
     """A question's block and those of its choices."""
     template = vlm.template('', 2)
-    return [Block(template.question(text)), *(Block(choice, 0) for choice in template.choices(choices))]
+    return [Block(template.question(text)), *(Block(choice, 0, is_answer=True) for choice in template.choices(choices))]
 
 
 def in_turn(vlm, state, blocks, embedded=None):

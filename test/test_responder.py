@@ -382,7 +382,8 @@ def test_an_unsure_answer_from_a_patched_state_is_given_again_and_both_are_paid(
     assert reused.level == Level.REUSE and not reused.escalated and reused.token_ids == answer.token_ids
     assert reused.remembered and not answer.remembered
     text = camera.session._responder._answerer.tokenize(QUESTION, PATCH).cost
-    assert answer.tokens_prefilled == 25 + 2 * text  # a patched and a whole slot, of which the state holds one
+    # A patched and a whole slot, of which the state holds one; both answers had a draft of three tokens.
+    assert answer.tokens_prefilled == 25 + 2 * (text + 3)
     assert len(noted) == 2 and noted[0][2] is camera.refresher.state
     camera = patched(vlm, PATCH.with_values(min_confidence=1.0))
     camera.ask(1.0)
