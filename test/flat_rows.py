@@ -88,9 +88,9 @@ class FlatState:
         (ids, positions), logits = self._prompt, []
         start = int(positions.max()) + 1
         for text in texts:
-            logits.append(
-                self._vlm.run(self.cache, text, self._vlm.family.text_positions(start, len(text)), keep=len(text))
-            )
+            family = self._vlm.family
+            positions = family.text_positions(start, len(text))
+            logits.append(family.forward(text, family.embed(text), positions, self.cache, range(len(text))))
             start += len(text)
         self._trim(len(ids))
         return logits
@@ -103,7 +103,7 @@ class FlatState:
     def _prefill(self, cache):
         (ids, positions), start = self._prompt, self._starts[-1]
         embeddings = self._vlm.family.embed(ids[start:], self._frames[-1].features)
-        self._vlm.run(cache, ids[start:], positions[:, start:], embeddings=embeddings)
+        mx.eval(self._vlm.family.forward(ids[start:], embeddings, positions[:, start:], cache))
 
     def _trim(self, tokens):
         for layer in self.cache:

@@ -114,7 +114,7 @@ class Passes:
         *chunks, last = self._chunks(waiting)
         for part in chunks:
             check()
-            self._run(cache, _part(self._family, waiting, part), [], before).keep(part.stop - part.start)
+            self._run(cache, _part(self._family, waiting, part), [], before).keep(0)
         check()
         return self._run(cache, _part(self._family, waiting, last), blocks, before, position)
 
@@ -125,18 +125,21 @@ class Passes:
             return self._run(cache, None, blocks, None, position)
         here = kv_cache.take(cache)
         logits: dict[int, mx.array] = {}
-        for root in (number for number, block in enumerate(blocks) if block.parent < 0):
+        roots = [number for number, block in enumerate(blocks) if block.parent < 0]
+        for root in (*roots[1:], 0):  # the first one last, because it may stay
+            kv_cache.restore(cache, here)
             ids, (numbers, followers) = blocks[root].ids, _behind(blocks, root)
             positions = self._family.text_positions(position, len(ids))
             logits[root] = self._vlm.run(
                 cache, ids, positions, keep=len(ids) if blocks[root].is_answer else 1, check=check
             )
             if numbers:
-                reading = self._read_in_turn(cache, followers, position + len(ids), stay - 1, check)
-                reading.keep(sum(len(block.ids) for block in followers[: max(0, stay - 1)]))
+                later = max(0, stay - 1) if root == 0 else 0
+                reading = self._read_in_turn(cache, followers, position + len(ids), later, check)
+                reading.keep(sum(len(block.ids) for block in followers[:later]))
                 logits |= dict(zip(numbers, reading.logits))
-            if stay < 1:
-                kv_cache.restore(cache, here)
+        if not stay:
+            kv_cache.restore(cache, here)
 
         def keep(tokens: int) -> None:
             if not tokens:

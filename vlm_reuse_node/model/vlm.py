@@ -134,18 +134,22 @@ class Vlm:
         """Add tokens to the cache, chunk by chunk; `check` may raise between two chunks.
 
         positions: (axes, length). embeddings: mx (1, length, width); None: those of the tokens.
-        Returns the logits of the last `keep` tokens (of the last chunk), mx (keep, vocabulary), evaluated.
+        Returns the logits of the last `keep` tokens, mx (keep, vocabulary), evaluated.
         """
         if embeddings is None:
             embeddings = self.family.embed(ids)
+        kept = []
         for number, part in enumerate(self.family.chunks(ids, PREFILL_CHUNK)):
             check()
             if number:
                 clear_between_chunks()
+            wanted = range(max(part.start, len(ids) - keep) - part.stop, 0)  # from the chunk's end
             with self._metered(self.meter.read, prefill=len(ids[part])):
-                logits = self.family.forward(ids[part], embeddings[:, part], positions[:, part], cache, range(-keep, 0))
+                logits = self.family.forward(ids[part], embeddings[:, part], positions[:, part], cache, wanted or (-1,))
                 mx.eval(logits)  # every layer's keys and values with it
-        return logits
+            if wanted:
+                kept.append(logits)
+        return mx.concatenate(kept) if len(kept) > 1 else logits
 
     def read(self, cache: list, ids: list[int], start: int, check: Check = go_on) -> mx.array:
         """Add text tokens to the cache, the first at position `start`; see `run`."""

@@ -32,6 +32,7 @@ from PIL import Image
 from vlm_reuse_node.errors import ImageError
 from vlm_reuse_node.model.families.base import Grid, even_chunks
 from vlm_reuse_node.model.families.picture_parts import CellPixels, PictureParts
+from vlm_reuse_node.model.pass_cache import PassCache
 
 AXES = 3
 
@@ -159,6 +160,11 @@ class QwenFamily:
         self, embeddings: mx.array, positions: np.ndarray, cache: list, keep: Sequence[int], **inputs: Any
     ) -> mx.array:
         """`forward`, with further inputs of the family's layers by name."""
+        for part in cache:
+            if isinstance(part, PassCache):
+                part.offset = (
+                    part.tree.held
+                )  # qwen3_vl_moe cuts its masks so many tokens behind it; none counts from it
         hidden = self._language.model(
             None, inputs_embeds=embeddings, cache=cache, position_ids=mx.array(positions)[:, None], **inputs
         )
