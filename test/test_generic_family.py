@@ -591,6 +591,19 @@ def test_a_scale_of_queries_that_grows_with_their_place_is_no_matter_for_branche
     assert not generic.Family(model, processor).branches
 
 
+def test_a_model_that_scales_what_it_is_given_in_place_branches(fresh, monkeypatch):
+    model, processor = fresh
+    language = type(model.language_model)
+    plain = language.__call__
+
+    def scaling(self, inputs, inputs_embeds=None, **kwargs):
+        inputs_embeds *= 2
+        return plain(self, inputs, inputs_embeds=inputs_embeds, **kwargs)
+
+    monkeypatch.setattr(language, '__call__', scaling)
+    assert generic.Family(model, processor).branches
+
+
 def test_placing_ropes_changes_no_weights_and_no_attributes(fresh):
     language = fresh[0].language_model
     names, bases = [], []
