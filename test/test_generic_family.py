@@ -15,16 +15,20 @@
 """The generic family against mlx-vlm itself, on four model types that differ in what a picture becomes."""
 
 from functools import partial
+from importlib import import_module
 from types import SimpleNamespace
 
 import mlx.core as mx
+import mlx.nn as nn
 import mlx_vlm
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 from mlx_vlm.models import base as upstream_base
+from mlx_vlm.models.cache import RotatingKVCache, create_causal_mask
 from mlx_vlm.prompt_utils import apply_chat_template
 from PIL import Image
-from rounding import WIDE, choice_bound, choices_apart
+from rounding import WIDE, choices_apart
 from tiny_generic import TYPES, write_tiny_generic
 from tiny_model import picture, write_tiny_model
 
@@ -35,6 +39,9 @@ from vlm_reuse_node.model import vlm as vlms
 from vlm_reuse_node.model.families import generic
 from vlm_reuse_node.model.families.base import family_for
 from vlm_reuse_node.model.families.picture_tokens import TokenSpan
+from vlm_reuse_node.model.families.placed_rope import place_ropes
+from vlm_reuse_node.model.pass_cache import stand_ins
+from vlm_reuse_node.model.token_tree import Block, TokenTree
 from vlm_reuse_node.scene.change import ChangeDetector
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Level
@@ -43,6 +50,9 @@ from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
 
 TEXT = 'how many objects are there , and what is the color of the square on the left ?'
+# The others have recurrent layers.
+BRANCHING = ('llava', 'idefics3', 'pixtral')
+CHOICE = Question(TEXT, choices=('red', 'blue circle', 'yes it is'))
 SIZES = [[(480, 640)], [(480, 640), (640, 480)], [(320, 960), (480, 480)]]
 
 
@@ -102,6 +112,29 @@ def cold(vlm, text, pictures):
         return all_logits(vlm, *ours(vlm, text, pixels, grids))
 
     return compute(pixels), noise.bound(list(pixels), compute)
+
+
+def own_scores(vlm, pictures, question):
+    """Log-probabilities of choices, each in a call of its own on no cache; and how far rounding may move them."""
+    pixels, grids = prepared(vlm, pictures)
+    ids, _, embeddings = ours(vlm, question.text, pixels, grids)
+    choices = vlm.template('', len(pictures)).choices(question.choices)
+
+    def compute(embeddings):
+        found = []
+        for choice in choices:
+            whole = mx.concatenate([embeddings, vlm.family.embed(choice)], axis=1)
+            output = vlm._model.language_model(mx.array([ids + choice]), inputs_embeds=whole, cache=None)
+            found.append(output.logits[0, len(ids) - 1 :].astype(mx.float32))
+        return np.log(vlm.shares(found[0][:1], [(choice, one[1:]) for choice, one in zip(choices, found)]))
+
+    return compute(embeddings), noise.bound(embeddings, compute)
+
+
+def passes(vlm, ask):
+    """What asking returns, and how often the language model was called for it."""
+    before = vlm.meter.done
+    return ask(), (vlm.meter.done - before).passes
 
 
 def same(warm, other):
@@ -175,9 +208,21 @@ def test_a_session_answers_warm_as_cold(vlm):
         for count in (1, 3, 40, 520):
             question = Question(' '.join((TEXT.split() * count)[:count]), max_tokens=6)
             assert same(session.ask(question, now_ns=0), session.ask_cold(question, now_ns=0))
-    question = Question(TEXT, choices=('red', 'blue circle', 'yes it is'))
-    warm, other = session.ask(question, now_ns=0), session.ask_cold(question, now_ns=0)
-    assert choices_apart(warm, other) < choice_bound(session, question)
+    warm, other = session.ask(CHOICE, now_ns=0), session.ask_cold(CHOICE, now_ns=0)
+    assert choices_apart(warm, other) < own_scores(vlm, [picture(1)], CHOICE)[1]
+
+
+def test_a_new_picture_a_question_and_its_choices_are_one_pass_where_the_model_branches(vlm):
+    assert vlm.family.branches == (vlm.family._type in BRANCHING)
+    session, apart = SceneSession(vlm, Config()), 1 + len(CHOICE.choices)
+    for seed, level in ((1, Level.FULL), (1, Level.REUSE), (2, Level.FRAME)):
+        frame = picture(seed, stamp_s=seed)
+        session.look(frame)
+        answer, count = passes(vlm, partial(session.ask, CHOICE, now_ns=frame.stamp_ns))
+        assert (answer.status, answer.level) == (Status.OK, level)
+        assert count == (1 if vlm.family.branches else apart + (level != Level.REUSE))
+        scores, bound = own_scores(vlm, [frame], CHOICE)
+        assert noise.apart(np.log(answer.choice_scores), scores) < bound
 
 
 def test_two_sessions_do_not_disturb_each_other(vlm):
@@ -190,6 +235,18 @@ def test_two_sessions_do_not_disturb_each_other(vlm):
     for index, text in enumerate(texts):
         for session, expected in zip(sessions, alone):
             assert same(session.ask(Question(text, max_tokens=6), now_ns=0), expected[index])
+
+
+def test_choices_of_two_cameras_do_not_disturb_each_other(vlm):
+    pictures = [picture(1), picture(2, size=(640, 480))]
+    sessions = [SceneSession(vlm, Config(), f'camera{seed}') for seed in (1, 2)]
+    for stamp_s in (0, 1):
+        for session, frame in zip(sessions, pictures):
+            session.look(Frame(frame.rgb, stamp_ns=10**9 * stamp_s))
+        for session, frame in zip(sessions, pictures):
+            answer, (scores, bound) = session.ask(CHOICE, now_ns=10**9), own_scores(vlm, [frame], CHOICE)
+            assert noise.apart(np.log(answer.choice_scores), scores) < bound
+        pictures.reverse()
 
 
 def test_another_picture_of_the_same_size_has_other_logits(vlm):
@@ -276,11 +333,14 @@ def test_positions_that_are_not_the_cache_s_are_refused(vlm, start):
         vlm.run(cache, [1], vlm.family.text_positions(start, 1))
 
 
-def test_a_mask_is_refused(vlm):
-    positions, embeddings = vlm.family.text_positions(0, 2), vlm.family.embed([1, 2])
-    with pytest.raises(ModelError, match='expected none'):
-        vlm.family.forward([1, 2], embeddings, positions, vlm.new_cache(), mask=mx.ones((2, 2), mx.bool_))
-    assert not vlm.family.takes_mask
+def test_positions_that_are_not_those_of_the_tree_are_refused(vlm):
+    cache, tree = vlm.new_cache(), TokenTree.of(0, [Block([1]), Block([2], 0), Block([3], 0)])
+    if not vlm.family.branches:
+        pytest.skip('its cache has no stand-ins')
+    with pytest.raises(ModelError, match='takes positions from its cache'):
+        vlm.family.forward(
+            [1, 2, 3], vlm.family.embed([1, 2, 3]), vlm.family.text_positions(0, 3), stand_ins(cache, tree)
+        )
 
 
 def test_a_type_without_a_family_of_its_own_gets_the_generic_one():
@@ -379,3 +439,198 @@ def test_a_chat_without_a_token_for_the_picture_is_refused(upstream, monkeypatch
     monkeypatch.setattr(generic, 'apply_chat_template', lambda *args, **kwargs: 'what is it ?')
     with pytest.raises(ModelError, match='no single token for a picture'):
         generic.Family(*upstream)
+
+
+@pytest.fixture
+def fresh(model_dir):
+    """Model and processor of a type that branches, to be changed."""
+    if model_dir.name not in BRANCHING:
+        pytest.skip('it does not branch as it is')
+    return mlx_vlm.load(str(model_dir))
+
+
+def first_place(cache):
+    """Place of a call's first token; what a model finds that knows nothing of branches."""
+    entry = cache[0] if isinstance(cache, list) else cache
+    return 0 if entry is None else int(mx.array(entry.offset).reshape(-1)[0].item())
+
+
+def masks(model, monkeypatch, make):
+    """Let the language model make its masks by make(its own function, hidden states, cache)."""
+    module = import_module(type(model.language_model).__module__)
+    plain = module.create_attention_mask
+    monkeypatch.setattr(module, 'create_attention_mask', lambda h, cache=None, **_: make(plain, h, cache))
+
+
+def change_ropes(model, kind):
+    for name, module in model.language_model.named_modules():
+        if name.endswith('rope'):
+            module.__class__ = kind
+
+
+def masks_of_its_own(model, monkeypatch):
+    masks(model, monkeypatch, lambda plain, h, cache: create_causal_mask(h.shape[1], first_place(cache)))
+
+
+def window_of_its_own(model, monkeypatch):
+    def make(plain, h, cache):
+        rows = mx.arange(first_place(cache) + h.shape[1])
+        return plain(h, cache, return_array=True) & (rows[-h.shape[1] :, None] - rows < 4096)
+
+    masks(model, monkeypatch, make)
+    model.config.text_config.sliding_window = 4096
+
+
+def ring_that_is_not_asked(model, monkeypatch):
+    language = model.language_model
+    cache = [mlx_vlm.models.cache.KVCache, partial(RotatingKVCache, 4096)]
+    monkeypatch.setattr(type(language), 'make_cache', lambda self: [make() for make in cache], raising=False)
+
+
+def biases_by_row(model, monkeypatch):
+    def make(plain, h, cache):
+        rows = mx.arange(first_place(cache) + h.shape[1])
+        seen = plain(h, cache, return_array=True)
+        seen = mx.ones((1, len(rows)), mx.bool_) if seen is None else seen
+        return mx.where(seen, -0.2 * mx.abs(rows[-h.shape[1] :, None] - rows), -1e9).astype(h.dtype)
+
+    masks(model, monkeypatch, make)
+
+
+def positions_that_follow_each_other(model, monkeypatch):
+    class Rope(nn.RoPE):
+        def __call__(self, x, offset=0):
+            return super().__call__(x, offset if isinstance(offset, int) else int(offset.reshape(-1)[0].item()))
+
+    change_ropes(model, Rope)
+
+
+def rope_that_takes_more(model, monkeypatch):
+    class Rope(nn.RoPE):
+        def __call__(self, x, offset=0, other=None):
+            return super().__call__(x, offset)
+
+    change_ropes(model, Rope)
+
+
+def learnt_positions(model, monkeypatch):
+    language = type(model.language_model)
+    plain = language.__call__
+    table = mx.random.normal((2048, 48), key=mx.random.key(5))
+
+    def placed(self, inputs, inputs_embeds=None, cache=None, **kwargs):
+        first = first_place(cache)
+        embeddings = inputs_embeds + table[first : first + inputs_embeds.shape[1]].astype(inputs_embeds.dtype)
+        return plain(self, inputs, inputs_embeds=embeddings, cache=cache, **kwargs)
+
+    monkeypatch.setattr(language, '__call__', placed)
+
+
+UNABLE = [
+    masks_of_its_own,
+    window_of_its_own,
+    ring_that_is_not_asked,
+    biases_by_row,
+    positions_that_follow_each_other,
+    rope_that_takes_more,
+    learnt_positions,
+]
+
+
+@pytest.mark.parametrize('change', UNABLE)
+def test_a_model_that_takes_no_positions_or_masks_from_its_cache_answers_in_turn(fresh, monkeypatch, change):
+    model, processor = fresh
+    change(model, monkeypatch)
+    family = generic.Family(model, processor)
+    assert not family.branches
+    vlm, frame = vlms.Vlm('changed', model, processor, family, ''), picture(1)
+    session = SceneSession(vlm, Config())
+    session.look(frame)
+    answer, count = passes(vlm, partial(session.ask, CHOICE, now_ns=0))
+    assert count == 2 + len(CHOICE.choices)
+    scores, bound = own_scores(vlm, [frame], CHOICE)
+    assert noise.apart(np.log(answer.choice_scores), scores) < bound
+
+
+@pytest.mark.parametrize('change', [None, *UNABLE])
+def test_the_noise_of_half_precision_hides_no_branch_that_is_wrong(fresh, monkeypatch, change):
+    model, processor = fresh
+    model.set_dtype(mx.bfloat16)
+    if change is not None:
+        change(model, monkeypatch)
+    assert generic.Family(model, processor).branches == (change is None)
+
+
+@pytest.mark.parametrize('window', [20, 4096])
+@pytest.mark.parametrize('is_ring', [True, False])
+def test_a_model_that_looks_back_a_window_branches(fresh, monkeypatch, window, is_ring):
+    model, processor = fresh
+    masks(model, monkeypatch, lambda plain, h, cache: plain(h, cache, window_size=window))
+    model.config.text_config.sliding_window = window
+    if is_ring:
+        monkeypatch.setattr(
+            type(model.language_model),
+            'make_cache',
+            lambda self: [RotatingKVCache(window) for _ in self.layers],
+            raising=False,
+        )
+    vlm = vlms.Vlm('windowed', model, processor, generic.Family(model, processor), '')
+    assert vlm.family.branches
+    session = SceneSession(vlm, Config())
+    for seed in (1, 2):
+        frame = picture(seed, stamp_s=seed)
+        session.look(frame)
+        answer, count = passes(vlm, partial(session.ask, CHOICE, now_ns=frame.stamp_ns))
+        scores, bound = own_scores(vlm, [frame], CHOICE)
+        assert count == 1 and noise.apart(np.log(answer.choice_scores), scores) < bound
+
+
+def test_a_scale_of_queries_that_grows_with_their_place_is_no_matter_for_branches(fresh):
+    model, processor = fresh
+    model.config.text_config.rope_scaling = {'type': 'yarn', 'llama_4_scaling_beta': 0.1}
+    assert not generic.Family(model, processor).branches
+
+
+def test_a_model_that_scales_what_it_is_given_in_place_branches(fresh, monkeypatch):
+    model, processor = fresh
+    language = type(model.language_model)
+    plain = language.__call__
+
+    def scaling(self, inputs, inputs_embeds=None, **kwargs):
+        inputs_embeds *= 2
+        return plain(self, inputs, inputs_embeds=inputs_embeds, **kwargs)
+
+    monkeypatch.setattr(language, '__call__', scaling)
+    assert generic.Family(model, processor).branches
+
+
+def test_placing_ropes_changes_no_weights_and_no_attributes(fresh):
+    language = fresh[0].language_model
+    names, bases = [], []
+    for _ in range(2):
+        names.append([name for name, _ in tree_flatten(language.parameters())])
+        bases.append([module.base for name, module in language.named_modules() if name.endswith('rope')])
+        place_ropes(language)
+    kinds = [type(module) for name, module in language.named_modules() if name.endswith('rope')]
+    assert names[0] == names[1] and bases[0] == bases[1]
+    assert len(kinds) == 2 and all(kind.__mro__.count(nn.RoPE) == 1 and kind is kinds[0] for kind in kinds)
+
+
+def test_quantised_weights_branch(fresh):
+    model, processor = fresh
+    nn.quantize(
+        model.language_model,
+        group_size=32,
+        bits=8,
+        class_predicate=lambda name, module: hasattr(module, 'to_quantized') and module.weight.shape[1] % 32 == 0,
+    )
+    assert any('scales' in name for name, _ in tree_flatten(model.language_model.parameters()))
+    assert generic.Family(model, processor).branches
+
+
+def test_why_a_model_does_not_branch_is_logged_once(model_dir, caplog):
+    caplog.set_level('INFO')
+    loading.load(str(model_dir))
+    lines = [record.getMessage() for record in caplog.records if 'one after the other' in record.getMessage()]
+    assert len(lines) == (model_dir.name not in BRANCHING)
+    assert all('recurrent' in line or 'its cache holds more' in line for line in lines)

@@ -36,8 +36,8 @@ class PlacedRope:
         """Turn x, mx (batch, heads, tokens, width). offset: of the first token, or of each, mx (tokens,)."""
         turn: Any = super().__call__  # type: ignore[misc]
         if isinstance(offset, mx.array) and x.shape[0] == 1 and offset.size > 1:
-            return turn(x.transpose(2, 1, 0, 3), offset).transpose(2, 1, 0, 3)
-        return turn(x, offset)
+            return turn(x.transpose(2, 1, 0, 3), offset=offset).transpose(2, 1, 0, 3)
+        return turn(x, offset=offset)
 
 
 def place_ropes(language_model: Any) -> None:

@@ -100,7 +100,8 @@ def branch_fault(
         parts = pass_cache.stand_ins(cache, tree)
         for part, kept in zip(parts, cache):
             part.make_mask = _noting(part.make_mask, windows, getattr(kept, 'max_size', None))  # type: ignore
-        logits = family.forward(tokens, embeddings, tree.places[None], parts, range(len(tokens)))
+        given = embeddings[:]  # some models scale what they are given in place
+        logits = family.forward(tokens, given, tree.places[None], parts, range(len(tokens)))
         mx.eval(logits)
         pass_cache.keep(parts, 0)
         return logits[mx.array(np.concatenate(branches))]
