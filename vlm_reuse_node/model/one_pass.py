@@ -16,8 +16,8 @@
 
 These are the tokens of the live frame that wait, a question or several, and their choices. What does not fit into one
 call, or needs a cache that cannot branch, goes through in turn: each block behind the one it follows, from a snapshot.
-A quantised cache cannot branch; few families let a recurrent state branch (`families.qwen3_5`), and a few models take
-no mask (`families.generic`).
+A quantised cache cannot branch, a recurrent state only where the family sees to it (`families.gated_delta`), and a few
+models take no mask (`families.generic`).
 """
 
 from collections.abc import Callable, Sequence

@@ -16,8 +16,9 @@
 
 A layer of mlx-vlm asks its cache for three things: the positions of the call's tokens (`offset`), which tokens see
 which (`make_mask`), and all keys and values, once those of the call are added (`update_and_fetch`). A stand-in answers
-for the tree. So the layers run unchanged. A recurrent layer has no mask: the state of its stand-in must go through the
-tree block by block, and the family sees to it. Afterwards `keep` cuts the real cache behind any of the added tokens.
+for the tree. So the layers run unchanged. A recurrent layer is the exception: no mask keeps its tokens apart, so the
+family takes it through the tree block by block (`RecurrentPass`). Afterwards `keep` cuts the real cache behind any of
+the added tokens.
 """
 
 from abc import ABC, abstractmethod
@@ -161,10 +162,9 @@ class RingPass(PassCache):
 
 
 class RecurrentPass(PassCache):
-    """Stands in for a recurrent layer's cache. The cache itself changes in `keep` only.
+    """Stands in for the cache of a recurrent layer: one state for all tokens so far. It changes in `keep` only.
 
-    It has one state for all tokens so far. So each block of the tree must start from the state behind the block that
-    it follows.
+    Each block of the tree starts from the state behind the block that it follows.
     """
 
     def __init__(self, part: ArraysCache, tree: TokenTree) -> None:
@@ -174,11 +174,12 @@ class RecurrentPass(PassCache):
         self._step: Step | None = None
 
     def run(self, step: Step) -> mx.array:
-        """Compute the call's tokens, mx (1, tokens, width): blocks of one level of the tree as one batch.
+        """Compute the call's tokens, mx (1, tokens, width): the blocks of one level of the tree as one batch.
 
-        step: is given numbers of tokens, mx (sequences, longest), and a cache with a row of states for each sequence,
-        and with `lengths` if they differ: shorter ones are padded behind their end. It returns what it computed, mx
-        (sequences, longest, width), and moves the states on. It must work as long as this stand-in is used.
+        step: computes some sequences. It is given the numbers of their tokens, mx (sequences, longest), and a cache
+        with a row of states for each. Shorter sequences are padded behind their end; then the cache has `lengths`.
+        It returns mx (sequences, longest, width), and the cache then holds the states at the ends.
+        `keep` may call it again.
         """
         self._step = step
         numbers, outputs = [], []
@@ -193,13 +194,13 @@ class RecurrentPass(PassCache):
 
     @property
     def arrays(self) -> list[mx.array]:
-        """The states that `keep` is likely to be asked for."""
+        """The states that `keep` needs, but for those inside a block."""
         return [array for end, state in self._states.items() if end for array in state]
 
     def keep(self, added: int) -> None:
         """Move the cache behind so many added tokens; see `PassCache.keep`.
 
-        Inside a block the state is not known. It is computed from what the layer computed for all tokens at once.
+        A state inside a block is computed now, in the layer's recurrent part alone.
         """
         if added not in self._states:
             start, _, behind = next(run for run in self.tree.runs if run.start < added <= run.end)
@@ -235,13 +236,13 @@ def stand_ins(cache: list, tree: TokenTree, before: Sequence[Any] | None = None)
 
     before: see `RingPass`, one entry for each layer.
     """
-    return [_stand_in(part, tree, before[index] if before else None) for index, part in enumerate(cache)]
-
-
-def _stand_in(part: Any, tree: TokenTree, before: RingBefore | None) -> PassCache:
-    if type(part) is ArraysCache:
-        return RecurrentPass(part, tree)
-    return FlatPass(part, tree) if type(part) is KVCache else RingPass(part, tree, before)
+    kinds = {KVCache: FlatPass, ArraysCache: RecurrentPass}
+    return [
+        kinds[type(part)](part, tree)
+        if type(part) in kinds
+        else RingPass(part, tree, before[index] if before else None)
+        for index, part in enumerate(cache)
+    ]
 
 
 def keep(parts: list[PassCache], added: int) -> None:

@@ -49,12 +49,13 @@ class BlockwiseGatedDelta(nn.Module):
         projected = {name: layer[name](inputs)[0] for name in MATRICES}
 
         def step(tokens: mx.array, states: ArraysCache) -> mx.array:
+            """The layer with what its matrices gave for these tokens in their place."""
             ordered = copy.copy(layer)
             for name, array in projected.items():
                 setattr(ordered, name, _giving(array[tokens]))
             ordered.out_proj = nn.Identity()
-            anything = projected['in_proj_qkv'][tokens]  # has the shape and type that the layer looks for
-            return ordered(anything, states.make_mask(tokens.shape[1]), states)
+            inputs_like = projected['in_proj_qkv'][tokens]  # only its shape and type matter
+            return ordered(inputs_like, states.make_mask(tokens.shape[1]), states)
 
         return layer.out_proj(cache.run(step))
 
