@@ -58,7 +58,7 @@ def decode(
     Returns the tokens without the one that ends the answer: those that an empty draft would have given.
     """
     ids: list[int] = []
-    steps = _Steps(step, meter)
+    steps = _Steps(step, meter, ahead)
 
     def is_last(picked: int) -> bool:
         sample.accept(picked)
@@ -80,38 +80,39 @@ def decode(
             break
     keep(place)
     # 2. From there on each token needs a step of the model.
-    logits = steps.queue(token, start + place)
+    logits = steps.run(token, start + place)
     while True:
         check()
         place = len(ids)
-        token = sample(logits[0])  # a grammar computes its mask here, while the device computes the logits
-        mx.async_eval(token)  # on its own: reading an array waits for all that was queued in one call with it
+        token = sample(logits[0])  # ahead, a grammar computes its mask while the device computes the logits
         if ahead and place + 1 < max_tokens:
-            logits = steps.queue(token, start + place)
+            mx.async_eval(token)  # on its own: reading an array waits for all that was queued in one call with it
+            logits = steps.run(token, start + place)
         if is_last(steps.read(token)):
             return ids
         if not ahead:
-            logits = steps.queue(token, start + place)
+            logits = steps.run(token, start + place)
 
 
 class _Steps:
     """The model's steps of one answer, counted and timed.
 
-    A step counts when it is queued. Its time is what the host spends on queueing and on waiting for the token, so the
+    A step counts when it starts. Its time is what the host spends on starting it and on waiting for the token, so the
     wait for a wasted step is part of whatever the model does next.
     """
 
-    def __init__(self, step: Step, meter: Meter) -> None:
-        """Start before the first step."""
+    def __init__(self, step: Step, meter: Meter, ahead: bool) -> None:
+        """Start before the first step. ahead: whether to queue the steps; else each one is waited for at once."""
         self._step = step
         self._meter = meter
+        self._eval = mx.async_eval if ahead else mx.eval  # on a CPU less work than what is queued piece by piece
         self._ms = 0.0  # since a token was last read
 
-    def queue(self, token: mx.array, position: int) -> mx.array:
-        """Queue a step for a token, mx (), evaluated or not. Returns the logits, mx (1, vocabulary)."""
+    def run(self, token: mx.array, position: int) -> mx.array:
+        """Start a step for a token, mx (), evaluated or not. Returns the logits, mx (1, vocabulary)."""
         with self._timed(tokens=1):
             logits = self._step(token[None], position)
-            mx.async_eval(logits)
+            self._eval(logits)
         return logits
 
     def read(self, token: mx.array) -> int:

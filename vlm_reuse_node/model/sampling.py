@@ -56,8 +56,8 @@ class ConfidenceSampler(Sampler):
         """Pick from logits, mx (vocabulary,)."""
         token = self._sample(logits)
         self._least = mx.minimum(self._least, mx.exp(logits[token] - mx.logsumexp(logits)))
-        mx.async_eval(token, self._least)  # or it would hold the logits of all tokens until somebody asks for it
-        return token
+        # Evaluated with the token, or it would hold the logits of all tokens until somebody asks for it.
+        return mx.depends(token, self._least)
 
     def accept(self, token: int) -> None:
         """Hand it on."""
