@@ -17,14 +17,15 @@
 That holds for sampled text too: its random numbers follow from the seed alone.
 """
 
+from array import array
 from typing import NamedTuple
 
 from vlm_reuse_node.model.work import Work
 from vlm_reuse_node.session.answerer import TokenizedQuestion
 from vlm_reuse_node.session.outcome import Outcome
 
-# As many as there may be standing questions; planners ask fewer about one picture. With the longest answers
-# (LONGEST_ANSWER_TOKENS) they take about 10 MB.
+# As many as there may be standing questions; planners ask fewer about one picture. The longest questions and answers
+# that are allowed take about 40 MB together.
 MOST_ANSWERS = 64
 
 
@@ -58,7 +59,8 @@ class AnswerMemory:
     def remember(self, version: int, question: TokenizedQuestion, answer: RememberedAnswer) -> None:
         """Keep an answer. Those of another version are forgotten: no state will have that version again."""
         if version != self._version:
-            self._version, self._answers = version, {}
+            self._version = version
+            self._answers.clear()
         self._answers.pop(_key(question), None)
         self._answers[_key(question)] = answer
         if len(self._answers) > MOST_ANSWERS:
@@ -69,7 +71,7 @@ def _key(question: TokenizedQuestion) -> tuple:
     """Everything that an answer depends on, beside the state."""
     asked = question.question
     return (
-        tuple(question.tokens),
+        array('I', question.tokens).tobytes(),  # 4 bytes a token
         asked.choices,
         question.grammar,
         asked.max_tokens,
