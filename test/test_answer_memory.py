@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vlm_reuse_node.serving.watches import MOST_WATCHES
 from vlm_reuse_node.session.answer_memory import MOST_ANSWERS, AnswerMemory
 from vlm_reuse_node.session.answerer import TokenizedQuestion
 from vlm_reuse_node.session.outcome import Outcome
@@ -49,6 +50,10 @@ def known(memory, numbers, version=7):
     found = {number: memory.recall(version, asked(number)) for number in numbers}
     assert all(answer in (None, said(number)) for number, answer in found.items())
     return [number for number, answer in found.items() if answer]
+
+
+def test_every_standing_question_has_room():
+    assert MOST_ANSWERS == MOST_WATCHES
 
 
 def test_a_new_memory_knows_nothing():

@@ -18,11 +18,13 @@ That holds for sampled text too: its random numbers follow from the seed alone. 
 kept when the state changes, as a draft: the model then has to verify it only.
 """
 
+from array import array
+
 from vlm_reuse_node.session.answerer import TokenizedQuestion
 from vlm_reuse_node.session.outcome import Outcome
 
-# As many as there may be standing questions; planners ask fewer about one picture. With the longest answers
-# (LONGEST_ANSWER_TOKENS) they take about 10 MB.
+# As many as there may be standing questions; planners ask fewer about one picture. The longest questions and answers
+# that are allowed take about 40 MB together.
 MOST_ANSWERS = 64
 
 
@@ -62,7 +64,7 @@ def _key(question: TokenizedQuestion) -> tuple:
     """Everything that an answer depends on, beside the state."""
     asked = question.question
     return (
-        tuple(question.tokens),
+        array('I', question.tokens).tobytes(),  # 4 bytes a token
         asked.choices,
         question.grammar,
         asked.max_tokens,
