@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""A frame's pixels do not change, whoever made them and however; and making a frame costs nothing where it can."""
+"""A frame's pixels do not change, whoever made them and however; and its age."""
 
 from dataclasses import replace
 
@@ -70,3 +70,22 @@ def test_a_view_of_what_nobody_can_write_to_is_not_copied(view):
 def test_a_part_of_another_frame_is_not_copied():
     frame = Frame(pixels())
     assert np.shares_memory(Frame(frame.rgb[1:5]).rgb, frame.rgb)
+
+
+@pytest.mark.parametrize(
+    ('stamp_ns', 'received_ns', 'since_s'),
+    [(2, 0, 1.5), (2, 1, 2.5), (1, 2, 2.5), (5, 0, -1.5), (5, 4, -0.5), (5, 1, 2.5)],
+)
+def test_a_frame_is_as_old_as_the_earlier_of_stamp_and_arrival(stamp_ns, received_ns, since_s):
+    second_ns = 1_000_000_000
+    frame = Frame(pixels(), stamp_ns=stamp_ns * second_ns, received_ns=received_ns * second_ns)
+    now_ns = 3 * second_ns + second_ns // 2
+    assert frame.since_s(now_ns) == since_s and frame.age_s(now_ns) == max(0.0, since_s)
+
+
+def test_without_a_time_of_arrival_the_stamp_counts():
+    assert Frame(pixels()).taken_ns == 0 and Frame(pixels(), stamp_ns=5).taken_ns == 5
+
+
+def test_the_size_is_height_and_width():
+    assert Frame(pixels()).size == (6, 8)
