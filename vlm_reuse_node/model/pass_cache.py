@@ -64,7 +64,7 @@ class PassCache(ABC):
     def __init__(self, part: Any, tree: TokenTree) -> None:
         """Stand in for `part`, which holds tree.held tokens."""
         self._part, self.tree = part, tree
-        self.offset = mx.array(tree.places)
+        self.offset: mx.array | int = mx.array(tree.places)
 
     @property
     @abstractmethod

@@ -162,9 +162,7 @@ class QwenFamily:
         """`forward`, with further inputs of the family's layers by name."""
         for part in cache:
             if isinstance(part, PassCache):
-                part.offset = (
-                    part.tree.held
-                )  # qwen3_vl_moe cuts its masks so many tokens behind it; none counts from it
+                part.offset = part.tree.held  # Qwen3-VL-MoE cuts its masks by it; no layer counts positions from it
         hidden = self._language.model(
             None, inputs_embeds=embeddings, cache=cache, position_ids=mx.array(positions)[:, None], **inputs
         )
