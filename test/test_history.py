@@ -161,8 +161,9 @@ def test_a_shorter_history_makes_no_cell_new(vlm):
 
 
 def test_memory_is_bounded_and_the_log_says_so(vlm, caplog, monkeypatch):
-    real = kv_cache.held_bytes
-    monkeypatch.setattr(kv_cache, 'held_bytes', lambda *args: 4 * real(*args))  # as if the model were larger
+    for name in ('held_bytes', 'growth_bytes'):  # as if the model were larger
+        real = getattr(kv_cache, name)
+        monkeypatch.setattr(kv_cache, name, lambda *args, real=real: 4 * real(*args))
     session = observed(vlm, 0, history_frames=200, max_cache_mb=1)
     lengths = []
     for step in range(1, 45):
