@@ -276,13 +276,6 @@ def test_positions_that_are_not_the_cache_s_are_refused(vlm, start):
         vlm.run(cache, [1], vlm.family.text_positions(start, 1))
 
 
-def test_a_mask_is_refused(vlm):
-    positions, embeddings = vlm.family.text_positions(0, 2), vlm.family.embed([1, 2])
-    with pytest.raises(ModelError, match='expected none'):
-        vlm.family.forward([1, 2], embeddings, positions, vlm.new_cache(), mask=mx.ones((2, 2), mx.bool_))
-    assert not vlm.family.takes_mask
-
-
 def test_a_type_without_a_family_of_its_own_gets_the_generic_one():
     assert {family_for(model_type) for model_type in (*TYPES, 'smolvlm', 'lfm2-vl')} == {generic.Family}
 

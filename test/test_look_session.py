@@ -19,6 +19,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from credit import Idle, give_credit, use_up_credit
+from forgetful import forgetful
 from tiny_model import SECOND_NS, picture
 
 from vlm_reuse_node.config import Config
@@ -55,7 +56,7 @@ def ask(session, now_s, question=QUESTION, **arguments):
 
 def asked_once(vlm, config=Config(), **arguments):
     """A session that has answered from its first picture, at 0 s."""
-    session = SceneSession(vlm, config, **arguments)
+    session = forgetful(SceneSession(vlm, config, **arguments))
     session.look(at(0))
     ask(session, 0)
     return session
@@ -288,15 +289,21 @@ def test_a_refresh_that_is_cut_before_its_prefill_leaves_the_kept_state_usable_a
 
 
 @pytest.mark.parametrize('policy', ['exact', 'patch'])
-def test_a_prefill_that_is_cut_makes_the_next_refresh_a_frame(vlm, policy):
+def test_a_prefill_that_is_cut_is_made_by_the_next_question(vlm, policy):
     session = asked_once(vlm, Config(refresh_policy=policy, min_confidence=0.0))
     give_credit(session)
     with pytest.raises(Halt):
         session.observe(at(1.0, CORNER), check=stopping_at(2))
-    assert session._refresher.newest.stale.all() and session.status.frames == 0
-    answer = ask(session, 1.5, PATIENT)  # no lag is small enough for a state that is gone
-    assert answer.level == Level.FRAME and answer.exact and answer.stamp_ns == answer.cached_stamp_ns == ns(1)
-    assert answer.token_ids == session.ask_cold(PATIENT, now_ns=ns(1.5)).token_ids
+    assert not session._refresher.newest.stale.any() and session.status.frames == 1
+    before = vlm.meter.done
+    answer = ask(session, 1.5)
+    spent = vlm.meter.done - before
+    assert spent.vision_tokens == 0 and spent.passes == 1 + spent.decode_tokens
+    assert answer.level == Level.REUSE and answer.stamp_ns == answer.cached_stamp_ns == ns(1)
+    assert answer.exact == (policy == 'exact')
+    whole = asked_once(vlm, session.config)
+    give_credit(whole).observe(at(1.0, CORNER))
+    assert answer.token_ids == ask(whole, 1.5).token_ids
 
 
 def test_what_a_question_spent_before_it_was_cut_is_booked(vlm):

@@ -26,12 +26,11 @@ from tiny_qwen3 import write_tiny_qwen3
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.model import loading
 from vlm_reuse_node.model.noise import apart
-from vlm_reuse_node.model.work import Work
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Level
 from vlm_reuse_node.session.answer import Status
+from vlm_reuse_node.session.case import Case
 from vlm_reuse_node.session.question import Question
-from vlm_reuse_node.session.responder import Case
 from vlm_reuse_node.session.scene_session import SceneSession
 from vlm_reuse_node.session.turn import Halt, Turn
 
@@ -297,26 +296,27 @@ def test_a_whole_picture_is_bit_for_bit_what_cold_computes_from_it():
     patched = changed(picture(1), 0.1), changed(picture(1), 0.9, by=0x40)
     for frame in (picture(1), *patched, picture(2, 1.6), picture(3, 1.7)):
         session.observe(frame)
-    kept, twin = session._refresher.state, session._responder._cold_twin(Case(session.config, 0, Turn(), True, Work()))
+    kept, twin = session._refresher.state, session._responder._cold_twin(Case(QUESTION, 0, Turn()), session.config)
+    twin.settle()
     assert len(kept.frames) == 3 and kept.exact
     for one, other in zip(kept.cache, twin.cache):
         assert mx.array_equal(one.keys[..., : kept.tokens, :], other.keys[..., : kept.tokens, :])
         assert mx.array_equal(one.values[..., : kept.tokens, :], other.values[..., : kept.tokens, :])
 
 
-def test_what_cannot_be_patched_any_more_is_not_kept(tmp_path):
+def test_what_cannot_be_patched_is_not_kept(tmp_path):
     session = SceneSession(
-        loading.load(str(write_tiny_gemma4(tmp_path / 'gemma4', window=28))),
+        loading.load(str(write_tiny_gemma4(tmp_path / 'gemma4', window=16))),
         PATCH.with_values(history_frames=3, keyframe_interval_s=0.0),
     )
     session.observe(picture(1))
-    assert session._refresher.state.live.vision is not None
+    assert session._refresher.state.live.vision is None  # its slot is longer than the window
     session.observe(picture(2, 0.1))
-    assert len(session._refresher.state.frames) == 2 and session._refresher.state.live.vision is None
+    assert len(session._refresher.state.frames) == 2 and session._refresher.state.live.vision is not None
 
 
-@pytest.mark.parametrize('window, level', [(64, Level.PATCH), (16, Level.FRAME)])
-def test_a_sliding_window_is_patched_until_it_wraps(tmp_path, window, level):
+@pytest.mark.parametrize('window, level', [(64, Level.PATCH), (18, Level.PATCH), (17, Level.FRAME)])
+def test_a_slot_that_fits_into_the_window_is_patched(tmp_path, window, level):
     session = give_credit(SceneSession(loading.load(str(write_tiny_gemma4(tmp_path / 'gemma4', window=window))), PATCH))
     session.observe(picture(1))
     first = levels(session, flicker(1))

@@ -18,14 +18,16 @@ from dataclasses import replace
 
 import pytest
 from credit import Idle, give_credit, use_up_credit
+from forgetful import forgetful
 from tiny_model import SECOND_NS, picture
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.model.work import Work
 from vlm_reuse_node.scene.refresh import Level
 from vlm_reuse_node.session.answer import Status
+from vlm_reuse_node.session.case import Case
+from vlm_reuse_node.session.outcome import Outcome
 from vlm_reuse_node.session.question import Question
-from vlm_reuse_node.session.responder import Case
 from vlm_reuse_node.session.scene_session import SceneSession
 from vlm_reuse_node.session.turn import Turn
 
@@ -47,7 +49,7 @@ class Camera:
     """A session, and what each of its answers spent and earned. Times are seconds."""
 
     def __init__(self, vlm, config=CONFIG, **given):
-        self.vlm, self.session = vlm, SceneSession(vlm, config, 'front', clock=Idle(), **given)
+        self.vlm, self.session = vlm, forgetful(SceneSession(vlm, config, 'front', clock=Idle(), **given))
         self.account, self.refresher = self.session._account, self.session._refresher
 
     def look(self, *frames):
@@ -308,7 +310,7 @@ def test_a_cold_answer_about_a_patched_state_is_of_the_whole_picture(vlm):
     assert camera.refresher.state.live.frame.stamp_ns == SECOND_NS
 
 
-@pytest.mark.parametrize('stop_at', range(2, 9))
+@pytest.mark.parametrize('stop_at', range(2, 8))
 def test_a_question_that_is_cut_earns_nothing(camera, stop_at):
     camera.look(at(1.0))
     calls = []
@@ -332,16 +334,27 @@ def test_a_model_that_fails_is_told_and_logged_and_its_work_is_booked(camera, mo
     assert again.level == Level.FULL and again.exact
 
 
-def test_what_cold_dense_would_have_spent():
-    """Of an answer: what was counted; of a question that ended early: never more than it cost here."""
-    case = Case(CONFIG, 0, Turn(), False, Work())
+def test_what_cold_dense_would_have_spent(camera, monkeypatch):
+    """On an answer: what was counted; on questions that ended early: never more than they cost here."""
     few, many = Work(0, 10), Work(0, 20)
-    assert case.cold_work(few) == few
-    case.cold = few
-    assert case.cold_work(many) == few and case.cold_work(Work(0, 1)) == Work(0, 1)
-    case.is_complete = True
-    assert case.cold_work(Work(0, 1)) == few
-    assert case.level == Level.REUSE
+
+    def booked(spent, *cases):
+        monkeypatch.setattr(camera.account, 'book_questions', lambda spent, colds, share: seen.append((spent, colds)))
+        seen = []
+        camera.session._responder._book(cases, spent, CONFIG)
+        ((reported, colds),) = seen
+        assert reported == spent
+        return colds
+
+    def case(cold=None, is_answered=False):
+        made = Case(QUESTION, 0, Turn())
+        made.cold, made.outcome = cold, Outcome('red', 1.0) if is_answered else None
+        return made
+
+    assert booked(few, case()) == [few]
+    assert booked(many, case(few)) == [few] and booked(Work(0, 1), case(few)) == [Work(0, 1)]
+    assert booked(Work(0, 1), case(few, True)) == [few]
+    assert booked(few, case(many, True), case(), case(few, True)) == [many, few]
 
 
 def test_the_listener_hears_of_every_stage(camera):

@@ -23,6 +23,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from forgetful import forgetful
 from rounding import choice_bound, choices_apart
 from tiny_model import SECOND_NS, picture, replace_in_chat_template, write_tiny_model
 
@@ -50,7 +51,8 @@ def words(count, start=0):
 
 @pytest.fixture
 def session(vlm):
-    session = SceneSession(vlm, Config())
+    """One that has seen a picture, and computes every answer."""
+    session = forgetful(SceneSession(vlm, Config()))
     session.observe(picture(1))
     return session
 
@@ -216,12 +218,17 @@ def test_a_refresh_is_given_up_with_its_question_and_made_up_for(session, questi
         question,
         now_ns=SECOND_NS,
         newest=lambda: picture(2, 1.0),
-        turn=Turn(cancelled=lambda: looks.append(1) or not session._refresher.state.has_live),
+        turn=Turn(cancelled=lambda: looks.append(1) or session._refresher.state.live.frame.stamp_ns > 0),
     )
-    assert answer.status == Status.CANCELLED and not session._refresher.state.has_live
+    assert answer.status == Status.CANCELLED and session._refresher.state.live.frame.stamp_ns == SECOND_NS
+    before = session._vlm.meter.done
     again = session.ask(QUESTION, now_ns=SECOND_NS)
+    spent = session._vlm.meter.done - before
     assert same(again, session.ask_cold(QUESTION, now_ns=SECOND_NS))
-    assert again.cached_stamp_ns == SECOND_NS and again.tokens_reused == 0
+    assert again.cached_stamp_ns == SECOND_NS and again.level == Level.REUSE
+    assert spent.vision_tokens == 0  # the picture was encoded, and its tokens waited
+    assert spent.prefill_tokens == again.tokens_reused + again.tokens_prefilled  # the slot and the question
+    assert spent.passes == 1 + spent.decode_tokens
 
 
 def test_two_caches_are_never_held_at_once(session):
@@ -231,7 +238,7 @@ def test_two_caches_are_never_held_at_once(session):
         Question(QUESTION.text, force_refresh=True),
         now_ns=0,
         newest=lambda: waiting,
-        turn=Turn(cancelled=lambda: held.append((session._refresher.state is None, old() is not None))),
+        turn=Turn(cancelled=lambda: held.append((session._refresher.state is not old(), old() is not None))),
     )
     assert answer.status == Status.OK and (True, False) in held and (True, True) not in held
 
@@ -413,13 +420,13 @@ def test_choices_scored_in_one_pass_equal_those_scored_one_by_one(session, monke
     assert together.tokens_prefilled == apart.tokens_prefilled
 
 
-def test_a_choice_needs_one_forward_call_for_the_question_and_one_for_the_choices(session, monkeypatch):
+def test_a_question_and_its_choices_need_one_forward_call(session, monkeypatch):
     forward, calls = session._vlm.family.forward, []
     monkeypatch.setattr(
         session._vlm.family, 'forward', lambda *args, **kwargs: calls.append(1) or forward(*args, **kwargs)
     )
     session.ask(Question(QUESTION.text, choices=('red', 'green circle', 'yes', 'no')), now_ns=0)
-    assert len(calls) == 2
+    assert len(calls) == 1
 
 
 def test_sampled_text_depends_on_the_seed_alone_and_is_the_same_cold(session):
@@ -481,9 +488,10 @@ def test_an_answers_time_is_that_of_its_stages(vlm, monkeypatch, ask):
     question = Question(QUESTION.text, ('red', 'blue'), force_refresh=True, timeout_s=1000.0)
     answer = ask(session, question, now_ns=0, turn=Turn(asked_s=-1.0), newest=lambda: picture(2, 1.0))
     is_cold = ask is SceneSession.ask_cold
-    assert answer.queue_ms == 1000 and answer.decode_ms == 8000
-    assert answer.refresh_ms == 12_000 + is_cold * 2 * 4000  # the newest picture; and both of the state, if cold
-    assert answer.prefill_ms == 8000 + is_cold * 2 * 8000
+    assert answer.queue_ms == 1000 and answer.decode_ms == 0  # choices are scored in the pass that reads them
+    # The newest picture, whose tokens go with a warm question; and both of the state, if cold.
+    assert answer.refresh_ms == 4000 + is_cold * (8000 + 2 * 4000)
+    assert answer.prefill_ms == 8000 + is_cold * 8000
     assert answer.total_ms == 1000 + 1e3 * clock[0]
 
 

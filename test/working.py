@@ -16,6 +16,7 @@
 
 import threading
 
+from forgetful import forgetful
 from patience import PATIENCE_S
 
 from vlm_reuse_node.config import Config
@@ -71,10 +72,17 @@ def answer(worker, question=QUESTION, now_ns=0, ask=None, camera=''):
 
 def hold_a_question(worker, brake, now_ns=0, **kwargs):
     """Ask, and return when the model stands in the middle of the answer."""
+    forget(worker)
     brake.hold()
     future = worker.ask('', QUESTION, now_ns, **kwargs)
     assert brake.held.wait(PATIENCE_S)
     return future
+
+
+def forget(worker):
+    """Let the model compute all answers from now on; call it while the worker is idle."""
+    for session in worker._loop._sessions.values():
+        forgetful(session)
 
 
 def levels(worker):
