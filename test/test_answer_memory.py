@@ -120,7 +120,7 @@ def test_a_draft_is_as_long_as_the_last_two_answers_make_likely(texts):
     for text in texts:
         memory.remember(7, TOKENIZED, said(text))
     common = 0
-    while texts[-1][:common + 1] == texts[-2][:common + 1] and common < min(map(len, texts[-2:])):
+    while texts[-1][: common + 1] == texts[-2][: common + 1] and common < min(map(len, texts[-2:])):
         common += 1
     most = len(texts[-1]) if texts[-1] == texts[-2] else 2 * common + 2
     assert memory.draft(TOKENIZED) == said(texts[-1][:most]).token_ids
