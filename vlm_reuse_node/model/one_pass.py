@@ -99,9 +99,9 @@ class Passes:
         waiting: WaitingTokens | None,
         blocks: Sequence[Block],
         position: int,
-        stay: int = 0,
-        before: list[Any] | None = None,
-        check: Check = go_on,
+        stay: int,
+        before: list[Any] | None,
+        check: Check,
     ) -> Reading:
         """Run blocks of text behind the cache, with the tokens that wait, if any: then all must `fit`.
 
