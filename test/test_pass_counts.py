@@ -94,8 +94,8 @@ def test_choices_take_one_pass_at_every_level_and_a_text_one_more_for_every_toke
             answer, spent = ask(session, question, 1.0)
             assert (answer.status, answer.level) == (Status.OK, level)
             assert spent.passes == 1 + spent.decode_tokens
-            decoded = len(answer.token_ids)
-            assert spent.decode_tokens == decoded - (decoded > 0 and decoded == question.max_tokens)
+            generated = len(answer.token_ids)  # the last of all is not read again
+            assert spent.decode_tokens == generated - (0 < generated == question.max_tokens)
             assert spent.prefill_tokens >= answer.tokens_prefilled  # a patch computes a cell twice to fill up
             if answer.exact and question is CHOICE:
                 cold = session.ask_cold(question, now_ns=SECOND_NS)

@@ -104,9 +104,9 @@ class Passes:
         waiting: WaitingTokens | None,
         blocks: Sequence[Block],
         position: int,
-        stay: int = 0,
-        before: Sequence[Any] | None = None,
-        check: Check = go_on,
+        stay: int,
+        before: Sequence[Any] | None,
+        check: Check,
     ) -> Reading:
         """Run blocks of text behind the cache, with the tokens that wait, if any: then all must `fit`.
 
