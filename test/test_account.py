@@ -53,7 +53,7 @@ def booked(bookings, **given):
 
 def most_patched(account):
     """The most tokens that a patch may cost more than cold-dense."""
-    return max((count for count in range(-1, 2000) if count < 0 or account.covers_risk(tokens(count))), default=-1)
+    return max((count for count in range(-1, 2000) if count < 0 or account.covers_patch(tokens(count))), default=-1)
 
 
 def most_tokens(account, **given):
@@ -88,7 +88,7 @@ def test_what_the_credit_covers_it_covers_in_part(bookings, count, took_ms):
     account = booked(bookings)
     if account.covers_upkeep(Work(0, count, 0, took_ms)):
         assert account.covers_upkeep(Work(0, count // 2, 0, took_ms / 2)) and account.covers_upkeep(NOTHING)
-        assert account.covers_risk(Work(0, count, 0, took_ms))
+        assert account.covers_patch(Work(0, count, 0, took_ms))
 
 
 @given(BOOKINGS)
@@ -106,7 +106,7 @@ def test_upkeep_within_the_credit_keeps_all_work_within_its_share(bookings):
 def test_nothing_is_covered_before_the_first_question():
     account = Account()
     assert account.covers_upkeep(NOTHING) and not account.covers_upkeep(tokens(1)) and not account.covers_upkeep(ms(1))
-    assert not account.covers_risk(tokens(1)) and account.share(tokens(1)) == math.inf
+    assert not account.covers_patch(tokens(1)) and account.share(tokens(1)) == math.inf
     assert account.totals == Totals(0.0, 0.0, 0.0)
 
 
@@ -167,16 +167,16 @@ def test_only_what_is_taken_on_trust_may_overdraw_and_by_the_first_questions_wor
     account.book_upkeep(Work(0, 260, 0, 390.0))
     assert account.covers_upkeep(NOTHING) and not account.covers_upkeep(tokens(1)) and not account.covers_upkeep(ms(1))
     assert most_patched(account) == 60
-    assert account.covers_risk(ms(90)) and not account.covers_risk(ms(91))
+    assert account.covers_patch(ms(90)) and not account.covers_patch(ms(91))
     account.book_upkeep(Work(0, 60, 0, 90.0))
-    assert account.covers_risk(NOTHING) and not account.covers_risk(tokens(1))
+    assert account.covers_patch(NOTHING) and not account.covers_patch(tokens(1))
 
 
 def test_a_question_that_ended_before_any_work_is_not_the_first_one():
     account = Account()
     account.book_questions(NOTHING, [NOTHING], 1.0)
     account.book_questions(ANSWER, [ANSWER], 1.0)
-    assert most_patched(account) == 60 and account.covers_risk(ms(100))
+    assert most_patched(account) == 60 and account.covers_patch(ms(100))
 
 
 @pytest.mark.parametrize('measures_time, share', [(True, 0.25), (False, 0.5)])

@@ -109,9 +109,21 @@ def test_a_state_of_another_version_knows_nothing_until_it_has_answered_itself()
 def test_the_draft_of_an_answer_is_the_last_one_to_the_same_question_from_any_state():
     memory = memory_of(1)
     assert memory.draft(asked(1)) == said(1).token_ids and memory.draft(asked(2)) == ()
-    memory.remember(8, asked(1), said('newer'))
-    assert memory.draft(asked(1)) == said('newer').token_ids
+    memory.remember(8, asked(1), said(1))
+    assert memory.draft(asked(1)) == said(1).token_ids
     assert memory.draft(replace(asked(1), seed=1)) == ()
+
+
+@given(st.lists(st.text('ab', min_size=1, max_size=12), min_size=2, max_size=9))
+def test_a_draft_is_as_long_as_the_last_two_answers_make_likely(texts):
+    memory = AnswerMemory()
+    for text in texts:
+        memory.remember(7, TOKENIZED, said(text))
+    common = 0
+    while texts[-1][: common + 1] == texts[-2][: common + 1] and common < min(map(len, texts[-2:])):
+        common += 1
+    most = len(texts[-1]) if texts[-1] == texts[-2] else 2 * common + 2
+    assert memory.draft(TOKENIZED) == said(texts[-1][:most]).token_ids
 
 
 def test_an_answer_that_is_remembered_again_is_the_newer_one_and_takes_no_more_room():

@@ -21,6 +21,7 @@ from types import SimpleNamespace
 import mlx.core as mx
 import pytest
 from credit import Idle, give_credit, use_up_credit
+from forgetful import forgetful
 from tiny_model import SECOND_NS, picture
 
 from vlm_reuse_node.config import Config
@@ -42,7 +43,7 @@ PATCH = ALL.with_values(refresh_policy='patch', min_confidence=0.0, max_patches=
 
 
 def observed(vlm, *seeds, config=ALL):
-    session = SceneSession(vlm, config, 'front')
+    session = forgetful(SceneSession(vlm, config, 'front'))
     for seed in seeds:
         session.observe(picture(seed, float(seed)))
     return session

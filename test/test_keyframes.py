@@ -70,7 +70,7 @@ class Ledger:
         vision = self.live.nbytes - self.live.features.nbytes if self.has_live else 0
         return sum(each.size for each in self.frames) + vision
 
-    def append(self, encoded, check=go_on):
+    def append(self, encoded, check=go_on, *, later=False):
         check()
         self.frames, self.has_live = (*self.frames, encoded), True
         Ledger.computed += SLOT

@@ -14,9 +14,11 @@
 
 """What a look and a refresh decide, say and book, on the refresher alone; by a clock that only the model moves."""
 
+from contextlib import suppress
 from functools import partial
 from types import SimpleNamespace
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from credit import set_prices
@@ -236,8 +238,12 @@ def test_the_reason_is_a_sentence_about_what_happened(vlm):
     assert reason(Frame(wide[:, 20:660].copy(), 30)) == 'the camera moved'
     assert reason(Frame(wide[:, 20:660].copy(), -2 * SECOND_NS)) == 'time went back'
     assert reason(picture(2, 1.0, size=(640, 480))) == 'size changed from (480, 640) to (640, 480)'
+    camera.config = history(2)
+    for seed in (3, 4, 5):
+        camera.sees(picture(seed, 1.0 + seed / 10, size=(640, 480)))
+    camera.config = history(1)
     with pytest.raises(Halt):
-        camera.sees(picture(3, 2.0, size=(640, 480)), check=stopping_at(2))  # the old live frame is out already
+        camera.sees(picture(6, 2.0, size=(640, 480)), check=stopping_at(2))  # while the history is cut
     assert reason(picture(3, 2.0, size=(640, 480))) == 'the last refresh was interrupted'
     camera.refresher.drop_state()
     assert reason(picture(3, 2.0, size=(640, 480))) == 'the state was lost'
@@ -356,13 +362,11 @@ RESTARTS = [picture(1, 1.0, size=(640, 480)), at(-2 * SECOND_NS)]
 
 
 @pytest.mark.parametrize('frame', [at(SECOND_NS, by=0x80), *RESTARTS])
-@pytest.mark.parametrize('check_at', [1, 2])
-def test_a_frame_that_was_given_up_is_computed_when_it_comes_again(vlm, frame, check_at):
-    """Before the vision tower, and before the prefill."""
+def test_a_frame_that_was_given_up_before_the_vision_tower_is_computed_when_it_comes_again(vlm, frame):
     camera = Camera(vlm)
     camera.sees(at(0))
     with pytest.raises(Halt):
-        camera.sees(frame, check=stopping_at(check_at))
+        camera.sees(frame, check=stop)
     refresher = camera.refresher
     assert refresher.newest.frame is frame and not camera.is_current
     later = Frame(frame.rgb, frame.stamp_ns + 1)
@@ -384,19 +388,38 @@ def test_a_refresh_that_was_given_up_before_its_prefill_leaves_the_kept_state(vl
     assert back.level == Level.REUSE and camera.is_current
 
 
-def test_a_prefill_that_was_given_up_leaves_no_live_frame_and_every_cell_stale(vlm):
+@pytest.mark.parametrize('config', [EXACT, PATCH])
+@pytest.mark.parametrize('frame', [at(SECOND_NS, by=0x80), *RESTARTS])
+def test_a_prefill_that_was_given_up_waits_and_nothing_of_it_is_lost(vlm, frame, config):
+    camera, whole = Camera(vlm, config), Camera(vlm, config)
+    for each, check in ((whole, go_on), (camera, stopping_at(2))):
+        each.sees(at(0))
+        with suppress(Halt):
+            each.sees(frame, check=check)
+    state, before = camera.refresher.state, vlm.meter.done
+    assert camera.is_current and not camera.refresher.newest.stale.any()
+    assert state.identity == whole.refresher.state.identity and state.live.frame is frame
+    assert camera.refreshes() is None
+    state.settle()
+    spent = vlm.meter.done - before
+    assert spent.vision_tokens == 0 and spent.passes == 1
+    for one, other in zip(state.cache, whole.refresher.state.cache):
+        assert mx.array_equal(one.keys[..., : state.tokens, :], other.keys[..., : state.tokens, :])
+
+
+def test_a_refresh_that_joins_its_question_waits_for_it(vlm):
     camera = Camera(vlm)
     camera.sees(at(0))
-    with pytest.raises(Halt):
-        camera.sees(at(SECOND_NS, by=0x80), check=stopping_at(2))
-    assert not camera.refresher.is_exact and camera.refresher.newest.stale.all()
-    assert camera.looks(at(2 * SECOND_NS)).reason == 'not computed yet: the last refresh was interrupted'
-    assert camera.refreshes().level == Level.FRAME and camera.refresher.is_exact
+    before = vlm.meter.done
+    refresh = camera.sees(at(SECOND_NS, by=0x80), joins_question=True)
+    spent = vlm.meter.done - before
+    assert refresh.level == Level.FRAME and refresh.prefill_ms == 0 < refresh.vision_ms
+    assert (spent.vision_tokens, spent.passes) == (12, 0) and camera.is_current
 
 
 @pytest.mark.parametrize('frame', RESTARTS)
-@pytest.mark.parametrize('check_at', [1, 2])
-def test_a_restart_that_was_given_up_leaves_nothing_of_the_time_before(vlm, frame, check_at):
+@pytest.mark.parametrize('check_at, level', [(1, Level.FULL), (2, Level.REUSE)])
+def test_a_restart_that_was_given_up_leaves_nothing_of_the_time_before(vlm, frame, check_at, level):
     """Whatever comes next, it starts anew."""
     camera = Camera(vlm, EXACT.with_values(history_frames=4, keyframe_interval_s=0.0))
     camera.sees(picture(5, -1.0))
@@ -404,7 +427,7 @@ def test_a_restart_that_was_given_up_leaves_nothing_of_the_time_before(vlm, fram
     with pytest.raises(Halt):
         camera.sees(frame, check=stopping_at(check_at))
     refresh = camera.sees(Frame(frame.rgb, frame.stamp_ns + SECOND_NS))
-    assert refresh.level == Level.FULL and len(camera.refresher.state.frames) == 1
+    assert refresh.level == level and len(camera.refresher.state.frames) == 1
 
 
 def test_a_model_that_fails_leaves_no_state_and_a_bad_picture_changes_nothing(vlm, monkeypatch):

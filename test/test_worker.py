@@ -28,7 +28,7 @@ import numpy as np
 import pytest
 from patience import PATIENCE_S, wait_for
 from tiny_model import SECOND_NS, picture
-from working import QUESTION, answer, hold_a_question, levels, show
+from working import QUESTION, answer, forget, hold_a_question, levels, show
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, ImageError, ModelError
@@ -133,25 +133,28 @@ def test_the_time_in_the_queue_counts(worker, brake):
 def test_a_stop_does_not_wait_for_the_rest_of_a_refresh(worker, brake, monkeypatch):
     monkeypatch.setattr('vlm_reuse_node.model.vlm.PREFILL_CHUNK', 8)  # so that there is a rest
     held = hold_a_question(worker, brake)  # it pays for the first picture
+    begun = brake.passes
     close = worker._inbox.close
     monkeypatch.setattr(worker._inbox, 'close', lambda: (close(), brake.go_on.set()))
     worker.stop()
     assert held.result(PATIENCE_S).status == Status.CANCELLED
-    assert levels(worker) == [Level.REUSE] and worker.stats().last_error == ''
+    assert brake.passes == begun and worker.stats().last_error == ''
 
 
 def test_who_is_late_or_cancelled_does_not_wait_for_a_refresh(worker, brake, monkeypatch):
     monkeypatch.setattr('vlm_reuse_node.model.vlm.PREFILL_CHUNK', 8)
-    refreshed, held = [], hold_a_question(worker, brake)
+    passes, held = [], hold_a_question(worker, brake)
+    begun = brake.passes
     waiting = worker.ask('', replace(QUESTION, timeout_s=1e-6), 0)
-    waiting.add_done_callback(lambda done: refreshed.append(levels(worker)))
+    waiting.add_done_callback(lambda done: passes.append(brake.passes))
     brake.go_on.set()
-    assert waiting.result(PATIENCE_S).status == Status.TIMEOUT and refreshed == [[Level.REUSE]]
-    assert held.result(PATIENCE_S).status == Status.OK and levels(worker) == [Level.REUSE, Level.FULL]
+    assert waiting.result(PATIENCE_S).status == Status.TIMEOUT and passes == [begun]
+    assert held.result(PATIENCE_S).status == Status.OK and brake.passes > begun + 1
 
 
 def test_a_failing_model_is_an_answer_and_then_it_answers_right_again(worker, brake):
     expected = answer(worker)
+    forget(worker)
     brake.failing = True
     failed = answer(worker, OTHER)
     assert failed.status == Status.MODEL_ERROR and 'the device is gone' in failed.message

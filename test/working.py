@@ -17,6 +17,7 @@
 import threading
 from dataclasses import replace
 
+from forgetful import forgetful
 from patience import PATIENCE_S
 
 from vlm_reuse_node.config import Config
@@ -82,3 +83,9 @@ def hold_a_question(worker, brake, now_ns=0, **kwargs):
 def levels(worker):
     """The levels of all looks and refreshes so far."""
     return [refresh.level for _, refresh in worker.refreshes]
+
+
+def forget(worker):
+    """Let the worker's sessions compute every answer from now on."""
+    for session in worker._loop._sessions.values():
+        forgetful(session)

@@ -142,6 +142,31 @@ def held_bytes(cache: list, *snapshots: Snapshot) -> int:
     return _bytes([vars(part) for part in parts if type(part) in FLAT]) + sum(held.values())
 
 
+def growth_bytes(cache: list, tokens: int) -> int:
+    """Return the bytes by which `held_bytes` grows when so many tokens are added and a snapshot is taken behind them.
+
+    0 for an empty cache, of which nothing is known.
+    """
+    grown = 0
+    for part in _parts(cache) if tokens else ():
+        size = _bytes(vars(part))
+        if not size:
+            continue
+        if type(part) is KVCache:  # it grows in steps, from its last used row
+            rows = part.keys.shape[2]
+            if part.offset + tokens > rows:
+                kept = part.offset if part.offset % part.step else rows
+                grown += (kept - rows - (-tokens // part.step) * part.step) * size // rows
+        elif type(part) in FLAT:
+            grown += size * tokens // part.offset
+        elif type(part) is RotatingKVCache:  # its snapshot has arrays of its own
+            rows = part.keys.shape[2]
+            grown += min(part.max_size, part.offset + tokens) * size // rows
+        else:
+            grown += size
+    return grown
+
+
 def _parts(cache: Sequence[Any]) -> list[Any]:
     """The caches of a list, composites taken apart."""
     return [part for entry in cache for part in (_parts(entry.caches) if type(entry) is CacheList else [entry])]

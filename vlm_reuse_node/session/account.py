@@ -104,13 +104,17 @@ class Account:
             self._of_upkeep, expected.tokens + answers_left * left.tokens, expected.ms + answers_left * left.ms
         )
 
-    def covers_risk(self, expected: Work) -> bool:
-        """Whether the credit pays for this much more than cold-dense: an unsure patched answer, or a wrong draft.
+    def covers_patch(self, expected: Work) -> bool:
+        """Whether the credit pays for this much more than cold-dense, which an unsure patched answer may cost.
 
-        The first question's work may be overdrawn, because patches and drafts are likely to earn.
+        The first question's work may be overdrawn, because a patch is likely to earn.
         """
         first = self._first
         return self._covers(self._of_risks, expected.tokens - first.tokens, expected.ms - first.ms)
+
+    def covers_draft(self, expected: Work) -> bool:
+        """Whether the credit pays for this much more than cold-dense, which a wrong draft may cost."""
+        return self._covers(self._of_risks, expected.tokens, expected.ms)
 
     def share(self, work: Work) -> float:
         """This work as a share of the cold-dense work of an answer; infinite before the first."""

@@ -48,8 +48,8 @@ class Answer:
     level: the level of the refresh that this answer waited for: REUSE when it waited for none; None without an answer.
     exact: True when there is an answer and its state equals a cold-dense one on the cached frame.
     tokens_prefilled: prompt and choice tokens that were computed for this answer.
-    refresh_ms: image processor and vision tower of the refresh that this answer waited for. prefill_ms: the pass through
-        the language model, of what had changed, the question and its choices. decode_ms: decoding a text.
+    refresh_ms: image processor and vision tower of the refresh that this answer waited for. prefill_ms: the pass
+        through the language model, of what had changed, the question and its choices. decode_ms: decoding a text.
     confidence: probability of the best choice, or of a text's least likely token; 0 without an answer.
     escalated: whether the answer of a patched state was below min_confidence, and this one was given after a refresh.
     remembered: whether the same question got this answer before, from the same state. Then the model did nothing:

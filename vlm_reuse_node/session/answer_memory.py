@@ -18,7 +18,11 @@ That holds for sampled text too: its random numbers follow from the seed alone. 
 kept when the state changes, as a draft: the model then has to verify it only.
 """
 
+import math
+import sys
 from array import array
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from vlm_reuse_node.session.answerer import TokenizedQuestion
 from vlm_reuse_node.session.outcome import Outcome
@@ -28,13 +32,20 @@ from vlm_reuse_node.session.outcome import Outcome
 MOST_ANSWERS = 64
 
 
+class _Kept(NamedTuple):
+    """An answer of one version of the state. agreed: its first tokens that the answer before it had too."""
+
+    version: int
+    outcome: Outcome
+    agreed: float
+
+
 class AnswerMemory:
     """A camera's last answers. At the limit, the least recently used one goes first."""
 
     def __init__(self) -> None:
         """Start without an answer."""
-        # By question, the least recently used first: the version of the state that answered, and its answer.
-        self._answers: dict[tuple, tuple[int, Outcome]] = {}
+        self._answers: dict[tuple, _Kept] = {}  # by question, the least recently used first
 
     def recall(self, version: int, question: TokenizedQuestion) -> Outcome | None:
         """Return the answer that this version of the state gave to the same question; None if it is not known.
@@ -45,19 +56,30 @@ class AnswerMemory:
         if key not in self._answers:
             return None
         self._answers[key] = kept = self._answers.pop(key)
-        return kept[1] if kept[0] == version else None
+        return kept.outcome if kept.version == version else None
 
     def draft(self, question: TokenizedQuestion) -> tuple[int, ...]:
-        """Return the tokens of the last answer to the same question, from any version of the state; () without one."""
+        """Return what the next answer to this question is likely to begin with; () when nothing is known.
+
+        It is the last answer, or a part of it that grows with what the last two had in common: so a text that changes
+        costs few tokens in vain.
+        """
         kept = self._answers.get(_key(question))
-        return kept[1].token_ids if kept else ()
+        return kept.outcome.token_ids[: int(min(2 * kept.agreed + 2, sys.maxsize))] if kept else ()
 
     def remember(self, version: int, question: TokenizedQuestion, answer: Outcome) -> None:
         """Keep an answer in place of an older one to the same question."""
-        self._answers.pop(_key(question), None)
-        self._answers[_key(question)] = version, answer
+        older = self._answers.pop(_key(question), None)
+        agreed = math.inf if older is None else _agreed(older.outcome.token_ids, answer.token_ids)
+        self._answers[_key(question)] = _Kept(version, answer, agreed)
         if len(self._answers) > MOST_ANSWERS:
             del self._answers[next(iter(self._answers))]
+
+
+def _agreed(one: Sequence[int], other: Sequence[int]) -> float:
+    """How many tokens two texts have in common, from the first on; infinite when they are equal."""
+    differing = (number for number, (a, b) in enumerate(zip(one, other)) if a != b)
+    return math.inf if one == other else next(differing, min(len(one), len(other)))
 
 
 def _key(question: TokenizedQuestion) -> tuple:

@@ -68,8 +68,10 @@ class Planner:
         if plan.level == Level.FULL:
             return self._prices.frames(state, look.cells, 1, 0)
         if plan.level == Level.FRAME:
-            return self._prices.frames(state, look.cells, *self._history.expected(state, look.was_cut, config))
-        return self._prices.patch(state, look.cells, int(plan.refreshed.sum()))
+            work = self._prices.frames(state, look.cells, *self._history.expected(state, look.was_cut, config))
+        else:
+            work = self._prices.patch(state, look.cells, int(plan.refreshed.sum()))
+        return work + self._prices.waiting(state) if work.tokens else work
 
     def _must_be_whole(self, state: State, frame: Frame, config: Config, may_patch: bool) -> bool:
         """Whether a patched live slot must be computed whole, even if the newest frame shows no change."""

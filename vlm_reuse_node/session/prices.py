@@ -60,6 +60,10 @@ class Prices:
         """To prefill so many frames of a state once more, behind `kept` others."""
         return self._read(self._tokens(state, state.frames[0].grid.cells, slots, kept), slots)
 
+    def waiting(self, state: State) -> Work:
+        """To compute the tokens that wait in a state, unless the live frame is replaced."""
+        return Work(0, state.waiting, 0, self._meter.read.ms(state.waiting) if state.waiting else 0.0)
+
     def _read(self, tokens: int, slots: int) -> Work:
         """To prefill tokens in so many slots."""
         each, rest = divmod(tokens, slots)

@@ -130,7 +130,7 @@ class Responder:
         """
         if not cases:
             return
-        may_patch = self._auditor.allows_patches(config) and self._account.covers_risk(self._patch_risk(cases, config))
+        may_patch = self._auditor.allows_patches(config) and self._account.covers_patch(self._patch_risk(cases, config))
         for question, now_ns in ((case.tokenized.question, case.now_ns) for case in cases):
             may_answer = self._refresher.is_exact or may_patch or is_cold
             is_enough = may_answer and freshness.is_enough(self._refresher.newest, question, now_ns)
@@ -184,10 +184,12 @@ class Responder:
             return self._answerer.choose(state, [case.tokenized for case in batch], turn)
         (case,) = batch
         draft = self._answerer.draft(state, case.tokenized, self._memory.draft(case.tokenized))
+        # The credit of a wrong draft must leave that of the next picture: a warm answer saves more than a draft.
         risk = Work(0, len(draft), 0, self._vlm.meter.read.ms(len(draft)))
+        risk += self._refresher.prices.frame(state, self._refresher.newest.cells)
         if case.escalated or not state.exact:
-            risk += risk + self._patch_risk(batch, config)
-        if not self._account.covers_risk(risk):
+            risk += self._patch_risk(batch, config)
+        if draft and not self._account.covers_draft(risk):
             draft = []
         case.computed += len(draft)
         return [self._answerer.answer(state, case.tokenized, case.turn, draft)]

@@ -114,12 +114,16 @@ class State:
         return all(encoded.exact for encoded in self.frames)
 
     @property
+    def waiting(self) -> int:
+        """Number of tokens that wait."""
+        return len(self._waiting.ids) if self._waiting else 0
+
+    @property
     def held_bytes(self) -> int:
-        """Bytes of cache, snapshots and features, with the live frame's vision state. A waiting slot is estimated."""
+        """Bytes of cache, snapshots and features, with the live frame's vision state, once nothing waits any more."""
         features = sum(encoded.nbytes for encoded in self.frames)
         held = kv_cache.held_bytes(self.cache, self._snapshot[0], self._before_live[0])
-        cached = self._snapshot[1]
-        return features + (held * self.tokens // cached if cached else held)
+        return features + held + kv_cache.growth_bytes(self.cache, self.tokens - self._snapshot[1])
 
     @property
     def can_rewrite(self) -> bool:
