@@ -28,6 +28,7 @@ from tiny_model import WORDS, picture
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.model import kv_cache
+from vlm_reuse_node.model.prompt import PromptTemplate
 from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Level
@@ -55,11 +56,13 @@ class FollowupCase:
     """A session that has seen its pictures, and the texts it is asked.
 
     question, other: two texts of `question_tokens` tokens behind the snapshot. chance: of everything that is random.
+    template: counts tokens in place of the session's own, which must not know a text before it is asked.
     asked: other texts so far.
     """
 
     vlm: Vlm
     session: SceneSession
+    template: PromptTemplate
     question_tokens: int
     question: str
     other: str
@@ -93,7 +96,7 @@ class FollowupCase:
         words = [word for word in WORDS if word.isalpha()]
         while True:
             text = ' '.join(self.chance.sample(words, len(self.question.split())))
-            if text not in self.asked and len(self.tokenized(text).tokens) == self.question_tokens:
+            if text not in self.asked and len(self.template.question(text)) == self.question_tokens:
                 self.asked.add(text)
                 return text
 
@@ -190,8 +193,9 @@ def make_case(vlm: Vlm, shape: Shape, frames: int) -> FollowupCase:
     session = SceneSession(vlm, config, measures_time=False)
     for number in range(frames):
         session.observe(picture(number, float(number), size=(SIDE_PX, SIDE_PX)))
-    question, other = (_fitted(vlm, words, shape.question_tokens) for words in (QUESTION, OTHER))
-    case = FollowupCase(vlm, session, shape.question_tokens, question, other)
+    template = vlm.template('', 1)
+    question, other = (_fitted(template, words, shape.question_tokens) for words in (QUESTION, OTHER))
+    case = FollowupCase(vlm, session, template, shape.question_tokens, question, other)
     check_frames(case, frames)
     session.config = config.with_values(keyframe_interval_s=3600.0)  # a new picture takes the newest one's place
     return case
@@ -265,9 +269,8 @@ def replace_newest(case: FollowupCase, runs: int) -> tuple[float, bool]:
     return median(times), changed
 
 
-def _fitted(vlm: Vlm, words: list[str], tokens: int) -> str:
+def _fitted(template: PromptTemplate, words: list[str], tokens: int) -> str:
     """As many of the words as make a question of so many tokens behind the snapshot."""
-    template = vlm.template('', 1)
     for count in range(len(words), 0, -1):
         text = ' '.join(words[:count])
         if len(template.question(text)) == tokens:
