@@ -12,197 +12,212 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What a follow-up question costs: cold, from the kept state, through mlx-vlm, and at the least.
 
-One process, one set of weights (random, `shapes.py`), one arm after the other, on the same pictures and questions:
+"""What a question costs: cold, from the kept state, in turn, through mlx-vlm, and at the least.
 
-cold   image processor, vision tower, prefill of everything, decode (`SceneSession.ask_cold`)
-warm   the kept state, the whole call (`SceneSession.ask`)
-floor  forward of the question's tokens, then of the answer's, on a ready cache, nothing else. That cache is a copy
-       which no snapshot shares, so that the first write behind a snapshot, which copies, counts against warm. A choice
-       has as many forward calls as `Vlm.score` makes: one for all, or one for each where the model takes no mask
-peers  mlx-vlm's `generate` cold; with `PromptCacheState`; with APC. For the last two, one untimed run has answered
-       another question about the same pictures and filled their caches. Their follow-ups are checked, and timed until
-       one is slow, at most three times
+One process, one set of weights for each shape (random, `shapes.py`). The arms of a row follow each other in random
+order, in rounds, after one round that does not count. Figures are medians of the rounds:
 
-A question has 12 tokens behind the snapshot, the end of the chat template included; a text has 8 tokens, chosen
-greedily. Warm and floor alternate and are medians. Cold is the median of three runs at one or two pictures, and one run
-where it takes longer. Peers answer in text only: mlx-vlm does not score choices, so choice rows have no peers.
+cold        image processor, vision tower, prefill of everything, answer (`SceneSession.ask_cold`). It takes long: three
+            runs behind the others at one or two pictures, else one run
+warm        the kept state, the whole call (`SceneSession.ask`); `warm_again` is the same once more, and `noise` the
+            ratio of the two
+floor       forward calls on a ready cache and nothing else; with a new picture the call of the vision tower, too. The
+            cache is a copy that no snapshot shares. Questions with choices take one call, a text one for each token, a
+            text that only has to be verified one
+in_turn     the way without shared passes: what changed, the question and the choices each in a pass of their own
+one_by_one  ten questions one after the other
+peers       mlx-vlm's `generate` cold; with `PromptCacheState`; with APC. For the last two, one untimed run has answered
+            another question about the same pictures and filled their caches. Their follow-ups are checked, and timed
+            until one is slow, at most three times
 
-Written as JSON, times in milliseconds, `null` for what was not measured:
-rows    a question on a state: cold_ms, warm_ms, floor_ms, speedup (cold / warm), warm_over_floor, snapshot_restore_ms
-        (`kv_cache.take` and `restore`) and its share of warm_ms, equal_to_cold (the answer's tokens; of a choice the
-        index), max_logprob_difference (between warm and cold), noise_floor (the largest difference between cold runs
-        that only rounding explains, see `model/noise.py`: the pictures' features moved by one unit in the last place,
-        and two chunk grids: the state's own, and half a picture's tokens; noise_grids). peers: by name ms,
-        tokens_reused, answer_right (equal to generate's cold tokens), answer_right_after_new_picture (the newest
-        picture replaced by another one of its size, and the other question asked again), and a reason where something
-        is missing
-states  a number of pictures: frame_ms (a new picture in the newest one's place, `Level.FRAME`), full_ms (everything
-        from nothing), held_bytes (cache and snapshots, after questions; flat layers grow by 256 tokens at a time, which
-        shows at few pictures), needed_bytes (K and V that the prompt's tokens need; of a sliding layer at most its
-        window), ring_bytes (the sliding layers' part of that), features_bytes (of the pictures, beside the cache)
-shapes  parameters, cells of a picture
+The rows of a shape and a number of pictures:
+
+text             8 tokens, chosen greedily, on an unchanged state
+choice           one of 4 choices, on an unchanged state
+standing_10      ten such questions at once (`ask_together`)
+repeated_choice  the same question on the same state
+repeated_text    the same question on a state that was computed again from the same pixels
+changed          a new picture and a question with choices: look, vision and pass; level `frame`
+changed_patch    the same with a picture of which `changed_cells` cells have changed; level `patch`, approximate
+
+Each run asks another question of equally many tokens, because the same one on the same state would be remembered; a
+question has 12 tokens, the end of the chat template included, in the shape `weight_bound` 5. Peers answer in text only.
+mlx-vlm does not score choices, so only text rows have peers.
+
+Written as JSON, times in milliseconds, `null` for what was not measured. Each arm has `_ms` and `_cpu_ms`, the
+processor time of this program, which other programs of the machine hardly disturb. Ratios are of processor times.
+
+rows    row, passes (calls of the language model, the most of any run), speedup (cold / warm), warm_over_floor,
+        in_turn_over_warm, one_by_one_over_warm, noise, equal_to_cold (the answer's tokens; of a choice the index;
+        `null` after a patch), max_logprob_difference (between warm and cold; after a patch between one pass and in
+        turn), noise_floor (the largest difference between cold runs that only rounding explains, see
+        `model/noise.py`: the first pictures' features moved by one unit in the last place, and two chunk grids: the
+        state's own, and half a picture's tokens). peers: by name ms, cpu_ms, tokens_reused, answer_right (equal to
+        generate's cold tokens), answer_right_after_new_picture (the newest picture replaced by another one of its
+        size, and the other question asked again), and a reason where something is missing
+states  a number of pictures: snapshot_restore_ms (`kv_cache.take` and `restore`), frame_ms (a new picture in the
+        newest one's place, `Level.FRAME`), full_ms (everything from nothing), held_bytes (cache and snapshots, after
+        questions; flat layers grow by 256 tokens at a time, which shows at few pictures), needed_bytes (K and V that
+        the prompt's tokens need; of a sliding layer at most its window), ring_bytes (the sliding layers' part of
+        that), features_bytes (of the pictures, beside the cache)
+shapes  parameters, cells of a picture, text_bytes (of the language model's parameters), passes (of so many tokens,
+        behind one picture)
+machine wall_over_processor (the median ratio of both times of a warm call: how busy the machine was), the settings of
+        the BLAS, minutes (of the run)
 worst   the worst value of each promise over all rows, as printed at the end
 """
 
 import argparse
+import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from followup_case import (
-    FEW_RUNS,
-    QUESTION_TOKENS,
-    SIDE_PX,
-    ColdBuildTimer,
-    FollowupCase,
-    make_case,
-    replace_newest,
-    state_bytes,
-)
-from followup_floor import floor_choice, floor_text, log_probabilities, noise_floor, snapshot_restore_ms
+import cv2
+from followup_case import FEW_RUNS, SIDE_PX, make_case, replace_newest, snapshot_restore_ms, state_bytes
+from followup_floor import pass_times
 from followup_peers import PEERS, Peers
+from followup_rows import Rows
 from results import publish
-from shapes import SHAPES, parameter_count
-from timing import timed
+from shapes import SHAPES, Shape, parameter_count, text_bytes
 from tiny_model import picture
 
 from vlm_reuse_node.model import loading, noise
-from vlm_reuse_node.model import vlm as vlms
 from vlm_reuse_node.model.vlm import Vlm
-from vlm_reuse_node.session.answer import Answer
 
 OUTPUT = Path(__file__).parents[1] / 'out' / 'bench' / 'followup.json'
-CHOICES = ('red', 'green', 'blue', 'yellow')
+CHANGED_CELLS = (1, 3)
 
 
-def time_warm_and_floor(case: FollowupCase, choices: tuple[str, ...], repeats: int) -> tuple[float, float, Answer]:
-    """Return medians of both in milliseconds, and the warm answer. Raises RuntimeError when the answers differ."""
-    warm_times = []
-    floor_times = []
-    for _ in range(repeats + 1):
-        warm_ms, answer = timed(lambda: case.ask(case.question, choices))
-        warm_times.append(warm_ms)
-        if choices:
-            floor_times.append(floor_choice(case, choices))
-            continue
-        floor_ms, tokens = floor_text(case)
-        floor_times.append(floor_ms)
-        if tokens != list(answer.token_ids):
-            raise RuntimeError(f'The floor answers {tokens}, the session {answer.token_ids}.')
-    return median(warm_times[1:]), median(floor_times[1:]), answer  # the first one warms up
-
-
-def measure_question(
-    case: FollowupCase, choices: tuple[str, ...], builds: ColdBuildTimer, grids: list[int], repeats: int
-) -> dict:
-    """Return one row. grids: most tokens of a call, as usual and for another cold run."""
-    warm_ms, floor_ms, answer = time_warm_and_floor(case, choices, repeats)
-    cold = [timed(lambda: case.ask(case.question, choices, cold=True)) for _ in range(case.cold_runs)]
-    cold_ms = median(ms for ms, _ in cold)
-    if builds.newest is None:
-        raise RuntimeError('The cold answers computed no state.')
-    warm_table = log_probabilities(case, case.state, answer, choices)
-    cold_table = log_probabilities(case, builds.newest, answer, choices)
-    kept_ms = median(snapshot_restore_ms(case) for _ in range(repeats))
-    return {
-        'question': 'choice' if choices else 'text',
-        'prompt_tokens': case.state.tokens + QUESTION_TOKENS,
-        'question_tokens': answer.tokens_prefilled - sum(map(len, case.state.template.choices(choices))),
-        'answer_tokens': answer.tokens_generated,
-        'cold_ms': cold_ms,
-        'warm_ms': warm_ms,
-        'floor_ms': floor_ms,
-        'speedup': cold_ms / warm_ms,
-        'warm_over_floor': warm_ms / floor_ms,
-        'equal_to_cold': all(
-            (answer.token_ids, answer.choice_index) == (each.token_ids, each.choice_index) for _, each in cold
-        ),
-        'max_logprob_difference': noise.apart(warm_table, cold_table),
-        'noise_floor': noise_floor(case, answer, choices, grids),
-        'snapshot_restore_ms': kept_ms,
-        'snapshot_restore_share': kept_ms / warm_ms,
-        'peers': {},
-    }
-
-
-def measure(vlm: Vlm, frames: int, repeats: int) -> tuple[dict, list[dict]]:
+def measure(vlm: Vlm, shape: Shape, frames: int, rounds: int) -> tuple[dict, list[dict]]:
     """Return one state and its rows."""
-    case = make_case(vlm, frames)
-    grids = [vlms.PREFILL_CHUNK, case.state.live.grid.cells // 2]
-    builds = ColdBuildTimer(case.session)
-    rows = [measure_question(case, choices, builds, grids, repeats) for choices in ((), CHOICES)]
-    state = {'frames': frames, **state_bytes(case.state), 'full_ms': median(builds.times_ms)}
-    ours = case.ask(case.question)
+    case = make_case(vlm, shape, frames)
+    rows = Rows(case, rounds)
+    done = [rows.text(), rows.choice(), rows.standing(), rows.repeated_choice(), rows.repeated_text()]
+    state = {
+        'frames': frames,
+        **state_bytes(case.state),
+        'full_ms': median(rows.builds.times_ms),
+        'snapshot_restore_ms': median(snapshot_restore_ms(case) for _ in range(rounds)),
+    }
     old = [kept.frame for kept in case.state.frames]
-    frame_ms, told_apart = replace_newest(case, FEW_RUNS)
+    state['frame_ms'], told_apart = replace_newest(case, FEW_RUNS)
     new = [kept.frame for kept in case.state.frames]
-    rows[0]['peers'] = Peers(case, old, new, told_apart).measure(ours)
-    return state | {'frame_ms': frame_ms}, [{'frames': frames, **row, 'noise_grids': grids} for row in rows]
+    done[0]['peers'] = Peers(case, old, new, told_apart).measure(rows.answer)
+    done += [rows.changed(), *map(rows.changed_patch, CHANGED_CELLS)]
+    return state, [{'frames': frames, **row} for row in done]
 
 
 def worst(result: dict) -> dict:
     """Return the worst value of each promise over all rows, named with its limit."""
-    rows = result['rows']
     states = result['states']
     most = max(state['frames'] for state in states)
+
+    def rows(*names: str, **fields: Any) -> list[dict]:
+        return [
+            row
+            for row in result['rows']
+            if (not names or row['row'] in names) and all(row[name] == value for name, value in fields.items())
+        ]
+
+    def extreme(best: Any, field: str, chosen: list[dict]) -> Any:
+        return best((row[field] for row in chosen if row[field] is not None), default=None)
+
+    one_pass = rows('choice', 'changed', 'changed_patch', 'standing_10')
+    compared = [row for row in result['rows'] if row['equal_to_cold'] is not None]
+    differences = [row for row in result['rows'] if row['noise_floor'] is not None]
+    choice_ms = {(row['shape'], row['frames']): row['warm_ms'] for row in rows('choice')}
     at_8 = [state['frame_ms'] / state['full_ms'] for state in states if state['frames'] == 8]
+    weighty = {'shape': 'weight_bound'}
     return {
-        'answers equal to cold, share of rows (limit 1)': sum(row['equal_to_cold'] for row in rows) / len(rows),
-        f'log-prob difference warm-cold / its noise floor, largest (limit {noise.FACTOR:g})': max(
-            row['max_logprob_difference'] / row['noise_floor'] for row in rows
+        'passes of a choice, changed, changed_patch or standing_10, most (limit 1)': extreme(max, 'passes', one_pass),
+        'passes of repeated_text, most (limit 1)': extreme(max, 'passes', rows('repeated_text')),
+        'passes of repeated_choice, most (limit 0)': extreme(max, 'passes', rows('repeated_choice')),
+        'answers equal to cold, share of rows (limit 1)': sum(row['equal_to_cold'] for row in compared) / len(compared),
+        f'log-prob difference / its noise floor, largest (limit {noise.FACTOR:g})': max(
+            row['max_logprob_difference'] / row['noise_floor'] for row in differences
         ),
-        'warm / floor, largest (limit 1.10)': max(row['warm_over_floor'] for row in rows),
-        'snapshot + restore / warm, largest (limit 0.01)': max(row['snapshot_restore_share'] for row in rows),
+        **{
+            f'warm / floor of {name}, largest (limit 1.10)': extreme(max, 'warm_over_floor', rows(name))
+            for name in ('text', 'choice', 'standing_10', 'repeated_text', 'changed', 'changed_patch')
+        },
+        **{
+            f'cold / warm of choice, {shape} at {frames} pictures (limit at least {limit})': extreme(
+                min, 'speedup', rows('choice', shape=shape, frames=frames)
+            )
+            for shape, frames, limit in (('gemma4', 8, 25), ('gemma4', 32, 80), ('qwen2_5_vl', 20, 80))
+        },
+        'in turn / warm of changed_patch, weight_bound, least (limit at least 2.5)': extreme(
+            min, 'in_turn_over_warm', rows('changed_patch', **weighty)
+        ),
+        'one by one / warm of standing_10, weight_bound (limit at least 6)': extreme(
+            min, 'one_by_one_over_warm', rows('standing_10', **weighty)
+        ),
+        'snapshot + restore / warm choice, largest (limit 0.01)': max(
+            state['snapshot_restore_ms'] / choice_ms[state['shape'], state['frames']] for state in states
+        ),
         'frame / full at 8 pictures, largest (limit 0.167)': max(at_8, default=None),
         f'held / (1.1 x K and V the tokens need + rings) at {most} pictures, largest (limit 1)': max(
             state['held_bytes'] / (1.1 * state['needed_bytes'] + state['ring_bytes'])
             for state in states
             if state['frames'] == most
         ),
+        'noise: the same arm twice, least ratio': extreme(min, 'noise', result['rows']),
+        'noise: the same arm twice, largest ratio': extreme(max, 'noise', result['rows']),
     }
 
 
 COLUMNS = (
-    ('shape', 11),
+    ('shape', 12),
     ('pictures', 8),
-    ('question', 8),
-    ('cold ms', 9),
-    ('warm ms', 9),
-    ('floor ms', 9),
+    ('row', 15),
+    ('passes', 6),
+    ('cold', 8),
+    ('in turn', 8),
+    ('warm', 8),
+    ('floor', 8),
     ('cold/warm', 9),
+    ('turn/warm', 9),
     ('warm/floor', 10),
+    ('noise', 6),
     ('equal', 5),
     *((f'{name}/warm', len(name) + 9) for name in PEERS),
 )
 
 
 def line(row: dict) -> str:
-    """Return a row of the table. A peer is marked wrong or, after the newest picture was replaced, stale."""
+    """Return a row of the table: processor times. A peer is marked wrong or, after a new picture, stale."""
 
     def peer(name: str) -> str:
         entry = row['peers'].get(name)
         if entry is None:
-            return 'no choices'
+            return ''
         if entry['ms'] is None:
             return 'cannot'
         wrong = '' if entry['answer_right'] else ' wrong'
         stale = ' stale' if entry['answer_right_after_new_picture'] is False else ''
-        return f'{entry["ms"] / row["warm_ms"]:.1f}{wrong}{stale}'
+        return f'{entry["cpu_ms"] / row["warm_cpu_ms"]:.1f}{wrong}{stale}'
 
+    def number(value: float | None, digits: int) -> str:
+        return '' if value is None else f'{value:.{digits}f}'
+
+    in_turn = 'one_by_one' if row['row'] == 'standing_10' else 'in_turn'
+    cells = f' {row["changed_cells"]}' if row['changed_cells'] else ''
     values = (
         row['shape'],
         row['frames'],
-        row['question'],
-        f'{row["cold_ms"]:.1f}',
-        f'{row["warm_ms"]:.1f}',
-        f'{row["floor_ms"]:.1f}',
-        f'{row["speedup"]:.1f}',
-        f'{row["warm_over_floor"]:.2f}',
-        'yes' if row['equal_to_cold'] else 'NO',
+        row['row'] + cells,
+        row['passes'],
+        *(number(row[f'{arm}_cpu_ms'], 2) for arm in ('cold', in_turn, 'warm', 'floor')),
+        number(row['speedup'], 1),
+        number(row[f'{in_turn}_over_warm'], 2),
+        number(row['warm_over_floor'], 2),
+        number(row['noise'], 2),
+        {True: 'yes', False: 'NO', None: ''}[row['equal_to_cold']],
         *map(peer, PEERS),
     )
     return '  '.join(str(value).rjust(width) for value, (_, width) in zip(values, COLUMNS))
@@ -215,7 +230,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--frames', nargs='+', type=int, default=[1, 8, 20, 32], help='pictures in the state; default: %(default)s'
     )
-    parser.add_argument('--repeats', type=int, default=5, help='warm and floor runs of each; default: %(default)s')
+    parser.add_argument('--rounds', type=int, default=9, help='runs of each arm; default: %(default)s')
     parser.add_argument('--tiny', action='store_true', help="the tests' models: to try this program, not to time")
     parser.add_argument('--output', type=Path, default=OUTPUT, help='the JSON file; default: %(default)s')
     return parser
@@ -224,20 +239,30 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Measure, print the table and the JSON line, and write the file."""
     arguments = build_parser().parse_args(argv)
+    started_s = time.perf_counter()
+    cv2.setNumThreads(1)
     result: dict[str, Any] = {'rows': [], 'states': [], 'shapes': {}}
-    print('  '.join(title.rjust(width) for title, width in COLUMNS), flush=True)
-    for shape in arguments.shapes:
+    print('processor milliseconds\n' + '  '.join(title.rjust(width) for title, width in COLUMNS), flush=True)
+    for name in arguments.shapes:
+        shape = SHAPES[name]
         with tempfile.TemporaryDirectory() as folder:
-            vlm = loading.load(str(SHAPES[shape](Path(folder) / shape, arguments.tiny)))
-        for frames in arguments.frames:
-            state, rows = measure(vlm, frames, arguments.repeats)
-            result['states'].append({'shape': shape, **state})
-            result['rows'] += [{'shape': shape, **row} for row in rows]
-            print(*(line({'shape': shape, **row}) for row in rows), sep='\n', flush=True)
-        result['shapes'][shape] = {
+            vlm = loading.load(str(shape.write(Path(folder) / name, arguments.tiny)))
+        for frames in shape.frames or arguments.frames:
+            state, rows = measure(vlm, shape, frames, arguments.rounds)
+            result['states'].append({'shape': name, **state})
+            result['rows'] += [{'shape': name, **row} for row in rows]
+            print(*(line({'shape': name, **row}) for row in rows), sep='\n', flush=True)
+        result['shapes'][name] = {
             'parameters': parameter_count(vlm),
+            'text_bytes': text_bytes(vlm),
             'cells': vlm.see(picture(0, size=(SIDE_PX, SIDE_PX)).rgb)[1].cells,
+            'passes': pass_times(make_case(vlm, shape, 1), arguments.rounds),
         }
+    result['machine'] = {
+        'wall_over_processor': median(row['warm_ms'] / row['warm_cpu_ms'] for row in result['rows']),
+        **{name: os.environ.get(name) for name in ('OPENBLAS_NUM_THREADS', 'OPENBLAS_CORETYPE')},
+        'minutes': (time.perf_counter() - started_s) / 60,
+    }
     result['worst'] = worst(result)
     for name, value in result['worst'].items():
         print(f'{name}: {"not measured" if value is None else f"{value:.4g}"}')

@@ -12,112 +12,196 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The least that a follow-up question can cost, its forward calls on a ready cache; and log-probabilities."""
+
+"""The least that a follow-up question can cost: forward calls on a ready cache, and nothing else."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import cast
 
 import mlx.core as mx
 import numpy as np
-from followup_case import ANSWER_TOKENS, FollowupCase, build_on_grid
-from timing import timed
+from followup_case import ANSWER_TOKENS, CHOICES, FollowupCase
+from timing import Run, in_random_order, medians
 
-from vlm_reuse_node.model import kv_cache, noise
-from vlm_reuse_node.session.answer import Answer
-from vlm_reuse_node.session.state import State
+from vlm_reuse_node.model import pass_cache
+from vlm_reuse_node.model.families.sparse_vision import padded
+from vlm_reuse_node.model.one_pass import WaitingTokens
+from vlm_reuse_node.model.token_tree import NO_ROWS, Block, TokenTree
+
+PASS_TOKENS = (1, 2, 4, 8, 16, 32)
 
 
-def floor_text(case: FollowupCase) -> tuple[float, list[int]]:
-    """Return the milliseconds and the tokens of a text on a ready cache."""
-    family = case.vlm.family
-    cache = _own_copy(case.state.cache)
-    given = case.state.template.question(case.question)
-    answer: list[int] = []
+class ReadyTree(TokenTree):
+    """A tree that makes each of its masks once."""
 
-    def run() -> None:
-        position = case.state.next_position
-        ids = given
+    def mask(self, first: int = 0, window: int | None = None) -> np.ndarray:
+        """See `TokenTree.mask`."""
+        made = vars(self).setdefault('made', {})
+        if (first, window) not in made:
+            made[first, window] = super().mask(first, window)
+        return made[first, window]
+
+
+class OneCall:
+    """One forward call of a tree, on a copy of the cache which no snapshot shares. It can be repeated."""
+
+    def __init__(self, case: FollowupCase, blocks: Sequence[Block], waiting: WaitingTokens | None = None) -> None:
+        """Prepare everything that does not depend on features.
+
+        waiting: the slot of the newest picture, in place of the one that the cache ends with; or rows to write over.
+        """
+        state, self._family = case.state, case.vlm.family
+        is_slot = waiting is not None and not len(waiting.rows)
+        self._cache = before_live(case) if is_slot else own_copy(state.cache)
+        self._before = state._before_live[0].parts
+        slot = [Block(waiting.ids)] if waiting and is_slot else []
+        two_way = waiting.picture if waiting and self._family.two_way else NO_ROWS
+        self._tree = ReadyTree.of(
+            self._cache[0].offset,
+            [*slot, *(Block(block.ids, block.parent + len(slot)) for block in blocks)],
+            waiting.rows if waiting else NO_ROWS,
+            two_way,
+        )
+        first = len(waiting.ids) if waiting else 0
+        behind = state.tokens if waiting else self._cache[0].offset
+        depths = self._tree.places[first:] - behind
+        text = self._family.text_positions(state.next_position, int(depths.max()) + 1)[:, depths]
+        self._ids = [*(waiting.ids if waiting else ()), *(token for block in blocks for token in block.ids)]
+        self._positions = np.concatenate([waiting.positions, text], axis=1) if waiting else text
+        self._keep: list[int] = []
+        for number, block in enumerate(blocks):
+            end = first + len(block.ids)
+            is_parent = any(other.parent == number for other in blocks)
+            self._keep += [end - 1] if is_parent else range(first, end)
+            first = end
+
+    def __call__(self, features: mx.array | None = None) -> mx.array:
+        """Return the logits that are needed. features: of the cells among the waiting tokens."""
+        self._parts = pass_cache.stand_ins(self._cache, self._tree, self._before)
+        embeddings = self._family.embed(self._ids, features)
+        logits = self._family.forward(self._ids, embeddings, self._positions, self._parts, self._keep)
+        mx.eval(logits)
+        return logits
+
+    def undo(self) -> None:
+        """Cut the cache to where it was before the call."""
+        pass_cache.keep(self._parts, 0)
+
+
+def questions(case: FollowupCase, texts: Sequence[str]) -> list[Block]:
+    """Return the blocks of questions with choices."""
+    blocks: list[Block] = []
+    for text in texts:
+        blocks += case.tokenized(text, CHOICES).blocks(len(blocks))
+    return blocks
+
+
+def floor_questions(case: FollowupCase, texts: Sequence[str]) -> Callable[[], Run]:
+    """Return the arm that runs questions with choices on an unchanged state: one forward call."""
+    call = OneCall(case, questions(case, texts))
+
+    def arm() -> Run:
+        done = case.run(call)
+        call.undo()
+        return done
+
+    return arm
+
+
+def floor_changed(case: FollowupCase) -> Callable[[], Run]:
+    """Return the arm of a new picture: one call of the vision tower, one of its slot, the question and the choices."""
+    state, family = case.state, case.vlm.family
+    start = state._before_live[1]
+    ids = state._ids[start:]
+    slot = WaitingTokens(ids, state.live.features, state._positions[:, start:], NO_ROWS, start + family.cells(ids))
+    call = OneCall(case, questions(case, [case.question]), slot)
+
+    def arm() -> Run:
+        pixels, grid = family.prepare(case.newest.rgb)
+        done = case.run(lambda: call(family.encode(pixels, grid)))
+        call.undo()
+        return done
+
+    return arm
+
+
+def floor_patch(case: FollowupCase, cells: np.ndarray) -> Callable[[], Run]:
+    """Return the arm of some changed cells: their encoding, and one forward call of them, question and choices."""
+    state, family = case.state, case.vlm.family
+    live = family.cells(state._ids)[-state.live.grid.cells :]
+    end = len(state._ids)
+    rows = padded(np.concatenate([live[cells], np.arange(live[-1] + 1, end)]), end)
+    ids = [state._ids[row] for row in rows]
+    among = mx.array(np.searchsorted(live, rows[family.cells(ids)]))
+    given = WaitingTokens(ids, state.live.features[among], state._positions[:, rows], rows, live)
+    call = OneCall(case, questions(case, [case.question]), given)
+
+    def arm() -> Run:
+        grid, older = case.state.live.grid, case.state.live.vision
+        pixels = family.prepare_cells(case.newest.rgb, grid, cells)
+
+        def encode_and_run() -> mx.array:
+            vision = family.encode_cells(pixels, grid, cells, older)
+            mx.eval(vision)
+            return call(vision.features[among])
+
+        done = case.run(encode_and_run)
+        call.undo()
+        return done
+
+    return arm
+
+
+def floor_text(case: FollowupCase, text: str) -> Run:
+    """Run a question and the tokens of its answer, one call for each. The result is these tokens."""
+    family, state = case.vlm.family, case.state
+    cache, given = own_copy(state.cache), case.tokenized(text).tokens
+
+    def write() -> list[int]:
+        answer: list[int] = []
+        position, ids = state.next_position, given
         while True:
             logits = family.forward(ids, family.embed(ids), family.text_positions(position, len(ids)), cache)
             answer.append(cast(int, mx.argmax(logits[-1]).item()))
             if len(answer) == ANSWER_TOKENS:
-                return
+                return answer
             position += len(ids)
             ids = answer[-1:]
 
-    ms, _ = timed(run)
-    return ms, answer
+    return case.run(write)
 
 
-def floor_choice(case: FollowupCase, choices: Sequence[str]) -> float:
-    """Return the milliseconds of the forward calls of a choice on ready caches."""
-    family = case.vlm.family
-    given = case.state.template.question(case.question)
-    ids_of = case.state.template.choices(choices)
-    cache = _own_copy(case.state.cache)
+def floor_draft(case: FollowupCase, text: str, answer: Sequence[int]) -> Run:
+    """Run a question together with its answer, in one call. The result are the tokens that the model would write."""
+    family, state = case.vlm.family, case.state
+    cache, ids = own_copy(state.cache), [*case.tokenized(text).tokens, *answer[:-1]]
+    positions = family.text_positions(state.next_position, len(ids))
 
-    def run(own: list, ids: list[int], positions: np.ndarray, kept: int, mask: mx.array | None) -> float:
-        masked = {} if mask is None else {'mask': mask}
-        ms, _ = timed(lambda: mx.eval(family.forward(ids, family.embed(ids), positions, own, kept, **masked)))
-        return ms
+    def verify() -> list[int]:
+        logits = family.forward(ids, family.embed(ids), positions, cache, range(-len(answer), 0))
+        return cast(list[int], mx.argmax(logits, axis=-1).tolist())
 
-    ms = run(cache, given, family.text_positions(case.state.next_position, len(given)), 1, None)
-    start = case.state.next_position + len(given)
-    if not family.takes_mask:  # one call for each choice
-        for ids in ids_of:
-            ms += run(_own_copy(cache), ids, family.text_positions(start, len(ids)), len(ids), None)
-        return ms
-    together = [token for ids in ids_of for token in ids]
-    positions = np.concatenate([family.text_positions(start, len(ids)) for ids in ids_of], 1)
-    mask = _choices_mask([len(ids) for ids in ids_of], case.state.tokens + len(given))
-    return ms + run(_own_copy(cache), together, positions, len(together), mask)
+    return case.run(verify)
 
 
-def log_probabilities(case: FollowupCase, state: State, answer: Answer, choices: tuple[str, ...]) -> np.ndarray:
-    """Return the log-probabilities (tokens, vocabulary) along a given text, or those of the choices, (choices,)."""
-    vlm = case.vlm
-    ids = state.template.question(case.question)
-    cache = state.cache or []
-    start = state.next_position + len(ids)
-    logits = vlm.run(cache, ids, vlm.family.text_positions(state.next_position, len(ids)))
-    if choices:
-        scores = np.log(vlm.score(cache, logits, start, state.template.choices(choices)))
-        state.restore()
-        return scores
-    rows = [logits]
-    for number, token in enumerate(answer.token_ids[:-1]):
-        rows.append(vlm.run(cache, [token], vlm.family.text_positions(start + number, 1)))
-    state.restore()
-    table = np.array(mx.concatenate(rows), np.float64)
-    table -= table.max(axis=-1, keepdims=True)
-    return table - np.log(np.exp(table).sum(axis=-1, keepdims=True))
+def pass_times(case: FollowupCase, rounds: int) -> dict[int, dict]:
+    """Return the medians of a pass behind the state, by its number of tokens."""
+
+    def arm(tokens: int) -> Run:
+        family, position = case.vlm.family, case.state.next_position
+        cache, ids = own_copy(case.state.cache), case.state._ids[:1] * tokens
+        positions = family.text_positions(position, tokens)
+        return case.run(lambda: mx.eval(family.forward(ids, family.embed(ids), positions, cache)))
+
+    arms = {str(tokens): partial(arm, tokens) for tokens in PASS_TOKENS}
+    runs = in_random_order(arms, rounds, case.chance)
+    return {int(tokens): medians('pass', each) for tokens, each in runs.items()}
 
 
-def noise_floor(case: FollowupCase, answer: Answer, choices: tuple[str, ...], grids: list[int]) -> float:
-    """Return how far rounding moves `log_probabilities` behind a cold state of the kept pictures."""
-
-    def cold(grid: int, features: list[mx.array]) -> np.ndarray:
-        return log_probabilities(case, build_on_grid(case, grid, features), answer, choices)
-
-    features = [encoded.features for encoded in case.state.frames]
-    return noise.floor(features, *(partial(cold, grid) for grid in grids))
-
-
-def snapshot_restore_ms(case: FollowupCase) -> float:
-    """Return the milliseconds of taking a snapshot and, once a question has run behind it, of going back."""
-    vlm = case.vlm
-    state = case.state
-    take_ms, snapshot = timed(lambda: kv_cache.take(state.cache))
-    ids = state.template.question(case.question)
-    vlm.run(state.cache, ids, vlm.family.text_positions(state.next_position, len(ids)))
-    restore_ms, _ = timed(lambda: kv_cache.restore(state.cache, snapshot))
-    return take_ms + restore_ms
-
-
-def _own_copy(cache: list) -> list:
-    """The cache with arrays that nothing else holds, so that writing into them copies nothing."""
+def own_copy(cache: list) -> list:
+    """Return the cache with arrays that nothing else holds, so that writing into them copies nothing."""
     copied = copy.deepcopy(cache)
     for entry in copied:
         entry.keys = mx.array(np.array(entry.keys))
@@ -125,8 +209,12 @@ def _own_copy(cache: list) -> list:
     return copied
 
 
-def _choices_mask(lengths: list[int], held: int) -> mx.array:
-    """(choices' tokens, held + choices' tokens) bool: each token sees the cache, and its own choice up to itself."""
-    owner = np.repeat(np.arange(len(lengths)), lengths)
-    among = (owner[:, None] == owner[None]) & np.tri(len(owner), dtype=bool)
-    return mx.array(np.concatenate([np.ones((len(owner), held), bool), among], axis=1))
+def before_live(case: FollowupCase) -> list:
+    """Return such a copy of the cache that ends before the slot of the newest picture."""
+    copied = own_copy(case.state.cache)
+    for entry, saved in zip(copied, case.state._before_live[0].parts):
+        if isinstance(saved, dict):
+            entry.__dict__ = copy.deepcopy(saved)
+        else:
+            entry.offset = saved
+    return copied

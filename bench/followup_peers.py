@@ -23,7 +23,7 @@ from mlx_vlm import apc, generate
 from mlx_vlm.generate import PromptCacheState
 from mlx_vlm.prompt_utils import apply_chat_template
 from PIL import Image
-from timing import timed
+from timing import Run
 
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.session.answer import Answer
@@ -50,9 +50,10 @@ class Peers:
             runs = [self.run(self.case.question, self.old) for _ in range(self.case.cold_runs)]
         except Exception as error:
             return dict.fromkeys(PEERS, _failure(error))
-        answer = runs[0][1]
+        answer = runs[0].result[0]
         cold = {
-            'ms': median(ms for ms, *_ in runs),
+            'ms': median(run.ms for run in runs),
+            'cpu_ms': median(run.cpu_ms for run in runs),
             'tokens_reused': 0,
             'answer_right': True,
             'answer_right_after_new_picture': True,
@@ -70,8 +71,8 @@ class Peers:
             'APC': self.follow_up(answer, apc_manager=apc_manager),
         }
 
-    def run(self, text: str, frames: list[Frame], **options: Any) -> tuple[float, list[int], int]:
-        """Answer; return milliseconds, the answer's tokens, and the prompt tokens that were reused."""
+    def run(self, text: str, frames: list[Frame], **options: Any) -> Run:
+        """Answer. The result is the answer's tokens, and the number of prompt tokens that were reused."""
         model = self.case.vlm._model
         processor = self.case.vlm._processor
         chat = [{'role': 'user', 'content': text}]
@@ -81,8 +82,12 @@ class Peers:
             'max_tokens': ANSWER_TOKENS,
             'temperature': 0.0,
         }
-        ms, result = timed(lambda: generate(model, processor, **options))
-        return ms, list(result.token_ids or ()), result.cached_tokens
+
+        def answer() -> tuple[list[int], int]:
+            result = generate(model, processor, **options)
+            return list(result.token_ids or ()), result.cached_tokens
+
+        return self.case.run(answer)
 
     def follow_up(self, answer: list[int], **options: Any) -> dict:
         """Return the entry of one that keeps something between questions. answer: the right one."""
@@ -90,21 +95,22 @@ class Peers:
         other = self.case.other
         try:
             runs = [self.run(question, self.old, **options)]
-            while len(runs) < FEW_RUNS and runs[-1][0] < SLOW_MS:
+            while len(runs) < FEW_RUNS and runs[-1].ms < SLOW_MS:
                 self.run(other, self.old, **options)
                 runs.append(self.run(question, self.old, **options))
             entry = {
-                'ms': median(ms for ms, *_ in runs),
-                'tokens_reused': max(reused for *_, reused in runs),
-                'answer_right': all(ids == answer for _, ids, _ in runs),
+                'ms': median(run.ms for run in runs),
+                'cpu_ms': median(run.cpu_ms for run in runs),
+                'tokens_reused': max(run.result[1] for run in runs),
+                'answer_right': all(run.result[0] == answer for run in runs),
                 'answer_right_after_new_picture': None,
             }
             if not entry['tokens_reused']:
                 return entry | {'reason': 'Nothing is reused: every answer is a cold one.'}
             if not self.told_apart:
                 return entry | {'reason': 'No new picture was found that changes the cold answer.'}
-            _, after, _ = self.run(other, self.new, **options)
-            _, cold, _ = self.run(other, self.new)
+            after, _ = self.run(other, self.new, **options).result
+            cold, _ = self.run(other, self.new).result
             return entry | {'answer_right_after_new_picture': after == cold}
         except Exception as error:
             return _failure(error)
@@ -114,6 +120,7 @@ def _failure(error: Exception) -> dict:
     """The entry of a peer that cannot run."""
     return {
         'ms': None,
+        'cpu_ms': None,
         'tokens_reused': None,
         'answer_right': None,
         'answer_right_after_new_picture': None,

@@ -43,6 +43,7 @@ import cv2
 import drift
 import mlx.core as mx
 import numpy as np
+from rectangle_camera import RectangleCamera
 from results import publish
 from shapes import parameter_count, write_qwen2_5_vl
 from timing import wall_and_cpu_ms
@@ -82,41 +83,6 @@ COLUMNS = (
     ('full/patch', 11),
     ('frame/patch', 12),
 )
-
-
-class RectangleCamera:
-    """Gives frames in which the same cells differ from the frame before: a rectangle in the middle."""
-
-    def __init__(self, first: Frame, grid: Grid, cells: int) -> None:
-        """Change so many cells, in a rectangle as square as possible."""
-        self._first = first
-        self._count = 0
-        columns = min(grid.columns, int(np.ceil(np.sqrt(cells * grid.columns / grid.rows)))) if cells else 0
-        rows = -(-cells // columns) if cells else 0
-        top = (grid.rows - rows) // 2
-        left = (grid.columns - columns) // 2
-        self._mask = np.zeros(grid, np.uint8)
-        for number in range(cells):
-            self._mask[top + number // columns, left + number % columns] = 1
-
-    @property
-    def cells(self) -> int:
-        """How many cells are changed."""
-        return int(self._mask.sum())
-
-    def frame(self) -> Frame:
-        """Return the next frame."""
-        self._count += 1
-        height, width = SIZE
-        rows, columns = self._mask.shape
-        # Only pixels inside the cells: a pixel on an edge would change the neighbouring cell too.
-        inside = np.zeros((rows * 4, columns * 4), np.uint8)
-        inside[1::4, 1::4] = inside[2::4, 2::4] = inside[1::4, 2::4] = inside[2::4, 1::4] = self._mask
-        where = cv2.resize(inside, (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)
-        rgb = self._first.rgb.copy()
-        if self._count % 2:
-            rgb[where] ^= 0x80
-        return Frame(rgb, self._first.stamp_ns + 1_000_000 * self._count)
 
 
 def noisy(first: Frame, count: int) -> list[Frame]:

@@ -20,7 +20,8 @@ Special tokens have no weight in the output, so that an answer never ends before
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,17 @@ QWEN = {
     'rope_theta': 1e6,
     'max_position_embeddings': CONTEXT,
 }
+WEIGHT_BOUND = QWEN | {
+    'hidden_size': 1024,
+    'intermediate_size': 5504,
+    'num_hidden_layers': 5,
+    'num_attention_heads': 8,
+}
+WEIGHT_BOUND_CELLS = 16
 QWEN_VISION = {
     'depth': 2,
     'hidden_size': 320,
     'intermediate_size': 1280,
-    'out_hidden_size': 512,
     'num_heads': 4,
     'window_size': 112,
     'fullatt_block_indexes': [1],
@@ -89,16 +96,17 @@ GEMMA_VISION = {
 }
 
 
-def write_qwen2_5_vl(folder: Path, tiny: bool = False, cells: int = CELLS) -> Path:
+def write_qwen2_5_vl(folder: Path, tiny: bool = False, cells: int = CELLS, text: dict[str, Any] = QWEN) -> Path:
     """Write a Qwen2.5-VL of 30 M parameters and 64 cells a picture. tiny: the tests' model with 12 cells instead.
 
     cells: most of a picture, a square number. Pictures that are not square get fewer: rows and columns are whole.
+    text: the language model's configuration.
     """
     tiny_model.write_tiny_model(folder, SEED)
     config = _read(folder / 'config.json')
     if not tiny:
-        config |= QWEN
-        config['vision_config'] |= QWEN_VISION
+        config |= text
+        config['vision_config'] |= QWEN_VISION | {'out_hidden_size': text['hidden_size']}
         _write(folder / 'config.json', config)
         cell = 2 * config['vision_config']['patch_size']
         side = round(cells**0.5) * cell
@@ -111,9 +119,9 @@ def write_qwen2_5_vl(folder: Path, tiny: bool = False, cells: int = CELLS) -> Pa
 def write_gemma4(folder: Path, tiny: bool = False) -> Path:
     """Write a Gemma 4 of 30 M parameters and 64 cells a picture, five sliding layers for each full one.
 
-    Its window of 512 tokens is shorter than the prompt from 8 pictures on. tiny: the tests' model, a window of 16.
+    Its window of 512 tokens is shorter than the prompt from 8 pictures on. tiny: the tests' model, a window of 32.
     """
-    tiny_gemma4.write_tiny_gemma4(folder, seed=SEED)
+    tiny_gemma4.write_tiny_gemma4(folder, window=32, seed=SEED)
     config = _read(folder / 'config.json')
     if not tiny:
         config |= {'hidden_size': GEMMA_TEXT['hidden_size'], 'vision_soft_tokens_per_image': CELLS}
@@ -130,13 +138,45 @@ def write_gemma4(folder: Path, tiny: bool = False) -> Path:
     return folder
 
 
-SHAPES = {'qwen2_5_vl': write_qwen2_5_vl, 'gemma4': write_gemma4}
+def write_weight_bound(folder: Path, tiny: bool = False) -> Path:
+    """Write a Qwen2.5-VL whose language model has 100 M parameters (410 MB), and 16 cells a picture.
+
+    A pass of a few tokens costs the reading of the weights, as on a device with fast arithmetic. tiny: the tests'
+    model.
+    """
+    return write_qwen2_5_vl(folder, tiny, WEIGHT_BOUND_CELLS, WEIGHT_BOUND)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A shape, and what it is asked.
+
+    write: (folder, tiny) writes its model. question_tokens: of a question, the end of the chat template included.
+    frames: the numbers of pictures that it is measured with; (): any.
+    """
+
+    write: Callable[[Path, bool], Path]
+    question_tokens: int = 12
+    frames: tuple[int, ...] = ()
+
+
+SHAPES = {
+    'qwen2_5_vl': Shape(write_qwen2_5_vl),
+    'gemma4': Shape(write_gemma4),
+    'weight_bound': Shape(write_weight_bound, question_tokens=5, frames=(1,)),
+}
 
 
 def parameter_count(vlm: Vlm) -> int:
     """Return the number of parameters of a loaded model."""
     leaves: Any = tree_flatten(vlm._model.parameters())
     return sum(array.size for _, array in leaves)
+
+
+def text_bytes(vlm: Vlm) -> int:
+    """Return the bytes of a loaded model's language model."""
+    leaves: Any = tree_flatten(vlm._model.language_model.parameters())
+    return sum(array.nbytes for _, array in leaves)
 
 
 def _set_output(folder: Path, name: str, tokens: Sequence[str], scale: float = 1.0) -> None:

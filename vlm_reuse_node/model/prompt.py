@@ -19,6 +19,7 @@ the same for every question, so its state is reused. A follow-up question pays o
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from mlx_vlm.prompt_utils import apply_chat_template
@@ -28,6 +29,8 @@ from vlm_reuse_node.model.families.base import Family
 
 PLAIN_QUESTION = 'what is this?'
 LONGEST_CHOICE_TOKENS = 256
+# Planners ask the same questions again and again: so many texts are tokenized once. Each takes about a millisecond.
+REMEMBERED_TEXTS = 256
 
 
 class PromptTemplate:
@@ -63,6 +66,8 @@ class PromptTemplate:
         self.prefix = ids[: slots[-1]]
         self._suffix = ids[slots[-1] :]
         self._plain_specials = self._specials(ids)
+        self._question = lru_cache(REMEMBERED_TEXTS)(self._question_tokens)
+        self._choice = lru_cache(REMEMBERED_TEXTS)(self._choice_tokens)
 
     def extends(self, shorter: 'PromptTemplate') -> bool:
         """Whether this prompt is the shorter one with more pictures before the snapshot, and nothing else changed."""
@@ -74,11 +79,7 @@ class PromptTemplate:
         Raises InvalidRequestError when the text holds one of the model's special tokens: it must never become a
         picture or a turn of the chat.
         """
-        self._refuse_special(text, 'The question')
-        ids = self._ids(text)
-        if ids[: len(self.prefix)] != self.prefix or self._specials(ids) != self._plain_specials:
-            raise InvalidRequestError('The tokenizer makes special tokens of the question; expected plain text.')
-        return ids[len(self.prefix) :]
+        return list(self._question(text))
 
     def choices(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of each possible answer.
@@ -88,8 +89,7 @@ class PromptTemplate:
         """
         tokens = []
         for text in texts:
-            self._refuse_special(text, 'A choice')
-            ids = list(self._tokenizer(text.strip(), add_special_tokens=False)['input_ids'])
+            ids = list(self._choice(text))
             if not ids or self._specials(ids) or ids in tokens:
                 raise InvalidRequestError(
                     f"To this model the choice '{text}' is empty, a special token or the same as another choice; "
@@ -101,6 +101,17 @@ class PromptTemplate:
                 )
             tokens.append(ids)
         return tokens
+
+    def _question_tokens(self, text: str) -> list[int]:
+        self._refuse_special(text, 'The question')
+        ids = self._ids(text)
+        if ids[: len(self.prefix)] != self.prefix or self._specials(ids) != self._plain_specials:
+            raise InvalidRequestError('The tokenizer makes special tokens of the question; expected plain text.')
+        return ids[len(self.prefix) :]
+
+    def _choice_tokens(self, text: str) -> list[int]:
+        self._refuse_special(text, 'A choice')
+        return list(self._tokenizer(text.strip(), add_special_tokens=False)['input_ids'])
 
     def _ids(self, question: str) -> list[int]:
         chat = [{'role': 'system', 'content': self._system}] if self._system else []

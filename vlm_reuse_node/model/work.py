@@ -16,7 +16,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -48,10 +48,10 @@ class Work:
         return self.vision_tokens + self.prefill_tokens + self.decode_tokens
 
     def __add__(self, other: 'Work') -> 'Work':
-        return Work(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other))))
+        return Work(*(mine + theirs for mine, theirs in zip(vars(self).values(), vars(other).values())))
 
     def __sub__(self, other: 'Work') -> 'Work':
-        return Work(*(mine - theirs for mine, theirs in zip(astuple(self), astuple(other))))
+        return Work(*(mine - theirs for mine, theirs in zip(vars(self).values(), vars(other).values())))
 
 
 class Cost:

@@ -168,8 +168,8 @@ class History:
         count, limit = len(state.frames), config.history_frames
         if count == 0 or limit == 0:
             return limit
-        frame_mb = self._needed_mb(state, 2) - self._needed_mb(state, 1)
-        fitting = int((config.max_cache_mb - self._needed_mb(state, 0)) / frame_mb) - 1
+        frame_mb, vision_mb = self._frame_and_vision_mb(state)
+        fitting = int((config.max_cache_mb - vision_mb) / frame_mb) - 1
         if self._vlm.context is not None:
             fitting = min(fitting, int(CONTEXT_SHARE * self._vlm.context * count / state.tokens) - 1)
         room = max(0, min(limit, fitting))
@@ -187,11 +187,16 @@ class History:
             )
         return room
 
+    def _needed_mb(self, state: State, frames: int) -> float:
+        """Estimated memory of this many frames."""
+        frame_mb, vision_mb = self._frame_and_vision_mb(state)
+        return frame_mb * frames + vision_mb
+
     @staticmethod
-    def _needed_mb(state: State, frames: int) -> float:
-        """Estimated memory of this many frames, from the held frames. Only the live frame has a vision state."""
+    def _frame_and_vision_mb(state: State) -> tuple[float, float]:
+        """Memory of a frame, from the held frames, and of the vision state, which only the live frame has."""
         vision = state.live.nbytes - state.live.features.nbytes if state.has_live else 0
-        return ((state.held_bytes - vision) / len(state.frames) * frames + vision) / 1e6
+        return (state.held_bytes - vision) / len(state.frames) / 1e6, vision / 1e6
 
     def _cut(
         self, state: State, frames: tuple[EncodedFrame, ...], most: int, encoded: EncodedFrame, check: Check
