@@ -126,27 +126,31 @@ def asked(vlm, count):
     for text, choices in list(zip(TEXTS, CHOICES))[:count]:
         number = len(blocks)
         blocks.append(Block(tokens(vlm, text)))
-        blocks += [Block(tokens(vlm, choice), number) for choice in choices]
+        blocks += [Block(tokens(vlm, choice), number, is_answer=True) for choice in choices]
     return blocks
 
 
 def drafted(vlm):
     """A question, and an answer that may be its own."""
-    return [Block(tokens(vlm, TEXTS[0])), Block(tokens(vlm, 'no it is not'), 0)]
+    return [Block(tokens(vlm, TEXTS[0])), Block(tokens(vlm, 'no it is not'), 0, is_answer=True)]
+
+
+def behind(blocks, count):
+    """The blocks, when so many others come before them in the call."""
+    return [block._replace(parent=block.parent if block.parent < 0 else block.parent + count) for block in blocks]
 
 
 def chain(blocks, number):
     """The texts that a block follows, and itself."""
-    ids, parent = blocks[number]
-    return [*(chain(blocks, parent) if parent >= 0 else []), ids]
+    block = blocks[number]
+    return [*(chain(blocks, block.parent) if block.parent >= 0 else []), block.ids]
 
 
 def check_logits(flat, blocks, reading, bound):
     """They are those of each block behind what it follows, and nothing else."""
     for number, logits in enumerate(reading.logits):
         found = flat.logits(*chain(blocks, number))[-1]
-        is_parent = number in {block.parent for block in blocks}
-        assert logits.shape == ((1 if is_parent else len(blocks[number].ids)), found.shape[1])
+        assert logits.shape == (len(blocks[number].ids) if blocks[number].is_answer else 1, found.shape[1])
         assert apart(logits, found[-len(logits) :]) < bound
 
 
@@ -269,7 +273,7 @@ def test_blocks_that_stay_are_what_comes_next_sees(vlm, bounds, stay):
     """Tokens that are decoded one by one; the other questions are gone."""
     twins = Twins(vlm, 1)
     twins.replace(2)
-    blocks = [*drafted(vlm), *(Block(ids, parent if parent < 0 else parent + 2) for ids, parent in asked(vlm, 2))]
+    blocks = [*drafted(vlm), *behind(asked(vlm, 2), 2)]
     twins.read(blocks, stay=stay)
     before = [block.ids for block in blocks[:stay]]
     decoded, count = tokens(vlm, 'two'), sum(map(len, before))
@@ -290,7 +294,10 @@ def test_what_does_not_fit_into_a_call_goes_in_turn_and_finds_the_same(vlm, boun
     monkeypatch.setattr(vlms, 'PREFILL_CHUNK', limit)
     calls, forward = [], vlm.family.forward
     monkeypatch.setattr(vlm.family, 'forward', lambda ids, *args, **kw: calls.append(ids) or forward(ids, *args, **kw))
-    short = [Block(tokens(vlm, 'red')), Block(tokens(vlm, 'yes'), 0)]  # may go with the last chunk of what waits
+    short = [
+        Block(tokens(vlm, 'red')),
+        Block(tokens(vlm, 'yes'), 0, is_answer=True),
+    ]  # may go with the last chunk of what waits
     for number, blocks in enumerate((short, asked(vlm, 3), drafted(vlm))):
         before = vlm.meter.done
         reading, _ = twins.read(blocks)
@@ -344,7 +351,7 @@ def test_what_stays_is_behind_the_state_and_the_others_do_not_see_it_also_in_tur
     twins = Twins(vlm, 1)
     twins.replace(2)
     monkeypatch.setattr(vlms, 'PREFILL_CHUNK', limit)
-    blocks = [*drafted(vlm), *(Block(ids, parent if parent < 0 else parent + 2) for ids, parent in asked(vlm, 2))]
+    blocks = [*drafted(vlm), *behind(asked(vlm, 2), 2)]
     for stay in (2, 1, 0):
         reading, _ = twins.read(blocks, stay=stay)
         check_logits(twins.flat, blocks, reading, bounds[0])
