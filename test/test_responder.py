@@ -15,6 +15,7 @@
 """What one question computes, what is booked for it, and what its answer says about that."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from credit import Idle, give_credit, use_up_credit
@@ -175,6 +176,14 @@ def test_a_new_state_knows_no_answer_of_the_old_one(vlm):
     camera.look(at(4.0, by=0))
     given.append(camera.ask(4.0))
     assert not any(answer.remembered for answer in given) and given[0].token_ids == given[-1].token_ids
+
+
+def test_the_time_of_a_remembered_answer_is_that_of_its_look(camera, monkeypatch):
+    camera.ask()
+    clock = [0.0]
+    monkeypatch.setattr('vlm_reuse_node.session.turn.time', SimpleNamespace(perf_counter=lambda: clock[0]))
+    answer = camera.ask(newest=lambda: clock.append(clock.pop() + 2.0), turn=Turn(asked_s=-1.0))
+    assert answer.remembered and (answer.queue_ms, answer.prefill_ms, answer.total_ms) == (1000, 2000, 3000)
 
 
 def test_an_answer_that_was_not_completed_is_not_remembered(camera):
@@ -438,7 +447,7 @@ def test_what_cold_dense_would_have_spent():
     assert case.cold_work(many) == few and case.cold_work(Work(0, 1)) == Work(0, 1)
     case.is_complete = True
     assert case.cold_work(Work(0, 1)) == few
-    assert case.level == Level.REUSE
+    assert case.level == Level.REUSE and not case.is_remembered
 
 
 def test_the_listener_hears_of_every_stage(camera):
