@@ -196,6 +196,30 @@ def test_a_model_that_fails_fails_them_all_and_the_next_ones_are_right(session, 
     assert {each.status for each in answers} == {Status.OK}
 
 
+def test_what_was_answered_before_the_model_failed_stays_answered(session, monkeypatch):
+    monkeypatch.setattr(responder, 'MOST_TOGETHER', 1)
+    forward, calls = session._vlm.family.forward, []
+
+    def fail(*arguments, **values):
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError('out of memory')
+        return forward(*arguments, **values)
+
+    monkeypatch.setattr(session._vlm.family, 'forward', fail)
+    answers, _ = asked(session, [question(color) for color in COLORS[:4]])
+    assert [each.status.name for each in answers] == ['OK'] + ['MODEL_ERROR'] * 3
+    assert session._refresher.state is None and session.ask(question('one'), now_ns=0).status == Status.OK
+
+
+def test_a_question_that_does_not_fit_into_the_context_is_refused_alone(session, monkeypatch):
+    monkeypatch.setattr(session._vlm, 'context', session._refresher.state.tokens + 14)
+    long = question('red', ('red red red red red red red', 'no'))
+    answers, work = asked(session, [question('red'), long, question('blue')])
+    assert [each.status.name for each in answers] == ['OK', 'INVALID_REQUEST', 'OK'] and work.passes == 1
+    assert 'context' in answers[1].message
+
+
 def queued(color, camera='a', standing=False, cold=False, choices=CHOICES):
     return QueuedQuestion(camera, question(color, choices), 0, cold=cold, is_standing=standing)
 

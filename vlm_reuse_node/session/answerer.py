@@ -114,6 +114,7 @@ class Answerer:
         draft: see `draft`. The answer does not depend on it.
         Raises InvalidRequestError when the question does not fit into the context, Halt, or what the model raises.
         """
+        self.check_room(state, tokenized)
         if tokenized.choices:
             (outcome,) = self.choose(state, [tokenized], turn)
             return outcome
@@ -151,11 +152,11 @@ class Answerer:
     def choose(self, state: State, questions: Sequence[TokenizedQuestion], turn: Turn | SharedTurn) -> list[Outcome]:
         """Score the choices of several questions in one pass; return the most probable one of each.
 
-        Raises as `answer`. The state is restored in any case.
+        For each question there must be room (`check_room`). Raises Halt, or what the model raises. The state is
+        restored in any case.
         """
         blocks: list[Block] = []
         for tokenized in questions:
-            self._most(state, tokenized)
             blocks += tokenized.blocks(len(blocks))
         turn.report('prefill')
         try:
@@ -171,15 +172,19 @@ class Answerer:
         finally:
             state.restore()
 
-    def _most(self, state: State, tokenized: TokenizedQuestion) -> int:
-        """Most tokens of a text: max_tokens, or what the context leaves. Refuses a question that may need more."""
+    def check_room(self, state: State, tokenized: TokenizedQuestion) -> None:
+        """Refuse (InvalidRequestError) a question that may need more than the model's context."""
         prompt, context = state.tokens + len(tokenized.tokens), self._vlm.context or sys.maxsize
         if prompt + tokenized.needed > context:
             raise InvalidRequestError(
                 f'Prompt and answer may take {prompt + tokenized.needed} tokens; expected at most {context}, '
                 f"the model's context. Shorten the question, or allow fewer tokens (max_tokens)."
             )
-        return min(tokenized.question.max_tokens, context - prompt)
+
+    def _most(self, state: State, tokenized: TokenizedQuestion) -> int:
+        """Most tokens of a text: max_tokens, or what the context leaves."""
+        context = self._vlm.context or sys.maxsize
+        return min(tokenized.question.max_tokens, context - state.tokens - len(tokenized.tokens))
 
     def _write(self, tokenized: TokenizedQuestion, most: int, turn: Turn, decode: Decode) -> Outcome:
         """Write free text, or a document under a grammar, of at most `most` tokens."""

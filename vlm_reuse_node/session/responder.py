@@ -83,12 +83,9 @@ class Responder:
                 self._freshen(_open(cases), config)
                 # 3. Answer. If a patched state is not confident enough, compute it whole and answer again.
                 self._reply(_open(cases), config)
-                unsure = self._unsure(_open(cases), config)
-                self._finish([case for case in _open(cases) if case not in unsure], config)
-                if unsure:
+                if unsure := _open(cases):
                     self._refresh(unsure, config, force=True)
                     self._reply(unsure, config)
-                    self._finish(_open(unsure), config)
         finally:
             spent = self._vlm.meter.done - before
             self._account.book_questions(spent, cold_work(cases, spent), config.upkeep_share)
@@ -158,25 +155,36 @@ class Responder:
                 case.level = max(case.level, refresh.level, key=list(Level).index)
 
     def _reply(self, cases: Sequence[Case], config: Config) -> None:
-        """Give each question the remembered answer, or let the model answer; some questions with choices at once."""
-        state = self._refresher.state
-        for batch in self._batches(state, [case for case in cases if not self._recall(case, state)]):
-            with self._ending(batch):
+        """Give each question the remembered answer, or let the model answer; some questions with choices at once.
+
+        Questions to which a patched state gives no answer that is confident enough stay open.
+        """
+        state, unknown = self._refresher.state, []
+        for case in cases:
+            with self._ending([case]):
+                self._answerer.check_room(state, case.tokenized)
+                if outcome := self._memory.recall(state.version, case.tokenized):
+                    case.recall(outcome)
+                    self._finish(case, state, config)
+                else:
+                    unknown.append(case)
+        for batch in self._batches(state, unknown):
+            with self._ending(batch, failures=False):
                 for case, outcome in zip(batch, self._compute(state, batch, config)):
                     case.reply(outcome)
                     self._memory.remember(state.version, case.tokenized, outcome)
-        for case in _open(cases):
-            if case.outcome:
-                answer = self._answerer.work(state, case.tokenized, case.outcome)
-                case.cold = self._refresher.prices.cold(state) + answer
+            for case in _open(batch):
+                self._finish(case, state, config)
 
-    def _recall(self, case: Case, state: State) -> bool:
-        """Give a question its remembered answer, if there is one."""
-        outcome = self._memory.recall(state.version, case.tokenized)
-        if outcome is None:
-            return False
-        case.recall(outcome)
-        return True
+    def _finish(self, case: Case, state: State, config: Config) -> None:
+        """Complete the answer and hand a share of all to the audit, unless the question must be asked again."""
+        answer = self._answerer.work(state, case.tokenized, case.outcome)
+        case.cold = self._refresher.prices.cold(state) + answer
+        if not (state.live.exact or case.escalated) and case.outcome.confidence < config.min_confidence:
+            case.escalated = True
+            return
+        self._auditor.note(case.outcome, case.tokenized, state, config)
+        case.end(self._answer(case, state))
 
     def _compute(self, state: State, batch: Sequence[Case], config: Config) -> list[Outcome]:
         if batch[0].tokenized.choices:
@@ -214,22 +222,6 @@ class Responder:
         if batch:
             yield batch
 
-    def _unsure(self, cases: Sequence[Case], config: Config) -> list[Case]:
-        """The questions to which a patched state gave an answer that is not confident enough."""
-        if self._refresher.state is None or self._refresher.state.live.exact:
-            return []
-        unsure = [case for case in cases if case.outcome.confidence < config.min_confidence]
-        for case in unsure:
-            case.escalated = True
-        return unsure
-
-    def _finish(self, cases: Sequence[Case], config: Config) -> None:
-        """Complete the answers, and hand a share of them to the audit."""
-        state = self._refresher.state
-        for case in cases:
-            self._auditor.note(case.outcome, case.tokenized, state, config)
-            case.end(self._answer(case, state))
-
     def _answer(self, case: Case, state: State) -> Answer:
         """The answer with its source and its cost."""
         paid = min(state.tokens, case.refreshed_tokens)
@@ -255,8 +247,11 @@ class Responder:
         return {'camera': self._camera, 'model': self._vlm.name, **shown}
 
     @contextmanager
-    def _ending(self, cases: Sequence[Case]) -> Iterator[None]:
-        """End the open ones of these questions with the error that is raised inside, or with their own one."""
+    def _ending(self, cases: Sequence[Case], failures: bool = True) -> Iterator[None]:
+        """End the open ones of these questions with the error that is raised inside, or with their own one.
+
+        failures: whether a failure of the model ends them, too; else it is raised.
+        """
         try:
             yield
         except InvalidRequestError as error:
@@ -264,6 +259,8 @@ class Responder:
         except Halt as halt:
             status, message = halt.status, str(halt)
         except Exception as error:
+            if not failures:
+                raise
             self._refresher.drop_state()
             status, message = Status.MODEL_ERROR, f'The model failed: {type(error).__name__}: {error}'
             _log.exception("Camera '%s': the model failed, so its state will be computed again.", self._camera)
