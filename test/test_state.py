@@ -169,6 +169,22 @@ def test_a_reading_that_was_stopped_loses_nothing(vlm, monkeypatch, what, at):
     assert noise.apart(rows(state), rows(expected)) < state_bound(vlm, [picture(1), picture(2)], rows)
 
 
+@pytest.mark.parametrize('stay', [0, 1])
+def test_what_waits_is_computed_with_the_question_and_stays_without_it(vlm, monkeypatch, stay):
+    state, expected = built(vlm, 1), built(vlm, 1, 2)
+    state.append(EncodedFrame.see(vlm, picture(2)), later=True)
+    asked = blocks(state)
+    state.read(asked, stay=stay)
+    assert {layer.offset for layer in state.cache} == {state.tokens + (len(asked[0].ids) if stay else 0)}
+    state.restore()
+    assert noise.apart(rows(state), rows(expected)) < state_bound(vlm, [picture(1), picture(2)], rows)
+    before = vlm.meter.done
+    state.settle()
+    assert vlm.meter.done == before and state.can_branch
+    monkeypatch.setattr(vlm.family, 'branches', False)
+    assert not state.can_branch
+
+
 def test_every_change_before_the_snapshot_makes_another_version_and_nothing_else_does(vlm):
     state, other = built(vlm, 1, keep=True), empty(vlm)
     versions = [state.version, other.version]
