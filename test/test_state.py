@@ -25,6 +25,7 @@ from tiny_model import picture
 from vlm_reuse_node.errors import ModelError
 from vlm_reuse_node.model import noise
 from vlm_reuse_node.model import vlm as vlms
+from vlm_reuse_node.model.token_tree import Block
 from vlm_reuse_node.session import encoded_frame as encoded_frames
 from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
@@ -96,6 +97,112 @@ def test_a_frame_that_was_stopped_half_way_leaves_the_state(vlm, monkeypatch, at
     assert equal(state, built(vlm, 1))
     state.append(EncodedFrame.see(vlm, picture(3)))
     assert equal(state, built(vlm, 1, 3))
+
+
+def blocks(state):
+    """A question, and two choices behind it."""
+    template = state.template
+    return [
+        Block(template.question('what is it ?')),
+        *(Block(ids, 0) for ids in template.choices(['red', 'yes it is'])),
+    ]
+
+
+def test_a_frame_that_waits_is_in_the_state_and_in_no_cache_until_it_is_computed(vlm):
+    state, first, expected = built(vlm, 1), built(vlm, 1).tokens, built(vlm, 1, 2)
+    encoded, before, held = EncodedFrame.see(vlm, picture(2)), vlm.meter.done, state.held_bytes
+    assert state.append(encoded, later=True) == expected.tokens - first
+    assert vlm.meter.done == before and {layer.offset for layer in state.cache} == {first}
+    assert (state.tokens, state.next_position, state.identity) == (
+        expected.tokens,
+        expected.next_position,
+        expected.identity,
+    )
+    assert state.held_bytes > held + encoded.nbytes  # with an estimate of its rows
+    state.settle()
+    assert (vlm.meter.done - before).passes == 1 and equal(state, expected)
+    state.settle()
+    assert (vlm.meter.done - before).passes == 1
+
+
+def test_a_frame_that_waits_is_computed_before_another_one_comes_behind_it(vlm):
+    state = built(vlm, 1)
+    for seed in (2, 3):
+        state.append(EncodedFrame.see(vlm, picture(seed)), later=True)
+    state.settle()
+    assert equal(state, built(vlm, 1, 2, 3))
+    state = built(vlm, 1)
+    state.append(EncodedFrame.see(vlm, picture(2), keep=True), later=True)
+    state.rewrite(EncodedFrame.see(vlm, picture(3), keep=True), np.array([3, 4]), later=True)
+    eager = built(vlm, 1, 2, keep=True)
+    eager.rewrite(EncodedFrame.see(vlm, picture(3), keep=True), np.array([3, 4]))
+    state.settle()
+    assert equal(state, eager)
+
+
+def test_a_frame_that_waits_is_dropped_without_having_been_computed(vlm):
+    state, before = built(vlm, 1), vlm.meter.done
+    for seed in (2, 3):
+        state.append(EncodedFrame.see(vlm, picture(seed)), later=True)
+        state.drop_live()
+    assert (vlm.meter.done - before).passes == 0 and not state.has_live
+    assert all(map(np.array_equal, rows(state), rows(built(vlm, 1))))
+
+
+@pytest.mark.parametrize('what', ['slot', 'cells', 'nothing'])
+@pytest.mark.parametrize('at', [1, 2, 3])
+def test_a_reading_that_was_stopped_loses_nothing(vlm, monkeypatch, what, at):
+    state, expected, cells = built(vlm, 1, keep=True), built(vlm, 1, keep=True), np.array([2, 3, 7, 8])
+    newer = EncodedFrame.see(vlm, picture(2), keep=True)
+    for each, later in ((state, True), (expected, False)):
+        if what == 'slot':
+            each.append(newer, later=later)
+        elif what == 'cells':
+            each.rewrite(newer, cells, later=later)
+    monkeypatch.setattr(vlms, 'PREFILL_CHUNK', 5)
+    with pytest.raises(Halt):
+        state.read(blocks(state), check=stopping_at(at))
+    with pytest.raises(Halt):
+        state.read(blocks(state), stay=1, check=stopping_at(at))
+    monkeypatch.undo()
+    state.settle()
+    assert state.identity == expected.identity and state.tokens == expected.tokens
+    assert noise.apart(rows(state), rows(expected)) < state_bound(vlm, [picture(1), picture(2)], rows)
+
+
+@pytest.mark.parametrize('stay', [0, 1])
+def test_what_waits_is_computed_with_the_question_and_stays_without_it(vlm, monkeypatch, stay):
+    state, expected = built(vlm, 1), built(vlm, 1, 2)
+    state.append(EncodedFrame.see(vlm, picture(2)), later=True)
+    asked = blocks(state)
+    state.read(asked, stay=stay)
+    assert {layer.offset for layer in state.cache} == {state.tokens + (len(asked[0].ids) if stay else 0)}
+    state.restore()
+    assert noise.apart(rows(state), rows(expected)) < state_bound(vlm, [picture(1), picture(2)], rows)
+    before = vlm.meter.done
+    state.settle()
+    assert vlm.meter.done == before and state.can_branch
+    monkeypatch.setattr(vlm.family, 'branches', False)
+    assert not state.can_branch
+
+
+def test_every_change_before_the_snapshot_makes_another_version_and_nothing_else_does(vlm):
+    state, other = built(vlm, 1, keep=True), empty(vlm)
+    versions = [state.version, other.version]
+    for change in (
+        lambda: state.append(EncodedFrame.see(vlm, picture(2), keep=True), later=True),
+        lambda: state.rewrite(EncodedFrame.see(vlm, picture(3), keep=True), np.array([1]), later=True),
+        state.drop_live,
+        state.clear,
+    ):
+        change()
+        versions.append(state.version)
+        state.settle()
+        if state.frames:
+            state.read(blocks(state))
+            state.restore()
+        assert state.version == versions[-1]
+    assert len(set(versions)) == len(versions)
 
 
 def test_the_live_frame_is_taken_out_once_and_another_goes_in_its_place(vlm):

@@ -158,7 +158,6 @@ class State:
                 self.settle(check)
             except BaseException:
                 vars(self).update(before)
-                self.restore()
                 raise
         return len(slot)
 
