@@ -70,9 +70,10 @@ def corrupt(session, other):
 
 @pytest.mark.parametrize('question', [QUESTION, CHOICE])
 def test_an_exact_state_with_other_keys_and_values_drifts(vlm, question):
-    session, other = observed(vlm, 1), observed(vlm, 2)
-    right, wrong = (each.ask(question, now_ns=0) for each in (session, other))
+    session, same, other = observed(vlm, 1), observed(vlm, 1), observed(vlm, 2)
+    right, wrong = (each.ask(question, now_ns=0) for each in (same, other))
     assert right.text != wrong.text
+    session.ask(Question('where is it ?', max_tokens=4, max_age_s=1000.0), now_ns=0)
     corrupt(session, other)
     assert session.ask(question, now_ns=0).text == wrong.text
     counts = audit_all(session)  # the answer before, and the one behind it

@@ -90,7 +90,8 @@ def test_every_answer_parses_and_is_valid(session, schema, seed):
     answer = ask(session, schema)
     assert answer.status == Status.OK, answer.message
     jsonschema.validate(json.loads(answer.text), schema)
-    assert 0 < answer.confidence <= 1 and answer.tokens_generated == len(answer.token_ids)
+    assert 0 < answer.confidence <= 1 and answer.token_ids
+    assert answer.tokens_generated == (0 if answer.remembered else len(answer.token_ids))
 
 
 def test_warm_equals_cold_and_the_next_free_answer_is_as_before(session):
@@ -100,7 +101,7 @@ def test_warm_equals_cold_and_the_next_free_answer_is_as_before(session):
     before = session.ask(free, now_ns=0)
     warm, cold = session.ask(question, now_ns=0), session.ask_cold(question, now_ns=0)
     assert warm.token_ids == cold.token_ids and warm.text == cold.text and warm.tokens_reused > 0
-    assert session.ask(free, now_ns=0).token_ids == before.token_ids
+    assert session.ask(replace(free, max_tokens=9), now_ns=0).token_ids[:8] == before.token_ids
 
 
 @pytest.mark.parametrize(

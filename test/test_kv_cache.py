@@ -128,11 +128,11 @@ def hashed(snapshot):
                 {name: value for name, value in part.items() if isinstance(value, int)}
                 if isinstance(part, dict)
                 else part
-                for part in snapshot._parts
+                for part in snapshot.parts
             ]
         ).encode()
     )
-    for array in kv_cache._arrays(snapshot._parts):
+    for array in kv_cache._arrays(snapshot.parts):
         digest.update(np.array(array).tobytes())
     return digest.hexdigest()
 

@@ -20,7 +20,7 @@ from functools import partial
 import numpy as np
 import pytest
 from flat_rows import FlatState, in_order, last_rows
-from mlx_vlm.models.cache import KVCache, RotatingKVCache
+from mlx_vlm.models.cache import ArraysCache, KVCache, QuantizedKVCache, RotatingKVCache
 from rounding import WIDE, state_bound
 from tiny_gemma4 import write_tiny_gemma4
 from tiny_generic import write_tiny_generic
@@ -30,6 +30,7 @@ from tiny_qwen3 import write_tiny_qwen3
 from vlm_reuse_node.model import loading
 from vlm_reuse_node.model import vlm as vlms
 from vlm_reuse_node.model.noise import apart
+from vlm_reuse_node.model.one_pass import Passes
 from vlm_reuse_node.model.token_tree import Block
 from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
@@ -125,27 +126,31 @@ def asked(vlm, count):
     for text, choices in list(zip(TEXTS, CHOICES))[:count]:
         number = len(blocks)
         blocks.append(Block(tokens(vlm, text)))
-        blocks += [Block(tokens(vlm, choice), number) for choice in choices]
+        blocks += [Block(tokens(vlm, choice), number, is_answer=True) for choice in choices]
     return blocks
 
 
 def drafted(vlm):
     """A question, and an answer that may be its own."""
-    return [Block(tokens(vlm, TEXTS[0])), Block(tokens(vlm, 'no it is not'), 0)]
+    return [Block(tokens(vlm, TEXTS[0])), Block(tokens(vlm, 'no it is not'), 0, is_answer=True)]
+
+
+def behind(blocks, count):
+    """The blocks, when so many others come before them in the call."""
+    return [block._replace(parent=block.parent if block.parent < 0 else block.parent + count) for block in blocks]
 
 
 def chain(blocks, number):
     """The texts that a block follows, and itself."""
-    ids, parent = blocks[number]
-    return [*(chain(blocks, parent) if parent >= 0 else []), ids]
+    block = blocks[number]
+    return [*(chain(blocks, block.parent) if block.parent >= 0 else []), block.ids]
 
 
 def check_logits(flat, blocks, reading, bound):
     """They are those of each block behind what it follows, and nothing else."""
     for number, logits in enumerate(reading.logits):
         found = flat.logits(*chain(blocks, number))[-1]
-        is_parent = number in {block.parent for block in blocks}
-        assert logits.shape == ((1 if is_parent else len(blocks[number].ids)), found.shape[1])
+        assert logits.shape == (len(blocks[number].ids) if blocks[number].is_answer else 1, found.shape[1])
         assert apart(logits, found[-len(logits) :]) < bound
 
 
@@ -268,7 +273,7 @@ def test_blocks_that_stay_are_what_comes_next_sees(vlm, bounds, stay):
     """Tokens that are decoded one by one; the other questions are gone."""
     twins = Twins(vlm, 1)
     twins.replace(2)
-    blocks = [*drafted(vlm), *(Block(ids, parent if parent < 0 else parent + 2) for ids, parent in asked(vlm, 2))]
+    blocks = [*drafted(vlm), *behind(asked(vlm, 2), 2)]
     twins.read(blocks, stay=stay)
     before = [block.ids for block in blocks[:stay]]
     decoded, count = tokens(vlm, 'two'), sum(map(len, before))
@@ -289,9 +294,16 @@ def test_what_does_not_fit_into_a_call_goes_in_turn_and_finds_the_same(vlm, boun
     monkeypatch.setattr(vlms, 'PREFILL_CHUNK', limit)
     calls, forward = [], vlm.family.forward
     monkeypatch.setattr(vlm.family, 'forward', lambda ids, *args, **kw: calls.append(ids) or forward(ids, *args, **kw))
-    short = [Block(tokens(vlm, 'red')), Block(tokens(vlm, 'yes'), 0)]  # may go with the last chunk of what waits
-    for blocks in (short, asked(vlm, 3), drafted(vlm)):
+    short = [
+        Block(tokens(vlm, 'red')),
+        Block(tokens(vlm, 'yes'), 0, is_answer=True),
+    ]  # may go with the last chunk of what waits
+    for number, blocks in enumerate((short, asked(vlm, 3), drafted(vlm))):
+        before = vlm.meter.done
         reading, _ = twins.read(blocks)
+        spent = vlm.meter.done - before
+        # Nothing goes through twice. What waits goes through once, with some of its cells twice to fill up.
+        assert spent.prefill_tokens == sum(len(block.ids) for block in blocks) or number == 0
         longest = CELLS + 1 if vlm.family.two_way else 0  # a picture that sees both ways is not cut
         assert max(map(len, calls)) <= max(limit, longest)
         check_logits(twins.flat, blocks, reading, bounds[0])
@@ -300,12 +312,46 @@ def test_what_does_not_fit_into_a_call_goes_in_turn_and_finds_the_same(vlm, boun
 
 
 @pytest.mark.numeric
+@pytest.mark.parametrize('what', ['slot', 'nothing'])
+def test_as_many_tokens_as_a_call_takes_go_together(vlm, monkeypatch, what):
+    twins, blocks = Twins(vlm, 1), asked(vlm, 3)
+    for spare in (0, -1):
+        count = sum(len(block.ids) for block in blocks)
+        if what == 'slot':
+            twins.replace(2)
+            count += twins.state.tokens
+        monkeypatch.setattr(vlms, 'PREFILL_CHUNK', count + spare)
+        assert twins.state.can_read_at_once(blocks) == (spare == 0)
+        reading, passes = twins.read(blocks)
+        assert passes == 1 if spare == 0 else passes > 1
+
+
+@pytest.mark.numeric
+def test_a_model_that_cannot_branch_finds_the_same_in_turn(vlm, bounds, monkeypatch):
+    twins, blocks = Twins(vlm, 1), asked(vlm, 3)
+    assert twins.state.can_branch
+    monkeypatch.setattr(vlm.family, 'branches', False)
+    assert not twins.state.can_branch and not twins.state.can_read_at_once(blocks)
+    twins.append(2)
+    reading, passes = twins.read(blocks)
+    assert passes == 1 + len(blocks)
+    check_logits(twins.flat, blocks, reading, bounds[0])
+    assert apart(kept(twins.state), kept(twins.eager)) < bounds[1]
+
+
+def test_a_recurrent_or_quantised_cache_cannot_branch(tmp_path):
+    vlm = loading.load(str(write_tiny_model(tmp_path / 'tiny')))
+    for part in (QuantizedKVCache(), ArraysCache(size=1)):
+        assert not Passes(vlm).can_branch([KVCache(), part])
+
+
+@pytest.mark.numeric
 @pytest.mark.parametrize('limit', [1, 5, 13, 24])
 def test_what_stays_is_behind_the_state_and_the_others_do_not_see_it_also_in_turn(vlm, bounds, monkeypatch, limit):
     twins = Twins(vlm, 1)
     twins.replace(2)
     monkeypatch.setattr(vlms, 'PREFILL_CHUNK', limit)
-    blocks = [*drafted(vlm), *(Block(ids, parent if parent < 0 else parent + 2) for ids, parent in asked(vlm, 2))]
+    blocks = [*drafted(vlm), *behind(asked(vlm, 2), 2)]
     for stay in (2, 1, 0):
         reading, _ = twins.read(blocks, stay=stay)
         check_logits(twins.flat, blocks, reading, bounds[0])
@@ -317,6 +363,10 @@ def test_what_stays_is_behind_the_state_and_the_others_do_not_see_it_also_in_tur
         assert apart(logits, twins.flat.logits(*before, more)[-1][-1:]) < bounds[0]
         twins.state.restore()
         assert apart(kept(twins.state), kept(twins.eager)) < bounds[1]
+        reading, _ = twins.read(blocks, stay=stay)
+        reading.keep(0)
+        assert apart(kept(twins.state), kept(twins.eager)) < bounds[1]
+        assert {layer.offset for layer in twins.state.cache} == {twins.state.tokens}
 
 
 @pytest.mark.numeric

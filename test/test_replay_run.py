@@ -125,6 +125,15 @@ def test_exact_arms_equal_cold_dense_on_the_same_pictures(found, vlm):
     assert against['pairs'] == 8 and against['drifted'] == 0
 
 
+def test_only_arms_that_keep_a_state_remember_answers_and_these_are_no_work(found):
+    remembered = {arm: counts['remembered'] for arm, counts in found['counts'].items()}
+    assert remembered['reuse'] and not any(remembered[name] for name, arm in ARMS.items() if not arm.keeps_state)
+    for row in found['answers']:
+        if row['remembered']:
+            assert not any(row['work'].values()) and row['level'] == 'reuse'
+            assert (row['visual_tokens_computed'], row['tokens_prefilled'], row['tokens_generated']) == (0, 0, 0)
+
+
 def test_a_state_that_is_kept_up_answers_as_the_newest_picture_does(found):
     # The scenes of this bag differ clearly, and are still in between: the detector misses nothing.
     for arm in ('default', 'on-demand', 'eager'):

@@ -46,7 +46,7 @@ class Definition:
 
     def __init__(self, held, blocks, rows):
         ends, added = [], []
-        for ids, parent in blocks:
+        for ids, parent, _ in blocks:
             before = ends[parent] if parent >= 0 else list(range(held))
             for _ in ids:
                 before = [*before, held + len(added)]

@@ -462,7 +462,7 @@ def test_a_question_between_the_stages_is_answered_from_the_kept_state_and_the_r
     session = asked_once(vlm, refresh_policy=policy, min_confidence=0.0)
     session.look(at(1.0))
     assert session.work() == 0 and session._refresher.is_between_stages
-    kept = session.ask(replace(QUESTION, max_lag_s=5.0), now_ns=SECOND_NS)
+    kept = session.ask(replace(QUESTION, text='where is it ?', max_lag_s=5.0), now_ns=SECOND_NS)
     assert kept.level == Level.REUSE and kept.cached_stamp_ns == 0 and kept.lag_s == 1
     assert session._refresher.is_between_stages
     use_up_credit(session)

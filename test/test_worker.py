@@ -356,7 +356,7 @@ def test_a_fault_of_the_program_costs_the_states_and_no_answer(worker, monkeypat
     from vlm_reuse_node.serving import model_loop
 
     before = worker.ask('', QUESTION, 0).result(PATIENCE_S)
-    monkeypatch.setattr(model_loop.SceneSession, 'ask', lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(model_loop.SceneSession, 'ask_together', lambda *args, **kwargs: 1 / 0)
     failed = worker.ask('', QUESTION, 0).result(PATIENCE_S)
     assert failed.status is Status.MODEL_ERROR and 'division' in failed.message
     monkeypatch.undo()

@@ -62,6 +62,11 @@ class Reading:
     logits: list[mx.array]
     keep: Callable[[int], None]
 
+    @property
+    def joined(self) -> mx.array:
+        """The logits of all blocks, one behind the other."""
+        return mx.concatenate(self.logits)
+
 
 class Passes:
     """Runs tokens on one model's caches. It serves any state.
@@ -99,9 +104,9 @@ class Passes:
         waiting: WaitingTokens | None,
         blocks: Sequence[Block],
         position: int,
-        stay: int = 0,
-        before: Sequence[Any] | None = None,
-        check: Check = go_on,
+        stay: int,
+        before: Sequence[Any] | None,
+        check: Check,
     ) -> Reading:
         """Run blocks of text behind the cache, with the tokens that wait, if any: then all must `fit`.
 
@@ -158,9 +163,10 @@ class Passes:
         """One call for tokens that wait, behind the cache or in it, and the blocks behind them."""
         family, held = self._family, kv_cache.held_tokens(cache)
         slot, rows, two_way = [], NO_ROWS, NO_ROWS
-        ids, positions, features = [], family.text_positions(0, 0), None
+        ids, positions, embeddings = [], family.text_positions(0, 0), []
         if waiting is not None:
-            ids, positions, features, rows = list(waiting.ids), waiting.positions, waiting.features, waiting.rows
+            ids, positions, rows = list(waiting.ids), waiting.positions, waiting.rows
+            embeddings = [family.embed(ids, waiting.features)]
             slot = [] if len(rows) else [Block(ids)]
             two_way = waiting.picture if family.two_way else NO_ROWS
         first = len(ids)  # of the blocks' tokens
@@ -168,13 +174,14 @@ class Passes:
         tree = TokenTree.of(
             held, [*slot, *(block._replace(parent=block.parent + len(slot)) for block in blocks)], rows, two_way
         )
-        ids = ids + [token for block in blocks for token in block.ids]
-        depths = tree.places[first:] - behind
-        text = family.text_positions(position, int(depths.max(initial=-1)) + 1)[:, depths]
+        if text := [token for block in blocks for token in block.ids]:
+            depths = tree.places[first:] - behind
+            positions = np.concatenate(
+                [positions, family.text_positions(position, int(depths.max()) + 1)[:, depths]], axis=1
+            )
+            embeddings.append(family.embed(text))  # apart: a token that the model wrote is never a picture's
         counts, kept = _kept(blocks, first)
-        logits, parts = self._vlm.run_tree(
-            cache, tree, ids, family.embed(ids, features), np.concatenate([positions, text], axis=1), kept, before
-        )
+        logits, parts = self._vlm.run_tree(cache, tree, ids + text, _joined(embeddings), positions, kept, before)
         return Reading(
             [logits[end - count : end] for count, end in zip(counts, np.cumsum(counts).tolist())],
             lambda tokens: pass_cache.keep(parts, behind - held + tokens),
@@ -182,6 +189,12 @@ class Passes:
 
     def _chunks(self, waiting: WaitingTokens | None) -> list[slice]:
         return self._family.chunks(waiting.ids, vlms.PREFILL_CHUNK) if waiting else [slice(0, 0)]
+
+
+def _joined(embeddings: list[mx.array]) -> mx.array:
+    """Embeddings one behind the other, mx (1, tokens, width). Those of text have nothing in the levels of pictures."""
+    width = embeddings[0].shape[-1]
+    return mx.concatenate([mx.pad(part, [(0, 0), (0, 0), (0, width - part.shape[-1])]) for part in embeddings], axis=1)
 
 
 def _part(family: Family, waiting: WaitingTokens, part: slice) -> WaitingTokens:

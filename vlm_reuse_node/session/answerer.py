@@ -20,7 +20,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import mlx.core as mx
 import numpy as np
 
 from vlm_reuse_node.config import Config
@@ -130,7 +129,7 @@ class Answerer:
             decode = partial(
                 self._vlm.decode,
                 state.cache,
-                mx.concatenate(reading.logits),
+                reading.joined,
                 state.next_position + len(tokenized.tokens),
                 most,
                 turn.check,

@@ -25,6 +25,7 @@ the state behind it. That is one call more for each choice, and a call costs the
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NoReturn
@@ -32,7 +33,6 @@ from typing import Any, NoReturn
 import mlx.core as mx
 import numpy as np
 from mlx_vlm.models.base import to_mlx
-from mlx_vlm.models.cache import make_prompt_cache
 from mlx_vlm.prompt_utils import apply_chat_template
 from mlx_vlm.utils import get_model_type
 from PIL import Image
@@ -90,7 +90,10 @@ class Family:
             raise
         except Exception as error:  # of any of sixty model types
             self._refuse(f'a small picture does not go through it ({type(error).__name__}: {error})')
-        self.branches = self._can_branch(span, features)
+        fault = probe.branch_fault(self, model, processor.tokenizer, self._chat(span), features)
+        self.branches = not fault
+        if fault:
+            _log.info("A '%s' model computes a question and its choices one after the other: %s", self._type, fault)
 
     def prepare(self, rgb: np.ndarray) -> tuple[Pixels, TokenSpan]:
         """Run the processor; see `families.base.Family`."""
@@ -251,21 +254,6 @@ class Family:
         if kept:
             self._refuse(f'it keeps positions in {", ".join(kept)}, which the next camera would inherit')
 
-    def _can_branch(self, span: tuple[int, ...], features: mx.array) -> bool:
-        """Whether the model computes a tree of tokens right. span, features: of a small picture."""
-        ids, tokenizer = self._chat(span), self._processor.tokenizer
-        try:
-            questions = [
-                [list(tokenizer(text, add_special_tokens=False)['input_ids']) for text in (question, *choices)]
-                for question, choices in probe.QUESTIONS.items()
-            ]
-            fault = probe.branch_fault(self, self._model, ids, self.embed(ids, features), questions)
-        except Exception as error:  # of any of sixty model types
-            fault = f'{type(error).__name__}: {error}'
-        if fault:
-            _log.info("A '%s' model computes a question and its choices one after the other: %s", self._type, fault)
-        return not fault
-
     def _chat(self, span: tuple[int, ...]) -> list[int]:
         """The chat with one picture."""
         return self.expand(self._plain, [TokenSpan(1, len(self.cells(span)), span)])
@@ -284,19 +272,7 @@ class Family:
         others = {name: value for name, value in pixels.items() if name != 'pixel_values'}
         theirs = self._model(mx.array([ids]), pixels['pixel_values'], mask=None, **others).logits[0].astype(mx.float32)
         middle = self._plain.index(self._placeholder) + len(span) // 2
-        positions = self.positions(ids, [])
-
-        def ours(embeddings: mx.array) -> mx.array:
-            cache = make_prompt_cache(self._model.language_model)
-            return mx.concatenate(
-                [
-                    self.forward(
-                        ids[part], embeddings[:, part], positions[:, part], cache, keep=range(-len(ids[part]), 0)
-                    )
-                    for part in (slice(0, middle), slice(middle, len(ids)))
-                ]
-            )
-
+        ours = partial(probe.in_two_calls, self, self._model, ids, middle)
         features = embeddings[mx.array(self.cells(span))]
         if fault := probe.logits_fault(self.embed(ids, features), ours, theirs):
             self._refuse(fault)

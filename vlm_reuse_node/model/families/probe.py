@@ -74,14 +74,35 @@ def logits_fault(embeddings: mx.array, ours: Callable[[mx.array], mx.array], the
     )
 
 
-def branch_fault(
-    family: Any, model: Any, ids: list[int], embeddings: mx.array, questions: Sequence[Sequence[list[int]]]
-) -> str:
+def in_two_calls(family: Any, model: Any, ids: list[int], middle: int, embeddings: mx.array) -> mx.array:
+    """Compute the logits of a chat, mx (tokens, vocabulary), as a session does, cut before token `middle`."""
+    cache, positions = make_prompt_cache(model.language_model), family.text_positions(0, len(ids))
+    logits = []
+    for part in (slice(0, middle), slice(middle, len(ids))):
+        keep = range(-len(ids[part]), 0)
+        logits.append(family.forward(ids[part], embeddings[:, part], positions[:, part], cache, keep))
+    return mx.concatenate(logits)
+
+
+def branch_fault(family: Any, model: Any, tokenizer: Any, ids: list[int], features: mx.array) -> str:
     """Return why tokens that must not see each other cannot share a call, '' when they can.
 
-    family: see `families.base.Family`. ids, embeddings: of a chat with the picture, mx (1, tokens, hidden).
-    questions: of each the tokens, then those of its choices. Raises whatever a model raises that cannot compute them.
+    family: see `families.base.Family`. ids, features: of a chat with the picture, and of the picture's cells.
     """
+    try:
+        questions = [
+            [list(tokenizer(text, add_special_tokens=False)['input_ids']) for text in (question, *choices)]
+            for question, choices in QUESTIONS.items()
+        ]
+        return _branch_fault(family, model, ids, family.embed(ids, features), questions)
+    except Exception as error:  # of any of sixty model types
+        return f'{type(error).__name__}: {error}'
+
+
+def _branch_fault(
+    family: Any, model: Any, ids: list[int], embeddings: mx.array, questions: Sequence[Sequence[list[int]]]
+) -> str:
+    """See `branch_fault`. questions: of each the tokens, then those of its choices. Raises whatever a model raises."""
     cache = make_prompt_cache(model.language_model)
     if not pass_cache.is_possible(cache):
         return 'its cache holds more than keys and values of each token'
