@@ -39,7 +39,7 @@ lint: setup ## check format, lint, types and package.xml
 docs: ## write the tables of the docs from the interface files and config.py
 	@python3 tools/interface_docs.py
 
-bench: setup ## measure the cost of follow-up questions and image callbacks; minutes
+bench: setup ## measure the cost of questions and image callbacks; a quarter of an hour
 	@$(RUN) for script in bench/followup.py bench/node_callback.py; do echo "== $$script"; python "$$script"; done
 
 bench-refresh: setup ## measure time and drift of refreshes; a quarter of an hour

@@ -19,7 +19,8 @@ One process, one set of weights for each shape (random, `shapes.py`). The arms o
 order, in rounds, after one round that does not count. Figures are medians of the rounds:
 
 cold        image processor, vision tower, prefill of everything, answer (`SceneSession.ask_cold`). It takes long: three
-            runs behind the others at one or two pictures, else one run
+            runs behind the others at one or two pictures, else one run. A repeated question and a patch have those of
+            the same question, and of `changed`
 warm        the kept state, the whole call (`SceneSession.ask`); `warm_again` is the same once more, and `noise` the
             ratio of the two
 floor       forward calls on a ready cache and nothing else; with a new picture the call of the vision tower, too. The

@@ -29,7 +29,7 @@ from tiny_model import WORDS, picture
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.model import kv_cache
 from vlm_reuse_node.model.prompt import PromptTemplate
-from vlm_reuse_node.model.vlm import Vlm
+from vlm_reuse_node.model.vlm import Vlm, go_on
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Level
 from vlm_reuse_node.session.answer import Answer, Status
@@ -213,7 +213,7 @@ def read_in_turn(vlm: Vlm, state: State, tokenized: TokenizedQuestion) -> tuple[
     (end,) = state.read(tokenized.blocks()[:1], stay=1).logits
     choices = [block._replace(parent=-1) for block in tokenized.blocks()[1:]]
     start = state.next_position + len(tokenized.tokens)
-    logits = state._passes.read(state.cache, None, choices, start).logits
+    logits = state._passes.read(state.cache, None, choices, start, 0, None, go_on).logits
     state.restore()
     return vlm.shares(end, list(zip(tokenized.choices, logits)))
 

@@ -15,6 +15,7 @@
 """mlx-vlm's own ways to answer a follow-up question, on the same weights."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import median
 from typing import Any
 
@@ -89,6 +90,11 @@ class Peers:
 
         return self.case.run(answer)
 
+    @cached_property
+    def _after_new_picture(self) -> list[int]:
+        """The cold answer to the other question about the new picture."""
+        return self.run(self.case.other, self.new).result[0]
+
     def follow_up(self, answer: list[int], **options: Any) -> dict:
         """Return the entry of one that keeps something between questions. answer: the right one."""
         question = self.case.question
@@ -110,8 +116,7 @@ class Peers:
             if not self.told_apart:
                 return entry | {'reason': 'No new picture was found that changes the cold answer.'}
             after, _ = self.run(other, self.new, **options).result
-            cold, _ = self.run(other, self.new).result
-            return entry | {'answer_right_after_new_picture': after == cold}
+            return entry | {'answer_right_after_new_picture': after == self._after_new_picture}
         except Exception as error:
             return _failure(error)
 

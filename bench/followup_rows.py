@@ -200,10 +200,9 @@ class Rows:
         runs = in_random_order(arms, self._rounds, case.chance)
         answer = case.ask(case.question, CHOICES, frame=camera.frame(), level=Level.PATCH)
         again = read_in_turn(case.vlm, case.state, case.tokenized(case.question, CHOICES))
-        runs['cold'] = self._run_cold(CHOICES)
         return self._row(
             'changed_patch',
-            runs,
+            self._like('changed', runs),
             answer,
             changed_cells=count,
             max_logprob_difference=noise.apart(np.log(answer.choice_scores), np.log(again)),

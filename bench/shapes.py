@@ -56,10 +56,9 @@ QWEN = {
 WEIGHT_BOUND = QWEN | {
     'hidden_size': 1024,
     'intermediate_size': 5504,
-    'num_hidden_layers': 5,
+    'num_hidden_layers': 8,
     'num_attention_heads': 8,
 }
-WEIGHT_BOUND_CELLS = 16
 QWEN_VISION = {
     'depth': 2,
     'hidden_size': 320,
@@ -68,6 +67,8 @@ QWEN_VISION = {
     'window_size': 112,
     'fullatt_block_indexes': [1],
 }
+WEIGHT_BOUND_VISION = QWEN_VISION | {'hidden_size': 128, 'intermediate_size': 512, 'num_heads': 2}
+WEIGHT_BOUND_CELLS = 16
 GEMMA_TEXT = {
     'hidden_size': 512,
     'intermediate_size': 2560,
@@ -96,17 +97,23 @@ GEMMA_VISION = {
 }
 
 
-def write_qwen2_5_vl(folder: Path, tiny: bool = False, cells: int = CELLS, text: dict[str, Any] = QWEN) -> Path:
+def write_qwen2_5_vl(
+    folder: Path,
+    tiny: bool = False,
+    cells: int = CELLS,
+    text: dict[str, Any] = QWEN,
+    vision: dict[str, Any] = QWEN_VISION,
+) -> Path:
     """Write a Qwen2.5-VL of 30 M parameters and 64 cells a picture. tiny: the tests' model with 12 cells instead.
 
     cells: most of a picture, a square number. Pictures that are not square get fewer: rows and columns are whole.
-    text: the language model's configuration.
+    text, vision: configurations of the language model and of the vision tower.
     """
     tiny_model.write_tiny_model(folder, SEED)
     config = _read(folder / 'config.json')
     if not tiny:
         config |= text
-        config['vision_config'] |= QWEN_VISION | {'out_hidden_size': text['hidden_size']}
+        config['vision_config'] |= vision | {'out_hidden_size': text['hidden_size']}
         _write(folder / 'config.json', config)
         cell = 2 * config['vision_config']['patch_size']
         side = round(cells**0.5) * cell
@@ -139,12 +146,12 @@ def write_gemma4(folder: Path, tiny: bool = False) -> Path:
 
 
 def write_weight_bound(folder: Path, tiny: bool = False) -> Path:
-    """Write a Qwen2.5-VL whose language model has 100 M parameters (410 MB), and 16 cells a picture.
+    """Write a Qwen2.5-VL whose language model has 160 M parameters (630 MB), and 16 cells a picture.
 
     A pass of a few tokens costs the reading of the weights, as on a device with fast arithmetic. tiny: the tests'
     model.
     """
-    return write_qwen2_5_vl(folder, tiny, WEIGHT_BOUND_CELLS, WEIGHT_BOUND)
+    return write_qwen2_5_vl(folder, tiny, WEIGHT_BOUND_CELLS, WEIGHT_BOUND, WEIGHT_BOUND_VISION)
 
 
 @dataclass(frozen=True)
