@@ -72,8 +72,8 @@ def test_told_to_end_it_answers_the_open_questions_and_ends_cleanly(start, robot
     robot.until(action.server_is_ready, 'the action')
     assert robot.ask().status == Answer.OK  # the two know each other: nothing is lost on the way
     asked = [
-        robot.call(AskScene, 'vlm_reuse_node/ask', AskScene.Request(question='what is it ?', max_tokens=64))
-        for _ in range(300)
+        robot.call(AskScene, 'vlm_reuse_node/ask', AskScene.Request(question='what is it ?', max_tokens=64 + number))
+        for number in range(300)  # all others, else the answer is remembered
     ]
     goal = robot.wait(action.send_goal_async(AskSceneAction.Goal(question='what is it ?')), 'the goal response')
     ended = goal.get_result_async()

@@ -161,6 +161,7 @@ class Answerer:
         turn.report('prefill')
         try:
             logits = iter(state.read(blocks, check=turn.check).logits)
+            turn.check()  # who was cancelled meanwhile, or is late, gets no answer
             outcomes = []
             for tokenized in questions:
                 end = next(logits)
