@@ -74,7 +74,6 @@ def is_tie(vlm, state, tokenized, one, other):
     return abs(row[tokens[0]] - row[tokens[1]]) < 2 * noise.bound(given, logits)
 
 
-@pytest.mark.numeric
 @pytest.mark.parametrize('temperature', [0.0, 0.7])
 def test_a_text_with_a_draft_is_the_text_without_one(vlm, temperature):
     config = Config(temperature=temperature, history_frames=2, keyframe_interval_s=3.0)

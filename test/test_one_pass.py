@@ -42,31 +42,22 @@ FIRST, LATER = 18, 14  # tokens of the slots of Gemma 4: the first has the begin
 TEXTS = 'what color is the square ?', 'how many objects are there ?', 'is it red ?'
 CHOICES = ('red', 'green circle'), ('one', 'two', 'no it is not'), ('yes', 'no')
 TWO_WAY = {'use_bidirectional_attention': 'vision'}
-GEMMA = {
-    'two-way': {},
-    'layer inputs': {'shape': 'layer_inputs'},
-    'layer inputs, two-way': {'shape': 'layer_inputs'} | TWO_WAY,
-    'experts': {'shape': 'experts'},
-}
+GEMMA = {'two-way': {}, 'layer inputs, two-way': {'shape': 'layer_inputs'} | TWO_WAY}
 WINDOWS = {
     'rings that drop parts of a slot': 7,
-    'rings of a later slot': LATER,
-    'rings of the first slot': FIRST,
     'rings of a slot and a half': 24,
     'rings of both slots': FIRST + LATER,
-    'rings that never wrap': 128,
 }
 WRITERS = {
     'qwen2_5_vl': write_tiny_model,
     'qwen3_vl': lambda folder: write_tiny_qwen3(folder, 'qwen3_vl'),
     'qwen3_vl_moe': lambda folder: write_tiny_qwen3(folder, 'qwen3_vl_moe'),
     'llava': lambda folder: write_tiny_generic(folder, 'llava'),
-    'pixtral': lambda folder: write_tiny_generic(folder, 'pixtral'),
     **{
         f'gemma4 {kind}, {rings}': partial(write_tiny_gemma4, window=window, **shape)
         for kind, shape in GEMMA.items()
         for rings, window in WINDOWS.items()
-        if kind == 'two-way' or rings in ('rings that drop parts of a slot', 'rings of a slot and a half')
+        if kind == 'two-way' or rings == 'rings of a slot and a half'
     },
 }
 
@@ -89,7 +80,7 @@ def bounds(vlm):
 
     both = [
         [state_bound(vlm, list(map(picture, seeds)), measure) for measure in (logits, kept)]
-        for seeds in ((1, 2), (3, 4), (5, 6))
+        for seeds in ((1, 2), (3, 4))
     ]
     return [max(bounds) for bounds in zip(*both)]
 
@@ -245,7 +236,6 @@ def test_a_question_does_not_hear_the_others(vlm, bounds):
     assert apart(twins.read(asked(vlm, 1))[0].logits, alone) > WIDE * bounds[0]  # but the picture
 
 
-@pytest.mark.numeric
 @pytest.mark.parametrize('what', ['slot', 'cells', 'nothing'])
 def test_behind_any_cut_it_goes_on_as_a_cold_run(vlm, bounds, what):
     twins, draw = Twins(vlm, 1, 2), random.Random(what)
@@ -267,7 +257,6 @@ def test_behind_any_cut_it_goes_on_as_a_cold_run(vlm, bounds, what):
     assert apart(kept(twins.state), kept(twins.eager)) < bounds[1]
 
 
-@pytest.mark.numeric
 @pytest.mark.parametrize('stay', [1, 2])
 def test_blocks_that_stay_are_what_comes_next_sees(vlm, bounds, stay):
     """Tokens that are decoded one by one; the other questions are gone."""
@@ -284,9 +273,8 @@ def test_blocks_that_stay_are_what_comes_next_sees(vlm, bounds, stay):
         assert apart(vlm.run(twins.state.cache, [token], place), expected[number : number + 1]) < bounds[0]
 
 
-@pytest.mark.numeric
 @pytest.mark.parametrize('what', ['slot', 'cells', 'nothing'])
-@pytest.mark.parametrize('limit', [1, 5, 13, 24])
+@pytest.mark.parametrize('limit', [5, 13])
 def test_what_does_not_fit_into_a_call_goes_in_turn_and_finds_the_same(vlm, bounds, monkeypatch, what, limit):
     twins, draw = Twins(vlm, 1), random.Random(f'{what} {limit}')
     if not twins.wait(what, draw):
@@ -311,7 +299,6 @@ def test_what_does_not_fit_into_a_call_goes_in_turn_and_finds_the_same(vlm, boun
         calls.clear()
 
 
-@pytest.mark.numeric
 @pytest.mark.parametrize('what', ['slot', 'nothing'])
 def test_as_many_tokens_as_a_call_takes_go_together(vlm, monkeypatch, what):
     twins, blocks = Twins(vlm, 1), asked(vlm, 3)
@@ -326,7 +313,6 @@ def test_as_many_tokens_as_a_call_takes_go_together(vlm, monkeypatch, what):
         assert passes == 1 if spare == 0 else passes > 1
 
 
-@pytest.mark.numeric
 def test_a_model_that_cannot_branch_finds_the_same_in_turn(vlm, bounds, monkeypatch):
     twins, blocks = Twins(vlm, 1), asked(vlm, 3)
     assert twins.state.can_branch
@@ -345,8 +331,7 @@ def test_a_recurrent_or_quantised_cache_cannot_branch(tmp_path):
         assert not Passes(vlm).can_branch([KVCache(), part])
 
 
-@pytest.mark.numeric
-@pytest.mark.parametrize('limit', [1, 5, 13, 24])
+@pytest.mark.parametrize('limit', [5, 13])
 def test_what_stays_is_behind_the_state_and_the_others_do_not_see_it_also_in_turn(vlm, bounds, monkeypatch, limit):
     twins = Twins(vlm, 1)
     twins.replace(2)
@@ -369,7 +354,6 @@ def test_what_stays_is_behind_the_state_and_the_others_do_not_see_it_also_in_tur
         assert {layer.offset for layer in twins.state.cache} == {twins.state.tokens}
 
 
-@pytest.mark.numeric
 @pytest.mark.parametrize('what', ['slot', 'cells'])
 def test_what_waits_can_be_computed_before_it_is_asked_about(vlm, bounds, what):
     twins = Twins(vlm, 1, 2)
@@ -385,7 +369,6 @@ def test_what_waits_can_be_computed_before_it_is_asked_about(vlm, bounds, what):
     check_logits(twins.flat, asked(vlm, 1), reading, bounds[0])
 
 
-@pytest.mark.numeric
 @pytest.mark.parametrize('what', ['slot', 'cells'])
 @pytest.mark.parametrize('at', [1, 2])
 def test_a_pass_that_was_stopped_waits_on(vlm, bounds, monkeypatch, what, at):

@@ -87,7 +87,6 @@ def levels(vlm):
         yield Level.PATCH, patch
 
 
-@pytest.mark.numeric
 def test_choices_take_one_pass_at_every_level_and_a_text_one_more_for_every_token_but_the_last(vlm):
     for question in (CHOICE, TEXT):
         for level, session in levels(vlm):
@@ -102,7 +101,6 @@ def test_choices_take_one_pass_at_every_level_and_a_text_one_more_for_every_toke
                 assert choices_apart(answer, cold) < choice_bound(session, question)
 
 
-@pytest.mark.numeric
 def test_questions_with_choices_about_a_changed_picture_share_one_pass_and_do_not_hear_each_other(vlm):
     questions = [CHOICE, replace(CHOICE, text='is it red ?', choices=('yes', 'no')), replace(CHOICE, text='how many ?')]
     session, alone = observed(vlm), observed(vlm)
@@ -118,7 +116,6 @@ def test_questions_with_choices_about_a_changed_picture_share_one_pass_and_do_no
         assert choices_apart(case.answer, answer) < choice_bound(alone, question)
 
 
-@pytest.mark.numeric
 @pytest.mark.parametrize('config', [Config(), PATCH])
 def test_what_was_seen_for_a_question_that_ended_is_read_by_the_next_one(vlm, config):
     """The first question is cancelled between the vision tower and its pass."""
