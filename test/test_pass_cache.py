@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from vlm_reuse_node.model import kv_cache, pass_cache
 from vlm_reuse_node.model.token_tree import NO_ROWS, Block, TokenTree
 
-WIDTH = 3
+WIDTH = 2
 
 
 def rows(numbers):
