@@ -16,6 +16,7 @@
 
 import random
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -280,23 +281,26 @@ def test_what_does_not_fit_into_a_call_goes_in_turn_and_finds_the_same(vlm, boun
     if not twins.wait(what, draw):
         pytest.skip('the rings keep no whole slot')
     monkeypatch.setattr(vlms, 'PREFILL_CHUNK', limit)
-    calls, forward = [], vlm.family.forward
+    forward = vlm.family.forward
     monkeypatch.setattr(vlm.family, 'forward', lambda ids, *args, **kw: calls.append(ids) or forward(ids, *args, **kw))
     short = [
         Block(tokens(vlm, 'red')),
         Block(tokens(vlm, 'yes'), 0, is_answer=True),
     ]  # may go with the last chunk of what waits
     for number, blocks in enumerate((short, asked(vlm, 3), drafted(vlm))):
+        calls = []
         before = vlm.meter.done
-        reading, _ = twins.read(blocks)
+        reading, _ = twins.read(blocks, check=lambda: calls.append(None))
         spent = vlm.meter.done - before
+        # Whoever asked is heard before every call.
+        assert all(earlier is None for earlier, later in pairwise([0, *calls]) if later is not None)
+        calls = [ids for ids in calls if ids is not None]
         # Nothing goes through twice. What waits goes through once, with some of its cells twice to fill up.
         assert spent.prefill_tokens == sum(len(block.ids) for block in blocks) or number == 0
         longest = CELLS + 1 if vlm.family.two_way else 0  # a picture that sees both ways is not cut
         assert max(map(len, calls)) <= max(limit, longest)
         check_logits(twins.flat, blocks, reading, bounds[0])
         assert apart(kept(twins.state), kept(twins.eager)) < bounds[1]
-        calls.clear()
 
 
 @pytest.mark.parametrize('what', ['slot', 'nothing'])
