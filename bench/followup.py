@@ -85,6 +85,7 @@ from followup_peers import PEERS, Peers
 from followup_rows import Rows
 from results import publish
 from shapes import SHAPES, Shape, parameter_count, text_bytes
+from timing import medians
 from tiny_model import picture
 
 from vlm_reuse_node.model import loading, noise
@@ -102,13 +103,14 @@ def measure(vlm: Vlm, shape: Shape, frames: int, rounds: int) -> tuple[dict, lis
     state = {
         'frames': frames,
         **state_bytes(case.state),
-        'full_ms': median(rows.builds.times_ms),
+        **medians('full', rows.builds.runs),
         'snapshot_restore_ms': median(snapshot_restore_ms(case) for _ in range(rounds)),
     }
     old = [kept.frame for kept in case.state.frames]
-    state['frame_ms'], told_apart = replace_newest(case, FEW_RUNS)
+    refreshes, told_apart = replace_newest(case, FEW_RUNS)
     new = [kept.frame for kept in case.state.frames]
     done[0]['peers'] = Peers(case, old, new, told_apart).measure(rows.answer)
+    state |= medians('frame', refreshes)
     done += [rows.changed(), *map(rows.changed_patch, CHANGED_CELLS)]
     return state, [{'frames': frames, **row} for row in done]
 
@@ -132,7 +134,7 @@ def worst(result: dict) -> dict:
     compared = [row for row in result['rows'] if row['equal_to_cold'] is not None]
     differences = [row for row in result['rows'] if row['noise_floor'] is not None]
     choice_ms = {(row['shape'], row['frames']): row['warm_ms'] for row in rows('choice')}
-    at_8 = [state['frame_ms'] / state['full_ms'] for state in states if state['frames'] == 8]
+    at_8 = [state['frame_cpu_ms'] / state['full_cpu_ms'] for state in states if state['frames'] == 8]
     weighty = {'shape': 'weight_bound'}
     return {
         'passes of a choice, changed, changed_patch or standing_10, most (limit 1)': extreme(max, 'passes', one_pass),

@@ -18,7 +18,6 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any
 
 from mlx_vlm.models.cache import RotatingKVCache
@@ -162,12 +161,13 @@ class FollowupCase:
 class ColdBuildTimer:
     """Times how a session computes the states of its cold answers, and keeps the newest of these states.
 
-    times_ms: of each. newest: None before the first.
+    runs: of each. newest: None before the first.
     """
 
     def __init__(self, session: SceneSession) -> None:
         """Replace the session's own method."""
-        self.times_ms: list[float] = []
+        self._vlm = session._vlm
+        self.runs: list[Run] = []
         self.newest: State | None = None
         self._build: Callable[..., State] = session._responder._cold_twin
         setattr(session._responder, '_cold_twin', self)
@@ -180,10 +180,9 @@ class ColdBuildTimer:
             state.settle()
             return state
 
-        ms, state = timed(build)
-        self.times_ms.append(ms)
-        self.newest = state
-        return state
+        self.runs.append(run(self._vlm, build))
+        self.newest = self.runs[-1].result
+        return self.newest
 
 
 def make_case(vlm: Vlm, shape: Shape, frames: int) -> FollowupCase:
@@ -246,27 +245,27 @@ def snapshot_restore_ms(case: FollowupCase) -> float:
     return take_ms + restore_ms
 
 
-def replace_newest(case: FollowupCase, runs: int) -> tuple[float, bool]:
+def replace_newest(case: FollowupCase, runs: int) -> tuple[list[Run], bool]:
     """Put new pictures in the newest one's place until one changes the answer to `other`.
 
-    Returns the median time of a refresh at level `frame`, over at least so many runs, and whether the last of these
-    pictures changed the answer.
+    Returns the runs of refreshes at level `frame`, at least so many, and whether the last of these pictures changed the
+    answer.
     """
     frames = len(case.state.frames)
     old = case.ask(case.other).token_ids
-    times = []
+    times: list[Run] = []
     changed = False
     for _ in range(NEW_PICTURES):
         new = case.next_picture()
-        ms, refresh = timed(lambda: case.session.observe(new))
+        times.append(case.run(lambda: case.session.observe(new)))
+        refresh = times[-1].result
         if refresh.level != Level.FRAME:
             raise RuntimeError(f'{refresh.level}, {refresh.reason}; expected {Level.FRAME}.')
-        times.append(ms)
         changed = case.ask(case.other).token_ids != old
         if changed and len(times) >= runs:
             break
     check_frames(case, frames)
-    return median(times), changed
+    return times, changed
 
 
 def _fitted(template: PromptTemplate, words: list[str], tokens: int) -> str:
