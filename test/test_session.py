@@ -232,6 +232,7 @@ def test_what_a_question_that_is_given_up_has_encoded_waits_for_the_next_one(ses
     assert answer.status == Status.CANCELLED and session._refresher.state.has_live and len(encoded) == 1
     again = session.ask(QUESTION, now_ns=SECOND_NS)
     assert len(encoded) == 1 and again.exact and again.cached_stamp_ns == SECOND_NS
+    assert again.tokens_reused == 0 < again.tokens_prefilled  # the whole picture went through with this question
     assert same(again, session.ask_cold(QUESTION, now_ns=SECOND_NS))
 
 

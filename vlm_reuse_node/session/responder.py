@@ -136,6 +136,8 @@ class Responder:
             age_s = freshness.image_age_s(self._refresher.newest, now_ns)
             if age_s > question.max_age_s:  # the budget has left cells stale for too long
                 self._refresh(cases, config, force=True, joins_question=not is_cold)
+        if not is_cold:  # what a question that was halted has left is counted, too
+            cases[0].refreshed_tokens = cases[0].refreshed_tokens or self._refresher.state.waiting
 
     def _refresh(
         self, cases: Sequence[Case], config: Config, force: bool, may_patch: bool = False, joins_question: bool = True
