@@ -14,6 +14,8 @@
 
 """Questions that wait together, and standing questions: they share a pass, and each keeps its own fate."""
 
+import gc
+import weakref
 from concurrent.futures import CancelledError
 from dataclasses import replace
 from threading import Event
@@ -28,7 +30,7 @@ from vlm_reuse_node.model import loading
 from vlm_reuse_node.model.work import Work
 from vlm_reuse_node.scene.refresh import Level
 from vlm_reuse_node.serving.inbox import Inbox
-from vlm_reuse_node.serving.model_loop import MOST_TOGETHER
+from vlm_reuse_node.serving.model_loop import MOST_QUESTIONS
 from vlm_reuse_node.serving.queued_question import QueuedQuestion
 from vlm_reuse_node.serving.watch import Watch
 from vlm_reuse_node.session import responder
@@ -38,7 +40,7 @@ from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
 from vlm_reuse_node.session.turn import Turn
 
-COLORS = ('red', 'green', 'blue', 'yellow', 'left', 'right', 'big', 'small', 'one', 'two')
+COLORS = ('red', 'green', 'blue', 'yellow', 'left', 'right', 'square', 'circle', 'one', 'two')
 CHOICES = ('red', 'green circle', 'yes')
 
 
@@ -101,7 +103,7 @@ def test_cold_dense_is_credited_with_every_question(session):
 
 @pytest.mark.parametrize('most, passes', [(1, 10), (40, 4), (10_000, 1)])
 def test_a_pass_takes_a_bounded_number_of_tokens(session, monkeypatch, most, passes):
-    monkeypatch.setattr(responder, 'MOST_TOGETHER', most)
+    monkeypatch.setattr(responder, 'MOST_TOKENS', most)
     answers, work = asked(session, [question(color) for color in COLORS])
     cost = answers[0].tokens_prefilled
     assert work.passes == (passes if most != 40 else -(-10 // max(1, 40 // cost)))
@@ -197,7 +199,7 @@ def test_a_model_that_fails_fails_them_all_and_the_next_ones_are_right(session, 
 
 
 def test_what_was_answered_before_the_model_failed_stays_answered(session, monkeypatch):
-    monkeypatch.setattr(responder, 'MOST_TOGETHER', 1)
+    monkeypatch.setattr(responder, 'MOST_TOKENS', 1)
     forward, calls = session._vlm.family.forward, []
 
     def fail(*arguments, **values):
@@ -218,6 +220,75 @@ def test_a_question_that_does_not_fit_into_the_context_is_refused_alone(session,
     answers, work = asked(session, [question('red'), long, question('blue')])
     assert [each.status.name for each in answers] == ['OK', 'INVALID_REQUEST', 'OK'] and work.passes == 1
     assert 'context' in answers[1].message
+
+
+def test_who_has_gone_before_the_pass_does_not_go_through_it(session):
+    """Cancelled between the look and the vision tower."""
+
+    def leaves():
+        calls = []
+        return Turn(cancelled=lambda: calls.append(1) or len(calls) > 1)
+
+    turns = [Turn(), *(leaves() for _ in COLORS[1:])]
+    answers, work = asked(session, [question(color) for color in COLORS], picture(2, 1.0), turns)
+    assert [each.status for each in answers] == [Status.OK] + [Status.CANCELLED] * 9
+    assert work.prefill_tokens == answers[0].tokens_prefilled
+
+
+def test_who_goes_during_the_pass_does_not_make_it_dearer_than_cold_dense(session):
+    for stamp_s in range(1, 5):
+        calls = []
+        session.look(picture(stamp_s, stamp_s))
+        asked_before = session._vlm.meter.done.passes
+        gone = [Turn(cancelled=lambda: session._vlm.meter.done.passes > asked_before) for _ in COLORS[1:]]
+        cases = [Case(question(color), stamp_s * SECOND_NS, turn) for color, turn in zip(COLORS, [Turn(), *gone])]
+        session.ask_together(cases)
+        assert [case.answer.status for case in cases] == [Status.OK] + [Status.CANCELLED] * 9, calls
+    first = session._account._first.tokens
+    assert session._account.spent.tokens <= session._account.cold.tokens + first  # the first picture was observed
+
+
+def test_answers_come_in_the_order_of_the_questions_remembered_or_not(session):
+    session.ask(question('blue'), now_ns=0)
+    told = []
+    cases = [Case(question(color), 0, Turn(), lambda answer, color=color: told.append(color)) for color in COLORS[:3]]
+    session.ask_together(cases)
+    assert told == list(COLORS[:3]) and [case.answer.remembered for case in cases] == [False, False, True]
+
+
+@pytest.mark.parametrize('each', [question('red'), Question('what is it ?', max_tokens=3)])
+def test_equal_questions_that_come_together_are_computed_once(session, each):
+    alone, one = asked(session, [each])
+    session.observe(picture(2, 1.0))
+    answers, work = asked(session, [each] * 10)
+    assert work.passes <= one.passes and [given.remembered for given in answers] == [False] + [True] * 9
+    assert len({(given.text, given.choice_index) for given in answers}) == 1
+
+
+def test_one_question_that_forces_a_refresh_makes_one_refresh(vlm):
+    session = SceneSession(vlm, Config(refresh_policy='patch', min_confidence=0.0, max_patch_share=1.0))
+    session.observe(picture(1))
+    session._account.book_questions(Work(), [Work(prefill_tokens=10**9, ms=1e9)], 1.0)
+    frame = picture(1, 1.0)
+    pixels = frame.rgb.copy()
+    pixels[:40, :40] ^= 0x80
+    answers, work = asked(session, [question('red'), question('blue', force_refresh=True)], replace(frame, rgb=pixels))
+    assert work.vision_tokens == 12 and work.passes == 1 and all(each.exact for each in answers)
+
+
+def test_a_question_that_ended_holds_no_state(session):
+    """Without the help of the cyclic garbage collector, which may come late."""
+    gc.disable()
+    try:
+        calls = []
+        turn = Turn(cancelled=lambda: calls.append(1) or len(calls) > 3)
+        asked_answer = session.ask(Question('what is it ?'), now_ns=0, turn=turn)
+        assert asked_answer.status == Status.CANCELLED
+        state = weakref.ref(session._refresher.state)
+        session.reset()
+        assert state() is None
+    finally:
+        gc.enable()
 
 
 def queued(color, camera='a', standing=False, cold=False, choices=CHOICES):
@@ -294,7 +365,7 @@ def test_standing_questions_whose_cells_changed_share_a_pass(make_worker, brake)
     added = [worker.watch(Watch(0, '', question(color)), 0) for color in COLORS]
     for _, future in added:
         assert future.result(PATIENCE_S).status == Status.OK
-    assert len(COLORS) < MOST_TOGETHER
+    assert len(COLORS) < MOST_QUESTIONS
     held = hold_a_question(worker, brake)
     show(worker, picture(2, 1.0))
     wait_for(lambda: len(worker._inbox) == len(COLORS))

@@ -41,7 +41,7 @@ from vlm_reuse_node.session.scene_session import SceneSession
 from vlm_reuse_node.session.turn import Halt, Turn
 
 # Most questions that share a pass through the model.
-MOST_TOGETHER = 16
+MOST_QUESTIONS = 16
 
 _log = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ class ModelLoop:
         """
         together = [queued]
         try:
-            together += self._inbox.take_companions(queued, MOST_TOGETHER - 1)
+            together += self._inbox.take_companions(queued, MOST_QUESTIONS - 1)
             if session := self._session(queued.camera):
                 self._answer(session, together)
             else:

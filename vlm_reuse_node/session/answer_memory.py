@@ -52,10 +52,9 @@ class AnswerMemory:
 
         version: see `State`.
         """
-        key = _key(question)
-        if key not in self._answers:
+        if (kept := self._answers.pop(key(question), None)) is None:
             return None
-        self._answers[key] = kept = self._answers.pop(key)
+        self._answers[key(question)] = kept
         return kept.outcome if kept.version == version else None
 
     def draft(self, question: TokenizedQuestion) -> tuple[int, ...]:
@@ -64,14 +63,14 @@ class AnswerMemory:
         It is the last answer, or a part of it that grows with what the last two had in common: so a text that changes
         costs few tokens in vain.
         """
-        kept = self._answers.get(_key(question))
+        kept = self._answers.get(key(question))
         return kept.outcome.token_ids[: int(min(2 * kept.agreed + 2, sys.maxsize))] if kept else ()
 
     def remember(self, version: int, question: TokenizedQuestion, answer: Outcome) -> None:
         """Keep an answer in place of an older one to the same question."""
-        older = self._answers.pop(_key(question), None)
+        older = self._answers.pop(key(question), None)
         agreed = math.inf if older is None else _agreed(older.outcome.token_ids, answer.token_ids)
-        self._answers[_key(question)] = _Kept(version, answer, agreed)
+        self._answers[key(question)] = _Kept(version, answer, agreed)
         if len(self._answers) > MOST_ANSWERS:
             del self._answers[next(iter(self._answers))]
 
@@ -82,8 +81,8 @@ def _agreed(one: Sequence[int], other: Sequence[int]) -> float:
     return math.inf if one == other else next(differing, min(len(one), len(other)))
 
 
-def _key(question: TokenizedQuestion) -> tuple:
-    """Everything that an answer depends on, beside the state."""
+def key(question: TokenizedQuestion) -> tuple:
+    """Return everything that an answer depends on, beside the state."""
     asked = question.question
     return (
         array('I', question.tokens).tobytes(),  # 4 bytes a token

@@ -100,13 +100,14 @@ class Answerer:
     def work(self, state: State, tokenized: TokenizedQuestion, outcome: Outcome) -> Work:
         """What cold-dense would have spent on this answer, beside the state. Its time is the expected one."""
         meter, tokens = self._vlm.meter, len(outcome.token_ids)
-        steps = tokens - 1 if tokens == self._most(state, tokenized) else tokens
+        left = self._most(state, tokenized) - tokens
+        steps = tokens - 1 if not left else tokens + (self._vlm.decodes_ahead and left > 1)  # the one behind its end
         return Work(0, tokenized.cost, steps, meter.read.ms(tokenized.cost) + steps * meter.decode.ms(1))
 
     def draft(self, state: State, tokenized: TokenizedQuestion, last: Sequence[int]) -> list[int]:
         """Return what of a text's last answer can be verified in the question's pass; [] where nothing can be."""
         blocks = [Block(tokenized.tokens), Block(list(last[: self._most(state, tokenized) - 1]), 0, is_answer=True)]
-        return blocks[1].ids if blocks[1].ids and state.can_cut and state.can_read_at_once(blocks) else []
+        return blocks[1].ids if blocks[1].ids and state.can_read_at_once(blocks) else []
 
     def answer(self, state: State, tokenized: TokenizedQuestion, turn: Turn, draft: Sequence[int] = ()) -> Outcome:
         """Let the model answer. The state is restored in any case.

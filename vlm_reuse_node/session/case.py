@@ -75,9 +75,11 @@ class Case:
 def cold_work(cases: Sequence[Case], spent: Work) -> list[Work]:
     """What cold-dense would have spent on each question. spent: what was spent on all of them here.
 
-    Questions that ended early cost cold-dense nothing beside complete ones. Alone they cost it as much as they did
-    here, because it would have been cut as early.
+    Questions that ended early cost cold-dense as much as they did here, because it would have been cut as early: beside
+    complete ones their own tokens, if the model has read them; alone all that was spent.
     """
     complete = [case.cold for case in cases if case.answer and case.answer.status is Status.OK]
-    begun = [case.cold for case in cases if case.cold]
-    return complete or [min([spent, *begun], key=lambda work: work.tokens)]
+    if not complete:
+        return [min([spent, *(case.cold for case in cases if case.cold)], key=lambda work: work.tokens)]
+    cut = [Work(0, case.computed) for case in cases if case.computed and case.answer.status is not Status.OK]
+    return complete + cut

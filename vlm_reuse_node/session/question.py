@@ -76,6 +76,10 @@ class Question:
 
 
 def _check_types(question: Question) -> None:
+    if not isinstance(question.choices, tuple):
+        raise InvalidRequestError(f'choices is a {type(question.choices).__name__}; expected a tuple of texts.')
+    if not isinstance(question.max_tokens, int):
+        raise InvalidRequestError(f'max_tokens is {question.max_tokens!r}; expected a whole number.')
     numbers = question.max_tokens, question.max_age_s, question.max_lag_s, question.timeout_s
     if not all(isinstance(text, str) for text in (question.text, question.json_schema, *question.choices)):
         raise InvalidRequestError('The question, its json_schema or a choice is not a text; expected strings.')

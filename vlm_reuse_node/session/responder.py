@@ -32,7 +32,7 @@ from vlm_reuse_node.scene.refresh import Level
 from vlm_reuse_node.session import freshness
 from vlm_reuse_node.session.account import Account
 from vlm_reuse_node.session.answer import Answer, Status
-from vlm_reuse_node.session.answer_memory import AnswerMemory
+from vlm_reuse_node.session.answer_memory import AnswerMemory, key
 from vlm_reuse_node.session.answerer import Answerer
 from vlm_reuse_node.session.auditor import Auditor
 from vlm_reuse_node.session.case import Case, cold_work
@@ -46,7 +46,7 @@ from vlm_reuse_node.session.upkeep import Upkeep
 _log = logging.getLogger(__name__)
 
 # Most tokens of questions and choices in one pass. More would let the first question wait too long for the others.
-MOST_TOGETHER = 256
+MOST_TOKENS = 256
 
 
 class Responder:
@@ -128,7 +128,8 @@ class Responder:
         if not cases:
             return
         may_patch = self._auditor.allows_patches(config) and self._account.covers_patch(self._patch_risk(cases, config))
-        for question, now_ns in ((case.tokenized.question, case.now_ns) for case in cases):
+        forced_first = sorted(cases, key=lambda case: not case.tokenized.question.force_refresh)
+        for question, now_ns in ((case.tokenized.question, case.now_ns) for case in forced_first):
             may_answer = self._refresher.is_exact or may_patch or is_cold
             is_enough = may_answer and freshness.is_enough(self._refresher.newest, question, now_ns)
             if not is_enough or (question.force_refresh and not self._refresher.is_whole):
@@ -161,22 +162,26 @@ class Responder:
 
         Questions to which a patched state gives no answer that is confident enough stay open.
         """
-        state, unknown = self._refresher.state, []
+        state = self._refresher.state
         for case in cases:
             with self._ending([case]):
                 self._answerer.check_room(state, case.tokenized)
-                if outcome := self._memory.recall(state.version, case.tokenized):
-                    case.recall(outcome)
-                    self._finish(case, state, config)
-                else:
-                    unknown.append(case)
-        for batch in self._batches(state, unknown):
+        for batch in self._batches(state, _open(cases)):
+            for case in batch:
+                case.turn.lap('queue_ms')  # it has waited for the batches before
+            asked = [case for case in batch if not self._recall(case, state)]
             with self._ending(batch, failures=False):
-                for case, outcome in zip(batch, self._compute(state, batch, config)):
+                for case, outcome in zip(asked, self._compute(state, asked, config) if asked else ()):
                     case.reply(outcome)
                     self._memory.remember(state.version, case.tokenized, outcome)
             for case in _open(batch):
                 self._finish(case, state, config)
+
+    def _recall(self, case: Case, state: State) -> bool:
+        """Give a question its remembered answer, if there is one."""
+        if outcome := self._memory.recall(state.version, case.tokenized):
+            case.recall(outcome)
+        return outcome is not None
 
     def _finish(self, case: Case, state: State, config: Config) -> None:
         """Complete the answer and hand a share of all to the audit, unless the question must be asked again."""
@@ -211,13 +216,17 @@ class Responder:
         return sum((self._answerer.expected(case.tokenized) for case in cases), patch)
 
     def _batches(self, state: State, cases: Sequence[Case]) -> Iterator[list[Case]]:
-        """The questions that go through the model together: those with choices, as many as one pass takes."""
+        """The questions that go through the model together: those with choices, as many as one pass takes.
+
+        A question that is in the batch already comes in the next one, where its answer is remembered.
+        """
         batch: list[Case] = []
         for case in cases:
             together = [*batch, case]
             tokens = sum(each.tokenized.cost for each in together)
             are_choices = all(each.tokenized.choices for each in together)
-            if batch and not (are_choices and tokens <= MOST_TOGETHER and state.can_branch):
+            is_new = all(key(each.tokenized) != key(case.tokenized) for each in batch)
+            if batch and not (is_new and are_choices and tokens <= MOST_TOKENS and state.can_branch):
                 yield batch
                 together = [case]
             batch = together
@@ -271,7 +280,7 @@ class Responder:
         for case in _open(cases):
             own = case.turn.halt
             if own is not None or status is not Status.OK:
-                ending, why = (own.status, str(own)) if own else (status, message)
+                ending, why = own or (status, message)
                 case.end(Answer(ending, why, **self._source(case), **case.turn.stages))
 
     def _cold_twin(self, case: Case, config: Config) -> State:

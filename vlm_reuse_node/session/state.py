@@ -229,11 +229,6 @@ class State:
         """Whether one pass can compute blocks that do not see each other."""
         return self._passes.can_branch(self.cache)
 
-    @property
-    def can_cut(self) -> bool:
-        """Whether `Reading.keep` can cut the cache inside a block that stays."""
-        return self._passes.can_branch(self.cache)
-
     def can_read_at_once(self, blocks: Sequence[Block]) -> bool:
         """Whether `read` computes all blocks in one call, with the last chunk of the tokens that wait."""
         return self._passes.fit(self.cache, blocks, self._waiting)

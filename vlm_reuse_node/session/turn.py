@@ -36,7 +36,7 @@ class Turn:
     """Measures the stages of one question and stops it in time. Times come from the steady clock (`time.perf_counter`).
 
     stages: milliseconds of each stage so far, by the names of `Answer`'s fields.
-    halt: why the question ended; None as long as it goes on.
+    halt: status and message when the question has ended; None as long as it goes on.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Turn:
         self._lap_s = time.perf_counter()
         self._asked_s = self._lap_s if asked_s is None else asked_s
         self._timeout_s = math.inf
-        self.halt: Halt | None = None
+        self.halt: tuple[Status, str] | None = None
         self._cancelled, self._listener = cancelled or (lambda: False), listener
         self.stages: dict[str, Any] = {'queue_ms': 1e3 * (self._lap_s - self._asked_s)}
 
@@ -63,16 +63,16 @@ class Turn:
 
     def check(self) -> None:
         """Raise Halt when the question was cancelled or timed out. Called at every token."""
-        if self._cancelled():
-            self.halt = Halt(Status.CANCELLED, 'The question was cancelled.')
-        elif time.perf_counter() - self._asked_s >= self._timeout_s:
-            self.halt = Halt(
+        if self.halt is None and self._cancelled():
+            self.halt = Status.CANCELLED, 'The question was cancelled.'
+        elif self.halt is None and time.perf_counter() - self._asked_s >= self._timeout_s:
+            self.halt = (
                 Status.TIMEOUT,
                 f'No answer within {self._timeout_s:g} s, the time in the queue included; '
                 f'allow more time (timeout) or fewer tokens (max_tokens).',
             )
         if self.halt:
-            raise self.halt
+            raise Halt(*self.halt)
 
     @property
     def has_listener(self) -> bool:
@@ -108,7 +108,7 @@ class SharedTurn:
             with suppress(Halt):
                 turn.check()
         if all(turn.halt for turn in self._turns):
-            raise self._turns[0].halt
+            raise Halt(*self._turns[0].halt)
 
     def report(self, stage: str) -> None:
         """Report progress to each listener."""
