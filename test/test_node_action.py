@@ -81,9 +81,9 @@ def test_a_remembered_text_comes_at_once(planner):
     given = planner.robot.ask(max_tokens=6)
     status, answer = planner.result(planner.send(max_tokens=6))
     assert status == GoalStatus.STATUS_SUCCEEDED and answer.remembered and not given.remembered
-    planner.robot.until(lambda: planner.feedback and planner.feedback[-1].text, 'the last feedback')
-    heard = [(feedback.stage, feedback.text, feedback.tokens_generated) for feedback in planner.feedback]
-    assert heard == [('queue', '', 0), ('decode', given.text, 0)]
+    # A client drops the feedback of a goal whose end it has heard of; what it hears is the whole text.
+    heard = {(feedback.stage, feedback.text, feedback.tokens_generated) for feedback in planner.feedback}
+    assert heard <= {('queue', '', 0), ('decode', given.text, 0)}
     assert (answer.text, answer.token_ids, answer.header) == (given.text, given.token_ids, given.header)
     assert (answer.tokens_prefilled, answer.tokens_generated) == (0, 0) and answer.level == Answer.LEVEL_REUSE
     assert 0 < answer.tokens_reused < given.tokens_prefilled  # which paid for the picture, and for the question
