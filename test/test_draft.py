@@ -39,7 +39,7 @@ TEXTS = (
     'is the circle on the right ?',
 )
 MODELS = {
-    **{f'qwen2_5_vl {seed}': lambda folder, seed=seed: write_tiny_model(folder, seed) for seed in range(3)},
+    **{f'qwen2_5_vl {seed}': lambda folder, seed=seed: write_tiny_model(folder, seed) for seed in range(1)},
     'gemma4, rings that have wrapped': lambda folder: write_tiny_gemma4(folder, window=28),
     'qwen3_5, recurrent': lambda folder: write_tiny_qwen3(folder, 'qwen3_5'),
 }
@@ -79,7 +79,7 @@ def test_a_text_with_a_draft_is_the_text_without_one(vlm, temperature):
     config = Config(temperature=temperature, history_frames=2, keyframe_interval_s=3.0)
     session = SceneSession(vlm, config)
     answerer, saved, texts = session._responder._answerer, 0, 0
-    for step in range(10):
+    for step in range(8):
         session.look(mixed((step // 2 % 5) / 4, step))
         give_credit(session)
         for number, text in enumerate(TEXTS):
@@ -95,7 +95,7 @@ def test_a_text_with_a_draft_is_the_text_without_one(vlm, temperature):
                 assert answer.text == plain.text and answer.confidence == pytest.approx(plain.confidence, abs=1e-4)
             texts += not answer.remembered
             saved += len(answer.token_ids) - spent.decode_tokens
-    assert texts > 20 and saved > texts  # else nothing was tried
+    assert texts > 15 and saved > texts  # else nothing was tried
 
 
 def test_without_credit_there_is_no_draft(vlm):

@@ -24,7 +24,6 @@ from flat_rows import FlatState, in_order, last_rows
 from mlx_vlm.models.cache import ArraysCache, KVCache, QuantizedKVCache, RotatingKVCache
 from rounding import WIDE, state_bound
 from tiny_gemma4 import write_tiny_gemma4
-from tiny_generic import write_tiny_generic
 from tiny_model import picture, write_tiny_model
 from tiny_qwen3 import write_tiny_qwen3
 
@@ -47,13 +46,10 @@ GEMMA = {'two-way': {}, 'layer inputs, two-way': {'shape': 'layer_inputs'} | TWO
 WINDOWS = {
     'rings that drop parts of a slot': 7,
     'rings of a slot and a half': 24,
-    'rings of both slots': FIRST + LATER,
 }
 WRITERS = {
     'qwen2_5_vl': write_tiny_model,
-    'qwen3_vl': lambda folder: write_tiny_qwen3(folder, 'qwen3_vl'),
     'qwen3_vl_moe': lambda folder: write_tiny_qwen3(folder, 'qwen3_vl_moe'),
-    'llava': lambda folder: write_tiny_generic(folder, 'llava'),
     **{
         f'gemma4 {kind}, {rings}': partial(write_tiny_gemma4, window=window, **shape)
         for kind, shape in GEMMA.items()
@@ -200,7 +196,6 @@ class Twins:
         return True
 
 
-@pytest.mark.numeric
 @pytest.mark.parametrize('seed', [1])
 def test_what_waits_and_what_is_asked_go_together_and_are_as_one_after_the_other(vlm, bounds, seed):
     draw, twins = random.Random(seed), Twins(vlm, 1)
@@ -225,7 +220,6 @@ def test_what_waits_and_what_is_asked_go_together_and_are_as_one_after_the_other
         assert all(map(np.array_equal, kept(twins.state), found))
 
 
-@pytest.mark.numeric
 def test_a_question_does_not_hear_the_others(vlm, bounds):
     twins = Twins(vlm, 1)
     twins.replace(2)
