@@ -99,12 +99,7 @@ class Rows:
         runs = in_random_order({'warm': ask, 'warm_again': ask}, self._rounds, case.chance)
         answer = runs['warm'][-1].result
         same = answer.choice_scores == first.choice_scores
-        return self._row(
-            'repeated_choice',
-            self._like('choice', runs),
-            answer,
-            equal_to_cold=same and self._done['choice'][0]['equal_to_cold'],
-        )
+        return self._repeated('choice', runs, answer, same)
 
     def repeated_text(self) -> dict:
         """The same text on a state that was computed again, from the same pixels."""
@@ -127,12 +122,12 @@ class Rows:
         runs = in_random_order({'warm': ask, 'warm_again': ask, 'floor': floor}, self._rounds, case.chance)
         answer = runs['warm'][-1].result
         same = all(run.result.token_ids == tokens for run in runs['warm'])
-        return self._row(
-            'repeated_text',
-            self._like('text', runs),
-            answer,
-            equal_to_cold=same and self._done['text'][0]['equal_to_cold'],
-        )
+        return self._repeated('text', runs, answer, same)
+
+    def _repeated(self, name: str, runs: dict[str, list[Run]], answer: Answer, same: bool) -> dict:
+        """The row of a repeated question. same: whether all answers are those of the first time."""
+        equal = same and self._done[name][0]['equal_to_cold']
+        return self._row(f'repeated_{name}', self._like(name, runs), answer, equal_to_cold=equal)
 
     def standing(self) -> dict:
         """Ten questions with choices at once, against the same number one after the other."""

@@ -116,21 +116,26 @@ class TokenTree:
             levels[depths[run.end] - 1].append(run)
         return levels
 
+    @cached_property
+    def _among(self) -> np.ndarray:
+        """Which added tokens see which: themselves and those that they follow. (added, added) bool."""
+        among = np.eye(len(self.parents), dtype=bool)
+        for token, parent in enumerate(self.parents.tolist()):
+            if parent >= 0:
+                among[token] |= among[parent]
+        return among
+
     def mask(self, first: int = 0, window: int | None = None) -> np.ndarray:
         """Return which tokens of the call see which rows: (tokens, held - first + added) bool.
 
         first: the first row that a layer still holds. window: a token sees itself and window - 1 tokens before it.
         """
         held = np.arange(first, self.held)
-        among = np.eye(len(self.parents), dtype=bool)
-        for token, parent in enumerate(self.parents.tolist()):
-            if parent >= 0:
-                among[token] |= among[parent]
         rewritten, added = len(self.rows), len(self.parents)
         sees = np.zeros((rewritten + added, len(held) + added), bool)
         sees[:rewritten, : len(held)] = held <= self.rows[:, None]
         sees[rewritten:, : len(held)] = True
-        sees[rewritten:, len(held) :] = among
+        sees[rewritten:, len(held) :] = self._among
         if window is not None:
             key_places = np.concatenate([held, self.places[rewritten:]])
             sees &= self.places[:, None] - key_places < window

@@ -20,7 +20,6 @@ kept when the state changes, as a draft: the model then has to verify it only.
 
 import math
 import sys
-from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -52,9 +51,9 @@ class AnswerMemory:
 
         version: see `State`.
         """
-        if (kept := self._answers.pop(key(question), None)) is None:
+        if (kept := self._answers.pop(question.key, None)) is None:
             return None
-        self._answers[key(question)] = kept
+        self._answers[question.key] = kept
         return kept.outcome if kept.version == version else None
 
     def draft(self, question: TokenizedQuestion) -> tuple[int, ...]:
@@ -63,14 +62,14 @@ class AnswerMemory:
         It is the last answer, or a part of it that grows with what the last two had in common: so a text that changes
         costs few tokens in vain.
         """
-        kept = self._answers.get(key(question))
+        kept = self._answers.get(question.key)
         return kept.outcome.token_ids[: int(min(2 * kept.agreed + 2, sys.maxsize))] if kept else ()
 
     def remember(self, version: int, question: TokenizedQuestion, answer: Outcome) -> None:
         """Keep an answer in place of an older one to the same question."""
-        older = self._answers.pop(key(question), None)
+        older = self._answers.pop(question.key, None)
         agreed = math.inf if older is None else _agreed(older.outcome.token_ids, answer.token_ids)
-        self._answers[key(question)] = _Kept(version, answer, agreed)
+        self._answers[question.key] = _Kept(version, answer, agreed)
         if len(self._answers) > MOST_ANSWERS:
             del self._answers[next(iter(self._answers))]
 
@@ -79,16 +78,3 @@ def _agreed(one: Sequence[int], other: Sequence[int]) -> float:
     """How many tokens two texts have in common, from the first on; infinite when they are equal."""
     differing = (number for number, (a, b) in enumerate(zip(one, other)) if a != b)
     return math.inf if one == other else next(differing, min(len(one), len(other)))
-
-
-def key(question: TokenizedQuestion) -> tuple:
-    """Return everything that an answer depends on, beside the state."""
-    asked = question.question
-    return (
-        array('I', question.tokens).tobytes(),  # 4 bytes a token
-        asked.choices,
-        question.grammar,
-        asked.max_tokens,
-        question.temperature,
-        question.seed,
-    )

@@ -16,9 +16,10 @@
 
 import math
 import sys
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -61,6 +62,18 @@ class TokenizedQuestion:
     def cost(self) -> int:
         """Number of prompt and choice tokens that the model computes for this question."""
         return len(self.tokens) + sum(map(len, self.choices))
+
+    @cached_property
+    def key(self) -> tuple:
+        """Everything that an answer depends on, beside the state."""
+        return (
+            array('I', self.tokens).tobytes(),  # 4 bytes a token
+            self.question.choices,
+            self.grammar,
+            self.question.max_tokens,
+            self.temperature,
+            self.seed,
+        )
 
     def blocks(self, number: int = 0) -> list[Block]:
         """The question and behind it the choices. number: of the question's block."""

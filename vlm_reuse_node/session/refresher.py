@@ -116,7 +116,7 @@ class Refresher:
         """
         begun, self._begun = self._begun, None
         if begun:
-            return self._prefill(begun, config, go_on)  # an interrupted prefill would leave no state
+            return self._prefill(begun, config, go_on)  # a stage is done as a whole
         self._begun = self._encode(config, may_patch, False, check)
         return None
 

@@ -32,7 +32,7 @@ from vlm_reuse_node.scene.refresh import Level
 from vlm_reuse_node.session import freshness
 from vlm_reuse_node.session.account import Account
 from vlm_reuse_node.session.answer import Answer, Status
-from vlm_reuse_node.session.answer_memory import AnswerMemory, key
+from vlm_reuse_node.session.answer_memory import AnswerMemory
 from vlm_reuse_node.session.answerer import Answerer
 from vlm_reuse_node.session.auditor import Auditor
 from vlm_reuse_node.session.case import Case, cold_work
@@ -225,7 +225,7 @@ class Responder:
             together = [*batch, case]
             tokens = sum(each.tokenized.cost for each in together)
             are_choices = all(each.tokenized.choices for each in together)
-            is_new = all(key(each.tokenized) != key(case.tokenized) for each in batch)
+            is_new = all(each.tokenized.key != case.tokenized.key for each in batch)
             if batch and not (is_new and are_choices and tokens <= MOST_TOKENS and state.can_branch):
                 yield batch
                 together = [case]

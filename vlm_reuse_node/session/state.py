@@ -200,7 +200,7 @@ class State:
         except BaseException:
             self.restore()
             raise
-        self._waiting, self._snapshot = None, (kv_cache.take(self.cache), self.tokens)
+        self._end_wait()
 
     def read(self, blocks: Sequence[Block], *, stay: int = 0, check: Check = go_on) -> Reading:
         """Run blocks of text behind the snapshot, in one pass with the tokens that wait, where that is possible.
@@ -217,7 +217,7 @@ class State:
             )
             if self._waiting is not None:
                 reading.keep(0)
-                self._waiting, self._snapshot = None, (kv_cache.take(self.cache), self.tokens)
+                self._end_wait()
             reading.keep(sum(len(block.ids) for block in blocks[:stay]))
         except BaseException:
             self.restore()
@@ -244,6 +244,10 @@ class State:
     def restore(self) -> None:
         """Remove everything behind the snapshot."""
         kv_cache.restore(self.cache, self._snapshot[0])
+
+    def _end_wait(self) -> None:
+        """Take the snapshot behind the tokens that waited: the cache ends there."""
+        self._waiting, self._snapshot = None, (kv_cache.take(self.cache), self.tokens)
 
     def _has_rows(self, first: int, end: int) -> bool:
         """Whether the cache keeps the rows of these tokens, once all are computed, and the family can rewrite them."""
