@@ -58,7 +58,9 @@ PICTURES = 9  # of each
 INTERVAL_NS = 500_000_000
 THRESHOLDS = (0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 LONG = Config(max_age_s=3600.0, timeout_s=3600.0, max_cell_age_s=3600.0)
-NO_REPAIR = LONG.with_values(refresh_policy='patch', max_patches=1000, max_patch_share=1.0, min_confidence=0.0)
+NO_REPAIR = LONG.with_values(
+    refresh_policy='patch', max_patches=1000, max_patch_share=1.0, min_confidence=0.0, min_text_confidence=0.0
+)
 PATCH = Config(refresh_policy='patch', max_age_s=3600.0, timeout_s=3600.0)
 POLICIES = {
     'stale': LONG,
@@ -66,7 +68,9 @@ POLICIES = {
     'patch, no repair': NO_REPAIR,
     'patch, halo 1': NO_REPAIR.with_values(change_halo=1),
     'patch, frame after 4': NO_REPAIR.with_values(max_patches=4),
-    'patch, escalation': NO_REPAIR.with_values(min_confidence=Config().min_confidence),
+    'patch, escalation': NO_REPAIR.with_values(
+        min_confidence=Config().min_confidence, min_text_confidence=Config().min_text_confidence
+    ),
     'patch': PATCH,
 }
 

@@ -40,7 +40,13 @@ RATIOS = {
     'one_by_one_over_warm': ('one_by_one', 'warm'),
     'noise': ('warm_again', 'warm'),
 }
-PATCH = {'refresh_policy': 'patch', 'max_patches': 1000, 'max_patch_share': 1.0, 'min_confidence': 0.0}
+PATCH = {
+    'refresh_policy': 'patch',
+    'max_patches': 1000,
+    'max_patch_share': 1.0,
+    'min_confidence': 0.0,
+    'min_text_confidence': 0.0,
+}
 
 
 class Rows:

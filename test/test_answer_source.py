@@ -91,7 +91,7 @@ def test_the_lag_of_a_question_that_waited_ends_when_it_was_asked(make_session):
 
 
 def test_only_the_stale_cells_are_computed(make_session):
-    session = make_session(one_cell_changed(2), refresh_policy='patch', min_confidence=0.0)
+    session = make_session(one_cell_changed(2), refresh_policy='patch', min_confidence=1e-9, min_text_confidence=1e-9)
     give_credit(session)
     assert told(ask(session)) == (Status.OK, Level.PATCH, 2, 2, 0.5, 0, False)
     session.look(one_cell_changed(2.25))
@@ -102,7 +102,7 @@ def test_only_the_stale_cells_are_computed(make_session):
 
 
 def test_a_patched_state_answers_only_while_there_is_credit_to_answer_again(make_session):
-    session = make_session(one_cell_changed(2), refresh_policy='patch', min_confidence=0.0)
+    session = make_session(one_cell_changed(2), refresh_policy='patch', min_confidence=1e-9, min_text_confidence=1e-9)
     give_credit(session)
     assert ask(session).level == Level.PATCH
     use_up_credit(session)
@@ -110,7 +110,9 @@ def test_a_patched_state_answers_only_while_there_is_credit_to_answer_again(make
 
 
 def test_an_unsure_answer_is_given_again_from_the_whole_picture(make_session):
-    session = make_session(one_cell_changed(2), refresh_policy='patch', min_confidence=1.0)
+    session = make_session(
+        one_cell_changed(2), refresh_policy='patch', min_confidence=0.9999, min_text_confidence=0.9999
+    )
     give_credit(session)
     answer = ask(session)
     assert answer.escalated and told(answer) == (Status.OK, Level.FRAME, 2, 2, 0.5, 0, True)

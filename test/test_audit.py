@@ -14,14 +14,16 @@
 
 """The drift audit: evenly chosen, counted with bounds; drift takes the trust away, and a while gives it back."""
 
+import math
 import random
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
 
 from vlm_reuse_node.session.drift_audit import UNLIKELY, AuditCounts, DriftAudit
+from vlm_reuse_node.session.drift_bounds import DriftCount, answers_needed, share_bounds
 
 MAX_DRIFT = 0.01
 
@@ -29,7 +31,7 @@ MAX_DRIFT = 0.01
 def audited(results, exact=False, audit=None):
     audit = audit or DriftAudit()
     for drifted in results:
-        audit.add(drifted, exact, MAX_DRIFT)
+        audit.add(drifted, exact, True, MAX_DRIFT)
     return audit
 
 
@@ -46,20 +48,35 @@ def test_a_share_of_all_is_every_answer():
 
 
 def test_nothing_is_known_without_answers():
-    assert AuditCounts().bounds == (0.0, 1.0) and AuditCounts().rate == 0
+    assert DriftCount().bounds == (0.0, 1.0) and DriftCount().share == 0
     assert DriftAudit().counts == AuditCounts() and AuditCounts().is_trusted
 
 
 @given(st.integers(1, 1000), st.data())
-def test_the_bounds_hold_the_rate(answers, data):
-    counts = AuditCounts(answers, data.draw(st.integers(0, answers)))
-    low, high = counts.bounds
-    assert 0 <= low <= counts.rate + 1e-9 and counts.rate - 1e-9 <= high <= 1
+def test_the_bounds_are_those_of_the_binomial_test(answers, data):
+    count = DriftCount(answers, data.draw(st.integers(0, answers)))
+    exact = binomtest(count.drifted, answers).proportion_ci(0.95, method='exact')
+    assert count.bounds == pytest.approx((exact.low, exact.high), abs=1e-9)
+    assert count.bounds[0] <= count.share <= count.high
 
 
-def test_the_bounds_are_those_of_wilson():
-    assert AuditCounts(93, 0).bounds == pytest.approx((0, 0.0397), abs=1e-4)
-    assert AuditCounts(100, 10).bounds == pytest.approx((0.0552, 0.1744), abs=1e-4)
+@given(st.floats(0, 0.02), st.floats(0.001, 0.05))
+def test_so_many_answers_are_needed_and_not_many_fewer(share, limit):
+    needed = answers_needed(share, limit)
+    if math.isinf(needed):
+        assert share >= limit
+    else:
+        assert share_bounds(round(share * needed), needed)[1] <= limit
+        fewer = needed - 1
+        assert fewer == 0 or share_bounds(round(share * fewer), fewer)[1] > limit
+
+
+def test_choices_and_texts_are_counted_apart_and_trusted_together():
+    audit = DriftAudit()
+    for has_choices, drifted in ((True, False), (True, False), (False, True)):
+        audit.add(drifted, False, has_choices, MAX_DRIFT)
+    assert (audit.counts.choices, audit.counts.texts) == (DriftCount(2), DriftCount(1, 1))
+    assert audit.counts.patched == DriftCount(3, 1)
 
 
 def test_a_rate_within_the_limit_keeps_the_trust_and_one_above_it_takes_it():
@@ -76,16 +93,16 @@ def test_the_trust_goes_with_the_first_answer_that_chance_does_not_explain(resul
     for result in results:
         if audit.counts.is_trusted:
             count, drifted = count + 1, drifted + result
-        audit.add(result, False, max_drift)
+        audit.add(result, False, count % 2 == 0, max_drift)
         by_chance = binom.sf(drifted - 1, count, max_drift)
         assume(abs(by_chance - UNLIKELY) > 1e-9)
         assert audit.counts.is_trusted == (by_chance > UNLIKELY)
-        assert (audit.counts.answers, audit.counts.drifted) == (count, drifted)
+        assert audit.counts.patched == DriftCount(count, drifted)
 
 
 def test_exact_answers_say_nothing_about_approximate_ones():
     counts = audited([False] * 99 + [True], exact=True).counts
-    assert (counts.answers, counts.exact_answers, counts.exact_drifted) == (0, 100, 1)
+    assert (counts.patched.answers, counts.exact_answers, counts.exact_drifted) == (0, 100, 1)
     assert counts.is_trusted
 
 
@@ -99,7 +116,7 @@ def test_the_trust_comes_back_after_a_while_that_is_longer_every_time():
             audit.chooses(0.0, MAX_DRIFT)
             given += 1
         stretches.append(given)
-        assert audit.counts.answers == 0  # what was counted before is of another time
+        assert audit.counts.patched.answers == 0  # what was counted before is of another time
     assert stretches == [300, 600, 1200]
 
 

@@ -30,6 +30,7 @@ from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Level
 from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.auditor import MOST_WAITING, Auditor
+from vlm_reuse_node.session.drift_bounds import DriftCount
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
 from vlm_reuse_node.session.outcome import Outcome
 from vlm_reuse_node.session.question import Question
@@ -39,7 +40,7 @@ from vlm_reuse_node.session.turn import Halt
 QUESTION = Question('what color is the square ?', max_tokens=8, max_age_s=1000.0)
 CHOICE = Question('what color is the square ?', ('red', 'green', 'blue', 'yellow'), max_age_s=1000.0)
 ALL = Config(audit_share=1.0)
-PATCH = ALL.with_values(refresh_policy='patch', min_confidence=0.0, max_patches=1000)
+PATCH = ALL.with_values(refresh_policy='patch', min_confidence=1e-9, min_text_confidence=1e-9, max_patches=1000)
 
 
 def observed(vlm, *seeds, config=ALL):
@@ -77,7 +78,7 @@ def test_an_exact_state_with_other_keys_and_values_drifts(vlm, question):
     corrupt(session, other)
     assert session.ask(question, now_ns=0).text == wrong.text
     counts = audit_all(session)  # the answer before, and the one behind it
-    assert (counts.exact_answers, counts.exact_drifted, counts.answers) == (2, 1, 0) and counts.is_trusted
+    assert (counts.exact_answers, counts.exact_drifted, counts.patched.answers) == (2, 1, 0) and counts.is_trusted
 
 
 @pytest.mark.parametrize('question', [QUESTION, CHOICE])
@@ -117,6 +118,7 @@ def test_a_loss_of_trust_and_its_return_are_logged_once_each(vlm, caplog):
     session = SceneSession(vlm, PATCH.with_values(max_drift=0.5), 'front')
     session.observe(picture(1))
     corrupt(session, observed(vlm, 2))
+    caplog.clear()
     give_credit(session)  # a patched state may answer
     step = 0
     while session.status.audits.is_trusted and step < 20:
@@ -125,7 +127,7 @@ def test_a_loss_of_trust_and_its_return_are_logged_once_each(vlm, caplog):
         assert not session.ask(QUESTION, now_ns=0).exact
         assert not caplog.records
         counts = audit_all(session)
-        assert counts.drifted == counts.answers == step
+        assert counts.patched == DriftCount(step, step)
     (lost,) = caplog.records
     assert lost.levelno == logging.WARNING
     assert lost.getMessage().startswith(f"Camera 'front': {step} of {step} audited answers from patched states")
@@ -144,7 +146,7 @@ def test_a_loss_of_trust_and_its_return_are_logged_once_each(vlm, caplog):
     assert session.observe(changed(6, by=0x20)).level == Level.PATCH
     session.ask(QUESTION, now_ns=0)
     counts = audit_all(session)
-    assert (counts.answers, counts.exact_drifted, len(caplog.records)) == (1, 0, 2)
+    assert (counts.patched.answers, counts.exact_drifted, len(caplog.records)) == (1, 0, 2)
 
 
 def test_an_answer_whose_picture_was_changed_in_place_is_not_counted_and_the_next_one_is(vlm, caplog):

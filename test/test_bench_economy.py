@@ -59,7 +59,7 @@ def resting(number):
 def play(vlm, scene, rate, pattern='poisson', is_eager=False, seconds=SECONDS, **parameters):
     frames = [(number / CAMERA_HZ, scene(number)) for number in range(round(seconds * CAMERA_HZ))]
     times = question_times(pattern, rate, seconds, np.random.default_rng(3))
-    config = Config(min_confidence=0.0, audit_share=0.0, **parameters)
+    config = Config(min_confidence=1e-9, min_text_confidence=1e-9, audit_share=0.0, **parameters)
     stream = Stream(vlm, config, is_eager=is_eager, ms_of=lambda work: work.tokens)
     tally = stream.play(frames, list(zip(times, QUESTIONS)))
     assert len(tally.latencies_ms) <= len(times) <= len(QUESTIONS) and not tally.remembered

@@ -34,6 +34,7 @@ from vlm_reuse_node.ros.diagnostics import (
 from vlm_reuse_node.ros.refresh_window import RefreshWindow
 from vlm_reuse_node.scene.refresh import Level, Refresh, Totals
 from vlm_reuse_node.session.drift_audit import AuditCounts
+from vlm_reuse_node.session.drift_bounds import DriftCount
 from vlm_reuse_node.session.session_status import SessionStatus
 
 FINE = dict(name='front', topic='/front/image_raw', publishers=1, received=30, silent_s=0.03, arrival_age_s=0.01)
@@ -212,10 +213,22 @@ def test_the_audit_tells_an_operator_what_drifted_and_what_follows():
         sessions = {camera: SessionStatus(audits=AuditCounts(**counts)) for camera, counts in cameras.items()}
         return audit_status('vlm', sessions, 0.01)
 
-    quiet = audited(front={}, rear={'answers': 93})
-    assert quiet.level == OK and quiet.message == '93 answers audited'
-    assert values(quiet)['front: drift, 95 %'] == 'not known' and values(quiet)['rear: drift, 95 %'] == '0.00 to 3.97 %'
-    fallen = audited(front={'answers': 20, 'drifted': 3, 'is_trusted': False})
+    quiet = audited(front={'exact_answers': 7}, rear={'choices': DriftCount(93), 'texts': DriftCount(10, 1)})
+    assert quiet.level == OK and quiet.message == '110 answers audited, 103 of them from patched states'
+    assert values(quiet)['front: patched, choices'] == 'none audited'
+    assert values(quiet)['rear: patched, choices'] == '0 of 93 drifted, 0.00 to 3.89 % (95 %)'
+    assert values(quiet)['rear: patched, texts'].startswith('1 of 10 drifted')
+    fallen = audited(front={'texts': DriftCount(20, 3), 'is_trusted': False})
     assert fallen.level == WARN and 'computed whole' in fallen.message
     broken = audited(front={'exact_answers': 5, 'exact_drifted': 1, 'is_trusted': False})
     assert broken.level == ERROR and '1 of 5' in broken.message
+
+
+def test_the_audit_says_which_policy_is_used_and_why_and_warns_of_a_refused_calibration():
+    used = SessionStatus(policy='patch', policy_reason='Choices may be patched.')
+    shown = audit_status('vlm', {'front': used}, 0.01)
+    assert shown.level == OK
+    assert values(shown)['front: refresh policy'] == 'patch' and values(shown)['front: because'] == used.policy_reason
+    refused = SessionStatus(policy='exact', policy_reason='It is of another model.', is_calibration_refused=True)
+    shown = audit_status('vlm', {'front': used, 'rear': refused}, 0.01)
+    assert shown.level == WARN and 'another model' in shown.message and 'rear' in shown.message

@@ -194,7 +194,13 @@ def test_a_question_that_waited_is_answered_from_any_picture_that_was_taken_afte
 
 @pytest.mark.parametrize('area', [CORNER, OTHER_CORNER])
 @pytest.mark.parametrize('call', [1, 2])
-@pytest.mark.parametrize('config', [Config(), Config(refresh_policy='patch', min_confidence=0.0)])
+@pytest.mark.parametrize(
+    'config',
+    [
+        Config(refresh_policy='exact'),
+        Config(refresh_policy='patch', min_confidence=1e-9, min_text_confidence=1e-9),
+    ],
+)
 def test_a_picture_that_comes_during_a_refresh_leaves_stale_what_differs_from_it(vlm, area, call, config):
     """As from another thread: before the vision tower, or before the prefill."""
     session, calls, records = give_credit(asked_once(vlm, config)), [], []
@@ -273,7 +279,7 @@ def test_a_clock_that_went_back_starts_anew(vlm):
 
 @pytest.mark.parametrize('policy', ['exact', 'patch'])
 def test_a_refresh_that_is_cut_before_its_prefill_leaves_the_kept_state_usable_and_exact(vlm, policy):
-    session = asked_once(vlm, Config(refresh_policy=policy, min_confidence=0.0))
+    session = asked_once(vlm, Config(refresh_policy=policy, min_confidence=1e-9, min_text_confidence=1e-9))
     give_credit(session)
     kept, before = session._refresher.state, ask(session, 0)
     session.look(at(1.0, CORNER))
@@ -289,7 +295,7 @@ def test_a_refresh_that_is_cut_before_its_prefill_leaves_the_kept_state_usable_a
 
 @pytest.mark.parametrize('policy', ['exact', 'patch'])
 def test_a_prefill_that_is_cut_waits_for_the_next_question(vlm, policy):
-    session = asked_once(vlm, Config(refresh_policy=policy, min_confidence=0.0))
+    session = asked_once(vlm, Config(refresh_policy=policy, min_confidence=1e-9, min_text_confidence=1e-9))
     give_credit(session)
     with pytest.raises(Halt):
         session.observe(at(1.0, CORNER), check=stopping_at(2))

@@ -41,7 +41,7 @@ WRITERS = {
     'gemma4 layer inputs': lambda folder: write_tiny_gemma4(folder, 'layer_inputs', window=24),
     'llava': lambda folder: write_tiny_generic(folder, 'llava'),
 }
-PATCH = Config(refresh_policy='patch', min_confidence=0.0)
+PATCH = Config(refresh_policy='patch', min_confidence=1e-9, min_text_confidence=1e-9)
 TEXT = Question('what color is the square ?', max_tokens=5, max_age_s=1000.0)
 CHOICE = Question('what color is the square ?', ('red', 'green circle', 'no'), max_age_s=1000.0)
 

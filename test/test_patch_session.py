@@ -38,8 +38,8 @@ from vlm_reuse_node.session.turn import Halt, Turn
 
 QUESTION = Question('what color is the square ?', max_tokens=4, max_age_s=1000.0)
 CHOICE = Question('what color is the square ?', ('red', 'green', 'blue'), max_age_s=1000.0)
-PATCH = Config(refresh_policy='patch', min_confidence=0.0)
-ALWAYS = PATCH.with_values(min_confidence=1.0)
+PATCH = Config(refresh_policy='patch', min_confidence=1e-9, min_text_confidence=1e-9)
+ALWAYS = PATCH.with_values(min_confidence=0.9999, min_text_confidence=0.9999)
 
 
 def changed(frame, stamp_s, area=(slice(0, 100), slice(0, 100)), by=0x80):
@@ -207,12 +207,22 @@ def test_an_answer_that_is_not_sure_is_given_again_from_the_whole_picture(vlm, q
     assert again.exact and not again.escalated and again.text == answer.text
 
 
-def test_the_threshold_is_compared_with_the_probability_of_the_answer(vlm):
-    answer = patched(vlm).ask(CHOICE, now_ns=0)
-    assert answer.confidence == max(answer.choice_scores)
+@pytest.mark.parametrize('question, name', [(CHOICE, 'min_confidence'), (QUESTION, 'min_text_confidence')])
+def test_the_threshold_of_its_kind_is_compared_with_the_probability_of_the_answer(vlm, question, name):
+    answer = patched(vlm).ask(question, now_ns=0)
+    assert not answer.choice_scores or answer.confidence == max(answer.choice_scores)
     for step, escalated in ((1e-3, True), (0, False), (-1e-3, False)):
-        session = patched(vlm, PATCH.with_values(min_confidence=answer.confidence + step))
-        assert session.ask(CHOICE, now_ns=0).escalated == escalated
+        session = patched(vlm, PATCH.with_values(**{name: answer.confidence + step}))
+        assert session.ask(question, now_ns=0).escalated == escalated
+
+
+@pytest.mark.parametrize('question, name', [(CHOICE, 'min_confidence'), (QUESTION, 'min_text_confidence')])
+def test_a_kind_of_question_that_no_patched_state_may_answer_gets_a_whole_one_at_once(vlm, question, name):
+    session = patched(vlm, PATCH.with_values(**{name: 1.0}))
+    passes = vlm.meter.done.passes
+    answer = session.ask(question, now_ns=0)
+    assert answer.exact and not answer.escalated and answer.level == Level.FRAME
+    assert question is QUESTION or vlm.meter.done.passes == passes + 1
 
 
 def test_the_confidence_of_a_text_is_that_of_its_least_likely_token(vlm):

@@ -33,7 +33,7 @@ from vlm_reuse_node.session.turn import Turn
 QUESTION = Question('what color is the square ?', max_tokens=4, max_age_s=1000.0)
 CHOICE = Question('what color is the square ?', ('red', 'green circle'), max_age_s=1000.0)
 CONFIG = Config(audit_share=1.0)
-PATCH = CONFIG.with_values(refresh_policy='patch', min_confidence=0.0, max_patches=1000)
+PATCH = CONFIG.with_values(refresh_policy='patch', min_confidence=1e-9, min_text_confidence=1e-9, max_patches=1000)
 PICTURE = Work(12, 25)  # from nothing
 
 
@@ -196,7 +196,7 @@ def test_a_remembered_answer_of_a_patched_state_is_given_again_when_it_is_not_su
     first = camera.ask(1.0)
     unsure = camera.ask(1.0)
     assert unsure.remembered and not unsure.exact and first.level == Level.PATCH
-    camera.session.config = PATCH.with_values(min_confidence=1.0)
+    camera.session.config = PATCH.with_values(min_confidence=0.9999, min_text_confidence=0.9999)
     answer = camera.ask(1.0)
     assert answer.escalated and answer.exact and not answer.remembered and answer.level == Level.FRAME
     text = camera.session._responder._answerer.tokenize(QUESTION, PATCH).cost
@@ -269,7 +269,7 @@ def test_warm_answers_are_handed_to_the_audit_and_cold_ones_are_not(camera):
     answer = camera.ask()
     ((outcome, tokenized, state, config),) = noted
     assert outcome.token_ids == answer.token_ids and tokenized.question.text == QUESTION.text
-    assert state is camera.refresher.state and config is camera.session.config
+    assert state is camera.refresher.state and config is camera.session._trust.used
 
 
 def test_questions_are_noted_for_the_rhythm_unless_they_are_refused(camera):
@@ -373,7 +373,7 @@ def test_a_patch_may_be_overdrawn_by_the_first_questions_work(vlm, spare):
 
 
 def test_an_unsure_answer_from_a_patched_state_is_given_again_and_both_are_paid(vlm):
-    camera = patched(vlm, PATCH.with_values(min_confidence=1.0))
+    camera = patched(vlm, PATCH.with_values(min_confidence=0.9999, min_text_confidence=0.9999))
     noted = []
     camera.session._auditor.note = lambda *given: noted.append(given)
     answer = camera.ask(1.0)
@@ -385,7 +385,7 @@ def test_an_unsure_answer_from_a_patched_state_is_given_again_and_both_are_paid(
     # A patched and a whole slot, of which the state holds one; both answers had a draft of three tokens.
     assert answer.tokens_prefilled == 25 + 2 * (text + 3)
     assert len(noted) == 2 and noted[0][2] is camera.refresher.state
-    camera = patched(vlm, PATCH.with_values(min_confidence=1.0))
+    camera = patched(vlm, PATCH.with_values(min_confidence=0.9999, min_text_confidence=0.9999))
     camera.ask(1.0)
     assert camera.spent.vision_tokens == 13 and camera.cold.tokens == 37 + text + of(answer)
     assert camera.booked.tokens == camera.spent.tokens > camera.cold.tokens
@@ -396,12 +396,12 @@ def test_the_confidence_that_is_asked_for_is_enough(vlm):
     confidence = camera.ask(1.0, CHOICE).confidence
     assert 0.5 <= confidence < 1
     for least, escalated in ((confidence, False), (confidence + 1e-6, True)):
-        camera = patched(vlm, PATCH.with_values(min_confidence=least))
+        camera = patched(vlm, PATCH.with_values(min_confidence=least, min_text_confidence=least))
         assert camera.ask(1.0, CHOICE).escalated == escalated
 
 
 def test_a_cold_answer_about_a_patched_state_is_of_the_whole_picture(vlm):
-    camera = patched(vlm, PATCH.with_values(min_confidence=1.0))
+    camera = patched(vlm, PATCH.with_values(min_confidence=0.9999, min_text_confidence=0.9999))
     answer = camera.ask(1.0, cold=True)
     assert answer.exact and not answer.escalated and answer.level == Level.FULL and answer.stamp_ns == SECOND_NS
     assert camera.refresher.state.live.frame.stamp_ns == SECOND_NS

@@ -159,7 +159,9 @@ def test_when_all_are_cancelled_the_work_ends(session):
 
 def test_only_the_unsure_are_asked_again_and_the_others_do_not_wait_for_them(vlm):
     def patched(least):
-        session = SceneSession(vlm, Config(refresh_policy='patch', min_confidence=least, max_patch_share=1.0))
+        session = SceneSession(
+            vlm, Config(refresh_policy='patch', min_confidence=least, min_text_confidence=least, max_patch_share=1.0)
+        )
         session.observe(picture(1))
         for _ in range(3):
             session._account.book_questions(Work(), [Work(prefill_tokens=10**9, ms=1e9)], 1.0)
@@ -266,7 +268,9 @@ def test_equal_questions_that_come_together_are_computed_once(session, each):
 
 
 def test_one_question_that_forces_a_refresh_makes_one_refresh(vlm):
-    session = SceneSession(vlm, Config(refresh_policy='patch', min_confidence=0.0, max_patch_share=1.0))
+    session = SceneSession(
+        vlm, Config(refresh_policy='patch', min_confidence=1e-9, min_text_confidence=1e-9, max_patch_share=1.0)
+    )
     session.observe(picture(1))
     session._account.book_questions(Work(), [Work(prefill_tokens=10**9, ms=1e9)], 1.0)
     frame = picture(1, 1.0)

@@ -459,7 +459,7 @@ def test_a_model_that_fails_in_upkeep_is_told_once_and_asked_again_by_the_next_q
 
 @pytest.mark.parametrize('policy', ['exact', 'patch'])
 def test_a_question_between_the_stages_is_answered_from_the_kept_state_and_the_refresh_goes_on(vlm, policy):
-    session = asked_once(vlm, refresh_policy=policy, min_confidence=0.0)
+    session = asked_once(vlm, refresh_policy=policy, min_confidence=1e-9, min_text_confidence=1e-9)
     session.look(at(1.0))
     assert session.work() == 0 and session._refresher.is_between_stages
     kept = session.ask(replace(QUESTION, text='where is it ?', max_lag_s=5.0), now_ns=SECOND_NS)

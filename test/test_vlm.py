@@ -19,9 +19,10 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
+import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from patience import PATIENCE_S
@@ -144,15 +145,31 @@ def test_another_template_processor_or_weight_is_another_model(model_dir, tmp_pa
     assert len(prints) == 3
 
 
-def test_large_files_are_told_apart_without_being_read(tmp_path, monkeypatch):
-    read, read_bytes = [], Path.read_bytes
-    monkeypatch.setattr(Path, 'read_bytes', lambda path: read.append(path.name) or read_bytes(path))
-    (tmp_path / 'small.json').write_text('{}')
-    with (tmp_path / 'consolidated.pth').open('wb') as large:
-        large.truncate(11_000_000)
-    before = loading._fingerprint(tmp_path)
-    os.utime(tmp_path / 'consolidated.pth', ns=(1, 1))
-    assert loading._fingerprint(tmp_path) != before and set(read) == {'small.json'}
+def test_a_copy_is_the_same_model_and_a_changed_large_file_another(tmp_path):
+    content = np.random.default_rng(0).integers(0, 256, 11_000_000, np.uint8)
+
+    def fingerprint(name, content, **others):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'small.json').write_text('{}')
+        content.tofile(tmp_path / name / 'consolidated.pth')
+        for other, text in others.items():
+            (tmp_path / name / other.replace('_', '.')).write_text(text)
+        os.utime(tmp_path / name / 'consolidated.pth', ns=(1, len(name)))
+        return loading._fingerprint(tmp_path / name)
+
+    first = fingerprint('first', content)
+    assert fingerprint('a copy', content) == first
+    assert fingerprint('documented', content, README_md='a model', calibration_json='{}') == first
+    trained = content.copy()
+    trained[len(content) // 2 : len(content) // 2 + 20_000] ^= 1  # one small tensor, far from the beginning
+    assert fingerprint('trained', trained) != first
+    assert fingerprint('longer', np.append(content, content[:1])) != first
+
+
+def test_large_files_are_not_read_as_a_whole(tmp_path):
+    with (tmp_path / 'model.safetensors').open('wb') as large:
+        large.truncate(40_000_000_000)  # a sparse file: reading all of it would take minutes
+    assert loading._fingerprint(tmp_path)
 
 
 @pytest.mark.parametrize(

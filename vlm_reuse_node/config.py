@@ -23,7 +23,7 @@ from typing import Any
 from vlm_reuse_node.errors import ConfigError
 
 # The values of refresh_policy.
-EXACT_POLICY, PATCH_POLICY = 'exact', 'patch'
+AUTO_POLICY, EXACT_POLICY, PATCH_POLICY = 'auto', 'exact', 'patch'
 
 
 def _parameter(
@@ -124,9 +124,16 @@ class Config:
         live=True,
     )
     refresh_policy: str = _parameter(
-        EXACT_POLICY,
-        'exact: compute a changed picture whole; patch: compute only its changed cells, which is approximate',
-        choices=(EXACT_POLICY, PATCH_POLICY),
+        AUTO_POLICY,
+        'exact: compute a changed picture whole; patch: compute only its changed cells, which is approximate; auto: '
+        'patch where a calibration of this model says that it drifts less than max_drift, else exact',
+        choices=(AUTO_POLICY, EXACT_POLICY, PATCH_POLICY),
+        live=True,
+    )
+    calibration: str = _parameter(
+        '',
+        "calibration.json that refresh_policy 'auto' goes by; it brings its own change_halo, max_patches, "
+        "max_patch_share, min_confidence and min_text_confidence; empty: the one in the model's directory, if any",
         live=True,
     )
     max_patches: int = _parameter(
@@ -141,7 +148,16 @@ class Config:
     )
     min_confidence: float = _parameter(
         0.7,
-        'when the answer of a patched state has a lower probability, the state is computed whole and answers again',
+        'when the choice that a patched state gives has a lower probability, the state is computed whole and answers '
+        'again; 1: a patched state gives no choice',
+        low=0.0,
+        high=1.0,
+        live=True,
+    )
+    min_text_confidence: float = _parameter(
+        0.7,
+        'min_confidence for texts, whose probability is that of their least likely token; 1: a patched state gives '
+        'no text',
         low=0.0,
         high=1.0,
         live=True,
@@ -203,6 +219,10 @@ class Config:
             object.__setattr__(self, parameter.name, _checked(parameter, getattr(self, parameter.name)))
         if not self.cameras or len(set(self.cameras)) != len(self.cameras):
             raise ConfigError(f'cameras is {list(self.cameras)}; expected one or more different names.')
+
+    def least_confidence(self, has_choices: bool) -> float:
+        """The probability that a patched state's answer must have; 1: it gives no such answer."""
+        return self.min_confidence if has_choices else self.min_text_confidence
 
     @property
     def static_threshold(self) -> float:

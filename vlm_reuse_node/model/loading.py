@@ -31,8 +31,11 @@ from vlm_reuse_node.model.vlm import Vlm
 
 EMBEDDED = {'tabletop': Path(__file__).parents[1] / 'demo' / 'tabletop_model'}
 HUB_NAME = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*')
-# Files of a model above this size are told apart by name, size and time, not by content.
+# Of weights, and of other files above this size, so many evenly spread blocks are read to tell models apart.
 LARGE_FILE_BYTES = 10_000_000
+BLOCKS, BLOCK_BYTES = 1024, 4096
+# Files that change nothing in what a model computes.
+BESIDE_THE_POINT = re.compile(r'(calibration.*\.json|.*\.md|\..*)')
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +60,7 @@ def load(name: str) -> Vlm:
         model.set_dtype(mx.float32)
     given_folder = name not in EMBEDDED and Path(name).expanduser().is_dir()
     shown = folder.name if given_folder else name
-    vlm = Vlm(shown, model, processor, family(model, processor), _fingerprint(folder))
+    vlm = Vlm(shown, model, processor, family(model, processor), _fingerprint(folder), folder)
     device_memory.set_limits(model)
     return vlm
 
@@ -137,13 +140,22 @@ def _model_type(folder: Path) -> str:
 
 
 def _fingerprint(folder: Path) -> str:
-    """Digest of every small file of the model, and of the weights' and large files' names, sizes and times."""
+    """Digest of the model's files, the same for every copy: their names and sizes, and the content of small ones.
+
+    Of weights and other large files only the first megabyte and blocks spread over the file are read: gigabytes would
+    take longer than loading them. What training changes, it changes nearly everywhere.
+    """
     digest = blake2b(digest_size=16)
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        status = path.stat()
-        large = path.suffix == '.safetensors' or status.st_size > LARGE_FILE_BYTES
-        digest.update(f'{path.name} {status.st_size} {status.st_mtime_ns if large else 0}'.encode())
-        digest.update(b'' if large else path.read_bytes())
+    files = (path for path in folder.iterdir() if path.is_file() and not BESIDE_THE_POINT.fullmatch(path.name))
+    for path in sorted(files):
+        size = path.stat().st_size
+        digest.update(f'{path.name} {size}'.encode())
+        with path.open('rb') as file:
+            is_large = path.suffix == '.safetensors' or size > LARGE_FILE_BYTES
+            digest.update(file.read(1_000_000 if is_large else -1))
+            for block in range(BLOCKS if is_large and size > 1_000_000 else 0):
+                file.seek(size * block // BLOCKS)
+                digest.update(file.read(BLOCK_BYTES))
     return digest.hexdigest()
 
 

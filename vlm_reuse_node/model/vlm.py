@@ -17,10 +17,12 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten
 
 from vlm_reuse_node.model import decoding, kv_cache, pass_cache
 from vlm_reuse_node.model.device_memory import clear_between_chunks
@@ -47,18 +49,24 @@ class Vlm:
     """One loaded model. It belongs to the thread that loaded it, and holds no state of any camera.
 
     name: the model's name in answers: as it was given, for a directory its last part.
-    fingerprint: digest of the model, its processor and its chat template.
+    fingerprint: digest of the model, its processor and its chat template. folder: its directory, None without one.
+    precision: the types of the numbers it computes with, such as 'float32'. device: 'cpu', 'metal' or 'cuda'.
     stop_ids: tokens that end an answer. context: most tokens of prompt and answer together, None when not known.
     json_schemas: compiles JSON schemas for the model's tokenizer.
     meter: counts every step of the model; no step escapes it.
     decodes_ahead: whether a step is queued before its token is read, see `decoding`: on a device with its own queue.
     """
 
-    def __init__(self, name: str, model: Any, processor: Any, family: Family, fingerprint: str) -> None:
+    def __init__(
+        self, name: str, model: Any, processor: Any, family: Family, fingerprint: str, folder: Path | None = None
+    ) -> None:
         """Wrap the model and the processor that `mlx_vlm.load` returned."""
         self.name = name
         self.family = family
         self.fingerprint = fingerprint
+        self.folder = folder
+        self.precision = _precision(model)
+        self.device = _device()
         self.meter = Meter()
         self.decodes_ahead = mx.default_device().type == mx.gpu
         self._model = model
@@ -238,3 +246,17 @@ class Vlm:
     def text(self, ids: list[int]) -> str:
         """Return the words of an answer's tokens."""
         return self._processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def _precision(model: Any) -> str:
+    """The floating-point types among a model's parameters, joined with '+'."""
+    parameters = cast(list[tuple[str, mx.array]], tree_flatten(model.parameters()))
+    types = {value.dtype for _, value in parameters}
+    return '+'.join(sorted(str(kind).removeprefix('mlx.core.') for kind in types if mx.issubdtype(kind, mx.floating)))
+
+
+def _device() -> str:
+    """What MLX computes on: 'cpu', 'metal' or 'cuda'."""
+    if mx.default_device().type != mx.gpu:
+        return 'cpu'
+    return 'metal' if mx.metal.is_available() else 'cuda'

@@ -19,7 +19,9 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-CONFIDENCE = 0.95
+from vlm_reuse_node.session import drift_bounds
+from vlm_reuse_node.session.drift_bounds import CONFIDENCE
+
 RESAMPLES = 2000
 SEED = 0
 
@@ -28,8 +30,8 @@ def share_bounds(count: int, total: int) -> tuple[float, float] | tuple[None, No
     """Return the exact (Clopper-Pearson) two-sided 95 % interval of a share; (None, None) without a count."""
     if not total:
         return None, None
-    bounds = stats.binomtest(count, total).proportion_ci(CONFIDENCE, method='exact')
-    return round(float(bounds.low), 6), round(float(bounds.high), 6)
+    low, high = drift_bounds.share_bounds(count, total)
+    return round(low, 6), round(high, 6)
 
 
 def mcnemar_p(one: int, other: int) -> float:

@@ -28,6 +28,7 @@ from vlm_reuse_node.ros.camera_state import CameraState
 from vlm_reuse_node.ros.stage import Stage
 from vlm_reuse_node.scene.refresh import Level, Refresh
 from vlm_reuse_node.serving.worker_stats import WorkerStats
+from vlm_reuse_node.session.drift_bounds import DriftCount
 from vlm_reuse_node.session.session_status import SessionStatus
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
@@ -234,14 +235,19 @@ def model_status(node: str, stats: WorkerStats, queue_size: int) -> DiagnosticSt
 def audit_status(node: str, sessions: Mapping[str, SessionStatus], max_drift: float) -> DiagnosticStatus:
     """Status of the drift audit: how many answers differ from cold-dense. sessions: by camera."""
     audited = {camera: session.audits for camera, session in sessions.items()}
-    level, message = OK, f'{sum(counts.answers for counts in audited.values())} answers audited'
+    patched = sum(counts.patched.answers for counts in audited.values())
+    exact = sum(counts.exact_answers for counts in audited.values())
+    level, message = OK, f'{patched + exact} answers audited, {patched} of them from patched states'
     values: dict[str, object] = {'max_drift': f'{100 * max_drift:g} %'}
     for camera, counts in sorted(audited.items()):
-        low, high = (100 * bound for bound in counts.bounds)
+        session = sessions[camera]
+        if session.is_calibration_refused and level == OK:
+            level, message = WARN, f"Camera '{camera}': {session.policy_reason}"
         values |= {
-            f'{camera}: audited': counts.answers,
-            f'{camera}: drifted': counts.drifted,
-            f'{camera}: drift, 95 %': f'{low:.2f} to {high:.2f} %' if counts.answers else 'not known',
+            f'{camera}: refresh policy': session.policy,
+            f'{camera}: because': session.policy_reason,
+            f'{camera}: patched, choices': _drift(counts.choices),
+            f'{camera}: patched, texts': _drift(counts.texts),
             f'{camera}: exact audited': counts.exact_answers,
             f'{camera}: exact drifted': counts.exact_drifted,
         }
@@ -264,6 +270,13 @@ def audit_status(node: str, sessions: Mapping[str, SessionStatus], max_drift: fl
                 ),
             )
     return status(f'{node}: drift audit', level, message, values)
+
+
+def _drift(count: DriftCount) -> str:
+    if not count.answers:
+        return 'none audited'
+    low, high = (100 * bound for bound in count.bounds)
+    return f'{count.drifted} of {count.answers} drifted, {low:.2f} to {high:.2f} % (95 %)'
 
 
 def status(name: str, level: bytes, message: str, values: Mapping, hardware_id: str = '') -> DiagnosticStatus:

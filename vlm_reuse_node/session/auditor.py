@@ -131,7 +131,8 @@ class Auditor:
             _log.exception("Camera '%s': an answer could not be audited.", self._camera)
         else:
             was_trusted = self._audit.is_trusted
-            self._audit.add(again.differs_from(sample.outcome), sample.identity.exact, config.max_drift)
+            drifted, has_choices = again.differs_from(sample.outcome), bool(sample.tokenized.choices)
+            self._audit.add(drifted, sample.identity.exact, has_choices, config.max_drift)
             self._log_trust(was_trusted, config)
         self._twin = None
         self._waiting.popleft()
@@ -144,8 +145,8 @@ class Auditor:
                 "Camera '%s': %d of %d audited answers from patched states drifted, which is more than max_drift %g "
                 'explains. Changed pictures are computed whole for now.',
                 self._camera,
-                counts.drifted,
-                counts.answers,
+                counts.patched.drifted,
+                counts.patched.answers,
                 config.max_drift,
             )
         elif counts.is_trusted and not was_trusted:

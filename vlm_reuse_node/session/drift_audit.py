@@ -14,52 +14,42 @@
 
 """Counts drift: a share of the answers is repeated cold-dense while the model is idle, and compared.
 
-Rates and their bounds are derived from the counts. Standard library only.
+Rates and their bounds are derived from the counts.
 """
 
 import math
 from collections import Counter, deque
 from dataclasses import dataclass
 
+from vlm_reuse_node.session.drift_bounds import DriftCount
+
 # The rate is measured over this many of the newest audited answers.
 WINDOW = 1000
 # Patching stops when this many drifted answers would have a lower probability than this at a true rate of max_drift.
 UNLIKELY = 0.01
-# Normal quantile of a two-sided 95 % interval.
-_Z = 1.96
 
 
 @dataclass(frozen=True)
 class AuditCounts:
     """Counts of audited answers.
 
-    answers, drifted: among the newest WINDOW answers from approximate states.
+    choices, texts: of the newest WINDOW answers from approximate states.
     exact_answers, exact_drifted: among all answers from exact states, where any drift is a fault.
     fallbacks: how often patching was stopped.
     is_trusted: whether approximate states may be used now.
     """
 
-    answers: int = 0
-    drifted: int = 0
+    choices: DriftCount = DriftCount()
+    texts: DriftCount = DriftCount()
     exact_answers: int = 0
     exact_drifted: int = 0
     fallbacks: int = 0
     is_trusted: bool = True
 
     @property
-    def rate(self) -> float:
-        """Share of drifted answers; 0 without answers."""
-        return self.drifted / self.answers if self.answers else 0.0
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """Wilson score interval of the rate, 95 %; (0, 1) without answers."""
-        if not self.answers:
-            return 0.0, 1.0
-        spread = _Z * _Z / self.answers
-        middle = (self.rate + spread / 2) / (1 + spread)
-        half = math.sqrt(spread * (self.rate * (1 - self.rate) + spread / 4)) / (1 + spread)
-        return max(0.0, middle - half), min(1.0, middle + half)
+    def patched(self) -> DriftCount:
+        """Of choices and texts from approximate states."""
+        return self.choices + self.texts
 
 
 class DriftAudit:
@@ -72,7 +62,7 @@ class DriftAudit:
 
     def __init__(self) -> None:
         """Start with trust and all counts at 0."""
-        self._results: deque[bool] = deque(maxlen=WINDOW)
+        self._results: deque[tuple[bool, bool]] = deque(maxlen=WINDOW)  # has choices, drifted
         self._exact: Counter[bool] = Counter()
         self._due = 0.0  # accumulated share of answers to audit
         self._given = 0  # answers since patching was last stopped
@@ -83,8 +73,8 @@ class DriftAudit:
     def counts(self) -> AuditCounts:
         """The counts now."""
         return AuditCounts(
-            len(self._results),
-            sum(self._results),
+            self._count(True),
+            self._count(False),
             self._exact.total(),
             self._exact[True],
             self._fallbacks,
@@ -103,15 +93,20 @@ class DriftAudit:
         self._due -= 1
         return True
 
-    def add(self, drifted: bool, exact: bool, max_drift: float) -> None:
+    def add(self, drifted: bool, exact: bool, has_choices: bool, max_drift: float) -> None:
         """Count one audited answer. exact: whether its state was exact. Such answers are counted apart."""
         if exact:
             self._exact[drifted] += 1
         elif self.is_trusted:
-            self._results.append(drifted)
-            if _by_chance(sum(self._results), len(self._results), max_drift) < UNLIKELY:
+            self._results.append((has_choices, drifted))
+            patched = self.counts.patched
+            if _by_chance(patched.drifted, patched.answers, max_drift) < UNLIKELY:
                 self.is_trusted, self._given = False, 0
                 self._fallbacks += 1
+
+    def _count(self, has_choices: bool) -> DriftCount:
+        drifted = [drifted for had_choices, drifted in self._results if had_choices == has_choices]
+        return DriftCount(len(drifted), sum(drifted))
 
 
 def _by_chance(drifted: int, answers: int, rate: float) -> float:

@@ -127,7 +127,8 @@ class Responder:
         """
         if not cases:
             return
-        may_patch = self._auditor.allows_patches(config) and self._account.covers_patch(self._patch_risk(cases, config))
+        is_trusted = all(_least(case, config) < 1 for case in cases) and self._auditor.allows_patches(config)
+        may_patch = is_trusted and self._account.covers_patch(self._patch_risk(cases, config))
         forced_first = sorted(cases, key=lambda case: not case.tokenized.question.force_refresh)
         for question, now_ns in ((case.tokenized.question, case.now_ns) for case in forced_first):
             may_answer = self._refresher.is_exact or may_patch or is_cold
@@ -187,7 +188,7 @@ class Responder:
         """Complete the answer and hand a share of all to the audit, unless the question must be asked again."""
         answer = self._answerer.work(state, case.tokenized, case.outcome)
         case.cold = self._refresher.prices.cold(state) + answer
-        if not (state.live.exact or case.escalated) and case.outcome.confidence < config.min_confidence:
+        if not (state.live.exact or case.escalated) and case.outcome.confidence < _least(case, config):
             case.escalated = True
             return
         self._auditor.note(case.outcome, case.tokenized, state, config)
@@ -210,7 +211,10 @@ class Responder:
         return [self._answerer.answer(state, case.tokenized, case.turn, draft)]
 
     def _patch_risk(self, cases: Sequence[Case], config: Config) -> Work:
-        """What patched answers cost in vain if all of them are unsure."""
+        """What patched answers cost in vain if all of them are unsure that may be."""
+        cases = [case for case in cases if _least(case, config) > 0]
+        if not cases:
+            return Work()
         cells = self._refresher.newest.cells
         patch = self._refresher.prices.patch(self._refresher.state, cells, int(config.max_patch_share * cells))
         return sum((self._answerer.expected(case.tokenized) for case in cases), patch)
@@ -291,6 +295,11 @@ class Responder:
         frames = [EncodedFrame.see(self._vlm, encoded.frame, check, keep) for encoded in kept.frames]
         case.turn.book('refresh_ms', 1e3 * (time.perf_counter() - started_s))
         return twin(build(self._vlm, self._template_for, frames, check, later=True), kept.identity)
+
+
+def _least(case: Case, config: Config) -> float:
+    """The probability that a patched state's answer must have; 1: a patched state does not answer this question."""
+    return config.least_confidence(bool(case.tokenized.choices))
 
 
 def _open(cases: Sequence[Case]) -> list[Case]:

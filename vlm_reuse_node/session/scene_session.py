@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 
-from vlm_reuse_node.config import Config
+from vlm_reuse_node.config import AUTO_POLICY, Config
 from vlm_reuse_node.errors import ImageError
 from vlm_reuse_node.model.vlm import Check, Vlm, go_on
 from vlm_reuse_node.scene.frame import Frame
@@ -40,6 +40,7 @@ from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.refresher import Refresher
 from vlm_reuse_node.session.responder import Responder
 from vlm_reuse_node.session.session_status import SessionStatus
+from vlm_reuse_node.session.trust import Trust, decide
 from vlm_reuse_node.session.turn import Turn
 from vlm_reuse_node.session.upkeep import Upkeep
 
@@ -74,8 +75,9 @@ class SceneSession:
         measures_time: False makes upkeep depend on counts of tokens alone, so that it is the same in every run.
         Raises ConfigError when config.system_prompt holds special tokens of the model.
         """
-        self.config, self.camera = config, camera
+        self.camera = camera
         self._vlm, self._on_refused = vlm, on_refused
+        self._trust = self._decide(config)
         self._template_for = template_for = cache(lambda frames: vlm.template(config.system_prompt, frames))
         answerer = Answerer(vlm, template_for(1))
         self._account = Account(measures_time)
@@ -85,6 +87,16 @@ class SceneSession:
         self._responder = Responder(
             vlm, template_for, camera, answerer, self._refresher, self._auditor, self._account, self._upkeep
         )
+
+    @property
+    def config(self) -> Config:
+        """The configuration. It may be replaced at any time. Only live parameters may differ."""
+        return self._trust.given
+
+    @config.setter
+    def config(self, config: Config) -> None:
+        if config != self._trust.given:
+            self._trust = self._decide(config)
 
     def can_look(self, frame: Frame) -> bool:
         """Whether `look` needs no model for a frame of this size."""
@@ -97,7 +109,7 @@ class SceneSession:
         Raises ImageError for a frame that the model cannot take: nothing changes then, and on_refused is called.
         """
         try:
-            return self._refresher.look(frame, self.config)
+            return self._refresher.look(frame, self._trust.used)
         except ImageError as error:
             self._on_refused(frame, error)
             raise
@@ -111,9 +123,10 @@ class SceneSession:
         record = self.look(frame)
         if record is None:
             return None
-        before, may_patch = self._vlm.meter.done, self._auditor.allows_patches(self.config)
+        before, config = self._vlm.meter.done, self._trust.used
+        may_patch = self._auditor.allows_patches(config)
         try:
-            return self._refresher.refresh(self.config, may_patch=may_patch, force=force, check=check) or record
+            return self._refresher.refresh(config, may_patch=may_patch, force=force, check=check) or record
         finally:
             self._account.book_upkeep(self._vlm.meter.done - before)
 
@@ -140,7 +153,7 @@ class SceneSession:
         The state is brought up to the newest frame if one of them needs that. Each case gets its answer, and delivers
         it at once.
         """
-        self._responder.respond(cases, self.config, self._look_at(newest))
+        self._responder.respond(cases, self._trust.used, self._look_at(newest))
 
     def ask_cold(
         self, question: Question, *, now_ns: int, turn: Turn | None = None, newest: TakeFrame = lambda: None
@@ -152,7 +165,7 @@ class SceneSession:
         The kept state is first brought up to date as for `ask`; it does not change otherwise, unless the model fails.
         """
         case = Case(question, now_ns, turn or Turn())
-        self._responder.respond_cold(case, self.config, self._look_at(newest))
+        self._responder.respond_cold(case, self._trust.used, self._look_at(newest))
         return case.answer
 
     def work(self, check: Check = go_on) -> float | None:
@@ -162,7 +175,7 @@ class SceneSession:
         Returns the seconds until the next call is worth it: 0 after a stage, None when nothing is due before the next
         picture or question. Raises nothing: an error is logged, and upkeep goes on with the next picture.
         """
-        return self._upkeep.work(self.config, check)
+        return self._upkeep.work(self._trust.used, check)
 
     @property
     def newest(self) -> Frame | None:
@@ -173,14 +186,29 @@ class SceneSession:
     @property
     def status(self) -> SessionStatus:
         """What the session holds and has done."""
-        frames, size = self._refresher.held
-        held_bytes = size + self._auditor.held_bytes
-        return SessionStatus(frames, held_bytes, self._auditor.counts, self._account.totals)
+        (frames, size), trust = self._refresher.held, self._trust
+        return SessionStatus(
+            frames,
+            size + self._auditor.held_bytes,
+            self._auditor.counts,
+            self._account.totals,
+            trust.used.refresh_policy,
+            trust.why,
+            trust.is_refused,
+        )
 
     def reset(self) -> None:
         """Forget the frame and the state. Questions get NO_IMAGE until the next frame."""
         self._auditor.forget()
         self._refresher.reset()
+
+    def _decide(self, config: Config) -> Trust:
+        """Find out what the refresh_policy comes to, and log what auto comes to."""
+        trust = decide(self._vlm, config)
+        if config.refresh_policy == AUTO_POLICY:
+            level = logging.WARNING if trust.is_refused else logging.INFO
+            _log.log(level, "Camera '%s': refresh_policy is %s. %s", self.camera, trust.used.refresh_policy, trust.why)
+        return trust
 
     def _look_at(self, newest: TakeFrame) -> Callable[[], None]:
         """Look at the frame that waits, if there is one."""

@@ -26,9 +26,14 @@ class SessionStatus:
 
     frames: number of frames in the state, with the live frame. held_bytes: for them and for an audit.
     audits: counts of the drift audit.
+    policy: the refresh_policy that is used, exact or patch. policy_reason: why, in one sentence.
+    is_calibration_refused: whether there is a calibration that may not be used.
     """
 
     frames: int = 0
     held_bytes: int = 0
     audits: AuditCounts = AuditCounts()
     totals: Totals = Totals()
+    policy: str = ''
+    policy_reason: str = ''
+    is_calibration_refused: bool = False

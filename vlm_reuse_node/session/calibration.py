@@ -1,0 +1,137 @@
+# Copyright 2026 vlm_reuse_node maintainers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The record of a calibration: what was measured about patched states of one model, and the file that holds it.
+
+The program `calibrate` writes it from a recording. `trust.py` decides by it what `refresh_policy: auto` does.
+"""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from vlm_reuse_node.config import PATCH_POLICY, Config
+from vlm_reuse_node.errors import ConfigError, VlmReuseError
+from vlm_reuse_node.model.vlm import Vlm
+from vlm_reuse_node.session.drift_bounds import DriftCount
+
+NAME = 'calibration.json'
+FORMAT = 1
+# Raise it when the change detector, the refreshes or a family change, so that patched states come out differently.
+ENGINE = 1
+
+
+class CalibrationError(VlmReuseError):
+    """A calibration that cannot be used, or not for this model."""
+
+
+@dataclass(frozen=True)
+class CalibratedModel:
+    """What a calibration holds for, and nothing else. family: the class that serves the model."""
+
+    fingerprint: str
+    family: str
+    precision: str
+    device: str
+    engine: int = ENGINE
+
+    @classmethod
+    def of(cls, vlm: Vlm) -> 'CalibratedModel':
+        """A loaded model, as it is computed here."""
+        family = type(vlm.family).__module__.rpartition('.')[2]
+        return cls(vlm.fingerprint, family, vlm.precision, vlm.device)
+
+
+@dataclass(frozen=True)
+class PatchLimits:
+    """How far patching may go: the parameters of these names. A least confidence of 1: no such answer is given."""
+
+    change_halo: int
+    max_patches: int
+    max_patch_share: float
+    min_confidence: float
+    min_text_confidence: float
+
+    def configure(self, config: Config) -> Config:
+        """The configuration that patches within these limits. Raises ConfigError for a value out of range."""
+        return config.with_values(refresh_policy=PATCH_POLICY, **asdict(self))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured about one model.
+
+    choices, texts: drift after escalation, on stretches of the recordings that the limits were not chosen on.
+    work, exact_work: the model's work there, as a share of cold-dense's; with patches within these limits, and with
+    whole pictures only. recordings: names, for people.
+    """
+
+    model: CalibratedModel
+    limits: PatchLimits
+    choices: DriftCount
+    texts: DriftCount
+    work: float
+    exact_work: float
+    recordings: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The record as `read` takes it."""
+        return {'format': FORMAT, **asdict(self)}
+
+
+def read(path: Path) -> Calibration:
+    """Read a calibration. Raises CalibrationError that says what is wrong with the file."""
+    try:
+        given = json.loads(path.read_text(encoding='utf-8'))
+        if given['format'] != FORMAT:
+            raise ValueError(f'its format is {given["format"]!r}, not {FORMAT}')
+        calibration = Calibration(
+            _record(CalibratedModel, given['model']),
+            _record(PatchLimits, given['limits']),
+            _record(DriftCount, given['choices']),
+            _record(DriftCount, given['texts']),
+            _share(given['work']),
+            _share(given['exact_work']),
+            tuple(str(name) for name in given['recordings']),
+        )
+        calibration.limits.configure(Config())
+        for count in (calibration.choices, calibration.texts):
+            if not 0 <= count.drifted <= count.answers:
+                raise ValueError(f'{count.drifted} of {count.answers} answers drifted')
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+        why = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+        raise CalibrationError(
+            f"'{path}' cannot be used as a calibration ({why}). Write it anew: ros2 run vlm_reuse_node calibrate."
+        ) from error
+    return calibration
+
+
+def _record(kind: type, given: dict) -> Any:
+    """A record from its JSON. Its values must have the very types that its fields say."""
+    values = {}
+    for field in fields(kind):
+        value = given[field.name]
+        value = float(value) if field.type is float and type(value) is int else value
+        if type(value) is not field.type:
+            raise ValueError(f'{field.name} is {value!r}')
+        values[field.name] = value
+    return kind(**values)
+
+
+def _share(value: Any) -> float:
+    number = float(value)
+    if not 0 <= number < float('inf'):
+        raise ValueError(f'a share of work is {value!r}')
+    return number
