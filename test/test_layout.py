@@ -23,7 +23,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / 'vlm_reuse_node'
 NAME = PACKAGE.name
-FOLDERS = ('scene', 'model', 'session', 'serving', 'ros', 'replay', 'demo')
+FOLDERS = ('scene', 'model', 'session', 'serving', 'ros', 'replay', 'calibrate', 'demo')
 # The root holds what everything shares: config.py and errors.py.
 MAY_IMPORT = {
     '': {''},
@@ -33,6 +33,7 @@ MAY_IMPORT = {
     'serving': {'', 'serving', 'session', 'model', 'scene'},
     'ros': {'', 'ros', 'serving', 'session', 'scene'},
     'replay': {'', 'replay', 'session', 'model', 'scene'},
+    'calibrate': {'', 'calibrate', 'replay', 'session', 'model', 'scene'},
     'demo': {'', *FOLDERS},
 }
 ROS = {

@@ -166,21 +166,23 @@ def test_a_patched_state_that_may_not_answer_any_more_is_computed_whole(vlm):
         assert answer.token_ids == session.ask_cold(QUESTION, now_ns=SECOND_NS).token_ids
 
 
-@pytest.mark.parametrize('has_credit', [True, False])
-def test_a_patched_state_is_repaired_from_credit_while_nobody_asks(vlm, has_credit):
+@pytest.mark.parametrize('has_credit, rested_s', [(True, 10.2), (False, 10.2), (True, 9.0)])
+def test_a_patched_state_is_repaired_from_credit_once_it_must_be_whole_for_the_next_answer(vlm, has_credit, rested_s):
+    """It was whole at 0 s, and max_cell_age_s is 10 s."""
     idle, refreshes = Idle(), []
     session = SceneSession(
         vlm, PATCH.with_values(audit_share=0.0), on_refresh=lambda frame, refresh: refreshes.append(refresh), clock=idle
     )
     session.observe(picture(1))
     session.observe(changed(picture(1), 0.1))
-    session.look(changed(picture(1), 1.0))  # the scene rests
+    session.look(changed(picture(1), rested_s))  # the scene rests
     if has_credit:
         give_credit(session)
-    assert idle.spend(session) == (2 if has_credit else 0)  # the vision tower, and the prefill
-    answer = session.ask(QUESTION, now_ns=SECOND_NS)
-    assert answer.exact and answer.level == (Level.REUSE if has_credit else Level.FRAME)
-    assert refreshes[-1].reason == 'a patched frame is computed whole'
+    is_due = rested_s > 10
+    assert idle.spend(session) == (2 if has_credit and is_due else 0)  # the vision tower, and the prefill
+    answer = session.ask(QUESTION, now_ns=int(rested_s * SECOND_NS))
+    assert answer.exact == is_due and answer.level == (Level.REUSE if has_credit else Level.FRAME)
+    assert not is_due or refreshes[-1].reason == 'a patched frame is computed whole'
 
 
 def test_a_cold_answer_is_computed_from_the_newest_picture_whole(vlm):

@@ -66,7 +66,7 @@ class Refresher:
     work: Work = STAGE
     is_between_stages: bool = False
     rollover_work: Work | None = None
-    is_exact: bool = True
+    has_overdue: bool = False
     has_keyframe: bool = False
     raises: Exception | None = None
     done: list = field(default_factory=list)
@@ -89,6 +89,9 @@ class Refresher:
 
     def is_keyframe_due(self, config):
         return self.has_keyframe
+
+    def is_overdue(self, config):
+        return self.has_overdue
 
     def keeps_vision(self, config):
         return 'keeps' if config.refresh_policy == 'patch' else 'drops'
@@ -197,7 +200,7 @@ def test_above_a_share_of_one_everything_that_is_stale_is_refreshed(share, is_do
 
 
 def test_without_a_share_nothing_is_done():
-    camera = likely(rollover_work=STAGE, is_exact=False, newest=Look(still_s=9.0))
+    camera = likely(rollover_work=STAGE, has_overdue=True, newest=Look(still_s=9.0))
     camera.auditor.work, camera.now_s = STAGE, 50.0
     assert camera.work(Config(upkeep_share=0.0)) is None and camera.done == []
     assert camera.work(Config(upkeep_share=0.01)) == 0.0
@@ -317,7 +320,7 @@ def test_a_rollover_needs_its_price(credit, is_done):
 
 
 def patched(still_s=RESTED_S, credit=600, lag_s=0.0, **given):
-    return Camera(credit=credit, lag_s=lag_s, is_exact=False, newest=Look(is_current=True, still_s=still_s), **given)
+    return Camera(credit=credit, lag_s=lag_s, has_overdue=True, newest=Look(is_current=True, still_s=still_s), **given)
 
 
 @pytest.mark.parametrize('lag_s, history, answers', [(0.0, 0, 2), (1.0, 0, 1), (0.0, 2, 1), (1.0, 2, 1)])
@@ -341,11 +344,11 @@ def test_a_repair_computes_the_picture_whole_whatever_may_be_patched():
     assert camera.work() is None
 
 
-def test_only_a_patched_state_of_a_scene_at_rest_is_repaired():
+def test_only_a_patched_state_that_is_overdue_is_repaired_and_only_while_the_scene_rests():
     assert RESTED_S == 0.5
     assert patched(credit=1100).work() == 0.0 and patched(credit=1100, still_s=0.49).work() is None
     camera = patched(credit=1100)
-    camera.refresher.is_exact = True
+    camera.refresher.has_overdue = False
     assert camera.work() is None
     camera = patched(credit=1100)
     camera.refresher.newest.is_current = False  # it waits for a refresh, and nobody is likely to ask
@@ -384,7 +387,7 @@ def test_of_a_refresh_and_an_audit_the_first_is_waited_for(now_s, wait_s):
 
 
 def test_a_refresh_comes_before_a_rollover_and_that_before_a_repair_and_an_audit():
-    camera = likely(credit=1200, rollover_work=STAGE, is_exact=False)
+    camera = likely(credit=1200, rollover_work=STAGE, has_overdue=True)
     camera.auditor.work = STAGE
     camera.work()
     camera.refresher.newest = Look(is_current=True, still_s=1.0)
@@ -392,7 +395,7 @@ def test_a_refresh_comes_before_a_rollover_and_that_before_a_repair_and_an_audit
     camera.work()
     camera.refresher.rollover_work = None
     camera.work()
-    camera.refresher.is_exact = True
+    camera.refresher.has_overdue = False
     camera.work()
     assert camera.done == ['refresh', 'rollover', 'refresh', 'audit']
     camera.auditor.work = None

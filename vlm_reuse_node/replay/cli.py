@@ -18,12 +18,10 @@ import argparse
 import json
 import logging
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from tqdm import tqdm
@@ -35,6 +33,7 @@ from vlm_reuse_node.replay.compare import compare, comparison_lines
 from vlm_reuse_node.replay.job import Job, JobOutcome
 from vlm_reuse_node.replay.options import build_parser, make_jobs
 from vlm_reuse_node.replay.report import write_report
+from vlm_reuse_node.replay.stop_request import StopRequest
 from vlm_reuse_node.replay.table import table_lines, verdict_lines
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -57,31 +56,6 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
-class StopRequest:
-    """Ctrl-C: the first one ends the run after the answer that is being given, the second one at once."""
-
-    def __init__(self) -> None:
-        """Start without a request."""
-        self.is_set = False
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> 'StopRequest':
-        """Take SIGINT and SIGTERM."""
-        self._before = {each: signal.signal(each, self._take) for each in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Give them back."""
-        for each, handler in self._before.items():
-            signal.signal(each, handler)
-
-    def _take(self, number: int, _: FrameType | None) -> None:
-        if self.is_set:
-            raise KeyboardInterrupt
-        self.is_set = True
-        tqdm.write('Stopping after this answer; what is done is kept (again: at once).', file=sys.stderr)
-
-
 def _replay(args: argparse.Namespace) -> int:
     started_s = time.perf_counter()
     started_cpu_s = time.process_time()
@@ -93,7 +67,7 @@ def _replay(args: argparse.Namespace) -> int:
     # 2. Replay it.
     name = todo[0].name if len(todo) == 1 else f'{len(todo)} bags'
     bar = tqdm(total=round(seconds, 1), unit='s', disable=None, file=sys.stderr, smoothing=0.1, desc=name)
-    with StopRequest() as stop, bar:
+    with StopRequest('Stopping after this answer; what is done is kept (again: at once).') as stop, bar:
         outcomes = _run(args, todo, bar.update, lambda: stop.is_set)
     failed |= {outcome.name: outcome.error for outcome in outcomes if outcome.error}
     for why in failed.values():

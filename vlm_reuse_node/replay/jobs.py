@@ -18,7 +18,6 @@ import multiprocessing
 import queue
 import shutil
 import signal
-import threading
 from collections.abc import Callable
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
@@ -30,39 +29,17 @@ from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.replay.evaluate import Replay
 from vlm_reuse_node.replay.job import Job, JobOutcome
 from vlm_reuse_node.replay.journal import Journal
+from vlm_reuse_node.replay.model_thread import POLL_S, run_with_model
 from vlm_reuse_node.replay.salvage import one_line
-
-POLL_S = 0.5
 
 
 def run_here(
     jobs: list[Job], model: str, resume: bool, progress: Callable[[float], None], stopped: Callable[[], bool]
 ) -> list[JobOutcome]:
-    """Replay one bag after the other, in a thread of its own, which is of no use to MLX afterwards.
-
-    Raises ModelError when there is no model.
-    """
-    outcomes: list[JobOutcome] = []
-    errors: list[Exception] = []
-
-    def work() -> None:
-        vlm: Vlm | None = None
-        try:
-            vlm = loading.load(model)
-            outcomes.extend(run_job(job, vlm, resume, progress, stopped) for job in jobs if not stopped())
-        except Exception as error:
-            errors.append(error)
-        finally:
-            vlm = None
-            loading.release_thread()
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    while thread.is_alive():  # a join without end would keep signals waiting
-        thread.join(POLL_S)
-    if errors:
-        raise errors[0]
-    return outcomes
+    """Replay one bag after the other, in a thread of its own. Raises ModelError when there is no model."""
+    return run_with_model(
+        model, lambda vlm: [run_job(job, vlm, resume, progress, stopped) for job in jobs if not stopped()]
+    )
 
 
 def run_job(

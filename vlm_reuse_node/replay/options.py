@@ -37,6 +37,26 @@ def build_parser() -> argparse.ArgumentParser:
         description='Replay ROS 2 bags through a vision-language model that keeps its state, '
         'ask questions along the way, and report speed and paired drift against cold-dense.',
     )
+    add_recording_options(parser)
+    parser.add_argument('--out', type=Path, default=Path('out/replay'), help='folder for everything that is written')
+    parser.add_argument('--arms', default='all', help=f'all, or some of {",".join(ARMS)}; cold and default always run')
+    parser.add_argument(
+        '--window',
+        type=float,
+        default=8.0,
+        metavar='S',
+        help='seconds over which the four pictures of low-rate are spread',
+    )
+    parser.add_argument('--jobs', type=int, default=1, metavar='N', help='bags at a time, a process each')
+    parser.add_argument('--ray', metavar='ADDRESS', help="a Ray cluster, one task a bag ('local' starts one)")
+    parser.add_argument('--resume', action='store_true', help='go on where an interrupted run stopped')
+    parser.add_argument('--compare', type=Path, metavar='OLD.json', help='results of an earlier run to compare with')
+    parser.add_argument('--json', action='store_true', help='print the summary as JSON instead of a table')
+    return parser
+
+
+def add_recording_options(parser: argparse.ArgumentParser) -> None:
+    """Add what every program needs that puts questions to recordings."""
     parser.add_argument('bags', nargs='+', type=Path, metavar='BAG', help='directory of a bag, or an mcap or db3 file')
     parser.add_argument(
         '--questions',
@@ -47,7 +67,6 @@ def build_parser() -> argparse.ArgumentParser:
         help='YAML (docs/replay.md): one for all bags, or one for each; default: a general set',
     )
     parser.add_argument('--model', default=Config().model, help='tabletop, a model directory or a hub name')
-    parser.add_argument('--out', type=Path, default=Path('out/replay'), help='folder for everything that is written')
     parser.add_argument(
         '--topic', action='append', default=[], help='image topic, once for each camera; default: the only one'
     )
@@ -56,14 +75,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--rate-limit', type=float, default=0.0, metavar='HZ', help='most pictures a second, roughly; 0: all'
     )
-    parser.add_argument('--arms', default='all', help=f'all, or some of {",".join(ARMS)}; cold and default always run')
-    parser.add_argument(
-        '--window',
-        type=float,
-        default=8.0,
-        metavar='S',
-        help='seconds over which the four pictures of low-rate are spread',
-    )
     parser.add_argument(
         '--param',
         action='append',
@@ -71,12 +82,6 @@ def build_parser() -> argparse.ArgumentParser:
         metavar='NAME=VALUE',
         help='a parameter of the node, such as history_frames=4 (README: parameters)',
     )
-    parser.add_argument('--jobs', type=int, default=1, metavar='N', help='bags at a time, a process each')
-    parser.add_argument('--ray', metavar='ADDRESS', help="a Ray cluster, one task a bag ('local' starts one)")
-    parser.add_argument('--resume', action='store_true', help='go on where an interrupted run stopped')
-    parser.add_argument('--compare', type=Path, metavar='OLD.json', help='results of an earlier run to compare with')
-    parser.add_argument('--json', action='store_true', help='print the summary as JSON instead of a table')
-    return parser
 
 
 def make_jobs(args: argparse.Namespace) -> tuple[list[Job], dict[str, str], float]:
@@ -85,12 +90,12 @@ def make_jobs(args: argparse.Namespace) -> tuple[list[Job], dict[str, str], floa
     Raises ConfigError for an option that cannot be used.
     """
     arms = _arms(args.arms)
-    config = _config(args)
-    selection = _selection(args)
+    config = config_of(args)
+    selection = selection_of(args)
     todo: list[Job] = []
     failed: dict[str, str] = {}
     seconds = 0.0
-    for path, name, questions in zip(args.bags, _names(args.bags), _questions_files(args)):
+    for path, name, questions in zip(args.bags, names_of(args.bags), questions_files(args)):
         try:
             bag = Bag(path, selection)
             bag.close()
@@ -105,8 +110,8 @@ def make_jobs(args: argparse.Namespace) -> tuple[list[Job], dict[str, str], floa
     return todo, failed, seconds
 
 
-def _questions_files(args: argparse.Namespace) -> list[Path | None]:
-    """A questions file for each bag; None: the general set."""
+def questions_files(args: argparse.Namespace) -> list[Path | None]:
+    """Return a questions file for each bag; None: the general set. Raises ConfigError for a wrong number of them."""
     files = args.questions
     if len(files) not in (0, 1, len(args.bags)):
         raise ConfigError(
@@ -118,8 +123,8 @@ def _questions_files(args: argparse.Namespace) -> list[Path | None]:
     return (files or [None]) * len(args.bags)
 
 
-def _names(paths: list[Path]) -> list[str]:
-    """A name for each bag: its folder's or file's, with a number where two have the same."""
+def names_of(paths: list[Path]) -> list[str]:
+    """Return a name for each bag: its folder's or file's, with a number where two have the same."""
     names: list[str] = []
     for path in paths:
         plain = path.stem if path.is_file() else path.resolve().name
@@ -139,7 +144,8 @@ def _arms(text: str) -> tuple[str, ...]:
     return tuple(name for name in ARMS if name in wanted)
 
 
-def _config(args: argparse.Namespace) -> Config:
+def config_of(args: argparse.Namespace) -> Config:
+    """Return the configuration of --model and --param. Raises ConfigError."""
     values = {'model': args.model}
     for text in args.param:
         name, equals, value = text.partition('=')
@@ -155,9 +161,11 @@ def _config(args: argparse.Namespace) -> Config:
     return Config().with_values(**values)
 
 
-def _selection(args: argparse.Namespace) -> Selection:
-    for name, low in (('start', 0), ('duration', 1e-9), ('rate_limit', 0), ('window', 1e-3), ('jobs', 1)):
-        value = getattr(args, name)
+def selection_of(args: argparse.Namespace) -> Selection:
+    """Return which part of the bags is meant. Raises ConfigError for a number out of range."""
+    least = {'start': 0, 'duration': 1e-9, 'rate_limit': 0, 'window': 1e-3, 'jobs': 1, 'every': 1e-3}
+    for name, low in least.items():
+        value = getattr(args, name, low)  # not every program has all of them
         if math.isnan(value) or value < low:
             expected = f'at least {low}' if low in (0, 1) else 'more than 0'
             raise ConfigError(f'--{name.replace("_", "-")} is {value:g}; expected {expected}.')

@@ -18,6 +18,7 @@ The program `calibrate` writes it from a recording. `trust.py` decides by it wha
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -70,20 +71,31 @@ class PatchLimits:
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """What was measured about one model.
+class Trial:
+    """What patching within the limits came to for one kind of question, on stretches that they were not chosen on.
 
-    choices, texts: drift after escalation, on stretches of the recordings that the limits were not chosen on.
-    work, exact_work: the model's work there, as a share of cold-dense's; with patches within these limits, and with
-    whole pictures only. recordings: names, for people.
+    drift: of the answers that patched states gave, after escalation. work, exact_work: the model's work on these
+    questions, as a share of cold-dense's; with patches, and with whole pictures only.
     """
+
+    drift: DriftCount = DriftCount()
+    work: float = 0.0
+    exact_work: float = 0.0
+
+    @property
+    def saves(self) -> bool:
+        """Whether patches were less work than whole pictures."""
+        return self.work < self.exact_work
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured about one model. recordings: what it was measured on, for people."""
 
     model: CalibratedModel
     limits: PatchLimits
-    choices: DriftCount
-    texts: DriftCount
-    work: float
-    exact_work: float
+    choices: Trial
+    texts: Trial
     recordings: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
@@ -100,16 +112,11 @@ def read(path: Path) -> Calibration:
         calibration = Calibration(
             _record(CalibratedModel, given['model']),
             _record(PatchLimits, given['limits']),
-            _record(DriftCount, given['choices']),
-            _record(DriftCount, given['texts']),
-            _share(given['work']),
-            _share(given['exact_work']),
+            _trial(given['choices']),
+            _trial(given['texts']),
             tuple(str(name) for name in given['recordings']),
         )
         calibration.limits.configure(Config())
-        for count in (calibration.choices, calibration.texts):
-            if not 0 <= count.drifted <= count.answers:
-                raise ValueError(f'{count.drifted} of {count.answers} answers drifted')
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         why = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
         raise CalibrationError(
@@ -130,8 +137,10 @@ def _record(kind: type, given: dict) -> Any:
     return kind(**values)
 
 
-def _share(value: Any) -> float:
-    number = float(value)
-    if not 0 <= number < float('inf'):
-        raise ValueError(f'a share of work is {value!r}')
-    return number
+def _trial(given: dict) -> Trial:
+    drift, (work, exact_work) = _record(DriftCount, given['drift']), (given['work'], given['exact_work'])
+    if not 0 <= drift.drifted <= drift.answers:
+        raise ValueError(f'{drift.drifted} of {drift.answers} answers drifted')
+    if not (0 <= work < math.inf and 0 <= exact_work < math.inf):
+        raise ValueError(f'the shares of work are {work} and {exact_work}')
+    return Trial(drift, float(work), float(exact_work))

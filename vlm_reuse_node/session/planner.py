@@ -75,6 +75,8 @@ class Planner:
 
     def _must_be_whole(self, state: State, frame: Frame, config: Config, may_patch: bool) -> bool:
         """Whether a patched live slot must be computed whole, even if the newest frame shows no change."""
-        if state.live.exact:
-            return False
-        return not may_patch or frame.stamp_ns - self._whole_ns > 1e9 * config.max_cell_age_s
+        return not state.live.exact and (not may_patch or self.is_overdue(state, frame, config))
+
+    def is_overdue(self, state: State, frame: Frame, config: Config) -> bool:
+        """Whether a patched live slot has been in use for so long that it may not answer about this frame."""
+        return not state.live.exact and frame.stamp_ns - self._whole_ns > 1e9 * config.max_cell_age_s

@@ -149,6 +149,12 @@ class Refresher:
         """Whether the live slot equals a cold-dense one."""
         return self.state is not None and self.state.has_live and self.state.live.exact
 
+    def is_overdue(self, config: Config) -> bool:
+        """Whether a patched live slot has been in use for so long that the next answer needs a whole one."""
+        if self.state is None or not self.state.has_live:
+            return False
+        return self._planner.is_overdue(self.state, self.newest.frame, config)
+
     @property
     def held(self) -> tuple[int, int]:
         """Number of frames in the state, with the live frame, and the bytes held for them."""

@@ -20,8 +20,7 @@ from pathlib import Path
 from vlm_reuse_node.config import AUTO_POLICY, EXACT_POLICY, Config
 from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.session import calibration as calibrations
-from vlm_reuse_node.session.calibration import CalibratedModel, Calibration, CalibrationError
-from vlm_reuse_node.session.drift_bounds import DriftCount
+from vlm_reuse_node.session.calibration import CalibratedModel, Calibration, CalibrationError, Trial
 
 HOW = 'To use patches, measure this model on a recording: ros2 run vlm_reuse_node calibrate'
 
@@ -82,25 +81,31 @@ def _judge(config: Config, exact: Config, calibration: Calibration) -> Trust:
         'choices': (calibration.choices, limits.min_confidence),
         'texts': (calibration.texts, limits.min_text_confidence),
     }
-    trusted = [name for name, (drift, least) in kinds.items() if least < 1 and drift.high <= config.max_drift]
-    measured = ', '.join(_text(name, drift) for name, (drift, least) in kinds.items() if least < 1)
-    of = f'calibration on {", ".join(calibration.recordings)}: {measured or "patched states were not confident enough"}'
+    refusals = {name: _why_not(trial, least, config.max_drift) for name, (trial, least) in kinds.items()}
+    trusted = [name for name, why in refusals.items() if not why]
+    measured = '; '.join(f'{name}: {why or _drift(kinds[name][0])}' for name, why in refusals.items())
+    on = f'Measured on {", ".join(calibration.recordings)}: {measured}.'
     if not trusted:
-        return Trust(config, exact, f'Not shown to stay below max_drift {config.max_drift:g} by the {of}.')
-    if calibration.work >= calibration.exact_work:
-        return Trust(
-            config,
-            exact,
-            f'Patches were no less work than whole pictures ({calibration.work:.2f} against '
-            f'{calibration.exact_work:.2f} of cold-dense) in the {of}.',
-        )
+        return Trust(config, exact, on)
     used = replace(
         limits,
         min_confidence=limits.min_confidence if 'choices' in trusted else 1.0,
         min_text_confidence=limits.min_text_confidence if 'texts' in trusted else 1.0,
     )
-    return Trust(config, used.configure(config), f'{" and ".join(trusted).capitalize()} may be patched; {of}.')
+    return Trust(config, used.configure(config), on)
 
 
-def _text(name: str, drift: DriftCount) -> str:
-    return f'{drift.drifted} of {drift.answers} {name} drifted (at most {100 * drift.high:.2g} % with 95 % confidence)'
+def _why_not(trial: Trial, least_confidence: float, max_drift: float) -> str:
+    """Why patched states may not give such answers; '' when they may."""
+    if least_confidence >= 1:
+        return 'no patched state was sure enough'
+    if trial.drift.high > max_drift:
+        return f'{_drift(trial)}, which does not show that it stays below max_drift {max_drift:g}'
+    if not trial.saves:
+        return f'patches were no less work than whole pictures ({trial.work:.2f} against {trial.exact_work:.2f})'
+    return ''
+
+
+def _drift(trial: Trial) -> str:
+    drift = trial.drift
+    return f'{drift.drifted} of {drift.answers} drifted (at most {100 * drift.high:.2g} % with 95 % confidence)'

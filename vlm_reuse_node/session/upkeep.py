@@ -156,9 +156,13 @@ class Upkeep:
         return None
 
     def _is_repair_due(self, config: Config) -> bool:
-        """Whether a patched state should be computed whole now: when the scene rests, and credit is left after that."""
+        """Whether a patched state should be computed whole now, so that the next question need not wait for that.
+
+        The scene must rest, and credit must be left. Not sooner than it must be: a repair costs a whole picture, and
+        the next change would need a patch as before.
+        """
         look = self._refresher.newest
-        if self._refresher.is_exact or not look.is_current or look.change.still_s < RESTED_S:
+        if not self._refresher.is_overdue(config) or not look.is_current or look.change.still_s < RESTED_S:
             return False
         work = self._refresher.expected(config, may_patch=False)
         # Without a lag and without a history a repair saves least, and must leave most.

@@ -1,0 +1,135 @@
+# Copyright 2026 vlm_reuse_node maintainers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""One self-contained page about a calibration: everything is computed in Python, the template only places it."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+from matplotlib.figure import Figure
+
+from vlm_reuse_node.calibrate.measure import Judged, Measured
+from vlm_reuse_node.calibrate.sample import SIGNALS, Sample, drift
+from vlm_reuse_node.calibrate.verdict import KindVerdict, headline
+from vlm_reuse_node.config import Config
+from vlm_reuse_node.replay import svg
+from vlm_reuse_node.replay.figures import NO_VALUE, counted, share_text, span_text
+from vlm_reuse_node.session.drift_bounds import DriftCount
+
+TEMPLATE = Path(__file__).with_name('page.html')
+HEIGHT = 2.6  # of a plot, inches
+
+
+def write_page(measured: Measured, found: Sequence[KindVerdict], config: Config, path: Path) -> None:
+    """Write the page."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    kinds = [_kind(verdict, judged) for verdict, judged in zip(found, (measured.choices, measured.texts), strict=True)]
+    page = environment.from_string(TEMPLATE.read_text(encoding='utf-8')).render(
+        headline=headline(list(found)),
+        about=_about(measured, config),
+        kinds=[kind for kind in kinds if kind['rows']],
+        sentences=[(verdict.name, verdict.sentence) for verdict in found],
+        limits=list(vars(measured.calibration.limits).items()),
+        signals=_signals(measured),
+        settings=_settings(measured, config),
+        failures=measured.failures.most_common(),
+    )
+    path.write_text(page, encoding='utf-8')
+
+
+def _about(measured: Measured, config: Config) -> str:
+    names = measured.calibration.recordings
+    recordings = names[0] if len(names) == 1 else f'{len(names)} recordings'
+    return (
+        f'{recordings}, {measured.questions} different questions, model {config.model}. The limits were chosen on '
+        'every other stretch; everything below is of the stretches between.'
+    )
+
+
+def _kind(verdict: KindVerdict, judged: Judged) -> dict:
+    """A table and a plot of one kind of question."""
+    if not judged.patched:
+        return {'rows': []}
+    trial, asked = judged.trial, judged.asked_twice
+    rows = [
+        ('drift of the answers from patched states', _drift_text(drift(s for s in judged.patched if not s.exact))),
+        ('drift of all answers', _drift_text(drift(judged.patched))),
+        ('drift of all answers, whole pictures only (exact)', _drift_text(drift(judged.exact))),
+        ('given again, because a patched state was not sure', counted(asked.drifted, asked.answers)),
+        ("the model's work against cold-dense", f'{trial.work:.2f}, with whole pictures only {trial.exact_work:.2f}'),
+    ]
+    return {'name': verdict.name, 'rows': rows, 'plot': _plot(verdict.name, judged.unlimited)}
+
+
+def _drift_text(count: DriftCount) -> str:
+    low, high = count.bounds
+    return (
+        f'{counted(count.drifted, count.answers)}; {span_text(low, high)} with 95 % confidence'
+        if count.answers
+        else NO_VALUE
+    )
+
+
+def _plot(name: str, samples: Sequence[Sample]) -> str:
+    """Drift and repeated answers over the least confidence; '' without patched states."""
+    patched = sorted((sample for sample in samples if not sample.exact), key=lambda sample: sample.confidence)
+    return svg.svg_of(f'{name}-confidence', partial(_draw, patched), HEIGHT) if patched else ''
+
+
+def _draw(samples: Sequence[Sample], figure: Figure) -> None:
+    thresholds = [number / 100 for number in range(101)]
+    kept = [[sample for sample in samples if sample.confidence >= least] for least in thresholds]
+    axes = figure.subplots()
+    shares = [100 * drift(each).share for each in kept]
+    again = [100 * (1 - len(each) / len(samples)) for each in kept]
+    axes.plot(thresholds, shares, color=svg.CHANGED, label='drifted, of the answers that are kept')
+    axes.plot(thresholds, again, color=svg.REUSED, label='given again')
+    axes.set_xlabel('least confidence')
+    axes.set_ylabel('% of the answers')
+    axes.set_ylim(bottom=0)
+    axes.legend(loc='upper left')
+
+
+def _signals(measured: Measured) -> list[tuple[str, list[str]]]:
+    """Of each signal, how well it tells drifted answers from others, for choices and for texts."""
+    kinds = measured.choices.signals, measured.texts.signals
+    return [
+        (name, [NO_VALUE if (value := kind[name]) is None else f'{value:.2f}' for kind in kinds]) for name in SIGNALS
+    ]
+
+
+def _settings(measured: Measured, config: Config) -> list[tuple[str, str]]:
+    model, default = measured.calibration.model, Config()
+    fitted = {halo: drift(s for s in samples if not s.exact) for halo, samples in measured.fitted.items()}
+    return [
+        ('model', f'{config.model}, fingerprint {model.fingerprint}'),
+        ('computed', f'{model.precision} on {model.device}, family {model.family}'),
+        ('recordings', ', '.join(measured.calibration.recordings)),
+        ('pictures read', f'{measured.pictures:,}'),
+        ('max_drift', share_text(config.max_drift)),
+        *(
+            (
+                f'chosen on, halo {halo}',
+                f'{counted(count.drifted, count.answers)} of the answers from patches without limits drifted',
+            )
+            for halo, count in fitted.items()
+        ),
+        (
+            'parameters',
+            ', '.join(f'{name} {value}' for name, value in vars(config).items() if value != getattr(default, name))
+            or 'defaults',
+        ),
+    ]

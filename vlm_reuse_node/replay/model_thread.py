@@ -1,0 +1,54 @@
+# Copyright 2026 vlm_reuse_node maintainers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Runs a function with a model, on a thread of its own: MLX's arrays belong to the thread that made them."""
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from vlm_reuse_node.model import loading
+from vlm_reuse_node.model.vlm import Vlm
+
+T = TypeVar('T')
+
+POLL_S = 0.5
+
+
+def run_with_model(model: str, call: Callable[[Vlm], T]) -> T:
+    """Load a model, call the function with it, and return its result. Raises ModelError, or what the function raises.
+
+    Signals are handled meanwhile. The thread is of no use to MLX afterwards.
+    """
+    results: list[T] = []
+    errors: list[Exception] = []
+
+    def work() -> None:
+        vlm: Vlm | None = None
+        try:
+            vlm = loading.load(model)
+            results.append(call(vlm))
+        except Exception as error:
+            errors.append(error)
+        finally:
+            vlm = None
+            loading.release_thread()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    while thread.is_alive():  # a join without end would keep signals waiting
+        thread.join(POLL_S)
+    if errors:
+        raise errors[0]
+    return results[0]
