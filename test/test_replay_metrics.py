@@ -65,14 +65,15 @@ def answer(number, arm, text='red', choice=-1, bag='a', status='OK', pictures_s=
         'parse_failure': False,
         'degenerate': False,
         'cut': False,
+        'exact': True,
         'escalated': False,
         'remembered': False,
         'pictures_s': list(pictures_s),
-        'visual_tokens_computed': 0 if arm == 'default' else 12,
+        'visual_tokens_computed': 0 if arm == 'auto' else 12,
         'tokens_reused': 1,
         'tokens_prefilled': 20,
         'tokens_generated': 1,
-        'work': {'vision_tokens': 0 if arm == 'default' else 12, 'prefill_tokens': 20, 'decode_tokens': 1},
+        'work': {'vision_tokens': 0 if arm == 'auto' else 12, 'prefill_tokens': 20, 'decode_tokens': 1},
         'times': {'total_ms': total_ms, **STAGES, 'decode_ms': total_ms, 'work_ms': total_ms},
     }
 
@@ -111,9 +112,9 @@ def some_rows(bag='a', drifted=2, questions=6):
     rows = [question(number, bag) for number in range(questions)]
     for number in range(questions):
         rows.append(answer(number, 'cold', bag=bag, total_ms=10.0 + number))
-        rows.append(answer(number, 'default', 'blue' if number < drifted else 'red', bag=bag, total_ms=2.0))
-    looks = [picture('default', 12, 'full', bag), picture('default', 0, 'reuse', bag) | {'picture_s': 1.0}]
-    return [*rows, *looks, upkeep('default', bag=bag)]
+        rows.append(answer(number, 'auto', 'blue' if number < drifted else 'red', bag=bag, total_ms=2.0))
+    looks = [picture('auto', 12, 'full', bag), picture('auto', 0, 'reuse', bag) | {'picture_s': 1.0}]
+    return [*rows, *looks, upkeep('auto', bag=bag)]
 
 
 @pytest.mark.parametrize('total', [1, 3, 60, 2000])
@@ -174,8 +175,8 @@ def test_less_than_three_pairs_or_a_time_of_nothing_have_no_interval():
 
 
 def test_counts_of_two_bags_add_up():
-    apart = [count_rows(RowIndex(some_rows(bag, drifted)))['default'] for bag, drifted in (('a', 2), ('b', 1))]
-    together = count_rows(RowIndex(some_rows('a', 2) + some_rows('b', 1)))['default']
+    apart = [count_rows(RowIndex(some_rows(bag, drifted)))['auto'] for bag, drifted in (('a', 2), ('b', 1))]
+    together = count_rows(RowIndex(some_rows('a', 2) + some_rows('b', 1)))['auto']
     assert together['drifted'] == 3 and together['lost'] == 3 and together['gained'] == 0
     assert all(together[name] == sum(each[name] for each in apart) for name in (*PAIR_COUNTS, 'asked', 'right'))
     assert together['looks']['levels'] == {'full': 2, 'reuse': 2}
@@ -244,7 +245,7 @@ def test_ages_are_sorted_into_classes(age_s, name):
 
 
 def test_times_name_what_they_are_compared_with():
-    times = measure_times(RowIndex(some_rows()))['default']
+    times = measure_times(RowIndex(some_rows()))['auto']
     assert times['speedup'] == 12.5 / 2.0 and times['upkeep_ms'] == 12.0
     assert times['work_ms'] == 12.0 + 12.0 and times['work_ratio'] == (12.0 + 12.0) / 75.0
     assert times['sessions'][0] == {'questions': 1, 'setup_ms': 6.0, 'speedup': 12.5 / 8.0}
@@ -267,7 +268,7 @@ def random_rows(seed, bags=('a', 'b'), questions=12):
             rows.append(
                 question(asked, bag, picture_s=5.0) | {'kind': one_of('k', 'l', 'm'), 'choice_tokens': number(4)}
             )
-            for arm in ('cold', 'cold-cached', 'default', 'x'):
+            for arm in ('cold', 'cold-cached', 'auto', 'x'):
                 row = answer(
                     asked, arm, one_of('red', 'blue'), one_of(-1, -1, 0, 1), bag, one_of('OK', 'OK', 'OK', 'BUSY')
                 )
@@ -278,6 +279,7 @@ def random_rows(seed, bags=('a', 'b'), questions=12):
                     | {
                         'right': one_of(True, False, None) if row['status'] == 'OK' else None,
                         'pictures_s': [one_of(5.0, 5.0, 4.5, 3.0)],
+                        'exact': arm != 'x' or bool(work_rng.integers(2)),
                         'visual_tokens_computed': None
                         if arm == 'x' and seed % 2
                         else number(30) * int(work_rng.integers(2)),
@@ -289,10 +291,10 @@ def random_rows(seed, bags=('a', 'b'), questions=12):
                     }
                 )
         for shown in range(8):
-            look = picture('default', number(12), one_of('full', 'reuse', 'patch'), bag)
+            look = picture('auto', number(12), one_of('full', 'reuse', 'patch'), bag)
             look |= {'picture_s': float(shown // 2), 'visual_tokens_stale': number(5), 'held_bytes': number(1000)}
             rows.append(look | {'visual_tokens': 12 + number(5), 'times': {name: float(number(9)) for name in STAGES}})
-        rows += [upkeep('default', *work_rng.integers(50, size=2).tolist(), bag) for _ in range(3)]
+        rows += [upkeep('auto', *work_rng.integers(50, size=2).tolist(), bag) for _ in range(3)]
     return rows
 
 
@@ -347,7 +349,7 @@ def test_the_pairs_of_an_arm_are_those_that_both_answered(seed):
         assert counts['drifted'] == counts['choice_drifted'] + counts['text_drifted']
         assert counts['judged_pairs'] == len(judged)
         assert (counts['lost'], counts['gained']) == (judged.count((False, True)), judged.count((True, False)))
-        assert counts['same_pictures'] == sum(row['visual_tokens_computed'] is not None for row in same)
+        assert counts['same_pictures'] == sum(row['exact'] for row in same)
         assert counts['same_pictures_drifted'] <= min(counts['same_pictures'], counts['drifted'])
 
 
@@ -370,20 +372,23 @@ def test_the_groups_of_an_arms_pairs_add_up_to_all_of_them(seed):
         assert {kind: each['pairs'] for kind, each in counts['by_kind'].items()} == dict(Counter(kinds))
 
 
-def test_only_the_default_policy_is_compared_with_cold_dense_on_its_own_pictures():
+def test_only_the_exact_answers_of_auto_are_compared_with_cold_dense_on_its_own_pictures():
     rows = random_rows(0)
+    for number, row in enumerate(rows):
+        row |= {'exact': number % 3 > 0} if row.get('arm') == 'auto' and 'exact' in row else {}
     counts = count_rows(RowIndex(rows))
-    assert [arm for arm, each in counts.items() if each['against_cached']] == ['default']
-    against = counts['default']['against_cached']
-    assert against['pairs'] == len(paired(rows, 'default', 'cold-cached'))
+    assert [arm for arm, each in counts.items() if each['against_cached']] == ['auto']
+    against = counts['auto']['against_cached']
+    exact = [pair for pair in paired(rows, 'auto', 'cold-cached') if pair[1]['exact']]
+    assert 0 < against['pairs'] == len(exact) < len(paired(rows, 'auto', 'cold-cached'))
     assert against['drifted'] == sum(
         row['choice'] != cold['choice'] if max(row['choice'], cold['choice']) >= 0 else row['text'] != cold['text']
-        for _, row, cold in paired(rows, 'default', 'cold-cached')
+        for _, row, cold in exact
     )
     ratios = derive_ratios(RowIndex(rows), counts)
-    assert ratios['default']['against_cached']['drift']['n'] == against['pairs'] and not ratios['x']['against_cached']
+    assert ratios['auto']['against_cached']['drift']['n'] == against['pairs'] and not ratios['x']['against_cached']
     apart = [row for row in rows if row.get('arm') != 'cold-cached']
-    assert count_rows(RowIndex(apart))['default']['against_cached'] is None
+    assert count_rows(RowIndex(apart))['auto']['against_cached'] is None
 
 
 @seeds
@@ -392,12 +397,12 @@ def test_what_an_arm_looked_at_is_counted_once_and_paid_as_often_as_it_was(seed)
     looks = [row for row in rows if row['row'] == 'picture']
     first, second = looks[::2], looks[1::2]  # each picture has two rows
     counts = count_rows(RowIndex(rows))
-    assert [arm for arm, each in counts.items() if each['looks']] == ['default']
+    assert [arm for arm, each in counts.items() if each['looks']] == ['auto']
     dearest = [
         max(one['level'], other['level'], key=['reuse', 'patch', 'frame', 'full'].index)
         for one, other in zip(first, second)
     ]
-    assert counts['default']['looks'] == {
+    assert counts['auto']['looks'] == {
         'pictures': len(first),
         'levels': dict(sorted(Counter(dearest).items())),
         'visual_tokens': sum(row['visual_tokens'] for row in first),
@@ -450,7 +455,7 @@ def test_ratios_are_shares_of_their_counts_with_six_decimals(seed):
             assert {key: ratios[name][key] for key in expected} == expected
         assert ratios['correctness_drift']['mcnemar_p'] == mcnemar_p(each['lost'], each['gained'])
         assert ratios['right'] == round(each['right'] / each['judged'], 6)
-        assert (ratios['paid'] is None) == (arm != 'default') == (ratios['effective_pictures'] is None)
+        assert (ratios['paid'] is None) == (arm != 'auto') == (ratios['effective_pictures'] is None)
 
 
 @given(st.lists(st.sampled_from([0, 3, 12]), min_size=1, max_size=9))
@@ -550,8 +555,8 @@ def test_a_session_of_many_questions_hides_what_its_picture_cost(seed):
     rows = random_rows(seed)
     times = measure_times(RowIndex(rows))
     whole = [row for row in rows if row['row'] == 'picture' and row['level'] in ('full', 'frame')]
-    default, setup_ms = times['default'], np.median([sum(list(row['times'].values())[:3]) for row in whole])
-    warm = [row for _, row, _ in paired(rows, 'default') if is_warm(row)]
+    default, setup_ms = times['auto'], np.median([sum(list(row['times'].values())[:3]) for row in whole])
+    warm = [row for _, row, _ in paired(rows, 'auto') if is_warm(row)]
     warm_ms = np.median([row['times']['total_ms'] for row in warm])
     assert times['x']['sessions'] == []
     for each in default['sessions']:
@@ -651,18 +656,18 @@ def test_a_change_is_significant_only_when_chance_would_hardly_do_it():
     few = compare(results_of(some_rows(drifted=0, questions=20)), results_of(some_rows(drifted=3, questions=20), 'n'))
     many = compare(results_of(some_rows(drifted=0, questions=20)), results_of(some_rows(drifted=9, questions=20)))
     assert few['settings'] == [{'name': 'model', 'old': 'm', 'new': 'n'}]
-    assert (few['arms']['default']['lost'], few['arms']['default']['is_significant']) == (3, False)
-    assert (many['arms']['default']['lost'], many['arms']['default']['is_significant']) == (9, True)
+    assert (few['arms']['auto']['lost'], few['arms']['auto']['is_significant']) == (3, False)
+    assert (many['arms']['auto']['lost'], many['arms']['auto']['is_significant']) == (9, True)
     assert many['arms']['cold']['changed'] == 0
 
 
 def test_a_slower_arm_is_told():
     slow = [
         row | {'times': row['times'] | {'total_ms': 2 * row['times']['total_ms']}}
-        if row.get('arm') == 'default' and row['row'] == 'answer'
+        if row.get('arm') == 'auto' and row['row'] == 'answer'
         else row
         for row in some_rows()
     ]
     times = compare(results_of(some_rows()), results_of(slow))['times']
-    assert times['default']['ratio'] == pytest.approx(2.0) and times['default']['is_significant']
+    assert times['auto']['ratio'] == pytest.approx(2.0) and times['auto']['is_significant']
     assert not times['cold']['is_significant']

@@ -41,9 +41,9 @@ def results(drifted=1, warm_ms=2.0, text='blue', complete=True, problems=()):
         rows.append(question(number) | {'text': text if number == 0 else 'what', 'tags': []})
         rows.append(answer(number, 'cold', total_ms=10.0))
         rows.append(answer(number, 'cold-again', total_ms=10.0))
-        rows.append(answer(number, 'default', text if number < drifted else 'red', total_ms=warm_ms, pictures_s=(0.5,)))
+        rows.append(answer(number, 'auto', text if number < drifted else 'red', total_ms=warm_ms, pictures_s=(0.5,)))
     rows = [each | ({'level': 'reuse', 'message': ''} if each['row'] == 'answer' else {}) for each in rows]
-    looks = [picture('default', 12, 'full'), picture('default', 0, 'reuse'), picture('default', 6, 'frame')]
+    looks = [picture('auto', 12, 'full'), picture('auto', 0, 'reuse'), picture('auto', 6, 'frame')]
     for number, look in enumerate(looks):
         look |= {'picture_s': number / 2, 'reason': text, 'oldest_cell_age_s': 0.1 * number, 'held_pictures': 1}
         look['times']['peak_process_mb'] = 100.0
@@ -59,6 +59,8 @@ def results(drifted=1, warm_ms=2.0, text='blue', complete=True, problems=()):
                 'camera': 'camera',
                 'topic': text,
                 'type': 'Image',
+                'refresh_policy': 'exact',
+                'policy_reason': text,
                 'pictures_read': 3,
                 'pictures_used': 3,
                 'pictures_refused': {},
@@ -66,10 +68,10 @@ def results(drifted=1, warm_ms=2.0, text='blue', complete=True, problems=()):
             }
         ],
     }
-    sorted_rows = RowIndex([*rows, *looks, upkeep('default'), bag])
+    sorted_rows = RowIndex([*rows, *looks, upkeep('auto'), bag])
     counts = count_rows(sorted_rows)
     return {
-        'format': 2,
+        'format': 3,
         'complete': complete,
         'problems': list(problems),
         'counts': counts,
@@ -80,7 +82,7 @@ def results(drifted=1, warm_ms=2.0, text='blue', complete=True, problems=()):
             'model': text,
             'model_fingerprint': 'f',
             'window_s': 8.0,
-            'config': {},
+            'config': {'max_drift': 0.01},
             'versions': {},
             'selection': {'start_s': 0.0, 'duration_s': 'inf', 'rate_limit_hz': 0.0},
         },
@@ -97,7 +99,7 @@ def results(drifted=1, warm_ms=2.0, text='blue', complete=True, problems=()):
 def page(tmp_path_factory):
     """The page of hostile results, with pictures of the drifted answer."""
     folder = tmp_path_factory.mktemp('bag')
-    save_drift(folder / 'pictures' / '0000.default', *frames(5)[::4], 8)
+    save_drift(folder / 'pictures' / '0000.auto', *frames(5)[::4], 8)
     return render(results(text=HOSTILE), {'a': folder}, ['overlay.mp4'])
 
 
@@ -154,8 +156,8 @@ def test_what_speaks_against_the_engine_is_told():
     for text in (
         'The bag is damaged.',
         'The replay is not complete',
-        'default: the median answer was no faster than that of cold-dense',
-        'default: 1 of 6 (17 %) of its answers drifted',
+        'auto: the median answer was no faster than that of cold-dense',
+        'auto: 1 of 6 (17 %) of its answers drifted',
         'lost: 1, gained: 0 (McNemar p = 1, not',
         'not checked (arm cold-cached)',
     ):
@@ -169,11 +171,11 @@ def test_no_drift_is_told_with_its_bound():
 
 
 def test_a_type_with_dollars_is_no_formula():
-    counts = results()['counts']['default']
-    assert r'>$\bad$<' in drift({'default': {r'$\bad$': counts}}, 'kind', [r'$\bad$'])
+    counts = results()['counts']['auto']
+    assert r'>$\bad$<' in drift({'auto': {r'$\bad$': counts}}, 'kind', [r'$\bad$'])
 
 
 def test_the_table_has_a_line_for_each_arm():
     lines = table_lines(results())
-    assert [line.split()[0] for line in lines] == ['arm', 'cold', 'cold-again', 'default']
+    assert [line.split()[0] for line in lines] == ['arm', 'cold', 'cold-again', 'auto']
     assert '1 of 6' in lines[3] and '50 %' in lines[3]

@@ -117,11 +117,11 @@ def score_bound(vlm, frame):
 
 def test_exact_arms_equal_cold_dense_on_the_same_pictures(found, vlm):
     bound = max(score_bound(vlm, frame) for frame in frames(12)[::4])  # one of each scene
-    for arm in ('cold-again', 'newest', 'default', 'on-demand', 'eager'):
+    for arm in ('cold-again', 'newest', 'auto', 'on-demand', 'eager'):
         counts = found['counts'][arm]
         assert counts['same_pictures'] and counts['same_pictures_drifted'] == 0, arm
         assert (found['ratios'][arm]['largest_score_difference'] or 0.0) < bound
-    against = found['counts']['default']['against_cached']
+    against = found['counts']['auto']['against_cached']
     assert against['pairs'] == 8 and against['drifted'] == 0
 
 
@@ -136,7 +136,7 @@ def test_only_arms_that_keep_a_state_remember_answers_and_these_are_no_work(foun
 
 def test_a_state_that_is_kept_up_answers_as_the_newest_picture_does(found):
     # The scenes of this bag differ clearly, and are still in between: the detector misses nothing.
-    for arm in ('default', 'on-demand', 'eager'):
+    for arm in ('auto', 'on-demand', 'eager'):
         assert found['counts'][arm]['pairs'] == 8 and found['counts'][arm]['drifted'] == 0, arm
 
 
@@ -145,14 +145,14 @@ def test_arms_pay_for_what_they_say(found):
     assert counts['cold']['visual_tokens_computed'] == counts['cold-cached']['visual_tokens_computed'] == 8 * cells
     assert counts['last-4']['visual_tokens_computed'] > 3 * 8 * cells
     # Each scene is computed once: when it is asked about, or, by the eager way, when it is seen.
-    for arm in ('default', 'on-demand', 'eager'):
+    for arm in ('auto', 'on-demand', 'eager'):
         assert counts[arm]['looks']['levels'] == {'frame': 2, 'full': 1, 'reuse': 9}, arm
         assert counts[arm]['looks']['visual_tokens_refreshed'] == 3 * cells
     assert counts['eager']['visual_tokens_computed'] == counts['reuse']['visual_tokens_computed'] == 0
     assert (
         counts['on-demand']['visual_tokens_computed'] == 3 * cells and counts['on-demand']['work']['upkeep_tokens'] == 0
     )
-    assert counts['patch']['looks']['visual_tokens'] == counts['default']['looks']['visual_tokens'] == 12 * cells
+    assert counts['patch']['looks']['visual_tokens'] == counts['auto']['looks']['visual_tokens'] == 12 * cells
     assert counts['reuse']['looks']['levels'] == {'full': 1, 'reuse': 11}
     assert counts['cold']['looks'] is None
 
@@ -179,12 +179,12 @@ def test_a_question_pays_for_what_it_waits_for_and_upkeep_for_the_rest(found):
 def test_by_default_all_work_is_at_most_that_of_cold_dense_and_by_the_eager_way_it_is_more(found):
     ratios = {arm: each['work_tokens_ratio'] for arm, each in found['ratios'].items()}
     assert ratios['cold'] == ratios['cold-again'] == 1.0 and ratios['mlx-vlm'] is None
-    assert ratios['on-demand'] <= ratios['default'] <= 1.0 and ratios['last-4'] > 1.0
+    assert ratios['on-demand'] <= ratios['auto'] <= 1.0 and ratios['last-4'] > 1.0
     # Nothing is computed before the first question by default; the eager way computes the first picture before.
     first = min(row['question'] for row in found['questions'])
-    computed = [row for row in found['pictures'] if row['arm'] == 'default' and row['level'] != 'reuse']
+    computed = [row for row in found['pictures'] if row['arm'] == 'auto' and row['level'] != 'reuse']
     assert computed[0]['question'] == first
-    assert found['counts']['eager']['work']['upkeep_tokens'] > found['counts']['default']['work']['upkeep_tokens']
+    assert found['counts']['eager']['work']['upkeep_tokens'] > found['counts']['auto']['work']['upkeep_tokens']
 
 
 def test_the_same_bag_twice_gives_the_same_results_but_for_times(arguments, found, tmp_path, capsys):
@@ -251,9 +251,7 @@ def test_compared_with_itself_nothing_is_significant(arguments, replayed, tmp_pa
     assert cli.main(options) == 0
     comparison = results.read(tmp_path / 'results.json')['comparison']
     assert comparison['questions_in_common'] == 8
-    assert set(comparison['arms']) == {'cold', 'default'} and [each['name'] for each in comparison['settings']] == [
-        'arms'
-    ]
+    assert set(comparison['arms']) == {'cold', 'auto'} and [each['name'] for each in comparison['settings']] == ['arms']
     assert all(arm['changed'] == 0 and not arm['is_significant'] for arm in comparison['arms'].values())
     assert 'Compared with the earlier run' in capsys.readouterr().out
     assert 'Against the earlier run' in (tmp_path / 'report.html').read_text()
@@ -314,9 +312,9 @@ def test_a_history_is_in_every_prompt_that_is_compared(arguments, tmp_path):
     assert cli.main(options) == 0
     found = results.read(tmp_path / 'results.json')
     held = {arm: [len(row['pictures_s']) for row in found['answers'] if row['arm'] == arm] for arm in found['counts']}
-    assert max(held['default']) > 1 and held['cold'] == held['default'] == held['cold-cached']
+    assert max(held['auto']) > 1 and held['cold'] == held['auto'] == held['cold-cached']
     assert set(held['newest']) == {1}
-    assert found['counts']['default']['against_cached']['drifted'] == 0
+    assert found['counts']['auto']['against_cached']['drifted'] == 0
 
 
 def test_a_truncated_bag_is_replayed_as_far_as_it_goes(questions, model_dir, tmp_path, capsys):
@@ -458,14 +456,14 @@ def test_the_work_of_all_arms_is_what_the_meter_counted(restless):
 
 def test_on_a_bag_that_changes_all_the_time_only_the_eager_way_is_more_work_than_cold_dense(restless):
     ratios = {arm: each['work_tokens_ratio'] for arm, each in restless[0]['ratios'].items()}
-    assert ratios['on-demand'] <= ratios['default'] <= 1.0 < ratios['eager']
+    assert ratios['on-demand'] <= ratios['auto'] <= 1.0 < ratios['eager']
 
 
 def test_the_default_policy_does_the_same_whichever_arms_run_beside_it(arguments, found, tmp_path):
     assert cli.main([*arguments, '--out', str(tmp_path), '--arms', 'cold']) == 0
     alone = results.read(tmp_path / 'results.json')
     for kind in ('answers', 'pictures', 'upkeep'):
-        of_default = [[row for row in each[kind] if row['arm'] == 'default'] for each in (alone, found)]
+        of_default = [[row for row in each[kind] if row['arm'] == 'auto'] for each in (alone, found)]
         assert results.without_times(of_default[0]) == results.without_times(of_default[1])
 
 
@@ -483,11 +481,11 @@ def test_upkeep_is_done_in_the_idle_time_after_a_picture_however_slow_the_machin
     options = [str(bag), '--questions', str(questions), '--model', str(model_dir), '--out', str(tmp_path / 'out')]
     assert cli.main([*options, '--arms', 'on-demand']) == 0
     found = results.read(tmp_path / 'out' / 'results.json')
-    levels = {arm: [row['level'] for row in found['answers'] if row['arm'] == arm] for arm in ('default', 'on-demand')}
-    assert levels['default'] == ['full', 'reuse', 'reuse', 'reuse', level]
+    levels = {arm: [row['level'] for row in found['answers'] if row['arm'] == arm] for arm in ('auto', 'on-demand')}
+    assert levels['auto'] == ['full', 'reuse', 'reuse', 'reuse', level]
     assert levels['on-demand'] == ['full', 'reuse', 'reuse', 'reuse', 'frame']
     upkeep = [(row['arm'], row['picture_s']) for row in found['upkeep']]
-    assert upkeep == ([('default', 2.0)] if level == 'reuse' else [])
+    assert upkeep == ([('auto', 2.0)] if level == 'reuse' else [])
     # The same work, whether a question waited for it or not.
-    works = [found['counts'][arm]['work'] | {'upkeep_tokens': None} for arm in ('default', 'on-demand')]
+    works = [found['counts'][arm]['work'] | {'upkeep_tokens': None} for arm in ('auto', 'on-demand')]
     assert works[0] == works[1]

@@ -31,6 +31,7 @@ from vlm_reuse_node.replay.figures import (
     span_text,
 )
 from vlm_reuse_node.replay.negatives import EXACT, negatives
+from vlm_reuse_node.replay.support import support_lines
 from vlm_reuse_node.replay.verdict import sentence, verdict
 
 TIMES = {
@@ -77,11 +78,11 @@ RATIOS = {
     'correctness_drift': {'mcnemar_p': 1.0},
 }
 REFERENCES = 'cold', 'cold-again', 'cold-cached'
-ARMS = *REFERENCES, 'default', 'on-demand', 'patch', 'eager', 'newest', 'mlx-vlm'
+ARMS = *REFERENCES, 'auto', 'exact', 'on-demand', 'patch', 'eager', 'newest', 'mlx-vlm'
 NOTHING = ['None: no arm was slower or more work than cold-dense, none drifted, nothing was refused.']
 
 
-def results(arm='default', times=(), counts=(), ratios=(), **changes):
+def results(arm='auto', times=(), counts=(), ratios=(), **changes):
     """Results that nothing speaks against, but for what is changed of one arm, or of all."""
     parts = {'counts': COUNTS, 'ratios': RATIOS}
     found = {name: {each: deepcopy(value) for each in ARMS} for name, value in parts.items()}
@@ -90,6 +91,8 @@ def results(arm='default', times=(), counts=(), ratios=(), **changes):
     found['counts'][arm] |= dict(counts)
     for name, value in dict(ratios).items():
         found['ratios'][arm][name] = found['ratios'][arm][name] | value if isinstance(value, dict) else value
+    found['settings'] = {'config': {'max_drift': 0.01}}
+    found['bags'] = [{'cameras': [{'refresh_policy': 'exact', 'policy_reason': 'Nothing was measured.'}]}]
     return found | changes
 
 
@@ -102,6 +105,36 @@ def without(arm):
 
 def figures(**changes):
     return verdict(results(**changes))
+
+
+# --- the policy -------------------------------------------------------------------------------------------------------
+
+
+def supported(drifted, pairs, work=0.2):
+    return support_lines(results(arm='patch', counts={'drifted': drifted, 'pairs': pairs}, times={'work_ratio': work}))
+
+
+@pytest.mark.parametrize(
+    'drifted, pairs, work, begins',
+    [
+        (0, 400, 0.2, 'This recording supports refresh_policy patch'),
+        (0, 400, 0.6, 'This recording supports refresh_policy exact'),  # exact was 0.5
+        (0, 60, 0.2, 'Whether this recording supports refresh_policy patch cannot be told'),
+        (5, 60, 0.2, 'This recording supports refresh_policy exact'),
+        (9, 3000, 0.2, 'This recording supports refresh_policy patch'),
+        (60, 3000, 0.2, 'This recording supports refresh_policy exact'),
+    ],
+)
+def test_the_first_line_says_which_policy_the_recording_supports(drifted, pairs, work, begins):
+    first, used = supported(drifted, pairs, work)
+    assert first.startswith(begins) and f'{drifted} of {pairs} answers drifted' in first
+    assert used == 'auto used exact. Nothing was measured.'
+
+
+def test_what_was_not_measured_or_not_answered_supports_nothing():
+    assert 'was not measured' in support_lines(without('patch'))[0]
+    assert 'was not measured' in support_lines(without('exact'))[0]
+    assert 'no question was answered' in supported(0, 0)[0]
 
 
 # --- the figures ------------------------------------------------------------------------------------------------------
@@ -238,7 +271,7 @@ def test_exactness_is_missed_and_its_lack_told():
     (missing,) = negatives(results(counts={'against_cached': None}))
     assert 'not checked (arm cold-cached)' in missing
     (inexact,) = negatives(results(counts={'against_cached': {'pairs': 60, 'drifted': 2}}))
-    assert inexact.startswith('Default is not exact') and counted(2, 60) in inexact
+    assert inexact.startswith('Auto is not exact') and counted(2, 60) in inexact
 
 
 @pytest.mark.parametrize('arm', ARMS)
@@ -271,7 +304,7 @@ def test_an_arm_that_keeps_a_state_and_is_more_work_is_told(arm, in_time, in_tok
 def test_a_first_question_about_a_new_picture_that_is_no_faster_is_told(questions, speedup, is_told):
     found = negatives(results(times={'sessions': [{'questions': questions, 'speedup': speedup}]}))
     assert (found != NOTHING) == is_told
-    assert not is_told or (found[0].startswith('default: the first question') and factor(speedup) in found[0])
+    assert not is_told or (found[0].startswith('auto: the first question') and factor(speedup) in found[0])
 
 
 @pytest.mark.parametrize('arm', ARMS)
@@ -294,16 +327,16 @@ def test_right_answers_that_were_lost_or_gained_are_told_with_their_significance
     assert (expected in told) == (lost + gained > 0) == ('gained' in told)
 
 
-@pytest.mark.parametrize('arm', ['default', 'on-demand', 'eager', 'newest', 'patch', 'mlx-vlm'])
+@pytest.mark.parametrize('arm', ['auto', 'on-demand', 'eager', 'newest', 'patch', 'mlx-vlm'])
 @pytest.mark.parametrize('same', [0, 2])
 def test_drift_on_the_same_pictures_is_told_of_arms_that_should_be_exact(arm, same):
     (told,) = negatives(results(arm=arm, counts={'drifted': 6, 'same_pictures_drifted': same}))
-    assert ('2 of them on the very same pictures' in told) == (arm in EXACT and same > 0)
+    assert ('2 of them, called exact, on the very same pictures' in told) == (arm in EXACT and same > 0)
 
 
 def test_what_was_not_answered_is_told_by_its_reasons():
     (told,) = negatives(results(counts={'statuses': {'BUSY': 2, 'OK': 55, 'STALE': 3}}))
-    assert told == f'default: {counted(5, 60)} questions got no answer (BUSY 2, STALE 3).'
+    assert told == f'auto: {counted(5, 60)} questions got no answer (BUSY 2, STALE 3).'
 
 
 @pytest.mark.parametrize(

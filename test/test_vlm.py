@@ -22,7 +22,6 @@ import sys
 
 import mlx.core as mx
 import numpy as np
-import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from patience import PATIENCE_S

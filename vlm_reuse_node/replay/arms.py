@@ -20,7 +20,7 @@ each sees and what it is compared with. `runners/` has the code that answers, on
 
 from dataclasses import dataclass
 
-REFERENCE, POLICY = 'cold', 'default'
+REFERENCE, POLICY = 'cold', 'auto'
 
 
 @dataclass(frozen=True)
@@ -44,29 +44,36 @@ ARMS = {
         Arm(
             REFERENCE,
             'cold-dense: everything is computed from nothing for every question, on the newest picture (behind the '
-            'keyframes of default, where a history is kept). Every other arm is compared with it',
+            'keyframes of auto, where a history is kept). Every other arm is compared with it',
         ),
         Arm('cold-again', 'the same once more: the noise floor'),
         Arm(
             POLICY,
-            "the engine's default policy: it looks at every picture, refreshes the kept state when a question needs "
-            'that, and between questions as far as its credit pays for it',
+            'the engine as it works by default: it looks at every picture, refreshes the kept state when a question '
+            'needs that, and between questions as far as its credit pays for it; with patches where a calibration of '
+            'the model allows them (refresh_policy auto)',
             keeps_state=True,
             observes=True,
         ),
         Arm(
             'cold-cached',
-            'cold-dense on the very pictures that default has cached; default is exact when it answers the same',
+            'cold-dense on the very pictures that auto has cached; its exact answers must be the same',
+        ),
+        Arm(
+            'exact',
+            'as auto, with refresh_policy exact: a changed picture is computed whole',
+            keeps_state=True,
+            observes=True,
         ),
         Arm(
             'on-demand',
-            'the default policy without upkeep (upkeep_share 0, exact): it computes only for questions',
+            'as exact without upkeep (upkeep_share 0): it computes only for questions',
             keeps_state=True,
             observes=True,
         ),
         Arm(
             'patch',
-            'the default policy with refresh_policy patch: of a changed picture only the changed cells are '
+            'as auto, with refresh_policy patch: of a changed picture only the changed cells are '
             'computed, which is approximate; an answer that is not sure enough is given again after a refresh',
             keeps_state=True,
             observes=True,

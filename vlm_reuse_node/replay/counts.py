@@ -72,7 +72,7 @@ def _arm_counts(rows: RowIndex, arm: str) -> dict:
     return {
         **_answer_counts(answers),
         **_pair_counts(pairs),
-        'against_cached': _pair_counts(rows.pairs(arm, 'cold-cached')) if is_checked else None,
+        'against_cached': _pair_counts(_exact(rows.pairs(arm, 'cold-cached'))) if is_checked else None,
         'by_kind': _grouped(pairs, lambda pair: pair.question['kind']),
         'by_age': _grouped(pairs, lambda pair: age_class(pair.question, pair.answer)),
         'work': _work_counts(answers, [row for row in rows.upkeep if row['arm'] == arm]),
@@ -93,7 +93,7 @@ def _answer_counts(answers: list[dict]) -> dict:
 
 
 def _pair_counts(pairs: Iterable[AnswerPair]) -> dict[str, int]:
-    """Drift: of all, of those with choices, of free text; of correctness; and where the pictures were the same."""
+    """Drift: of all, of those with choices, of free text; of correctness; of exact answers about the same pictures."""
     counts: Counter[str] = Counter()
     for _, answer, reference in pairs:
         drifted = differs(answer, reference)
@@ -103,10 +103,14 @@ def _pair_counts(pairs: Iterable[AnswerPair]) -> dict[str, int]:
             lost = reference['right'] and not answer['right']
             gained = answer['right'] and not reference['right']
             counts.update({'judged_pairs': 1, 'lost': lost, 'gained': gained})
-        # An arm that does not tell what it computed does not know which picture it answers from either.
-        if answer['visual_tokens_computed'] is not None and answer['pictures_s'] == reference['pictures_s']:
+        if answer['exact'] and answer['pictures_s'] == reference['pictures_s']:
             counts.update({'same_pictures': 1, 'same_pictures_drifted': drifted})
     return {name: int(counts[name]) for name in PAIR_COUNTS}
+
+
+def _exact(pairs: Iterable[AnswerPair]) -> list[AnswerPair]:
+    """Those whose answer was said to be exact."""
+    return [pair for pair in pairs if pair.answer['exact']]
 
 
 def _grouped(pairs: Iterable[AnswerPair], group_of: Callable[[AnswerPair], str]) -> dict[str, dict[str, int]]:

@@ -42,6 +42,7 @@ from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Refresh
 from vlm_reuse_node.session.answer import Answer, Status
 from vlm_reuse_node.session.question import Question
+from vlm_reuse_node.session.session_status import SessionStatus
 
 T = TypeVar('T')
 
@@ -170,7 +171,7 @@ class Replay:
     def _picture_rows(
         self, camera: _Camera, name: str, refreshes: Iterable[Refresh], question: int | None = None
     ) -> list[dict]:
-        """The rows of an arm's looks and refreshes; those of the default policy go into the video too."""
+        """The rows of an arm's looks and refreshes; those of auto go into the video too."""
         runner = camera.runners[name]
         if not ARMS[name].observes or not isinstance(runner, Policy):
             return []
@@ -203,7 +204,7 @@ class Replay:
         row = question_row(self._asked, due, camera.context.camera, picture_s, self._choice_tokens(entry.choices))
         answers: dict[str, dict] = {}
         given: dict[str, ArmAnswer] = {}
-        # The default policy goes first: cold-dense is to see the keyframes that it answers from.
+        # Auto goes first: cold-dense is to see the keyframes that it answers from.
         for name in (POLICY, *(name for name in camera.runners if name != POLICY)):
             if stopped():
                 return False
@@ -263,6 +264,7 @@ class Replay:
                 {
                     'camera': topic.camera,
                     'topic': topic.name,
+                    **self._policy(topic.camera),
                     'type': topic.type,
                     'pictures_read': bag.read[topic.camera],
                     'pictures_used': bag.used[topic.camera],
@@ -272,6 +274,12 @@ class Replay:
                 for topic in bag.topics
             ],
         }
+
+    def _policy(self, camera: str) -> dict[str, str]:
+        """What refresh_policy auto came to, and why."""
+        runner = self._cameras[camera].runners[POLICY]
+        status = runner.session.status if isinstance(runner, Policy) else SessionStatus()
+        return {'refresh_policy': status.policy, 'policy_reason': status.policy_reason}
 
 
 def _answer(runner: Runner, question: Question, now_ns: int) -> ArmAnswer:

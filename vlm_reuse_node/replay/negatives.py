@@ -17,8 +17,8 @@
 from vlm_reuse_node.replay.arms import ARMS, POLICY, REFERENCE
 from vlm_reuse_node.replay.figures import counted, factor, milliseconds, p_text, share_text
 
-# Arms that know which pictures are in their prompt, and must answer as cold-dense does on the same ones.
-EXACT = ('default', 'on-demand', 'eager', 'reuse', 'newest')
+# Arms that say which answers are exact: those must be as cold-dense's on the same pictures.
+EXACT = (POLICY, 'exact', 'on-demand', 'patch', 'eager', 'eager-patch', 'reuse', 'newest')
 _COLD = (REFERENCE, 'cold-again', 'cold-cached')  # they compute everything for every question
 
 
@@ -53,10 +53,12 @@ def _noise(results: dict) -> list[str]:
 def _exactness(results: dict) -> list[str]:
     against = results['counts'][POLICY]['against_cached']
     if not against:
-        return ['Whether default equals cold-dense on its own pictures was not checked (arm cold-cached).']
+        return [
+            'Whether the exact answers of auto equal cold-dense on its own pictures was not checked (arm cold-cached).'
+        ]
     if against['drifted']:
         return [
-            f'Default is not exact: {counted(against["drifted"], against["pairs"])} of its answers differ from '
+            f'Auto is not exact: {counted(against["drifted"], against["pairs"])} of its exact answers differ from '
             'cold-dense on the very pictures it has cached.'
         ]
     return []
@@ -110,7 +112,7 @@ def _drifted(results: dict) -> list[str]:
             p = p_text(ratios['correctness_drift']['mcnemar_p'])
             text += f'; right answers lost: {counts["lost"]}, gained: {counts["gained"]} ({p})'
         if counts['same_pictures_drifted'] and arm in EXACT:
-            text += f'; {counts["same_pictures_drifted"]} of them on the very same pictures'
+            text += f'; {counts["same_pictures_drifted"]} of them, called exact, on the very same pictures'
         found.append(f'{text}.')
     return found
 

@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_recording_options(parser)
     parser.add_argument('--out', type=Path, default=Path('out/replay'), help='folder for everything that is written')
-    parser.add_argument('--arms', default='all', help=f'all, or some of {",".join(ARMS)}; cold and default always run')
+    parser.add_argument('--arms', default='all', help=f'all, or some of {",".join(ARMS)}; cold and auto always run')
     parser.add_argument(
         '--window',
         type=float,
@@ -158,6 +158,8 @@ def config_of(args: argparse.Namespace) -> Config:
             raise ConfigError(
                 f"--param is '{text}', whose value cannot be read: {one_line(error)} Expected a number, true or false."
             ) from error
+    if 'refresh_policy' in values:
+        raise ConfigError('refresh_policy is what these programs compare: it is not set, but measured.')
     return Config().with_values(**values)
 
 

@@ -134,7 +134,7 @@ def sessions(times: dict[str, dict]) -> str:
 
 
 def memory(rows: RowIndex) -> str:
-    """Draw what the default policy keeps, and the process as a whole, over time; bags one after the other."""
+    """Draw what auto keeps, and the process as a whole, over time; bags one after the other."""
     looks = rows.looks(POLICY)
     kept_mb = [row['held_bytes'] / 1e6 for row in looks]
     process_mb = [row['times']['peak_process_mb'] for row in looks]

@@ -25,6 +25,7 @@ from vlm_reuse_node.replay.negatives import negatives
 from vlm_reuse_node.replay.report_drift import drift_view, exactness_lines
 from vlm_reuse_node.replay.report_plots import plot_views
 from vlm_reuse_node.replay.row_index import RowIndex
+from vlm_reuse_node.replay.support import support_lines
 from vlm_reuse_node.replay.table import COLUMNS, cells
 from vlm_reuse_node.replay.times import STAGES
 from vlm_reuse_node.replay.verdict import DENOMINATOR, sentence, verdict
@@ -43,6 +44,7 @@ def render(results: dict, folders: dict[str, Path], videos: list[str]) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(TEMPLATE.read_text(encoding='utf-8')).render(
         denominator=DENOMINATOR,
+        support=support_lines(results),
         verdicts=verdict(results),
         sentence=sentence(results),
         about=_about(results),

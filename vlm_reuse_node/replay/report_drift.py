@@ -44,8 +44,8 @@ def exactness_lines(results: dict) -> list[str]:
     if against := counts[POLICY]['against_cached']:
         drift = ratios[POLICY]['against_cached']['drift']
         lines.append(
-            f'Exactness: default differs from cold-dense on the very pictures it has cached in '
-            f'{counted(against["drifted"], against["pairs"])} answers; with 95 % confidence the share is '
+            f'Exactness: auto differs from cold-dense on the very pictures it has cached in '
+            f'{counted(against["drifted"], against["pairs"])} exact answers; with 95 % confidence the share is '
             f'{span_text(drift["low"], drift["high"])}.'
         )
     for arm in EXACT:
@@ -53,7 +53,8 @@ def exactness_lines(results: dict) -> list[str]:
             same = counts[arm]
             lines.append(
                 f'{arm}: on the same pictures as cold-dense it differs in '
-                f'{counted(same["same_pictures_drifted"], same["same_pictures"])} answers, {_score_text(ratios[arm])}.'
+                f'{counted(same["same_pictures_drifted"], same["same_pictures"])} exact answers, '
+                f'{_score_text(ratios[arm])}.'
             )
     return lines
 

@@ -34,7 +34,7 @@ from vlm_reuse_node.replay.ratios import derive_ratios
 from vlm_reuse_node.replay.row_index import RowIndex
 from vlm_reuse_node.replay.times import measure_times
 
-FORMAT = 2
+FORMAT = 3
 SCHEMA = Path(__file__).with_name('results.schema.json')
 PACKAGES = ('mlx', 'mlx-vlm', 'numpy', 'opencv-python', 'opencv-python-headless', 'rosbags')
 _OF_A_BAG = ('bag', 'files', 'questions')

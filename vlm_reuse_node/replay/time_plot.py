@@ -31,7 +31,7 @@ LEVEL_COLOURS = {'reuse': LINE, 'patch': THIRD, 'frame': PAID, 'full': CHANGED}
 
 
 def over_time(rows: RowIndex, bag: str, camera: str) -> str:
-    """Draw what one camera's pictures cost the default policy: share computed, staleness, and levels as a band."""
+    """Draw what one camera's pictures cost auto: share computed, staleness, and levels as a band."""
     looks = [row for row in rows.seen(POLICY) if (row['bag'], row['camera']) == (bag, camera)]
     seconds = np.array([row['picture_s'] for row in looks])
     shares = np.array([row['visual_tokens_refreshed'] / row['visual_tokens'] for row in looks])

@@ -44,7 +44,7 @@ def may_be_chance(times: dict) -> bool:
 def _work(results: dict) -> dict:
     times = results['times']['arms'][POLICY]
     if not times['pairs'] or times['work_ratio'] is None:
-        return {'figure': 'no pair', 'label': 'No question was answered by both default and cold-dense.'}
+        return {'figure': 'no pair', 'label': 'No question was answered by both auto and cold-dense.'}
     asked = results['counts'][POLICY]['asked']
     own, cold = (tokens(results['counts'][arm]) for arm in (POLICY, REFERENCE))
     return {
@@ -61,7 +61,7 @@ def _work(results: dict) -> dict:
 def _speed(results: dict) -> dict:
     times = results['times']['arms'][POLICY]
     if not times['pairs']:
-        return {'figure': 'no pair', 'label': 'No question was answered by both default and cold-dense.'}
+        return {'figure': 'no pair', 'label': 'No question was answered by both auto and cold-dense.'}
     interval = ''
     if times['speedup_low'] is not None:
         chance = ', which includes 1' if may_be_chance(times) else ''

@@ -28,14 +28,14 @@ MOST_UPKEEP = 1000.0  # the largest upkeep_share
 
 
 def make_runners(context: ArmContext, names: tuple[str, ...]) -> dict[str, Runner]:
-    """Make a runner for each name, in the order of the table of arms; cold and default always."""
+    """Make a runner for each name, in the order of the table of arms; cold and auto always."""
     policy = Policy(context)
     wanted = {REFERENCE, POLICY, *names}
     return {name: _MAKERS[name](context, policy) for name in ARMS if name in wanted}
 
 
 def _cold(context: ArmContext, policy: Policy) -> Dense:
-    """Cold-dense sees the default policy's keyframes, and the newest picture in the live one's place."""
+    """Cold-dense sees the keyframes of auto, and the newest picture in the live one's place."""
 
     def choose() -> list[Frame]:
         return [*policy.session.frames[:-1], context.window.newest]
@@ -51,8 +51,9 @@ def _eager(context: ArmContext, refresh_policy: str) -> Eager:
 _MAKERS: dict[str, Callable[[ArmContext, Policy], Runner]] = {
     'cold': _cold,
     'cold-again': _cold,
-    'default': lambda context, policy: policy,
+    POLICY: lambda context, policy: policy,
     'cold-cached': lambda context, policy: Dense(context, lambda: list(policy.session.frames)),
+    'exact': lambda context, policy: Policy(context, context.config.with_values(refresh_policy=EXACT_POLICY)),
     'on-demand': lambda context, policy: Policy(
         context, context.config.with_values(refresh_policy=EXACT_POLICY, upkeep_share=0.0)
     ),

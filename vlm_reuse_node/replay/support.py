@@ -1,0 +1,66 @@
+# Copyright 2026 vlm_reuse_node maintainers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Which refresh_policy a recording supports: the first lines of the report."""
+
+import math
+from collections import Counter
+
+from vlm_reuse_node.replay.arms import POLICY
+from vlm_reuse_node.replay.figures import factor, share_text
+from vlm_reuse_node.session.drift_bounds import DriftCount, answers_needed
+
+EXACT, PATCH = 'exact', 'patch'
+CALIBRATE = 'ros2 run vlm_reuse_node calibrate'
+# With fewer answers than this, the share that drifted says nothing about how many are needed.
+FEWEST = 20
+
+
+def support_lines(results: dict) -> list[str]:
+    """Say which policy the recording supports, and which one auto used and why."""
+    return [_supported(results), *_used(results)]
+
+
+def _supported(results: dict) -> str:
+    counts, times = results['counts'], results['times']['arms']
+    if not {EXACT, PATCH} <= counts.keys():
+        return 'Which refresh_policy this recording supports was not measured (arms exact and patch).'
+    pairs = counts[PATCH]['pairs']
+    if not pairs or times[PATCH]['work_ratio'] is None or times[EXACT]['work_ratio'] is None:
+        return 'Which refresh_policy this recording supports cannot be told: no question was answered.'
+    max_drift = results['settings']['config']['max_drift']
+    drift = DriftCount(pairs, counts[PATCH]['drifted'])
+    found = (
+        f'with patch {drift.drifted} of {drift.answers} answers drifted (at most {share_text(drift.high)} with 95 % '
+        f'confidence; max_drift is {share_text(max_drift)}), for {factor(times[PATCH]["work_ratio"])} the work of '
+        f'cold-dense against {factor(times[EXACT]["work_ratio"])} with exact'
+    )
+    if times[PATCH]['work_ratio'] >= times[EXACT]['work_ratio']:
+        return f'This recording supports refresh_policy exact: {found}.'
+    if drift.high <= max_drift:
+        return f'This recording supports refresh_policy patch: {found}.'
+    needed = answers_needed(drift.share if pairs >= FEWEST else 0.0, max_drift)
+    if math.isinf(needed):
+        return f'This recording supports refresh_policy exact: {found}.'
+    return (
+        f'Whether this recording supports refresh_policy patch cannot be told from so few questions: {found}; about '
+        f'{needed} answers are needed. {CALIBRATE} asks more.'
+    )
+
+
+def _used(results: dict) -> list[str]:
+    """What auto came to, in how many cameras, and why."""
+    cameras = [camera for bag in results['bags'] for camera in bag['cameras']]
+    found = Counter((camera['refresh_policy'], camera['policy_reason']) for camera in cameras)
+    return [f'{POLICY} used {policy}. {reason}' for (policy, reason), _ in found.most_common() if policy]
