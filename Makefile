@@ -2,8 +2,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test mutants lint docs bench bench-refresh bench-economy soak bag replay train-tabletop eval-tabletop lock \
-  clean distclean
+.PHONY: help setup demo test mutants lint docs bench bench-refresh bench-economy soak bag replay \
+  calibrate calibrate-tabletop train-tabletop eval-tabletop lock clean distclean
 
 SETUP := tools/setup_env.sh
 RUN := . tools/env.sh;
@@ -60,6 +60,12 @@ replay: setup ## replay bags and write a report: make replay ARGS='BAG --questio
 train-tabletop: ## train the embedded model (hours; in a separate environment with torch)
 	@$(SETUP) train
 	@.venv-train/bin/python tools/train_tabletop.py $(ARGS)
+
+calibrate: setup ## find out on a recording how far a model may be patched: make calibrate ARGS='BAG --model M'
+	@$(RUN) $(BIN)/calibrate $(ARGS)
+
+calibrate-tabletop: setup ## calibrate the embedded model on bags of its own generator; a quarter of an hour
+	@$(RUN) python tools/calibrate_tabletop.py $(ARGS)
 
 eval-tabletop: setup ## measure how well the embedded model answers, through mlx-vlm
 	@$(RUN) python tools/eval_tabletop.py $(ARGS)
