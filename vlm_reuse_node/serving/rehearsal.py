@@ -16,7 +16,7 @@
 
 import numpy as np
 
-from vlm_reuse_node.config import Config
+from vlm_reuse_node.config import EXACT_POLICY, Config
 from vlm_reuse_node.errors import ModelError
 from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.scene.frame import Frame
@@ -31,7 +31,7 @@ def rehearse(vlm: Vlm, config: Config) -> None:
     Raises ModelError when the model cannot answer. Raises ConfigError when config.system_prompt holds special tokens of
     the model.
     """
-    session = SceneSession(vlm, config)
+    session = SceneSession(vlm, config.with_values(refresh_policy=EXACT_POLICY))
     grey = Frame(np.full((480, 640, 3), 128, np.uint8))
     for question in (Question('what is this?', max_tokens=2), Question('what is this?', choices=('a', 'b'))):
         answer = session.ask(question, now_ns=0, newest=lambda: grey)
