@@ -24,7 +24,7 @@ from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.question import Question
 
 # Questions about one picture: those with choices go through the model in one pass, texts are decoded one by one.
-CHOICES_A_PICTURE, TEXTS_A_PICTURE = 12, 2
+CHOICES_A_PICTURE, TEXTS_A_PICTURE = 12, 4
 LISTING = Question('What objects are there?', max_tokens=32)
 MOST_THINGS = 8
 LONGEST_THING_WORDS = 3

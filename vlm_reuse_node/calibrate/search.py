@@ -22,11 +22,13 @@ from itertools import accumulate
 
 from vlm_reuse_node.calibrate.sample import Sample
 from vlm_reuse_node.session.calibration import PatchLimits
+from vlm_reuse_node.session.drift_bounds import share_bounds
 
 HALOS = (0, 1)
 MOST_PATCHES = (1, 2, 4, 8, 16, 32)
 LARGEST_SHARES = (0.05, 0.1, 0.25, 0.5, 1.0)
-# On the samples that the limits are chosen on, drift must stay below this share of max_drift: others will show more.
+# On the samples that the limits are chosen on, the bound of the drift must stay below this share of max_drift, or none
+# may drift: chosen with less care, other samples of the same scene drifted twice as much.
 SAFETY = 0.5
 # How much higher than the least confidence that would do on these samples it is set, in log-odds.
 MARGIN = 0.5
@@ -96,9 +98,9 @@ def least_confidence(samples: Iterable[Sample], max_drift: float) -> float:
     if not samples:
         return 1.0
     drifted = list(accumulate(sample.drifted for sample in samples))
-    # None that drifted; or so many more that one more would not be too many.
     kept = max(
-        (count for count, bad in enumerate(drifted, 1) if not bad or bad + 1 <= SAFETY * max_drift * count), default=0
+        (count for count, bad in enumerate(drifted, 1) if not bad or share_bounds(bad, count)[1] <= SAFETY * max_drift),
+        default=0,
     )
     return _raised(samples[kept].confidence if kept < len(samples) else 0.0)
 
