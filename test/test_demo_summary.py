@@ -168,10 +168,13 @@ def test_stills_show_a_change_that_waits_its_refresh_and_quiet_after(tmp_path):
     assert written.shape == (48, 128, 3) and written[:, :64].mean() < 100 < written[:, 64:].mean()
 
 
-def test_a_change_that_was_paid_in_part_is_the_better_still():
+def test_a_change_that_was_paid_in_part_is_the_better_still(tmp_path):
     looks = [look(index / 10, tokens) for index, tokens in enumerate([100, 0, 30, 0, 100, 0, 100, 0])]
-    stills = choose_stills(looks, {each.picture_s: b'' for each in looks})
+    stills = choose_stills(looks, {each.picture_s: jpeg(20 + each.tokens_paid) for each in looks})
     assert [still.look.tokens_paid for still in stills] == [0, 30, 0]
+    write_still(stills, tmp_path / 'overlay.png')
+    written = cv2.imread(str(tmp_path / 'overlay.png'))
+    assert written.shape == (48, 128, 3) and written[:, 64:].mean() > written[:, :64].mean() + 20  # its refresh
 
 
 @pytest.mark.parametrize('paid', [[], [100], [100, 100, 100], [0, 0]])

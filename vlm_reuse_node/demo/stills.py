@@ -56,12 +56,13 @@ def choose_stills(looks: Sequence[Look], jpegs: Mapping[float, bytes]) -> tuple[
 
 
 def write_still(stills: Sequence[Still], path: Path) -> None:
-    """Write the change that waits and the quiet picture after its refresh side by side, as PNG; nothing without stills.
+    """Write the change that waits and what came after it side by side, as PNG; nothing without stills.
 
-    Between them there is the picture that was computed: the report shows it.
+    What came after it is its refresh, if that was of a part of the picture, else the quiet picture behind it.
     """
-    ends = [stills[0], stills[-1]] if len(stills) > 1 else stills
-    pictures: list[Any] = [decoded(still.jpeg) for still in ends]
+    before, *after = stills or (None,)
+    partial = [still for still in after if 0 < still.look.tokens_paid < still.look.tokens]
+    pictures: list[Any] = [decoded(still.jpeg) for still in (before, *(partial or after[-1:])) if still]
     if pictures:
         cv2.imwrite(str(path), np.hstack(pictures))
 
