@@ -23,9 +23,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from replay_bags import frames, write_bag
+from tiny_model import picture
 from tiny_qwen3 import write_tiny_qwen3
 
 from vlm_reuse_node.calibrate import search
+from vlm_reuse_node.calibrate.arm import Reference
 from vlm_reuse_node.calibrate.cli import main
 from vlm_reuse_node.calibrate.measure import Judged
 from vlm_reuse_node.calibrate.questions import Asked, named
@@ -307,3 +309,15 @@ def test_bad_input_is_one_sentence_and_writes_nothing(capsys, changing, model_di
         found, said = run(capsys, *arguments, '--out', tmp_path / 'out')
         assert found == code and words in said.err and said.err.count('\n') == 1, said.err
     assert not (tmp_path / 'out').exists()
+
+
+def test_cold_answers_are_remembered_for_the_same_pictures_only(vlm):
+    reference, question = Reference(vlm, Config(refresh_policy='exact')), Question('what is it ?', ('red', 'green'))
+    one, other = (picture(seed) for seed in (1, 2))
+    assert one.stamp_ns == other.stamp_ns  # as those of two recordings may be
+    (first,) = reference.ask([one], [question])
+    passes = vlm.meter.done.passes
+    (again,) = reference.ask([one], [question])
+    assert first is again and vlm.meter.done.passes == passes
+    (third,) = reference.ask([other], [question])
+    assert third.choice_scores != first.choice_scores and vlm.meter.done.passes > passes

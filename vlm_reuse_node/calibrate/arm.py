@@ -106,14 +106,15 @@ class Reference:
     def __init__(self, vlm: Vlm, config: Config) -> None:
         """Start without a picture. config: with refresh_policy exact."""
         self._session = ReplaySession(vlm, config.with_values(keyframe_interval_s=0.0))
-        self._of: tuple[int, ...] = ()
+        self._frames: tuple[Frame, ...] = ()
         self._answers: dict[Question, Answer] = {}
 
     def ask(self, frames: Sequence[Frame], questions: Sequence[Question]) -> list[Answer]:
         """Answer about these pictures, oldest first. What was asked about the same ones before is remembered."""
-        stamps = tuple(frame.stamp_ns for frame in frames)
-        if stamps != self._of:
-            self._of, self._answers = stamps, {}
+        frames = tuple(frames)
+        # By identity: pictures of other cameras and recordings may have the same stamps.
+        if tuple(map(id, frames)) != tuple(map(id, self._frames)):
+            self._frames, self._answers = frames, {}
         missing = [question for question in questions if question not in self._answers]
         if missing:
             self._session.reset()
