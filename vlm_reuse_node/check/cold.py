@@ -1,0 +1,140 @@
+# Copyright 2026 vlm_reuse_node maintainers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The reference of every claim: the whole prompt computed from nothing, with positions of the whole prompt.
+
+It shares the model with a session, and nothing else: no state, no snapshot, no stand-ins, no pass with something else.
+The same computation on input that is moved by one unit in the last place gives the noise (`model/noise.py`).
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten, tree_map
+
+from vlm_reuse_node.model import noise
+from vlm_reuse_node.model.prompt import PromptTemplate
+from vlm_reuse_node.model.vlm import Vlm
+from vlm_reuse_node.scene.frame import Frame
+
+SMALLEST = 1e-300  # a probability below is 0 in float64
+
+
+@dataclass(frozen=True, eq=False)
+class ColdRun:
+    """What a cold pass over the pictures has computed. features: of each picture. cache: ends behind the pictures."""
+
+    features: list[mx.array]
+    cache: list
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two ways to compute the same are apart, and where noise ends."""
+
+    apart: float
+    bound: float
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether rounding explains it. Never so for what is no number."""
+        return self.apart < self.bound
+
+
+class Cold:
+    """Computes answers about some pictures from nothing, each time on a copy of one cold cache."""
+
+    def __init__(self, vlm: Vlm, frames: Sequence[Frame], template: PromptTemplate) -> None:
+        """Run the image processor. template: of the prompt with these pictures, oldest first."""
+        self._vlm, self.stop_ids = vlm, vlm.stop_ids
+        prepared = [vlm.family.prepare(frame.rgb) for frame in frames]
+        self._grids = [grid for _, grid in prepared]
+        self._prefix = vlm.family.expand(template.prefix, self._grids)
+        self._runs: dict[bytes, ColdRun] = {}
+        first = self._compute([pixels for pixels, _ in prepared])
+        unit = first.features[0].dtype
+        # Noise is that of the type that the model computes in, and some processors deliver a finer one.
+        self._given = tree_map(lambda array: _coarse(array, unit), [pixels for pixels, _ in prepared])
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens up to the question."""
+        return len(self._prefix)
+
+    def difference(self, warm: Any, measure: Callable[[ColdRun], Any]) -> Difference:
+        """Compare what a session has found with what `measure` finds in a cold run. Both: arrays, or lists of them."""
+        if not len(warm):
+            return Difference(0.0, np.inf)
+        expected = measure(self.run(self._given))
+        bound = noise.bound(self._given, lambda given: measure(self.run(given)))
+        return Difference(noise.apart(warm, expected), bound)
+
+    def run(self, given: Any = None) -> ColdRun:
+        """Return the cold run on this input, computed once. given: pixel values of each picture; None: the own ones."""
+        given = self._given if given is None else given
+        digest = blake2b(digest_size=16)
+        for _, leaf in tree_flatten(given):
+            digest.update(np.array(leaf.astype(mx.float32) if isinstance(leaf, mx.array) else leaf).tobytes())
+        key = digest.digest()
+        if key not in self._runs:
+            self._runs[key] = self._compute(given)
+        return self._runs[key]
+
+    def scores(self, run: ColdRun, question: list[int], choices: Sequence[list[int]]) -> np.ndarray:
+        """Log-probability of each choice among the choices, (choices,)."""
+        logits = [self._behind(run, question, choice) for choice in choices]
+        shares = self._vlm.shares(logits[0][:1], [(choice, rows[1:]) for choice, rows in zip(choices, logits)])
+        return log_of(shares)
+
+    def table(self, run: ColdRun, question: list[int], answer: Sequence[int]) -> np.ndarray:
+        """Log-probabilities before each token of an answer and behind the last, (tokens + 1, vocabulary)."""
+        return log_table(self._behind(run, question, list(answer)))
+
+    def _compute(self, given: Sequence[Any]) -> ColdRun:
+        vlm, family = self._vlm, self._vlm.family
+        features = [family.encode(pixels, grid) for pixels, grid in zip(given, self._grids)]
+        cache = vlm.new_cache()
+        positions = family.positions(self._prefix, self._grids)
+        vlm.run(cache, self._prefix, positions, embeddings=family.embed(self._prefix, mx.concatenate(features)))
+        return ColdRun(features, cache)
+
+    def _behind(self, run: ColdRun, question: list[int], answer: list[int]) -> mx.array:
+        """Logits before each token of an answer and behind the last, mx (tokens + 1, vocabulary)."""
+        ids = question + answer
+        positions = self._vlm.family.positions(self._prefix + ids, self._grids)[:, len(self._prefix) :]
+        return self._vlm.run(copy.deepcopy(run.cache), ids, positions, keep=len(answer) + 1)
+
+
+def log_of(shares: Sequence[float]) -> np.ndarray:
+    """Logarithms of probabilities, finite where one is 0."""
+    return np.log(np.maximum(shares, SMALLEST))
+
+
+def log_table(logits: mx.array) -> np.ndarray:
+    """Log-probabilities of logits, (tokens, vocabulary)."""
+    table = np.array(logits.astype(mx.float32), np.float64)
+    table -= table.max(axis=-1, keepdims=True)
+    return table - np.log(np.exp(table).sum(axis=-1, keepdims=True))
+
+
+def _coarse(array: Any, unit: mx.Dtype) -> Any:
+    is_number = isinstance(array, np.ndarray) and np.issubdtype(array.dtype, np.floating)
+    values = mx.array(array) if is_number else array
+    is_finer = isinstance(values, mx.array) and mx.issubdtype(values.dtype, mx.floating)
+    return values.astype(unit) if is_finer and values.dtype.size > unit.size else array
