@@ -14,7 +14,7 @@
 
 """The bits of a state's cache, to see whether a question left any trace."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from typing import Any
 
@@ -77,7 +77,7 @@ def _pieces(value: Any) -> Iterator[bytes]:
         yield repr(value).encode()
 
 
-def _parts(cache: list) -> Iterator[Any]:
+def _parts(cache: Iterable[Any]) -> Iterator[Any]:
     """The caches of a list, composites taken apart."""
     for entry in cache:
         yield from _parts(entry.caches) if type(entry) is CacheList else [entry]

@@ -20,8 +20,6 @@ from enum import StrEnum
 
 from vlm_reuse_node.check.cold import Difference
 
-MOST_FAULTS = 8
-
 
 class Mark(StrEnum):
     """What came of a claim. A measurement claims nothing."""
@@ -40,7 +38,7 @@ class Claim:
     ties: answers among the equal ones that chose another token where both are equally probable within the noise.
     restored: how often the state was the same bit for bit after a question; of: how often that was compared.
     differences: how far warm and cold are apart, by what was compared.
-    faults: sentences. reason: why the claim does not apply to this model; ''. it does.
+    faults: sentences. reason: why the claim does not apply to this model; ''; '': it does.
     is_measurement: whether a difference is no fault.
     """
 
@@ -67,10 +65,9 @@ class Claim:
         return Mark.MEASURED if self.is_measurement else Mark.PASS
 
     @property
-    def worst(self) -> Difference | None:
-        """The difference that is the furthest from its bound, or nearest to it; None when nothing was compared."""
-        compared = [each for each in self.differences.values() if each.bound < float('inf')]
-        return max(compared, key=lambda each: (not each.is_noise, each.apart / each.bound), default=None)
+    def worst_score(self) -> Difference | None:
+        """The difference of log-probabilities that is the furthest from its bound, or nearest to it; None without."""
+        return _worst(each for what, each in self.differences.items() if what.startswith('log-prob'))
 
     def fail(self, faults: Iterable[str]) -> None:
         """Add faults, each once."""
@@ -81,3 +78,7 @@ class Claim:
         self.differences[what] = difference
         if not (difference.is_noise or self.is_measurement):
             self.fail([f'{what} differ by {difference.apart:.2g}, and noise ends at {difference.bound:.2g}.'])
+
+
+def _worst(differences: Iterable[Difference]) -> Difference | None:
+    return max(differences, key=lambda each: (not each.is_noise, each.apart / each.bound), default=None)

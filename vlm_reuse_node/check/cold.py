@@ -58,43 +58,61 @@ class Difference:
 
 
 class Cold:
-    """Computes answers about some pictures from nothing, each time on a copy of one cold cache."""
+    """Computes answers about some pictures from nothing, each time on a copy of one cold cache.
 
-    def __init__(self, vlm: Vlm, frames: Sequence[Frame], template: PromptTemplate) -> None:
-        """Run the image processor. template: of the prompt with these pictures, oldest first."""
+    stop_ids: the model's. tokens: number of tokens up to the question.
+    features: how far the features of a session are from the own ones.
+    """
+
+    def __init__(
+        self, vlm: Vlm, frames: Sequence[Frame], template: PromptTemplate, seen: Sequence[mx.array] | None = None
+    ) -> None:
+        """Run image processor and vision tower.
+
+        template: of the prompt with these pictures, oldest first. seen: the features that a session has computed.
+        """
         self._vlm, self.stop_ids = vlm, vlm.stop_ids
         prepared = [vlm.family.prepare(frame.rgb) for frame in frames]
+        pixels = [values for values, _ in prepared]
         self._grids = [grid for _, grid in prepared]
         self._prefix = vlm.family.expand(template.prefix, self._grids)
+        self.tokens = len(self._prefix)
         self._runs: dict[bytes, ColdRun] = {}
-        first = self._compute([pixels for pixels, _ in prepared])
-        unit = first.features[0].dtype
-        # Noise is that of the type that the model computes in, and some processors deliver a finer one.
-        self._given = tree_map(lambda array: _coarse(array, unit), [pixels for pixels, _ in prepared])
-
-    @property
-    def tokens(self) -> int:
-        """Number of tokens up to the question."""
-        return len(self._prefix)
+        features = self._encode(pixels)
+        # What the noise comes from: the features, or the pixels where the session has computed its features otherwise.
+        self._given: Any = features
+        self._features_of: Callable[[Any], list[mx.array]] = list
+        if seen is not None and not all(map(mx.array_equal, seen, features)):
+            # Noise is that of the type that the model computes in, and some processors deliver a finer one.
+            self._given = tree_map(lambda array: _coarse(array, features[0].dtype), pixels)
+            self._features_of = self._encode
+        self.features = self.difference(features if seen is None else seen, lambda run: run.features)
 
     def difference(self, warm: Any, measure: Callable[[ColdRun], Any]) -> Difference:
         """Compare what a session has found with what `measure` finds in a cold run. Both: arrays, or lists of them."""
-        if not len(warm):
-            return Difference(0.0, np.inf)
-        expected = measure(self.run(self._given))
-        bound = noise.bound(self._given, lambda given: measure(self.run(given)))
+        expected = measure(self.run())
+        bound = noise.bound(self._given, lambda given: measure(self._run(given)))
         return Difference(noise.apart(warm, expected), bound)
 
-    def run(self, given: Any = None) -> ColdRun:
-        """Return the cold run on this input, computed once. given: pixel values of each picture; None: the own ones."""
-        given = self._given if given is None else given
+    def run(self) -> ColdRun:
+        """Return the cold run."""
+        return self._run(self._given)
+
+    def _run(self, given: Any) -> ColdRun:
+        """The cold run on this input, computed once."""
         digest = blake2b(digest_size=16)
-        for _, leaf in tree_flatten(given):
+        leaves: Any = tree_flatten(given)
+        for _, leaf in leaves:
             digest.update(np.array(leaf.astype(mx.float32) if isinstance(leaf, mx.array) else leaf).tobytes())
         key = digest.digest()
         if key not in self._runs:
-            self._runs[key] = self._compute(given)
+            self._runs[key] = self._compute(self._features_of(given))
         return self._runs[key]
+
+    def _encode(self, pixels: Sequence[Any]) -> list[mx.array]:
+        features = [self._vlm.family.encode(each, grid) for each, grid in zip(pixels, self._grids)]
+        mx.eval(features)
+        return features
 
     def scores(self, run: ColdRun, question: list[int], choices: Sequence[list[int]]) -> np.ndarray:
         """Log-probability of each choice among the choices, (choices,)."""
@@ -106,9 +124,8 @@ class Cold:
         """Log-probabilities before each token of an answer and behind the last, (tokens + 1, vocabulary)."""
         return log_table(self._behind(run, question, list(answer)))
 
-    def _compute(self, given: Sequence[Any]) -> ColdRun:
+    def _compute(self, features: list[mx.array]) -> ColdRun:
         vlm, family = self._vlm, self._vlm.family
-        features = [family.encode(pixels, grid) for pixels, grid in zip(given, self._grids)]
         cache = vlm.new_cache()
         positions = family.positions(self._prefix, self._grids)
         vlm.run(cache, self._prefix, positions, embeddings=family.embed(self._prefix, mx.concatenate(features)))

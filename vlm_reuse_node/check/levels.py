@@ -26,8 +26,14 @@ from vlm_reuse_node.model import pass_cache
 from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Level
+from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
+
+
+class CheckError(VlmReuseError):
+    """Something cannot be checked."""
+
 
 KEYFRAMES = 2
 TOGETHER = 3
@@ -43,7 +49,11 @@ STEADY = Config(
 
 
 class LevelCheck:
-    """Takes one session through its exact levels. passes: of the questions with choices that waited for no refresh."""
+    """Takes one session through its exact levels.
+
+    passes: the claim about questions with choices that waited for no refresh. documents: about a JSON schema.
+    picture_mb, picture_tokens: megabytes and tokens of the state of one picture; 0 before the first.
+    """
 
     def __init__(self, vlm: Vlm, frames: Sequence[Frame], questions: Sequence[Question]) -> None:
         """Start a session. frames: four. questions: all, as `make_questions` returns them."""
@@ -51,6 +61,8 @@ class LevelCheck:
         self._session = SceneSession(vlm, STEADY, measures_time=False)
         self._asker = Asker(vlm, self._session)
         self.passes = Claim('one pass', 'one pass through the language model for a question with choices')
+        self.picture_mb, self.picture_tokens = 0.0, 0
+        self.documents = Claim('JSON schema', 'a document that follows a schema is the cold one')
 
     def full_and_reuse(self, count: int) -> list[Claim]:
         """The first picture: the first question pays for everything, the next ones for their own text."""
@@ -62,7 +74,7 @@ class LevelCheck:
             cold = self._cold()
             compare(full, [first], cold, self._asker.state)
             compare(reuse, later + together, cold, self._asker.state)
-            self._count_passes(later)
+            self._count(later)
         return [full, reuse]
 
     def frame(self, count: int) -> Claim:
@@ -71,7 +83,7 @@ class LevelCheck:
         with guarded(claim):
             asked = self._ask(self._frames[1], Level.FRAME, count)
             compare(claim, asked, self._cold(), self._asker.state)
-            self._count_passes(asked[1:])
+            self._count(asked[1:])
         return claim
 
     def history(self, count: int) -> Claim:
@@ -85,12 +97,15 @@ class LevelCheck:
             if claim.reason:
                 return claim
             compare(claim, asked, self._cold(), self._asker.state)
-            self._count_passes(asked[1:])
+            self._count(asked[1:])
         return claim
 
     def _ask(self, frame: Frame, level: Level, count: int) -> list[Asked]:
         first, *later = self._questions[:count]
-        return [self._asker.ask(first, level, frame), *(self._asker.ask(each, Level.REUSE) for each in later)]
+        asked = [self._asker.ask(first, level, frame)]
+        if asked[0].answer.status != Status.OK:
+            raise CheckError(' '.join(asked[0].faults))
+        return asked + [self._asker.ask(each, Level.REUSE) for each in later]
 
     def _ask_together(self, asked: int) -> list[Asked]:
         """Questions that were not asked yet, at once."""
@@ -104,21 +119,27 @@ class LevelCheck:
 
     def _cold(self) -> Cold:
         state = self._asker.state
-        return Cold(self._vlm, [encoded.frame for encoded in state.frames], state.template)
+        frames, features = zip(*((encoded.frame, encoded.features) for encoded in state.frames))
+        return Cold(self._vlm, frames, state.template, features)
 
-    def _count_passes(self, asked: Sequence[Asked]) -> None:
-        """Claim one pass of each question with choices, where the model can branch."""
-        state, claim = self._asker.state, self.passes
+    def _count(self, asked: Sequence[Asked]) -> None:
+        """Add questions to the claims about passes and documents; measure the state."""
+        state, passes, documents = self._asker.state, self.passes, self.documents
+        frames = len(state.frames)
+        self.picture_mb, self.picture_tokens = state.held_bytes / frames / 1e6, -(-state.tokens // frames)
         for each in asked:
+            if each.cold is not None:
+                documents.asked += 1
+                documents.equal += each.cold.token_ids == each.answer.token_ids
             if not each.tokenized.choices:
                 continue
-            claim.passes.append(each.passes)
-            claim.asked += 1
-            claim.equal += each.passes == 1
+            passes.passes.append(each.passes)
+            passes.asked += 1
+            passes.equal += each.passes == 1
             if state.can_read_at_once(each.tokenized.blocks()) and each.passes != 1:
-                claim.fail([f'A question took {each.passes} passes; expected 1.'])
+                passes.fail([f'A question took {each.passes} passes; expected 1.'])
         if not state.can_branch:
-            claim.reason = why_no_branches(self._vlm, state.cache)
+            passes.reason = why_no_branches(self._vlm, state.cache)
 
     def _why_no_history(self) -> str:
         """Why fewer keyframes are kept than were asked for; '' when they are."""
@@ -138,7 +159,7 @@ def why_no_branches(vlm: Vlm, cache: list) -> str:
     return f'its cache ({", ".join(unable)}) cannot branch: choices are read in turn'
 
 
-def can_follow_schema(vlm: Vlm, schema: str) -> str:
+def why_no_schema(vlm: Vlm, schema: str) -> str:
     """Return why the model cannot follow a JSON schema; '' when it can."""
     try:
         vlm.json_schemas.grammar(schema)
@@ -153,8 +174,6 @@ def guarded(*claims: Claim) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        why = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
+        kind = '' if isinstance(error, CheckError) else f'It cannot be checked, {type(error).__name__}: '
         for claim in claims:
-            claim.fail([f'The check itself failed, {why}'])
-
-
+            claim.fail([' '.join(f'{kind}{error}'.split())[:300]])

@@ -20,6 +20,7 @@ to cold-dense. Any other patch is approximate, and how far its answers drift is 
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 
 from vlm_reuse_node.check.asking import CHOICES, Asker, compare, compare_arrays
@@ -28,6 +29,7 @@ from vlm_reuse_node.check.cold import Cold, log_of
 from vlm_reuse_node.check.levels import STEADY, guarded
 from vlm_reuse_node.config import PATCH_POLICY
 from vlm_reuse_node.model.families.base import Grid
+from vlm_reuse_node.model.prompt import PromptTemplate
 from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Level
@@ -91,7 +93,7 @@ class PatchCheck:
         asked = [question for question in self._questions if question.choices][:count]
         tokenized = [self._answerer.tokenize(question, PATCHING) for question in asked]
         found = [self._scores(state, each) for each in tokenized]
-        cold = Cold(self._vlm, [newer], self._template)
+        cold = Cold(self._vlm, [newer], self._template, [state.live.features])
         claim.asked = len(found)
         compare_arrays(claim, cold, state)
         difference = cold.difference(
@@ -130,7 +132,7 @@ class PatchCheck:
     def _seen(self) -> EncodedFrame:
         return EncodedFrame.see(self._vlm, self._first, keep=True)
 
-    def _template_for(self, frames: int) -> object:
+    def _template_for(self, frames: int) -> PromptTemplate:
         return self._template
 
     def _second_like_first(self) -> Frame:
@@ -144,15 +146,21 @@ class PatchCheck:
 
 
 def partly(older: Frame, newer: Frame, grid: Grid, share: float) -> Frame:
-    """Return the older picture with a part of the newer one: a rectangle of about this share of the cells."""
+    """Return the older picture with a part of the newer one: about this share of the cells, where most has changed.
+
+    Where nothing has, the part is the older one's negative.
+    """
     rows, columns = (max(1, round(side * share**0.5)) for side in grid)
     height, width = older.size
-    top, left = (grid.rows - rows) // 2, (grid.columns - columns) // 2
+    change = np.abs(older.rgb.astype(np.int16) - newer.rgb).max(axis=2).astype(np.float32)
+    by_cell = cv2.resize(change, (grid.columns, grid.rows), interpolation=cv2.INTER_AREA)
+    corners = [(top, left) for top in range(grid.rows - rows + 1) for left in range(grid.columns - columns + 1)]
+    top, left = max(corners, key=lambda at: by_cell[at[0] : at[0] + rows, at[1] : at[1] + columns].sum())
     inside = (
         slice(top * height // grid.rows, (top + rows) * height // grid.rows),
         slice(left * width // grid.columns, (left + columns) * width // grid.columns),
     )
     rgb = older.rgb.copy()
-    part = newer.rgb[inside]
-    rgb[inside] = 255 - rgb[inside] if np.array_equal(part, rgb[inside]) else part
+    has_changed = by_cell[top : top + rows, left : left + columns].max() >= STEADY.change_threshold
+    rgb[inside] = newer.rgb[inside] if has_changed else 255 - rgb[inside]
     return Frame(rgb, max(older.stamp_ns, newer.stamp_ns) + 1, older.frame_id, older.camera)

@@ -15,6 +15,7 @@
 """Compares cold answers with those that mlx-vlm itself gives: the only claim that does not rest on this package."""
 
 from itertools import pairwise
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -67,18 +68,15 @@ def compare_with_mlx_vlm(claim: Claim, vlm: Vlm, frame: Frame, template: PromptT
 
 
 def _answer(vlm: Vlm, frame: Frame, text: str) -> tuple[list[int], np.ndarray]:
-    """The tokens of an answer, and the log-probabilities before each and at its end, (tokens or one more, vocabulary)."""
-    prompt = apply_chat_template(vlm._processor, vlm._model.config, [{'role': 'user', 'content': text}], num_images=1)
-    results = list(
-        stream_generate(
-            vlm._model,
-            vlm._processor,
-            prompt,
-            image=[Image.fromarray(frame.rgb)],
-            max_tokens=TEXT_TOKENS,
-            temperature=0.0,
-        )
-    )
+    """An answer's tokens, and the log-probabilities before each and at its end, (tokens or one more, vocabulary)."""
+    chat = [{'role': 'user', 'content': text}]
+    options: dict[str, Any] = {
+        'prompt': apply_chat_template(vlm._processor, vlm._model.config, chat, num_images=1),
+        'image': [Image.fromarray(frame.rgb)],
+        'max_tokens': TEXT_TOKENS,
+        'temperature': 0.0,
+    }
+    results = list(stream_generate(vlm._model, vlm._processor, **options))
     # The last result may tell once more of a token before it.
     steps = [new for old, new in pairwise([None, *results]) if not old or new.generation_tokens > old.generation_tokens]
     table = log_table(mx.stack([mx.array(step.logprobs).reshape(-1) for step in steps]))

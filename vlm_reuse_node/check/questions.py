@@ -53,7 +53,7 @@ def make_questions(answerer: Answerer, config: Config, schema: bool) -> list[Que
     """Return all questions, in the order in which they are asked, each with other tokens than the others.
 
     schema: whether the model can follow a JSON schema. Then the third question has one.
-    Raises InvalidRequestError when the model's tokenizer can tell no choices apart.
+    Raises InvalidRequestError when the model's tokenizer cannot tell the choices of a question apart.
     """
     questions: list[Question] = []
     for thing in THINGS:
