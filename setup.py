@@ -45,6 +45,7 @@ setup(
             'demo = vlm_reuse_node.demo.run:main',
             'make_bag = vlm_reuse_node.demo.bag:main',
             'replay = vlm_reuse_node.replay.cli:main',
+            'check = vlm_reuse_node.check.cli:main',
         ],
     },
 )

@@ -24,6 +24,7 @@ from vlm_reuse_node.model.device_memory import CACHE_SHARE
 from vlm_reuse_node.session.history import CONTEXT_SHARE
 
 MOST_HISTORY = 256
+LONGEST_TIMEOUT_S = 3600.0
 SLOWEST_ANSWERS = 3  # an answer may take so many times the expected time before it times out
 
 
@@ -102,9 +103,8 @@ def suggestions(model: str, stages: Stages, fits: Memory, can_patch: bool) -> li
         found.append(Suggestion('budget_ms', default.budget_ms, 'no limit: a picture is computed whole or not at all'))
     longest_s = (stages.ms(COLD) + default.max_tokens * stages.ms(TOKEN)) / 1e3
     if SLOWEST_ANSWERS * longest_s > default.timeout_s:
-        found.append(
-            Suggestion('timeout_s', float(round(SLOWEST_ANSWERS * longest_s)), f'an answer may take {longest_s:.0f} s')
-        )
+        timeout_s = min(LONGEST_TIMEOUT_S, round(SLOWEST_ANSWERS * longest_s, 0))
+        found.append(Suggestion('timeout_s', timeout_s, f'an answer may take {longest_s:.0f} s'))
     return found
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from vlm_reuse_node.check.bits import has_trace, rows, state_bits
-from vlm_reuse_node.check.claim import Claim
+from vlm_reuse_node.check.claim import CheckError, Claim
 from vlm_reuse_node.check.cold import Cold, ColdRun, log_of, log_table
 from vlm_reuse_node.model import vlm as vlms
 from vlm_reuse_node.model.token_tree import Block
@@ -76,7 +76,10 @@ class Asker:
         return self.session.state
 
     def ask(self, question: Question, level: Level, frame: Frame | None = None) -> Asked:
-        """Ask. level: the expected one. frame: a newer picture; the state is brought up to exactly that one."""
+        """Ask. level: the expected one. frame: a newer picture; the state is brought up to exactly that one.
+
+        Raises CheckError when the model fails: no state is left then.
+        """
         vlm, session = self._vlm, self.session
         before_bits = None if frame else state_bits(self.state)
         before, now_ns = vlm.meter.done, (frame or session.newest).stamp_ns
@@ -84,6 +87,8 @@ class Asker:
         answer = session.ask(given, now_ns=now_ns, newest=lambda: frame)
         asked = Asked(self.answerer.tokenize(question, session.config), answer, (vlm.meter.done - before).passes)
         asked.faults += _faults(question, answer, level)
+        if answer.status == Status.MODEL_ERROR:
+            raise CheckError(' '.join(asked.faults))
         if answer.status != Status.OK:
             return asked
         self._look_for_traces(asked, before_bits)

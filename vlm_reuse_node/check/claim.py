@@ -19,6 +19,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from vlm_reuse_node.check.cold import Difference
+from vlm_reuse_node.errors import VlmReuseError
+
+
+class CheckError(VlmReuseError):
+    """Something cannot be checked."""
 
 
 class Mark(StrEnum):

@@ -24,11 +24,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from vlm_reuse_node.check.lines import one_line
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, VlmReuseError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 FEW, MANY, DEFAULT = 6, 120, 36
+LONGEST_ERROR = 1000
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -64,11 +66,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _check(args, stop)
     except ConfigError as error:
-        print(f'check: {error}', file=sys.stderr)
-        return EXIT_USAGE
+        return _say(error, EXIT_USAGE)
     except (VlmReuseError, OSError) as error:
-        print(f'check: {error}', file=sys.stderr)
-        return EXIT_FAILED
+        return _say(error, EXIT_FAILED)
     except KeyboardInterrupt:
         stop.set()
         print('check: Stopped; nothing was written.', file=sys.stderr)
@@ -100,11 +100,16 @@ def _check(args: argparse.Namespace, stop: threading.Event) -> int:
         result = self_test.run_check(args.model, found, args.questions, progress, stop.is_set)
     path = report.write(result, args.out)
     if args.json:
-        print(json.dumps(report.to_json(result), ensure_ascii=False, allow_nan=False))
+        print(json.dumps(report.to_json(result), allow_nan=False))
     else:
         print('\n'.join(table.table_lines(result)))
         print(f'Written to {path}.')
     return 0 if result.is_trusted else EXIT_FAILED
+
+
+def _say(error: Exception, exit_code: int) -> int:
+    print(f'check: {one_line(str(error), LONGEST_ERROR)}', file=sys.stderr)
+    return exit_code
 
 
 if __name__ == '__main__':

@@ -65,11 +65,18 @@ class Cold:
     """
 
     def __init__(
-        self, vlm: Vlm, frames: Sequence[Frame], template: PromptTemplate, seen: Sequence[mx.array] | None = None
+        self,
+        vlm: Vlm,
+        frames: Sequence[Frame],
+        template: PromptTemplate,
+        seen: Sequence[mx.array] = (),
+        by_cells: bool = False,
     ) -> None:
         """Run image processor and vision tower.
 
         template: of the prompt with these pictures, oldest first. seen: the features that a session has computed.
+        by_cells: whether it has encoded single cells: their rounding begins with the pixels. Else it has made the same
+            call as this class, and rounding begins with the features.
         """
         self._vlm, self.stop_ids = vlm, vlm.stop_ids
         prepared = [vlm.family.prepare(frame.rgb) for frame in frames]
@@ -79,14 +86,14 @@ class Cold:
         self.tokens = len(self._prefix)
         self._runs: dict[bytes, ColdRun] = {}
         features = self._encode(pixels)
-        # What the noise comes from: the features, or the pixels where the session has computed its features otherwise.
         self._given: Any = features
         self._features_of: Callable[[Any], list[mx.array]] = list
-        if seen is not None and not all(map(mx.array_equal, seen, features)):
+        if by_cells:
             # Noise is that of the type that the model computes in, and some processors deliver a finer one.
             self._given = tree_map(lambda array: _coarse(array, features[0].dtype), pixels)
             self._features_of = self._encode
-        self.features = self.difference(features if seen is None else seen, lambda run: run.features)
+        floor = noise.floor(self._given, self._features_of, lambda given: self._encode(pixels))
+        self.features = Difference(noise.apart(list(seen) or features, features), noise.FACTOR * floor)
 
     def difference(self, warm: Any, measure: Callable[[ColdRun], Any]) -> Difference:
         """Compare what a session has found with what `measure` finds in a cold run. Both: arrays, or lists of them."""

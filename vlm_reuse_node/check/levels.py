@@ -18,22 +18,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from vlm_reuse_node.check.asking import Asked, Asker, compare
-from vlm_reuse_node.check.claim import Claim
+from vlm_reuse_node.check.claim import CheckError, Claim
 from vlm_reuse_node.check.cold import Cold
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import VlmReuseError
 from vlm_reuse_node.model import pass_cache
-from vlm_reuse_node.model.vlm import Vlm
+from vlm_reuse_node.model.vlm import PREFILL_CHUNK, Vlm
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Level
-from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
-
-
-class CheckError(VlmReuseError):
-    """Something cannot be checked."""
-
 
 KEYFRAMES = 2
 TOGETHER = 3
@@ -102,10 +96,7 @@ class LevelCheck:
 
     def _ask(self, frame: Frame, level: Level, count: int) -> list[Asked]:
         first, *later = self._questions[:count]
-        asked = [self._asker.ask(first, level, frame)]
-        if asked[0].answer.status != Status.OK:
-            raise CheckError(' '.join(asked[0].faults))
-        return asked + [self._asker.ask(each, Level.REUSE) for each in later]
+        return [self._asker.ask(first, level, frame), *(self._asker.ask(each, Level.REUSE) for each in later)]
 
     def _ask_together(self, asked: int) -> list[Asked]:
         """Questions that were not asked yet, at once."""
@@ -136,7 +127,7 @@ class LevelCheck:
             passes.passes.append(each.passes)
             passes.asked += 1
             passes.equal += each.passes == 1
-            if state.can_read_at_once(each.tokenized.blocks()) and each.passes != 1:
+            if state.can_branch and each.tokenized.cost <= PREFILL_CHUNK and each.passes != 1:
                 passes.fail([f'A question took {each.passes} passes; expected 1.'])
         if not state.can_branch:
             passes.reason = why_no_branches(self._vlm, state.cache)

@@ -93,7 +93,7 @@ class PatchCheck:
         asked = [question for question in self._questions if question.choices][:count]
         tokenized = [self._answerer.tokenize(question, PATCHING) for question in asked]
         found = [self._scores(state, each) for each in tokenized]
-        cold = Cold(self._vlm, [newer], self._template, [state.live.features])
+        cold = Cold(self._vlm, [newer], self._template, [state.live.features], by_cells=True)
         claim.asked = len(found)
         compare_arrays(claim, cold, state)
         difference = cold.difference(

@@ -78,7 +78,7 @@ def write(report: Report, folder: Path) -> Path:
     """Write check.json into a folder, which is made if it is missing. Returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
-    path.write_text(json.dumps(to_json(report), indent=1, ensure_ascii=False, allow_nan=False) + '\n', encoding='utf-8')
+    path.write_text(json.dumps(to_json(report), indent=1, allow_nan=False) + '\n', encoding='utf-8')
     return path
 
 

@@ -18,11 +18,10 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
 from vlm_reuse_node.check.claim import Claim, Mark
+from vlm_reuse_node.check.lines import WIDTH, cut, one_line
 from vlm_reuse_node.check.report import Report
 from vlm_reuse_node.check.stages import Stage
 
-WIDTH = 80
-LONGEST_WORD = 60  # of a text from outside
 HEAD = ('', 'equal', 'log-prob apart', 'noise up to', 'restored', '')
 SIZES = (12, 9, 14, 11, 9, 13)
 NOISY = 0.5  # log-probabilities: noise above this hides what a planner would see
@@ -42,17 +41,6 @@ def table_lines(report: Report) -> list[str]:
         if found := list(part):
             lines += [title, '-' * len(title), *found, '']
     return [cut(line.rstrip()) for line in [*lines, *_verdict(report)]]
-
-
-def one_line(text: str, longest: int = LONGEST_WORD) -> str:
-    """Return a text from outside as one line without control characters, of at most so many characters."""
-    plain = ' '.join(''.join(letter if letter.isprintable() else ' ' for letter in text).split())
-    return plain if len(plain) <= longest else plain[: longest - 1] + '…'
-
-
-def cut(line: str) -> str:
-    """Return a line of at most WIDTH characters."""
-    return line if len(line) <= WIDTH else line[: WIDTH - 1] + '…'
 
 
 def _about(report: Report) -> Iterator[str]:
@@ -151,15 +139,21 @@ def _suggestions(report: Report) -> Iterator[str]:
     yield '/**:'
     yield '  ros__parameters:'
     for each in report.suggestions:
-        value = (
-            f"'{one_line(each.value, 1000)}'" if isinstance(each.value, str) and each.name == 'model' else each.value
-        )
-        line = f'    {each.name}: {value}'
-        if len(line) + 4 + len(each.why) > WIDTH:
+        line = f'    {each.name}: {_yaml(each.value)}'
+        if len(line) > WIDTH:
+            yield f'    # {each.name}: as you gave it; it is too long for this table'
+        elif len(line) + 4 + len(each.why) > WIDTH:
             yield from (f'    # {part}' for part in textwrap.wrap(each.why, WIDTH - 6))
             yield line
         else:
             yield f'{line}  # {each.why}'
+
+
+def _yaml(value: str | float) -> str:
+    """A value as YAML takes it, in one line."""
+    if not isinstance(value, str):
+        return str(value)
+    return value if value.isalpha() else "'" + one_line(value, 2 * WIDTH).replace("'", "''") + "'"
 
 
 def _verdict(report: Report) -> Iterator[str]:
