@@ -16,6 +16,8 @@
 
 import json
 import re
+import signal
+import threading
 from dataclasses import fields, replace
 from importlib import metadata
 from pathlib import Path
@@ -24,11 +26,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import PATIENCE_S
 from replay_bags import frames as bag_frames
 from replay_bags import scene, storage_file, write_bag
 from tiny_model import picture
 
-from vlm_reuse_node.check import advice, cli, machine, pictures
+from vlm_reuse_node.check import advice, cli, machine, pictures, self_test
 from vlm_reuse_node.check.claim import Claim, Mark
 from vlm_reuse_node.check.cold import Difference
 from vlm_reuse_node.check.lines import WIDTH, one_line
@@ -261,3 +264,18 @@ def test_a_model_is_checked_on_a_recording_and_told_as_json(model_dir, tmp_path,
     assert told['trusted'] and told['pictures']['source'].startswith("of recording 'bag'")
     assert {stage['name'] for stage in told['stages']} >= set(NAMES)
     assert re.match(r'\d+\.\d+', told['machine']['versions']['mlx'])
+
+
+def test_ctrl_c_ends_before_the_next_part(model_dir):
+    parts, told, main_thread = [], threading.Event(), threading.get_ident()
+
+    def progress(part):
+        parts.append(part)
+        if part == 'frame':
+            signal.pthread_kill(main_thread, signal.SIGINT)
+            assert told.wait(PATIENCE_S)
+
+    four = pictures.in_turn([picture(seed) for seed in range(4)], 'of blocks')
+    with pytest.raises(KeyboardInterrupt):
+        self_test.run_check(str(model_dir), four, cli.FEW, progress, told.set)
+    assert parts[-1] == 'frame' and told.is_set() and threading.current_thread() is threading.main_thread()

@@ -18,6 +18,7 @@ import threading
 
 import numpy as np
 import pytest
+from patience import PATIENCE_S
 from tiny_model import picture
 
 pytest.importorskip('rclpy')
@@ -32,7 +33,6 @@ from vlm_reuse_node.check.live import LiveError, live
 from vlm_reuse_node.errors import ConfigError
 from vlm_reuse_node.ros.conversion import image_message
 
-PATIENCE_S = 60.0
 TOPIC = '/check/image_raw'
 
 

@@ -18,6 +18,7 @@ import argparse
 import json
 import logging
 import math
+import os
 import sys
 import threading
 from pathlib import Path
@@ -62,20 +63,20 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
     # What fails in a session becomes a fault in the table.
     logging.getLogger('vlm_reuse_node.session').setLevel(logging.CRITICAL)
-    stop = threading.Event()
     try:
-        return _check(args, stop)
+        return _check(args)
     except ConfigError as error:
         return _say(error, EXIT_USAGE)
     except (VlmReuseError, OSError) as error:
         return _say(error, EXIT_FAILED)
     except KeyboardInterrupt:
-        stop.set()
-        print('check: Stopped; nothing was written.', file=sys.stderr)
+        print('check: Stopped; nothing was written.', file=sys.stderr, flush=True)
+        if threading.active_count() > 1:  # a second Ctrl-C: the model still runs, and MLX would abort at the end
+            os._exit(EXIT_INTERRUPTED)
         return EXIT_INTERRUPTED
 
 
-def _check(args: argparse.Namespace, stop: threading.Event) -> int:
+def _check(args: argparse.Namespace) -> int:
     if not FEW <= args.questions <= MANY:
         raise ConfigError(f'--questions is {args.questions}; expected {FEW} to {MANY}.')
     if math.isnan(args.timeout) or args.timeout <= 0:
@@ -97,7 +98,10 @@ def _check(args: argparse.Namespace, stop: threading.Event) -> int:
             bar.set_description(part)
             bar.update()
 
-        result = self_test.run_check(args.model, found, args.questions, progress, stop.is_set)
+        def on_stop() -> None:
+            tqdm.write('Stopping after this part (again: at once).', file=sys.stderr)
+
+        result = self_test.run_check(args.model, found, args.questions, progress, on_stop)
     path = report.write(result, args.out)
     if args.json:
         print(json.dumps(report.to_json(result), allow_nan=False))

@@ -38,10 +38,10 @@ SMALLEST = 1e-300  # a probability below is 0 in float64
 
 @dataclass(frozen=True, eq=False)
 class ColdRun:
-    """What a cold pass over the pictures has computed. features: of each picture. cache: ends behind the pictures."""
+    """A cold pass over the pictures. cache: ends behind them. number: 0, or that of a moved input."""
 
-    features: list[mx.array]
     cache: list
+    number: int
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,11 @@ class Cold:
         self.tokens = len(self._prefix)
         self._runs: dict[bytes, ColdRun] = {}
         features = self._encode(pixels)
-        self._given: Any = features
-        self._features_of: Callable[[Any], list[mx.array]] = list
-        if by_cells:
-            # Noise is that of the type that the model computes in, and some processors deliver a finer one.
-            self._given = tree_map(lambda array: _coarse(array, features[0].dtype), pixels)
-            self._features_of = self._encode
-        floor = noise.floor(self._given, self._features_of, lambda given: self._encode(pixels))
+        self._by_cells = by_cells
+        # Noise is that of the type that the model computes in, and some processors deliver a finer one.
+        given = tree_map(lambda array: _coarse(array, features[0].dtype), pixels) if by_cells else features
+        self._given: Any = given if by_cells else self._embed(features)
+        floor = noise.floor(given, self._encode if by_cells else list, lambda given: self._encode(pixels))
         self.features = Difference(noise.apart(list(seen) or features, features), noise.FACTOR * floor)
 
     def difference(self, warm: Any, measure: Callable[[ColdRun], Any]) -> Difference:
@@ -113,7 +111,7 @@ class Cold:
             digest.update(np.array(leaf.astype(mx.float32) if isinstance(leaf, mx.array) else leaf).tobytes())
         key = digest.digest()
         if key not in self._runs:
-            self._runs[key] = self._compute(self._features_of(given))
+            self._runs[key] = self._compute(given, len(self._runs))
         return self._runs[key]
 
     def _encode(self, pixels: Sequence[Any]) -> list[mx.array]:
@@ -131,18 +129,26 @@ class Cold:
         """Log-probabilities before each token of an answer and behind the last, (tokens + 1, vocabulary)."""
         return log_table(self._behind(run, question, list(answer)))
 
-    def _compute(self, features: list[mx.array]) -> ColdRun:
-        vlm, family = self._vlm, self._vlm.family
-        cache = vlm.new_cache()
-        positions = family.positions(self._prefix, self._grids)
-        vlm.run(cache, self._prefix, positions, embeddings=family.embed(self._prefix, mx.concatenate(features)))
-        return ColdRun(features, cache)
+    def _embed(self, features: list[mx.array]) -> mx.array:
+        return self._vlm.family.embed(self._prefix, mx.concatenate(features))
+
+    def _compute(self, given: Any, number: int) -> ColdRun:
+        """Run the prompt. number: 0, or that of a moved input."""
+        cache, positions = self._vlm.new_cache(), self._vlm.family.positions(self._prefix, self._grids)
+        embeddings = self._moved(self._embed(self._encode(given)), number) if self._by_cells else given
+        self._vlm.run(cache, self._prefix, positions, embeddings=embeddings)
+        return ColdRun(cache, number)
 
     def _behind(self, run: ColdRun, question: list[int], answer: list[int]) -> mx.array:
         """Logits before each token of an answer and behind the last, mx (tokens + 1, vocabulary)."""
         ids = question + answer
         positions = self._vlm.family.positions(self._prefix + ids, self._grids)[:, len(self._prefix) :]
-        return self._vlm.run(copy.deepcopy(run.cache), ids, positions, keep=len(answer) + 1)
+        embeddings = self._moved(self._vlm.family.embed(ids), run.number)
+        return self._vlm.run(copy.deepcopy(run.cache), ids, positions, embeddings=embeddings, keep=len(answer) + 1)
+
+    def _moved(self, embeddings: mx.array, number: int) -> mx.array:
+        """Embeddings that the noise's input does not hold, moved with it: a text rounds as a picture does."""
+        return noise.moved(embeddings, number) if number else embeddings
 
 
 def log_of(shares: Sequence[float]) -> np.ndarray:

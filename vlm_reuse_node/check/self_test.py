@@ -47,18 +47,20 @@ class Stopped(Exception):
 
 
 def run_check(
-    model: str, pictures: Pictures, questions: int, progress: Progress, stopped: Callable[[], bool]
+    model: str, pictures: Pictures, questions: int, progress: Progress, on_stop: Callable[[], None]
 ) -> Report:
     """Check a model, in a thread of its own, which is of no use to MLX afterwards.
 
-    questions: how many, about. progress: called at the start of each of PARTS parts. stopped: whether to stop there.
-    Raises ModelError when there is no model, Stopped, or what a picture that the model cannot take raises.
+    questions: how many, about. progress: called at the start of each of PARTS parts.
+    Ctrl-C stops before the next part, a second one at once; on_stop is called at the first one.
+    Raises ModelError when there is no model, KeyboardInterrupt, or what a picture that the model cannot take raises.
     """
+    stop, over = threading.Event(), threading.Event()
     reports: list[Report] = []
     errors: list[Exception] = []
 
     def begin(part: str) -> None:
-        if stopped():
+        if stop.is_set():
             raise Stopped
         progress(part)
 
@@ -73,11 +75,21 @@ def run_check(
         finally:
             vlm = None
             loading.release_thread()
+            over.set()
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    while thread.is_alive():  # a join without end would keep signals waiting
-        thread.join(POLL_S)
+    while not over.is_set():
+        try:
+            over.wait(POLL_S)  # not thread.join: Python 3.11 takes a thread for ended when Ctrl-C comes meanwhile
+        except KeyboardInterrupt:
+            if stop.is_set():
+                raise
+            stop.set()
+            on_stop()
+    thread.join()
+    if stop.is_set():
+        raise KeyboardInterrupt
     if errors:
         raise errors[0]
     return reports[0]
