@@ -59,7 +59,7 @@ def timed(ms=10.0):
 def report(claims=(), **values):
     """A report with some claims."""
     stages = timed()
-    fits = advice.memory(HERE, FACTS, 1.0, 70)
+    fits = advice.memory(HERE, FACTS, 1.0, 70, 50.0)
     made = {
         'model': FACTS,
         'machine': HERE,
@@ -154,7 +154,7 @@ def test_the_json_is_valid_and_its_page_names_every_field():
 @given(st.floats(1.0, 1e6), st.floats(0.01, 1e3), st.integers(1, 5000), st.integers(100, 1_000_000))
 def test_what_is_said_to_fit_fits(memory_mb, picture_mb, tokens, context):
     fits = advice.memory(
-        replace(HERE, memory_mb=memory_mb), replace(FACTS, context=context, weights_mb=1.0), picture_mb, tokens
+        replace(HERE, memory_mb=memory_mb), replace(FACTS, context=context, weights_mb=1.0), picture_mb, tokens, 50.0
     )
     assert fits.pictures_that_fit * picture_mb <= fits.max_cache_mb
     assert fits.pictures_that_fit * tokens <= context

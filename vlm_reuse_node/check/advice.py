@@ -32,12 +32,14 @@ SLOWEST_ANSWERS = 3  # an answer may take so many times the expected time before
 class Memory:
     """Memory in megabytes. picture: the state of one picture. room: beside the weights, for all states.
 
+    peak_mb: the most that MLX's arrays took during the check, weights included.
     pictures_that_fit: into max_cache_mb and the model's context.
     """
 
     weights_mb: float
     picture_mb: float
     picture_tokens: int
+    peak_mb: float
     room_mb: float
     max_cache_mb: int
     pictures_that_fit: int
@@ -66,8 +68,8 @@ def rates(stages: Stages) -> dict[str, float]:
     return {name: 1e3 / ms for name, ms in found.items() if ms}
 
 
-def memory(machine: Machine, model: ModelFacts, picture_mb: float, picture_tokens: int) -> Memory:
-    """Return what fits. picture_mb, picture_tokens: of the state of one picture."""
+def memory(machine: Machine, model: ModelFacts, picture_mb: float, picture_tokens: int, peak_mb: float) -> Memory:
+    """Return what fits. picture_mb, picture_tokens: of the state of one picture. peak_mb: see `Memory`."""
     most = machine.device_mb or machine.memory_mb
     kept_for_buffers = CACHE_SHARE * machine.device_mb
     room = max(0.0, most - model.weights_mb - kept_for_buffers)
@@ -75,7 +77,9 @@ def memory(machine: Machine, model: ModelFacts, picture_mb: float, picture_token
     fitting = int(max_cache_mb / picture_mb) if picture_mb else MOST_HISTORY + 1
     if model.context:
         fitting = min(fitting, int(CONTEXT_SHARE * model.context / picture_tokens))
-    return Memory(model.weights_mb, picture_mb, picture_tokens, room, max_cache_mb, min(fitting, MOST_HISTORY + 1))
+    return Memory(
+        model.weights_mb, picture_mb, picture_tokens, peak_mb, room, max_cache_mb, min(fitting, MOST_HISTORY + 1)
+    )
 
 
 def suggestions(model: str, stages: Stages, fits: Memory, can_patch: bool) -> list[Suggestion]:

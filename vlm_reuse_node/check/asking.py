@@ -44,7 +44,8 @@ class Asked:
 
     columns: the tokens that are the most probable before each token of a text, (tokens + 1, COLUMNS), from the kept
         state; and table: their log-probabilities. None for other answers.
-    restored: whether the state is bit for bit what it was; None where there was none before. cold: a document's tokens.
+    restored: whether the state is bit for bit what it was; None where there was none before.
+    cold: a document's cold answer. is_equal: whether the answer is the cold one, see `compare`.
     """
 
     tokenized: TokenizedQuestion
@@ -54,6 +55,7 @@ class Asked:
     table: np.ndarray | None = None
     restored: bool | None = None
     cold: Answer | None = None
+    is_equal: bool = False
     faults: list[str] = field(default_factory=list)
 
     @property
@@ -168,7 +170,8 @@ def compare(claim: Claim, asked: Sequence[Asked], cold: Cold, state: State | Non
         compare_arrays(claim, cold, state)
     for each in answered:
         gap, noise = _gap(each, cold), claim.differences.get(CHOICES if each.tokenized.choices else TEXTS)
-        if gap == 0 or (noise and gap < noise.bound and not claim.is_measurement):
+        each.is_equal = gap == 0 or (noise is not None and gap < noise.bound and not claim.is_measurement)
+        if each.is_equal:
             claim.equal += 1
             claim.ties += gap > 0
         elif not claim.is_measurement:

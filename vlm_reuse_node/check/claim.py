@@ -41,9 +41,10 @@ class Claim:
 
     about: what it says, in a sentence. asked: questions. equal: answers that are those of the reference.
     ties: answers among the equal ones that chose another token where both are equally probable within the noise.
-    restored: how often the state was the same bit for bit after a question; of: how often that was compared.
+    restored: how often the state was the same bit for bit after a question, of restored_of comparisons.
+    passes: calls of the language model for each question, those that decode included.
     differences: how far warm and cold are apart, by what was compared.
-    faults: sentences. reason: why the claim does not apply to this model; ''; '': it does.
+    faults: sentences. reason: why the claim does not apply to this model; '': it does.
     is_measurement: whether a difference is no fault.
     """
 

@@ -85,7 +85,7 @@ class LevelCheck:
         claim = Claim('history', f'a new picture behind {KEYFRAMES} keyframes')
         with guarded(claim):
             self._session.config = STEADY.with_values(history_frames=KEYFRAMES)
-            self._ask(self._frames[2], Level.FRAME, 1)
+            claim.fail(self._ask(self._frames[2], Level.FRAME, 1)[0].faults)
             asked = self._ask(self._frames[3], Level.FRAME, count)
             claim.reason = self._why_no_history()
             if claim.reason:
@@ -121,7 +121,8 @@ class LevelCheck:
         for each in asked:
             if each.cold is not None:
                 documents.asked += 1
-                documents.equal += each.cold.token_ids == each.answer.token_ids
+                documents.equal += each.is_equal
+                documents.fail([] if each.is_equal else ['A document is not the cold one.'])
             if not each.tokenized.choices:
                 continue
             passes.passes.append(each.passes)

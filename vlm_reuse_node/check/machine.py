@@ -99,6 +99,11 @@ def model_facts(vlm: Vlm) -> ModelFacts:
     )
 
 
+def peak_mb() -> float:
+    """The most that MLX's arrays took so far."""
+    return mx.get_peak_memory() / MB
+
+
 def mlx_build() -> str:
     """MLX's build: which Metal library its wheel holds, or CUDA, or CPU."""
     for package in BACKENDS:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from vlm_reuse_node.check import advice
 from vlm_reuse_node.check.claim import Claim, Mark
 from vlm_reuse_node.check.levels import STEADY, LevelCheck, guarded, why_no_schema
-from vlm_reuse_node.check.machine import model_facts, this_machine
+from vlm_reuse_node.check.machine import model_facts, peak_mb, this_machine
 from vlm_reuse_node.check.patches import PatchCheck
 from vlm_reuse_node.check.peer import compare_with_mlx_vlm
 from vlm_reuse_node.check.pictures import Pictures
@@ -133,7 +133,9 @@ def check(vlm: Vlm, model: str, pictures: Pictures, count: int, begin: Progress)
         stages.measure()
     begin('report')
     facts, machine = model_facts(vlm), this_machine()
-    fits = advice.memory(machine, facts, levels.picture_mb, levels.picture_tokens) if levels.picture_tokens else None
+    fits = None
+    if levels.picture_tokens:
+        fits = advice.memory(machine, facts, levels.picture_mb, levels.picture_tokens, peak_mb())
     can_patch = any(claim.name == 'patch all' and claim.mark == Mark.PASS for claim in claims)
     height, width = frames[0].size
     return Report(

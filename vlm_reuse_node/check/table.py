@@ -35,7 +35,7 @@ def table_lines(report: Report) -> list[str]:
         (f'Check of {one_line(report.model.name)}', _about(report)),
         ('Is a warm answer the cold one?', _claims(report)),
         ('Milliseconds of each stage (medians)', _stages(report.stages)),
-        ('What that gives', _rates(report)),
+        ('What that gives, and memory', _rates(report)),
         ('Suggested parameters', _suggestions(report)),
     ):
         if found := list(part):
@@ -122,11 +122,10 @@ def _rates(report: Report) -> Iterator[str]:
     for name, each in report.rates.items():
         yield f'  {name:<34} {_count(each):>9} a second'
     if fits := report.memory:
-        yield (
-            f'  memory: {fits.weights_mb:.0f} MB of weights; {fits.picture_mb:.2f} MB and {fits.picture_tokens} tokens '
-            'a picture'
-        )
-        yield f'  room beside the weights: {fits.room_mb:.0f} MB; {fits.pictures_that_fit} pictures fit into one state'
+        yield f'  {"weights":<34} {fits.weights_mb:>9.0f} MB'
+        yield f'  {"a picture in the state":<34} {fits.picture_mb:>9.2f} MB, {fits.picture_tokens} tokens'
+        yield f'  {"most that was held here":<34} {fits.peak_mb:>9.0f} MB'
+        yield f'  {"room beside the weights":<34} {fits.room_mb:>9.0f} MB'
 
 
 def _count(number: float) -> str:
