@@ -21,7 +21,7 @@ import numpy as np
 
 from vlm_reuse_node.check.bits import has_trace, rows, state_bits
 from vlm_reuse_node.check.claim import CheckError, Claim
-from vlm_reuse_node.check.cold import Cold, ColdRun, log_of, log_table
+from vlm_reuse_node.check.cold import Cold, ColdRun, columns_of, log_of, log_table
 from vlm_reuse_node.model import vlm as vlms
 from vlm_reuse_node.model.token_tree import Block
 from vlm_reuse_node.scene.frame import Frame
@@ -133,7 +133,7 @@ class Asker:
         finally:
             self.state.restore()
         asked.columns = np.argsort(-table, axis=-1)[:, :COLUMNS]
-        asked.table = np.take_along_axis(table, asked.columns, axis=-1)
+        asked.table = columns_of(table, asked.columns)
 
 
 def compare(claim: Claim, asked: Sequence[Asked], cold: Cold, state: State | None) -> None:
@@ -200,7 +200,7 @@ def _faults(question: Question, answer: Answer, level: Level) -> list[str]:
 def _cold_text(cold: Cold, run: ColdRun, each: Asked) -> tuple[np.ndarray, np.ndarray]:
     """The cold log-probabilities in a text's columns, and that of its least probable token."""
     table = cold.table(run, each.tokenized.tokens, each.answer.token_ids)
-    return np.take_along_axis(table, each.columns, axis=-1), np.array([min(_taken(table, each, cold))])
+    return columns_of(table, each.columns), log_of([np.exp(min(_taken(table, each, cold)))])
 
 
 def _taken(table: np.ndarray, each: Asked, cold: Cold) -> list[float]:

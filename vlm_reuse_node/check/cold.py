@@ -33,7 +33,7 @@ from vlm_reuse_node.model.prompt import PromptTemplate
 from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.scene.frame import Frame
 
-SMALLEST = 1e-300  # a probability below is 0 in float64
+LEAST = 1e-3  # what is less probable counts as this much: no answer depends on it, and its logarithm is mostly noise
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,8 +152,13 @@ class Cold:
 
 
 def log_of(shares: Sequence[float]) -> np.ndarray:
-    """Logarithms of probabilities, finite where one is 0."""
-    return np.log(np.maximum(shares, SMALLEST))
+    """Logarithms of probabilities, of at least LEAST."""
+    return np.log(np.maximum(shares, LEAST))
+
+
+def columns_of(table: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """The log-probabilities of some tokens in each row, of at least log LEAST. table: see `log_table`."""
+    return np.maximum(np.take_along_axis(table, columns, axis=-1), np.log(LEAST))
 
 
 def log_table(logits: mx.array) -> np.ndarray:

@@ -24,7 +24,7 @@ from mlx_vlm.prompt_utils import apply_chat_template
 from PIL import Image
 
 from vlm_reuse_node.check.claim import Claim
-from vlm_reuse_node.check.cold import Cold, log_table
+from vlm_reuse_node.check.cold import Cold, columns_of, log_table
 from vlm_reuse_node.check.questions import TEXT_TOKENS
 from vlm_reuse_node.model.prompt import PromptTemplate
 from vlm_reuse_node.model.vlm import Vlm
@@ -49,9 +49,9 @@ def compare_with_mlx_vlm(claim: Claim, vlm: Vlm, frame: Frame, template: PromptT
         found.append((template.question(text), ids, table))
     columns = [np.argsort(-table, axis=-1)[:, :COLUMNS] for _, _, table in found]
     difference = cold.difference(
-        [np.take_along_axis(table, each, axis=-1) for (_, _, table), each in zip(found, columns)],
+        [columns_of(table, each) for (_, _, table), each in zip(found, columns)],
         lambda run: [
-            np.take_along_axis(cold.table(run, question, ids)[: len(table)], each, axis=-1)
+            columns_of(cold.table(run, question, ids)[: len(table)], each)
             for (question, ids, table), each in zip(found, columns)
         ],
     )
