@@ -29,6 +29,7 @@ from tiny_qwen3 import write_tiny_qwen3
 
 from vlm_reuse_node.check import cli, pictures, self_test, stages
 from vlm_reuse_node.check.claim import Mark
+from vlm_reuse_node.check.levels import why_no_branches
 from vlm_reuse_node.model import kv_cache
 from vlm_reuse_node.model.families.base import VisionState, family_for
 from vlm_reuse_node.model.loading import load
@@ -323,3 +324,16 @@ def test_the_exit_code_tells(model_dir, tmp_path, monkeypatch, capsys):
     assert cli.main(arguments) == cli.EXIT_FAILED
     assert 'FAULT  do not trust this model here' in capsys.readouterr().out
     assert json.loads((tmp_path / 'check.json').read_text())['trusted'] is False
+
+
+def test_a_model_that_cannot_branch_answers_in_turn_and_is_trusted(check, models, monkeypatch):
+    monkeypatch.setattr(models('idefics3').family, 'branches', False)
+    report = check('idefics3')
+    (passes,) = (claim for claim in report.claims if claim.name == 'one pass')
+    assert report.is_trusted and passes.mark == Mark.NOT_AVAILABLE and 'in turn' in passes.reason
+    assert min(passes.passes) > 1
+
+
+def test_a_cache_that_cannot_branch_is_named(models):
+    vlm = models('qwen3_5')
+    assert 'ArraysCache' in why_no_branches(vlm, vlm.new_cache())
