@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test mutants lint docs bench bench-refresh bench-economy soak bag replay \
-  calibrate calibrate-tabletop train-tabletop eval-tabletop lock clean distclean
+  check calibrate calibrate-tabletop train-tabletop eval-tabletop lock clean distclean
 
 SETUP := tools/setup_env.sh
 RUN := . tools/env.sh;
@@ -56,6 +56,9 @@ bag: setup ## write a tabletop bag: make bag ARGS=--help
 
 replay: setup ## replay bags and write a report: make replay ARGS='BAG --questions FILE' (docs/replay.md)
 	@$(RUN) $(BIN)/replay $(ARGS)
+
+check: setup ## check a model on this machine: make check ARGS='--model NAME' (docs/check.md)
+	@$(RUN) $(BIN)/check $(ARGS)
 
 train-tabletop: ## train the embedded model (hours; in a separate environment with torch)
 	@$(SETUP) train

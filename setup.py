@@ -46,6 +46,7 @@ setup(
             'make_bag = vlm_reuse_node.demo.bag:main',
             'replay = vlm_reuse_node.replay.cli:main',
             'calibrate = vlm_reuse_node.calibrate.cli:main',
+            'check = vlm_reuse_node.check.cli:main',
         ],
     },
 )

@@ -23,7 +23,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / 'vlm_reuse_node'
 NAME = PACKAGE.name
-FOLDERS = ('scene', 'model', 'session', 'serving', 'ros', 'replay', 'calibrate', 'demo')
+FOLDERS = ('scene', 'model', 'session', 'serving', 'ros', 'replay', 'calibrate', 'check', 'demo')
 # The root holds what everything shares: config.py and errors.py.
 MAY_IMPORT = {
     '': {''},
@@ -34,17 +34,20 @@ MAY_IMPORT = {
     'ros': {'', 'ros', 'serving', 'session', 'scene'},
     'replay': {'', 'replay', 'session', 'model', 'scene'},
     'calibrate': {'', 'calibrate', 'replay', 'session', 'model', 'scene'},
+    'check': {'', 'check', 'session', 'model', 'scene', 'replay', 'demo', 'ros'},
     'demo': {'', *FOLDERS},
 }
 ROS = {
     'rclpy', 'cv_bridge', 'sensor_msgs', 'std_msgs', 'std_srvs', 'diagnostic_msgs', 'builtin_interfaces',
     'rcl_interfaces', 'rosgraph_msgs', 'lifecycle_msgs', 'ament_index_python', 'vlm_reuse_interfaces',
 }  # fmt: skip
+CHECK_MLX = ('check/bits.py', 'check/cold.py', 'check/machine.py', 'check/peer.py')
+LIVE_DEMO = ('demo/dds.py', 'demo/live.py', 'demo/planner.py', 'demo/play.py', 'demo/recorder.py')
 # Where a library may be imported: folders, or files in other folders.
 ONLY_IN = {
-    'mlx': {'model', 'session/state.py', 'replay/runners'},
-    'mlx_vlm': {'model', 'replay/runners'},
-    **dict.fromkeys(ROS, {'ros', 'demo/dds.py', 'demo/live.py', 'demo/planner.py', 'demo/play.py', 'demo/recorder.py'}),
+    'mlx': {'model', 'session/state.py', 'replay/runners', *CHECK_MLX},
+    'mlx_vlm': {'model', 'replay/runners', 'check/bits.py', 'check/peer.py'},
+    **dict.fromkeys(ROS, {'ros', 'check/live.py', *LIVE_DEMO}),
 }
 LONGEST_FILE = 300
 LONGEST = {'session/scene_session.py': 250, 'serving/worker.py': 250, 'serving/model_loop.py': 250}
@@ -120,6 +123,8 @@ def test_no_file_is_too_long_to_read_in_one_sitting():
         ('serving.inbox', {'mlx', 'rclpy'}),
         ('serving.worker', {'rclpy'}),
         ('session.scene_session', {'rclpy'}),
+        ('check.cli', {'mlx', 'rclpy'}),
+        ('check.self_test', {'rclpy'}),
         ('ros.node', {'mlx'}),
     ],
 )

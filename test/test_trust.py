@@ -194,7 +194,7 @@ def test_a_session_patches_as_the_calibration_says_and_logs_why(vlm, tmp_path, c
     caplog.set_level(logging.INFO)
     limits = replace(LIMITS, min_confidence=0.01, min_text_confidence=1.0)
     path = written(tmp_path / 'a.json', calibration(vlm, GOOD, BAD, limits))
-    session = SceneSession(vlm, Config(calibration=path, audit_share=0.0), 'front')
+    session = SceneSession(vlm, Config(calibration=path, audit_share=0.0), 'front', measures_time=False)
     (record,) = caplog.records
     assert record.levelno == logging.INFO and "'front': refresh_policy is patch" in record.getMessage()
     assert (session.status.policy, session.status.policy_reason) == ('patch', decide(vlm, session.config).why)
@@ -223,3 +223,9 @@ def test_a_session_patches_as_the_calibration_says_and_logs_why(vlm, tmp_path, c
 def test_limits_out_of_range_are_no_configuration():
     with pytest.raises(ConfigError):
         replace(LIMITS, change_halo=99).configure(Config())
+
+
+def test_names_in_a_file_are_harmless_where_they_are_shown(vlm, tmp_path):
+    record = replace(calibration(vlm), recordings=('a\x1b[31m\nb', 'x' * 1000))
+    decided = trust(vlm, tmp_path, record)
+    assert decided.why.isprintable() and len(decided.why) < 600

@@ -31,6 +31,7 @@ def run_with_model(model: str, call: Callable[[Vlm], T]) -> T:
 
     Signals are handled meanwhile. The thread is of no use to MLX afterwards.
     """
+    over = threading.Event()
     results: list[T] = []
     errors: list[Exception] = []
 
@@ -40,15 +41,17 @@ def run_with_model(model: str, call: Callable[[Vlm], T]) -> T:
             vlm = loading.load(model)
             results.append(call(vlm))
         except Exception as error:
-            errors.append(error)
+            errors.append(error.with_traceback(None))  # its frames hold the model
         finally:
             vlm = None
             loading.release_thread()
+            over.set()
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    while thread.is_alive():  # a join without end would keep signals waiting
-        thread.join(POLL_S)
+    while not over.wait(POLL_S):  # no join: Python 3.11 takes a thread for ended when Ctrl-C comes meanwhile
+        pass
+    thread.join()
     if errors:
         raise errors[0]
     return results[0]

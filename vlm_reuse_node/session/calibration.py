@@ -30,6 +30,7 @@ from vlm_reuse_node.session.drift_bounds import DriftCount
 
 NAME = 'calibration.json'
 FORMAT = 1
+LONGEST_NAME = 100
 # Raise it when the change detector, the refreshes or a family change, so that patched states come out differently.
 ENGINE = 1
 
@@ -114,7 +115,7 @@ def read(path: Path) -> Calibration:
             _record(PatchLimits, given['limits']),
             _trial(given['choices']),
             _trial(given['texts']),
-            tuple(str(name) for name in given['recordings']),
+            tuple(_name(name) for name in given['recordings']),
         )
         calibration.limits.configure(Config())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
@@ -135,6 +136,11 @@ def _record(kind: type, given: dict) -> Any:
             raise ValueError(f'{field.name} is {value!r}')
         values[field.name] = value
     return kind(**values)
+
+
+def _name(value: Any) -> str:
+    """A recording's name as one harmless line."""
+    return ''.join(letter if letter.isprintable() else ' ' for letter in str(value))[:LONGEST_NAME]
 
 
 def _trial(given: dict) -> Trial:

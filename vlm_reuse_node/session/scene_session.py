@@ -40,6 +40,7 @@ from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.refresher import Refresher
 from vlm_reuse_node.session.responder import Responder
 from vlm_reuse_node.session.session_status import SessionStatus
+from vlm_reuse_node.session.state import State
 from vlm_reuse_node.session.trust import Trust, decide
 from vlm_reuse_node.session.turn import Turn
 from vlm_reuse_node.session.upkeep import Upkeep
@@ -182,6 +183,11 @@ class SceneSession:
         """The newest frame; None before the first."""
         look = self._refresher.newest
         return look.frame if look else None
+
+    @property
+    def state(self) -> State | None:
+        """The kept state, for measurements; None before the first question."""
+        return self._refresher.state
 
     @property
     def status(self) -> SessionStatus:

@@ -1,0 +1,29 @@
+# Copyright 2026 vlm_reuse_node maintainers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Lines for a terminal."""
+
+WIDTH = 80
+LONGEST = 60  # of a text from outside
+
+
+def one_line(text: str, longest: int = LONGEST) -> str:
+    """Return a text from outside as one line without control characters, of at most so many characters."""
+    plain = ' '.join(''.join(letter if letter.isprintable() else ' ' for letter in text).split())
+    return plain if len(plain) <= longest else plain[: longest - 1] + '…'
+
+
+def cut(line: str) -> str:
+    """Return a line of at most WIDTH characters."""
+    return line if len(line) <= WIDTH else line[: WIDTH - 1] + '…'
