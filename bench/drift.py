@@ -57,14 +57,15 @@ SEQUENCES = 45
 PICTURES = 9  # of each
 INTERVAL_NS = 500_000_000
 THRESHOLDS = (0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
-LONG = Config(max_age_s=3600.0, timeout_s=3600.0, max_cell_age_s=3600.0)
+PATIENT = Config(max_age_s=3600.0, timeout_s=3600.0)
+LONG = PATIENT.with_values(refresh_policy='exact', max_cell_age_s=3600.0)
 NO_REPAIR = LONG.with_values(
     refresh_policy='patch', max_patches=1000, max_patch_share=1.0, min_confidence=0.0, min_text_confidence=0.0
 )
-PATCH = Config(refresh_policy='patch', max_age_s=3600.0, timeout_s=3600.0)
+PATCH = PATIENT.with_values(refresh_policy='patch')
 POLICIES = {
     'stale': LONG,
-    'exact': Config(max_age_s=3600.0, timeout_s=3600.0),
+    'exact': PATIENT.with_values(refresh_policy='exact'),
     'patch, no repair': NO_REPAIR,
     'patch, halo 1': NO_REPAIR.with_values(change_halo=1),
     'patch, frame after 4': NO_REPAIR.with_values(max_patches=4),
@@ -72,6 +73,7 @@ POLICIES = {
         min_confidence=Config().min_confidence, min_text_confidence=Config().min_text_confidence
     ),
     'patch': PATCH,
+    'auto': PATIENT,
 }
 
 

@@ -46,7 +46,7 @@ def asked():
     """The demo's run in this process: for each question (question, warm answer, cold answer); refreshes; session."""
     spans, frames = draw_frames(SEED, SECONDS, RATE_HZ, 640, 480)
     waiting = make_questions(SEED, spans)
-    session, answers, refreshes = SceneSession(load(MODEL), Config()), [], []
+    session, answers, refreshes = SceneSession(load(MODEL), Config(refresh_policy='exact')), [], []
     for number, frame in enumerate(frames):
         refreshes.append(session.observe(frame))
         while waiting and waiting[0]['at_s'] < (number + 1) / RATE_HZ:
