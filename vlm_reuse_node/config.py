@@ -210,7 +210,7 @@ class Config:
 
         The published pair is 8 and 32 (arXiv 2605.03351, section 1 of its planner).
         """
-        return self.change_threshold / 4
+        return self.change_threshold / 2
 
     def unknown_camera(self, camera: str) -> str:
         """Error message for a camera that is not configured."""

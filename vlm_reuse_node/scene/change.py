@@ -21,23 +21,21 @@ previous frame. This detector compares with the cached pixels, so a slow change 
 from dataclasses import dataclass
 from enum import StrEnum
 
-import cv2
 import numpy as np
 
 from vlm_reuse_node.config import Config
+from vlm_reuse_node.scene.cell_differences import CellDifferences, Thresholds, cell_differences, largest_of_blocks
 from vlm_reuse_node.scene.cells import grown
-from vlm_reuse_node.scene.exposure import difference, exposure_gain
+from vlm_reuse_node.scene.exposure import exposure_gain
 from vlm_reuse_node.scene.pan import is_panned
 from vlm_reuse_node.scene.scaled_frame import ScaledFrame
+from vlm_reuse_node.scene.sensor_noise import SensorNoise
 
-STRIP_ROWS = 2
-# A cell's noise estimate is the largest frame-to-frame difference that occurred in two consecutive steps. Each frame
-# multiplies it by NOISE_KEPT. Noise explains a difference from the cached pixels up to NOISE_REACH times the estimate.
-NOISE_KEPT, NOISE_REACH = 0.98, 1.75
-# Noise raises a threshold to at most this many times change_threshold, so a shaking camera still reports changes.
+# Noise explains a difference up to this many of its standard deviations: hardly one value in a thousand is beyond it,
+# far fewer than make a cell differ. The mean of a block has at most a third of the noise.
+NOISE_REACH, BLOCK_REACH = 3.5, 3.5 / 3
+# Noise raises a threshold to at most this many times change_threshold.
 MOST_RAISED = 2
-# A cell whose blocks differ by this share of change_threshold between two frames has moved. Motion is not noise.
-MOVED = 0.5
 # The detector checks for a pan when at least this share of the cells changed.
 PAN_SHARE = 0.1
 # The scene was cut when at least this share of the cells changed and the camera did not pan.
@@ -119,18 +117,16 @@ class ChangeDetector:
         self._unchanged_ns = np.full(self._grid, stamp_ns, np.int64)  # the last frame that showed the cell unchanged
         self._changed, self._deferred = np.zeros(self._grid, bool), np.zeros(self._grid, bool)
         self._exposures = np.ones(self._grid)  # cached pixels are brought to one common exposure: each cell's factor
-        self._noise = np.zeros((2, *self._grid), np.float32)  # at each scale
-        self._step = np.zeros((2, *self._grid), np.uint8)  # differences between the last two frames, at each scale
+        self._noise = SensorNoise()
 
     def compare(self, rgb: np.ndarray, stamp_ns: int, config: Config) -> Change:
         """Compare a frame of the same size with the cached pixels. Thresholds and age limit come from config."""
         frame, previous = self._scaled(rgb), self._seen
         self._seen = Seen(frame, stamp_ns, exposure_gain(frame, self._cached, config.exposure_compensation))
+        if stamp_ns > previous.stamp_ns:
+            self._noise.learn(frame, previous.frame, (stamp_ns - previous.stamp_ns) / 1e9)
         self._find_changed(config)
         self._find_rest(config)
-        # Learn the noise afterwards, so that a new object does not raise the threshold that must find it.
-        if stamp_ns != previous.stamp_ns:
-            self._learn_noise(previous.frame, config)
         return self._change(config)
 
     def compare_again(self, config: Config) -> Change:
@@ -172,12 +168,9 @@ class ChangeDetector:
         changed, seen = refreshed.copy(), seen or self._seen
         if self._cached is seen.frame and not changed.all():  # all cells were refreshed, some without being stale
             gain = exposure_gain(self._cached, self._reported, config.exposure_compensation)
-            differences = self._differences(self._cached, self._reported, *{1.0, gain})
-            noise = self._reach_of_noise(config)
-            changed |= np.all([_reaches(by_gain, config.change_threshold, noise) for by_gain in differences], axis=0)
-            capped_noise = np.minimum(noise, config.change_threshold)
-            slightly = [_reaches(by_gain, config.static_threshold, capped_noise) for by_gain in differences]
-            differs_slightly = np.any(slightly, axis=0)
+            differences = self._differences(self._cached, self._reported, gain, config)
+            changed |= np.all([by_gain.differs_much for by_gain in differences], axis=0)
+            differs_slightly = np.any([by_gain.differs for by_gain in differences], axis=0)
             self._differs_since_ns[differs_slightly & ~self._differs_slightly] = seen.stamp_ns
             self._differs_slightly = differs_slightly
         changed |= self._differs_slightly & (seen.stamp_ns - self._differs_since_ns > 1e9 * config.max_cell_age_s)
@@ -220,20 +213,18 @@ class ChangeDetector:
 
     def _find_changed(self, config: Config) -> None:
         """Find the changed and the static cells of the last compared frame, without and with its exposure."""
-        differences = self._differences(self._seen.frame, self._cached, *{1.0, self._seen.gain})
-        noise = self._reach_of_noise(config)
-        changed = np.all([_reaches(by_gain, config.change_threshold, noise) for by_gain in differences], axis=0)
-        static = self._static(differences, config.static_threshold, np.minimum(noise, config.change_threshold))
+        differences = self._differences(self._seen.frame, self._cached, self._seen.gain, config)
+        static = self._static(differences, config)
+        changed = np.all([by_gain.differs_much for by_gain in differences], axis=0)
         self._changed = changed | (self._changed & ~static)
         self._unchanged_ns[static & ~self._deferred] = self._seen.stamp_ns
-        self._difference = np.min([by_gain.max(axis=0) for by_gain in differences], axis=0)
+        self._difference = np.min([by_gain.largest for by_gain in differences], axis=0)
 
     def _find_rest(self, config: Config) -> None:
         """Note whether the scene has changed since the anchor. The means of blocks show that well enough."""
         frame, anchor = self._seen.frame, self._anchor
         gain = exposure_gain(frame, anchor, config.exposure_compensation)
-        difference = self._largest(frame.blocks, anchor.blocks, (gain,))[0]
-        if (difference >= np.maximum(config.change_threshold, self._reach_of_noise(config)[1])).any():
+        if (largest_of_blocks(frame, anchor, gain) >= self._thresholds(config)[1].blocks).any():
             self._anchor, self._moved_ns = frame, self._seen.stamp_ns
 
     def _change(self, config: Config) -> Change:
@@ -247,45 +238,29 @@ class ChangeDetector:
     def _scaled(self, rgb: np.ndarray) -> ScaledFrame:
         return ScaledFrame.of(rgb, *self._grid, self.cell_px)
 
-    def _differences(self, now: ScaledFrame, then: ScaledFrame, *gains: float) -> np.ndarray:
-        """Largest difference of any pixel and any block of each cell: (gains, 2, rows, columns) uint8."""
-        return np.stack([self._largest(*frames, gains) for frames in zip(now.scales, then.scales)], axis=1)
+    def _differences(self, now: ScaledFrame, then: ScaledFrame, gain: float, config: Config) -> list[CellDifferences]:
+        """Compare two frames as they are, and with the exposure taken out if it differs."""
+        low, high = self._thresholds(config)
+        return [cell_differences(now, then, each, low, high) for each in {1.0, gain}]
 
-    def _largest(self, now: np.ndarray, then: np.ndarray, gains: tuple[float, ...]) -> np.ndarray:
-        """Largest difference in each cell at one scale. A strip of few rows stays in the processor's cache."""
-        (rows, columns), height, parts = self._grid, len(now) // self._grid[0], []
-        for row in range(0, rows, STRIP_ROWS):
-            strip = slice(row * height, (row + STRIP_ROWS) * height)
-            parts.append([_most(difference(now[strip], then[strip], gain), height, columns) for gain in gains])
-        return np.concatenate(parts, axis=1)
+    def _thresholds(self, config: Config) -> tuple[Thresholds, Thresholds]:
+        """The lower and the higher thresholds, raised where the noise is above them."""
+        noise, change = self._noise.of_cells(self._seen.frame), config.change_threshold
+        low, high = (
+            Thresholds(*(_raised(threshold, reach * noise, most) for reach in (NOISE_REACH, BLOCK_REACH)))
+            for threshold, most in ((config.static_threshold, change), (change, MOST_RAISED * change))
+        )
+        return low, high
 
-    def _static(self, differences: np.ndarray, threshold: float, noise: np.ndarray) -> np.ndarray:
+    def _static(self, differences: list[CellDifferences], config: Config) -> np.ndarray:
         """Cells that are unchanged in content and in exposure.
 
         A cell that was cached at the common exposure must be unchanged both without and with compensation. For the
         others one of the two is enough, as long as the exposure they were cached at is nearly that of this frame.
         """
-        unchanged = [~_reaches(by_gain, threshold, noise) for by_gain in differences]
-        apart = 255 * np.abs(self._seen.gain / self._exposures - 1) >= threshold
+        unchanged = [~by_gain.differs for by_gain in differences]
+        apart = 255 * np.abs(self._seen.gain / self._exposures - 1) >= config.static_threshold
         return np.where(self._exposures == 1, np.all(unchanged, axis=0), np.any(unchanged, axis=0) & ~apart)
-
-    def _reach_of_noise(self, config: Config) -> np.ndarray:
-        """The largest difference that noise explains, for each scale and cell: (2, rows, columns)."""
-        nearby = np.stack([cv2.dilate(noise, np.ones((3, 3), np.uint8)) for noise in self._noise])
-        return np.minimum(NOISE_REACH * nearby, MOST_RAISED * config.change_threshold)
-
-    def _learn_noise(self, previous: ScaledFrame, config: Config) -> None:
-        """Update the noise estimate from the difference between the last two frames.
-
-        Compared with the cached frame, a slow change would look like noise. A difference counts as noise only if it
-        occurs in two consecutive steps: a new object causes it once.
-        """
-        frame = self._seen.frame
-        gain = exposure_gain(frame, previous, config.exposure_compensation)
-        step = self._differences(frame, previous, gain)[0]
-        moved = step[1] >= MOVED * config.change_threshold
-        measured = np.maximum(np.minimum(step, self._step), NOISE_KEPT * self._noise)
-        self._noise, self._step = np.where(moved, self._noise, measured), step
 
     def _scene(self) -> SceneChange:
         share = self._changed.mean()
@@ -294,13 +269,6 @@ class ChangeDetector:
         return SceneChange.CUT if share >= CUT_SHARE else SceneChange.SAME
 
 
-def _most(differences: np.ndarray, height: int, columns: int) -> np.ndarray:
-    """Largest value in each cell: (rows, columns). height: of a cell, in pixels."""
-    # Reduce rows of pixels first: the long axis stays contiguous, and this is four times faster than one reduction.
-    lines = differences.reshape(len(differences) // height, height, -1).max(axis=1)
-    return lines.reshape(len(lines), columns, -1).max(axis=2)
-
-
-def _reaches(differences: np.ndarray, threshold: float, noise: np.ndarray) -> np.ndarray:
-    """Cells whose difference reaches the threshold at either scale. Noise raises the threshold to what it explains."""
-    return (differences >= np.maximum(threshold, noise)).any(axis=0)
+def _raised(threshold: float, noise: np.ndarray, most: float) -> np.ndarray:
+    """The threshold, or what the noise explains up to `most`, as the smallest uint8 difference that reaches it."""
+    return np.minimum(np.ceil(np.clip(noise, threshold, most)), 255).astype(np.uint8)
