@@ -23,6 +23,7 @@ from vlm_reuse_node.scene.scaled_frame import BLOCKS, ScaledFrame
 DARKEST, BRIGHTEST = 16, 240
 # Without this share of such cells, the exposure is not measured.
 LEAST_SHARE = 0.1
+AGREES, AGREE = 2, 0.75
 
 
 def exposure_gain(now: ScaledFrame, then: ScaledFrame, most: float) -> float:
@@ -36,6 +37,8 @@ def exposure_gain(now: ScaledFrame, then: ScaledFrame, most: float) -> float:
     if usable.mean() < LEAST_SHARE:
         return 1.0
     gain = float(np.median(new[usable] / old[usable]))
+    if np.mean(np.abs(new - gain * old)[usable] < AGREES) < AGREE:
+        return 1.0
     return gain if 1 / 255 < max(gain, 1 / gain) - 1 <= most else 1.0
 
 

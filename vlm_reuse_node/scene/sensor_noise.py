@@ -26,6 +26,8 @@ LEVELS, LEAST_PARTS = 8, 8
 # Motion only adds to the difference of two frames. At each level of brightness, this share of the parts is quieter than
 # what is taken for noise, so the noise is right as long as this share of the parts shows something still or flat.
 QUIET_SHARE = 0.25
+STILL = 4
+STEEPEST = 1.5
 # What was learnt loses this share of its weight in a second: the sensor's gain follows the light within seconds.
 FORGOTTEN_IN_A_SECOND = 0.5
 
@@ -53,8 +55,10 @@ class SensorNoise:
         learnt = np.flatnonzero(~np.isnan(self._variances))
         if len(learnt):
             middles = (np.arange(LEVELS) + 0.5) * 256 / LEVELS
-            variances = np.interp(np.arange(256), middles[learnt], self._variances[learnt])
-            self._deviations = np.sqrt(variances).astype(np.float32)
+            main = learnt[np.argmax(counts[learnt])]
+            deviations = np.sqrt(self._variances[learnt])
+            most = max(0.5, np.sqrt(self._variances[main])) * STEEPEST ** np.abs(learnt - main)
+            self._deviations = np.interp(np.arange(256), middles[learnt], np.minimum(deviations, most)).astype(np.float32)
 
     def of_cells(self, frame: ScaledFrame) -> np.ndarray:
         """Standard deviation of the difference, grey levels, at the noisiest brightness of each cell.
@@ -73,4 +77,7 @@ def _measured(now: np.ndarray, then: np.ndarray, parts: int) -> tuple[np.ndarray
     new, old = (frame[rows, : parts * width].reshape(shape).astype(np.float32) for frame in (now, then))
     difference = new - old
     levels = (new.mean(axis=2) * (LEVELS / 256)).astype(int)
-    return levels.ravel(), difference.var(axis=2).ravel()
+    means, variances = difference.mean(axis=2), difference.var(axis=2)
+    whole = (new.min(axis=2) > 0) & (new.max(axis=2) < 255)
+    still = whole & (np.square(means) <= STILL * variances / shape[2])
+    return levels[still], variances[still]
