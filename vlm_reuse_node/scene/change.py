@@ -117,14 +117,16 @@ class ChangeDetector:
         self._unchanged_ns = np.full(self._grid, stamp_ns, np.int64)  # the last frame that showed the cell unchanged
         self._changed, self._deferred = np.zeros(self._grid, bool), np.zeros(self._grid, bool)
         self._exposures = np.ones(self._grid)  # cached pixels are brought to one common exposure: each cell's factor
-        self._noise = SensorNoise()
+        self._sensor = SensorNoise()
+        self._noise = self._sensor.of_cells(self._seen.frame)  # of the last compared frame
 
     def compare(self, rgb: np.ndarray, stamp_ns: int, config: Config) -> Change:
         """Compare a frame of the same size with the cached pixels. Thresholds and age limit come from config."""
         frame, previous = self._scaled(rgb), self._seen
         self._seen = Seen(frame, stamp_ns, exposure_gain(frame, self._cached, config.exposure_compensation))
         if stamp_ns > previous.stamp_ns:
-            self._noise.learn(frame, previous.frame, (stamp_ns - previous.stamp_ns) / 1e9)
+            self._sensor.learn(frame, previous.frame, (stamp_ns - previous.stamp_ns) / 1e9)
+        self._noise = self._sensor.of_cells(frame)
         self._find_changed(config)
         self._find_rest(config)
         return self._change(config)
@@ -245,7 +247,7 @@ class ChangeDetector:
 
     def _thresholds(self, config: Config) -> tuple[Thresholds, Thresholds]:
         """The lower and the higher thresholds, raised where the noise is above them."""
-        noise, change = self._noise.of_cells(self._seen.frame), config.change_threshold
+        noise, change = self._noise, config.change_threshold
         low, high = (
             Thresholds(*(_raised(threshold, reach * noise, most) for reach in (NOISE_REACH, BLOCK_REACH)))
             for threshold, most in ((config.static_threshold, change), (change, MOST_RAISED * change))

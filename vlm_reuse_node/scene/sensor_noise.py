@@ -17,10 +17,11 @@
 import cv2
 import numpy as np
 
+from vlm_reuse_node.scene.cell_differences import most_of_blocks
 from vlm_reuse_node.scene.scaled_frame import BLOCKS, ScaledFrame
 
 # Rows of pixels that are measured, evenly spaced over the picture. Each is measured in parts as wide as a block.
-MEASURED_ROWS = 12
+MEASURED_ROWS, MOST_PARTS = 12, 64
 # Levels of brightness, and the fewest parts of one level that tell its noise.
 LEVELS, LEAST_PARTS = 8, 8
 # Motion only adds to the difference of two frames. At each level of brightness, this share of the parts is quieter than
@@ -66,18 +67,20 @@ class SensorNoise:
         Returns (rows, columns) float32.
         """
         blocks = cv2.LUT(frame.grey.astype(np.uint8), self._deviations)
-        return blocks.reshape(-1, BLOCKS, frame.columns, BLOCKS).max(axis=(1, 3))
+        return most_of_blocks(blocks, frame.columns)
 
 
 def _measured(now: np.ndarray, then: np.ndarray, parts: int) -> tuple[np.ndarray, np.ndarray]:
-    """Level of brightness and variance of the difference of each part of the measured rows, as flat arrays."""
+    """Level of brightness and variance of the difference of the measured parts that are still, as flat arrays."""
     rows = np.linspace(0, len(now), MEASURED_ROWS, endpoint=False, dtype=int) + len(now) // (2 * MEASURED_ROWS)
-    width = now.shape[1] // parts
-    shape = len(rows), parts, 3 * width
-    new, old = (frame[rows, : parts * width].reshape(shape).astype(np.float32) for frame in (now, then))
+    width, step = now.shape[1] // parts, -(-parts // MOST_PARTS)
+    new, old = (
+        frame[rows, : parts * width].reshape(len(rows), parts, 3 * width)[:, ::step].astype(np.float32)
+        for frame in (now, then)
+    )
     difference = new - old
     levels = (new.mean(axis=2) * (LEVELS / 256)).astype(int)
     means, variances = difference.mean(axis=2), difference.var(axis=2)
     whole = (new.min(axis=2) > 0) & (new.max(axis=2) < 255)
-    still = whole & (np.square(means) <= STILL * variances / shape[2])
+    still = whole & (np.square(means) <= STILL * variances / difference.shape[2])
     return levels[still], variances[still]
