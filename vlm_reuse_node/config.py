@@ -99,8 +99,9 @@ class Config:
         16, 'most questions about one camera that may wait; the next one gets BUSY', low=1, high=10_000, live=True
     )
     change_threshold: int = _parameter(
-        32,
-        'a cell has changed when its largest pixel difference (0 to 255) reaches this; camera noise raises it',
+        20,
+        'a cell has changed when one in a hundred of its values (pixels times channels, 0 to 255) differs by this; '
+        'sensor noise raises it',
         low=1,
         high=255,
         live=True,
