@@ -117,7 +117,7 @@ class ChangeDetector:
         self._unchanged_ns = np.full(self._grid, stamp_ns, np.int64)  # the last frame that showed the cell unchanged
         self._changed, self._deferred = np.zeros(self._grid, bool), np.zeros(self._grid, bool)
         self._exposures = np.ones(self._grid)  # cached pixels are brought to one common exposure: each cell's factor
-        self._sensor = SensorNoise()
+        self._sensor = SensorNoise(rgb.shape[:2], self._seen.frame)
         self._noise = self._sensor.of_cells(self._seen.frame)  # of the last compared frame
 
     def compare(self, rgb: np.ndarray, stamp_ns: int, config: Config) -> Change:

@@ -20,15 +20,21 @@ import numpy as np
 from vlm_reuse_node.scene.cell_differences import most_of_blocks
 from vlm_reuse_node.scene.scaled_frame import BLOCKS, ScaledFrame
 
-# Rows of pixels that are measured, evenly spaced over the picture. Each is measured in parts as wide as a block.
-MEASURED_ROWS, MOST_PARTS = 12, 64
-# Levels of brightness, and the fewest parts of one level that tell its noise.
+# Rows of pixels that are measured, and the most parts of a row. Each part is as wide as a block.
+ROWS, MOST_PARTS = 12, 64
+# Resizing by interpolation blurs noise more in some places than in others. Only parts that keep this share of what the
+# sharpest part keeps are measured, because cells that are as sharp show as much noise.
+SHARP_SHARE = 0.9
+# A part is still when its mean differs by at most two standard errors: what moves is not as random as noise.
+STILL = 2.0
+# Levels of brightness, and the fewest parts of a level that tell its noise.
 LEVELS, LEAST_PARTS = 8, 8
-# Motion only adds to the difference of two frames. At each level of brightness, this share of the parts is quieter than
-# what is taken for noise, so the noise is right as long as this share of the parts shows something still or flat.
+# Motion only adds to a difference. The noise of a level is that of a part that is noisier than this share of its parts.
 QUIET_SHARE = 0.25
-STILL = 4
-STEEPEST = 1.5
+# Largest ratio of the noise at neighbouring levels: that of a sensor without gamma, whose variance is proportional to
+# the brightness. A level that few things have may never be still. At most that much is learnt from it beyond the noise
+# of the level that most parts have, or beyond a half, the noise of rounding.
+STEEPEST, ROUNDING = 1.5, 0.5
 # What was learnt loses this share of its weight in a second: the sensor's gain follows the light within seconds.
 FORGOTTEN_IN_A_SECOND = 0.5
 
@@ -36,30 +42,37 @@ FORGOTTEN_IN_A_SECOND = 0.5
 class SensorNoise:
     """How much two frames of one camera differ where nothing changed, by brightness."""
 
-    def __init__(self) -> None:
-        """Start without noise."""
+    def __init__(self, camera: tuple[int, int], frame: ScaledFrame) -> None:
+        """Start without noise. camera: height and width of the camera's pictures; frame: one of them, scaled."""
+        height, width = frame.pixels.shape[:2]
+        bands = np.array_split(_kept_noise(camera[0], height), ROWS)
+        self._rows = np.cumsum([0, *map(len, bands[:-1])]) + [band.argmax() for band in bands]
+        self._parts = frame.columns * BLOCKS
+        part = width // self._parts
+        kept = _kept_noise(camera[1], width)[: self._parts * part].reshape(self._parts, part).mean(axis=1)
+        sharp = np.flatnonzero(kept >= SHARP_SHARE * kept.max())
+        self._measured = sharp[:: -(-len(sharp) // MOST_PARTS)]
         self._variances = np.full(LEVELS, np.nan)  # of the difference of two frames, squared grey levels; NaN: unknown
         self._deviations = np.zeros(256, np.float32)  # the same as standard deviations, for every brightness
 
     def learn(self, now: ScaledFrame, then: ScaledFrame, passed_s: float) -> None:
         """Learn from two frames in a row, `passed_s` seconds apart. Two copies of one picture teach nothing."""
-        levels, variances = _measured(now.pixels, then.pixels, BLOCKS * now.columns)
+        levels, variances = self._measure(now.pixels, then.pixels)
         if not variances.any():
             return
-        order = np.lexsort((variances, levels))
-        counts = np.bincount(levels, minlength=LEVELS)
+        order, counts = np.lexsort((variances, levels)), np.bincount(levels, minlength=LEVELS)
         enough = counts >= LEAST_PARTS
         quiet = variances[order][(np.cumsum(counts) - counts + (QUIET_SHARE * counts).astype(int))[enough]]
-        known = self._variances[enough]
-        kept = (1 - FORGOTTEN_IN_A_SECOND) ** passed_s
+        known, kept = self._variances[enough], (1 - FORGOTTEN_IN_A_SECOND) ** passed_s
         self._variances[enough] = np.where(np.isnan(known), quiet, kept * known + (1 - kept) * quiet)
         learnt = np.flatnonzero(~np.isnan(self._variances))
         if len(learnt):
-            middles = (np.arange(LEVELS) + 0.5) * 256 / LEVELS
-            main = learnt[np.argmax(counts[learnt])]
-            deviations = np.sqrt(self._variances[learnt])
-            most = max(0.5, np.sqrt(self._variances[main])) * STEEPEST ** np.abs(learnt - main)
-            self._deviations = np.interp(np.arange(256), middles[learnt], np.minimum(deviations, most)).astype(np.float32)
+            deviations, main = np.sqrt(self._variances), learnt[np.argmax(counts[learnt])]
+            most = max(ROUNDING, deviations[main]) * STEEPEST ** np.abs(learnt - main)
+            middles = (learnt + 0.5) * 256 / LEVELS
+            self._deviations = np.interp(np.arange(256), middles, np.minimum(deviations[learnt], most)).astype(
+                np.float32
+            )
 
     def of_cells(self, frame: ScaledFrame) -> np.ndarray:
         """Standard deviation of the difference, grey levels, at the noisiest brightness of each cell.
@@ -69,18 +82,23 @@ class SensorNoise:
         blocks = cv2.LUT(frame.grey.astype(np.uint8), self._deviations)
         return most_of_blocks(blocks, frame.columns)
 
+    def _measure(self, now: np.ndarray, then: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Level of brightness and variance of the difference of the measured parts that are still, as flat arrays."""
+        width = now.shape[1] // self._parts
+        new, old = (
+            frame[self._rows, : self._parts * width]
+            .reshape(len(self._rows), self._parts, 3 * width)[:, self._measured]
+            .astype(np.float32)
+            for frame in (now, then)
+        )
+        difference = new - old
+        means, variances = difference.mean(axis=2), difference.var(axis=2)
+        is_whole = (new.min(axis=2) > 0) & (new.max(axis=2) < 255)  # else noise is cut off at black or at white
+        still = is_whole & (np.square(means) <= STILL**2 * variances / difference.shape[2])
+        return (new.mean(axis=2)[still] * (LEVELS / 256)).astype(int), variances[still]
 
-def _measured(now: np.ndarray, then: np.ndarray, parts: int) -> tuple[np.ndarray, np.ndarray]:
-    """Level of brightness and variance of the difference of the measured parts that are still, as flat arrays."""
-    rows = np.linspace(0, len(now), MEASURED_ROWS, endpoint=False, dtype=int) + len(now) // (2 * MEASURED_ROWS)
-    width, step = now.shape[1] // parts, -(-parts // MOST_PARTS)
-    new, old = (
-        frame[rows, : parts * width].reshape(len(rows), parts, 3 * width)[:, ::step].astype(np.float32)
-        for frame in (now, then)
-    )
-    difference = new - old
-    levels = (new.mean(axis=2) * (LEVELS / 256)).astype(int)
-    means, variances = difference.mean(axis=2), difference.var(axis=2)
-    whole = (new.min(axis=2) > 0) & (new.max(axis=2) < 255)
-    still = whole & (np.square(means) <= STILL * variances / difference.shape[2])
-    return levels[still], variances[still]
+
+def _kept_noise(camera: int, scaled: int) -> np.ndarray:
+    """Share of the noise's variance that each pixel of a row keeps when it is interpolated from the camera's pixels."""
+    between = ((np.arange(scaled) + 0.5) * camera / scaled - 0.5) % 1
+    return (1 - between) ** 2 + between**2
