@@ -207,10 +207,7 @@ class Config:
 
     @property
     def static_threshold(self) -> float:
-        """A cell is static when its largest pixel difference (0 to 255) is below this: a quarter of change_threshold.
-
-        The published pair is 8 and 32 (arXiv 2605.03351, section 1 of its planner).
-        """
+        """A cell is static when hardly any of its values (0 to 255) differs by this: half of change_threshold."""
         return self.change_threshold / 2
 
     def unknown_camera(self, camera: str) -> str:

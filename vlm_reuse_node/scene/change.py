@@ -14,8 +14,9 @@
 
 """Finds the cells of a frame that differ from the pixels their cached state was computed from. NumPy and OpenCV only.
 
-The statistic and the two thresholds come from arXiv 2605.03351 (section 1 of its planner). That paper compares with the
-previous frame. This detector compares with the cached pixels, so a slow change adds up and is found.
+Like the planner of arXiv 2605.03351 (section 1) it has two thresholds, with doubt between them. That paper compares the
+largest difference of a cell with that of the previous frame. This detector compares with the cached pixels, so a slow
+change adds up and is found; and it counts the values that differ, because the largest of them is mostly noise.
 """
 
 from dataclasses import dataclass
@@ -31,9 +32,10 @@ from vlm_reuse_node.scene.pan import is_panned
 from vlm_reuse_node.scene.scaled_frame import ScaledFrame
 from vlm_reuse_node.scene.sensor_noise import SensorNoise
 
-# Noise explains a difference up to this many of its standard deviations: hardly one value in a thousand is beyond it,
-# far fewer than make a cell differ. The mean of a block has at most a third of the noise.
-NOISE_REACH, BLOCK_REACH = 3.5, 3.5 / 3
+# Noise explains a difference up to this many of its standard deviations. One value in a hundred of normal noise is
+# beyond 2.6. The rest is for places that are noisier than those that the noise is learnt from, such as edges in a JPEG
+# picture. The mean of a block has a third of the noise of its pixels at most.
+NOISE_REACH, BLOCK_REACH = 4.5, 1.5
 # Noise raises a threshold to at most this many times change_threshold.
 MOST_RAISED = 2
 # The detector checks for a pan when at least this share of the cells changed.
@@ -54,8 +56,8 @@ class SceneChange(StrEnum):
 class Change:
     """How a frame differs from the cached pixels. Every array is (rows, columns).
 
-    difference: uint8, the largest absolute difference of any pixel and channel of a cell, 0 to 255; with the exposure
-    compensated where that makes it smaller.
+    difference: uint8, the largest absolute difference of the mean of a block of a cell, in any channel, 0 to 255; with
+    the exposure compensated where that makes it smaller.
     changed: bool, the cells that differ by change_threshold.
     stale: bool, the cells to refresh: changed, near a changed cell (change_halo), deferred before, or in doubt for
     longer than max_cell_age_s. After a pan or a cut all cells are stale.
@@ -91,12 +93,12 @@ class Seen:
 class ChangeDetector:
     """Compares one camera's frames of one size with the cached pixels of every cell, at the model's resolution.
 
-    A cell is changed when its difference reaches change_threshold. It stays changed until it is refreshed or static.
-    A cell is static when its difference is below static_threshold. Between the two thresholds a cell is in doubt, and
-    after max_cell_age_s it is overdue.
+    A cell differs by a threshold when enough of its values do, or the mean of one of its blocks (see
+    cell_differences.py). It is changed when it differs by change_threshold, and stays changed until it is refreshed or
+    static. It is static when it does not even differ by static_threshold. Between the two it is in doubt, and after
+    max_cell_age_s it is overdue.
 
-    Camera noise raises both thresholds. The lower one rises to change_threshold at most: constant motion looks like
-    noise, and must leave a cell in doubt. Both thresholds also apply to the means of blocks, which carry less noise.
+    The noise of the sensor raises both thresholds, the lower one to change_threshold at most.
 
     When the exposure of the whole frame changes by a factor within 1 + exposure_compensation, no cell is changed, but
     all cells are in doubt. If the new exposure lasts, they are refreshed when they are overdue. Until then the state is
@@ -124,6 +126,7 @@ class ChangeDetector:
         """Compare a frame of the same size with the cached pixels. Thresholds and age limit come from config."""
         frame, previous = self._scaled(rgb), self._seen
         self._seen = Seen(frame, stamp_ns, exposure_gain(frame, self._cached, config.exposure_compensation))
+        # Two frames teach nothing but noise, so what is new in this one does not raise the threshold that must find it.
         if stamp_ns > previous.stamp_ns:
             self._sensor.learn(frame, previous.frame, (stamp_ns - previous.stamp_ns) / 1e9)
         self._noise = self._sensor.of_cells(frame)
