@@ -41,8 +41,8 @@ def exposure_gain(now: ScaledFrame, then: ScaledFrame, most: float) -> float:
     gain = float(np.median(new[usable] / old[usable]))
     if not 1 / 255 < max(gain, 1 / gain) - 1 <= most:
         return 1.0
-    colours = (cv2.resize(frame.blocks, cells, interpolation=cv2.INTER_AREA) for frame in (now, then))
-    follows = difference(*colours, gain).mean(axis=2) <= FOLLOWING
+    new_colours, old_colours = (cv2.resize(frame.blocks, cells, interpolation=cv2.INTER_AREA) for frame in (now, then))
+    follows = difference(new_colours, old_colours, gain).mean(axis=2) <= FOLLOWING
     return gain if follows[usable].mean() >= FOLLOWING_SHARE else 1.0
 
 

@@ -34,12 +34,12 @@ BLUR = 1.0
 def is_panned(now: np.ndarray, then: np.ndarray) -> bool:
     """Whether a small grey frame, (height, width) float32, is the other one shifted by up to half its shorter side."""
     height, width = now.shape
-    now, then = (cv2.GaussianBlur(frame, (0, 0), BLUR) for frame in (now, then))
     # Copy both: OpenCV applies the window in place when the size suits its Fourier transform.
     window = cv2.createHanningWindow((width, height), cv2.CV_32F)
     (x, y), _ = cv2.phaseCorrelate(then.copy(), now.copy(), window)
     if not LEAST_SHIFT <= np.hypot(x, y) <= min(height, width) / 2:
         return False
+    now, then = (cv2.GaussianBlur(frame, (0, 0), BLUR) for frame in (now, then))
     shifted = cv2.warpAffine(then, np.array([[1, 0, x], [0, 1, y]], np.float32), (width, height))
     inner = tuple(
         slice(max(0, int(np.ceil(shift))), side + min(0, int(np.floor(shift))))

@@ -25,8 +25,10 @@ ROWS, MOST_PARTS = 12, 64
 # Resizing by interpolation blurs noise more in some places than in others. Only parts that keep this share of what the
 # sharpest part keeps are measured, because cells that are as sharp show as much noise.
 SHARP_SHARE = 0.9
-# A part is still when its mean differs by at most two standard errors: what moves is not as random as noise.
-STILL = 2.0
+# A part shows noise alone when its difference is random from pixel to pixel. Von Neumann's ratio, the mean square of
+# the steps over the variance, is 2 for independent pixels, 1 where the camera's own processing makes neighbours half
+# alike, and less in most of what moves.
+LEAST_RATIO = 1.0
 # Levels of brightness, and the fewest parts of a level that tell its noise.
 LEVELS, LEAST_PARTS = 8, 8
 # Motion only adds to a difference. The noise of a level is that of a part that is noisier than this share of its parts.
@@ -87,15 +89,16 @@ class SensorNoise:
         width = now.shape[1] // self._parts
         new, old = (
             frame[self._rows, : self._parts * width]
-            .reshape(len(self._rows), self._parts, 3 * width)[:, self._measured]
+            .reshape(len(self._rows), self._parts, width, 3)[:, self._measured]
             .astype(np.float32)
             for frame in (now, then)
         )
         difference = new - old
-        means, variances = difference.mean(axis=2), difference.var(axis=2)
-        is_whole = (new.min(axis=2) > 0) & (new.max(axis=2) < 255)  # else noise is cut off at black or at white
-        still = is_whole & (np.square(means) <= STILL**2 * variances / difference.shape[2])
-        return (new.mean(axis=2)[still] * (LEVELS / 256)).astype(int), variances[still]
+        variances = difference.var(axis=(2, 3))
+        is_random = np.square(np.diff(difference, axis=2)).mean(axis=(2, 3)) >= LEAST_RATIO * variances
+        is_whole = (new.min(axis=(2, 3)) > 0) & (new.max(axis=(2, 3)) < 255)  # else noise is cut off at black or white
+        shows_noise = is_random & is_whole
+        return (new.mean(axis=(2, 3))[shows_noise] * (LEVELS / 256)).astype(int), variances[shows_noise]
 
 
 def _kept_noise(camera: int, scaled: int) -> np.ndarray:
