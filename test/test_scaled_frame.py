@@ -17,7 +17,7 @@
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from vlm_reuse_node.scene.cells import grown, spread
@@ -165,6 +165,7 @@ def test_a_change_of_exposure_is_told_within_its_limit(gain, most):
     now = np.rint(then * gain)
     found = exposure_gain(flat_cells(now), flat_cells(then), most)
     ratio = float(np.median(now / then))
+    assume(abs(max(ratio, 1 / ratio) - 1 - most) > 1e-6)  # the detector computes in single precision
     assert found == pytest.approx(ratio if 1 / 255 < max(ratio, 1 / ratio) - 1 <= most else 1.0)
 
 
