@@ -109,7 +109,7 @@ def test_debt_is_kept_until_it_is_paid_whatever_the_cells_show(vlm):
 
 def test_a_halo_in_debt_is_paid_after_what_it_surrounds(vlm):
     session = started(vlm, PATCH.with_values(budget_ms=1.0, change_halo=1, max_patch_share=1.0))
-    area = slice(10, 20), slice(10, 20)
+    area = slice(10, 30), slice(10, 30)
     refreshes = [session.observe(changed(0.1 * step, area=area)) for step in range(1, 6)]
     assert [refresh.visual_tokens_stale for refresh in refreshes] == [3, 2, 1, 0, 0]
     assert [refresh.level for refresh in refreshes] == [Level.PATCH] * 4 + [Level.REUSE]

@@ -17,7 +17,7 @@
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from vlm_reuse_node.scene.cells import grown, spread
@@ -165,6 +165,7 @@ def test_a_change_of_exposure_is_told_within_its_limit(gain, most):
     now = np.rint(then * gain)
     found = exposure_gain(flat_cells(now), flat_cells(then), most)
     ratio = float(np.median(now / then))
+    assume(abs(max(ratio, 1 / ratio) - 1 - most) > 1e-6)  # the detector computes in single precision
     assert found == pytest.approx(ratio if 1 / 255 < max(ratio, 1 / ratio) - 1 <= most else 1.0)
 
 
@@ -238,7 +239,7 @@ DIRECTIONS = [(0, 1), (0, -1), (1, 0), (-1, 0), (0.7, 0.7), (-0.7, 0.7)]
 
 
 @pytest.mark.parametrize('down, across', DIRECTIONS)
-@pytest.mark.parametrize('pixels', [2, 10, 30, 42])
+@pytest.mark.parametrize('pixels', [2, 10, 30, 40])
 def test_a_shifted_picture_is_a_pan_in_every_direction(down, across, pixels):
     assert is_panned(view(WIDE, round(down * pixels), round(across * pixels)), view(WIDE))
 
@@ -274,12 +275,22 @@ def test_the_least_and_the_largest_shift_are_pans(monkeypatch, across):
     assert is_panned(now, then)
 
 
-def test_what_a_shift_does_not_explain_counts_up_to_the_edge_of_what_both_show():
-    faint = WIDE / 50
-    now, then = view(faint, 6, 6), view(faint)
-    assert is_panned(now, then)
-    now[0] = 255
+@pytest.mark.parametrize('contrast, is_pan', [(0.2, True), (0.005, False)])
+def test_a_picture_without_contrast_does_not_tell_a_pan(contrast, is_pan):
+    assert is_panned(view(contrast * WIDE, 6, 6), view(contrast * WIDE)) == is_pan
+
+
+def test_a_thing_that_moves_before_a_plain_wall_is_no_pan():
+    wall, thing = np.full((HEIGHT, WIDTH), 100, np.float32), view(WIDE)[:30, :30]
+    then, now = wall.copy(), wall.copy()
+    then[30:60, 30:60], now[30:60, 36:66] = thing, thing
     assert not is_panned(now, then)
+
+
+def test_a_pan_is_one_although_things_move_on_their_own():
+    now = view(WIDE, 0, 9)
+    now[:30, :30] = view(texture(5))[:30, :30]
+    assert is_panned(now, view(WIDE))
 
 
 def test_the_pictures_stay_as_they_were():

@@ -99,8 +99,9 @@ class Config:
         16, 'most questions about one camera that may wait; the next one gets BUSY', low=1, high=10_000, live=True
     )
     change_threshold: int = _parameter(
-        32,
-        'a cell has changed when its largest pixel difference (0 to 255) reaches this; camera noise raises it',
+        20,
+        'a cell has changed when one in a hundred of its values (pixels times channels, 0 to 255) differs by this; '
+        'sensor noise raises it',
         low=1,
         high=255,
         live=True,
@@ -226,11 +227,8 @@ class Config:
 
     @property
     def static_threshold(self) -> float:
-        """A cell is static when its largest pixel difference (0 to 255) is below this: a quarter of change_threshold.
-
-        The published pair is 8 and 32 (arXiv 2605.03351, section 1 of its planner).
-        """
-        return self.change_threshold / 4
+        """A cell is static when hardly any of its values (0 to 255) differs by this: half of change_threshold."""
+        return self.change_threshold / 2
 
     def unknown_camera(self, camera: str) -> str:
         """Error message for a camera that is not configured."""

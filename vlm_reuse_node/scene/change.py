@@ -14,30 +14,30 @@
 
 """Finds the cells of a frame that differ from the pixels their cached state was computed from. NumPy and OpenCV only.
 
-The statistic and the two thresholds come from arXiv 2605.03351 (section 1 of its planner). That paper compares with the
-previous frame. This detector compares with the cached pixels, so a slow change adds up and is found.
+Like the planner of arXiv 2605.03351 (section 1) it has two thresholds, with doubt between them. That paper compares the
+largest difference of a cell with that of the previous frame. This detector compares with the cached pixels, so a slow
+change adds up and is found; and it counts the values that differ, because the largest of them is mostly noise.
 """
 
 from dataclasses import dataclass
 from enum import StrEnum
 
-import cv2
 import numpy as np
 
 from vlm_reuse_node.config import Config
+from vlm_reuse_node.scene.cell_differences import CellDifferences, Thresholds, cell_differences, largest_of_blocks
 from vlm_reuse_node.scene.cells import grown
-from vlm_reuse_node.scene.exposure import difference, exposure_gain
+from vlm_reuse_node.scene.exposure import exposure_gain
 from vlm_reuse_node.scene.pan import is_panned
 from vlm_reuse_node.scene.scaled_frame import ScaledFrame
+from vlm_reuse_node.scene.sensor_noise import SensorNoise
 
-STRIP_ROWS = 2
-# A cell's noise estimate is the largest frame-to-frame difference that occurred in two consecutive steps. Each frame
-# multiplies it by NOISE_KEPT. Noise explains a difference from the cached pixels up to NOISE_REACH times the estimate.
-NOISE_KEPT, NOISE_REACH = 0.98, 1.75
-# Noise raises a threshold to at most this many times change_threshold, so a shaking camera still reports changes.
+# Noise explains a difference up to this many of its standard deviations. One value in a hundred of normal noise is
+# beyond 2.6. The rest is for places that are noisier than those that the noise is learnt from, such as edges in a JPEG
+# picture. The mean of a block has a third of the noise of its pixels at most.
+NOISE_REACH, BLOCK_REACH = 4.5, 1.5
+# Noise raises a threshold to at most this many times change_threshold.
 MOST_RAISED = 2
-# A cell whose blocks differ by this share of change_threshold between two frames has moved. Motion is not noise.
-MOVED = 0.5
 # The detector checks for a pan when at least this share of the cells changed.
 PAN_SHARE = 0.1
 # The scene was cut when at least this share of the cells changed and the camera did not pan.
@@ -56,8 +56,8 @@ class SceneChange(StrEnum):
 class Change:
     """How a frame differs from the cached pixels. Every array is (rows, columns).
 
-    difference: uint8, the largest absolute difference of any pixel and channel of a cell, 0 to 255; with the exposure
-    compensated where that makes it smaller.
+    difference: uint8, the largest absolute difference of the mean of a block of a cell, in any channel, 0 to 255; with
+    the exposure compensated where that makes it smaller.
     changed: bool, the cells that differ by change_threshold.
     stale: bool, the cells to refresh: changed, near a changed cell (change_halo), deferred before, or in doubt for
     longer than max_cell_age_s. After a pan or a cut all cells are stale.
@@ -93,12 +93,12 @@ class Seen:
 class ChangeDetector:
     """Compares one camera's frames of one size with the cached pixels of every cell, at the model's resolution.
 
-    A cell is changed when its difference reaches change_threshold. It stays changed until it is refreshed or static.
-    A cell is static when its difference is below static_threshold. Between the two thresholds a cell is in doubt, and
-    after max_cell_age_s it is overdue.
+    A cell differs by a threshold when enough of its values do, or the mean of one of its blocks (see
+    cell_differences.py). It is changed when it differs by change_threshold, and stays changed until it is refreshed or
+    static. It is static when it does not even differ by static_threshold. Between the two it is in doubt, and after
+    max_cell_age_s it is overdue.
 
-    Camera noise raises both thresholds. The lower one rises to change_threshold at most: constant motion looks like
-    noise, and must leave a cell in doubt. Both thresholds also apply to the means of blocks, which carry less noise.
+    The noise of the sensor raises both thresholds, the lower one to change_threshold at most.
 
     When the exposure of the whole frame changes by a factor within 1 + exposure_compensation, no cell is changed, but
     all cells are in doubt. If the new exposure lasts, they are refreshed when they are overdue. Until then the state is
@@ -119,18 +119,19 @@ class ChangeDetector:
         self._unchanged_ns = np.full(self._grid, stamp_ns, np.int64)  # the last frame that showed the cell unchanged
         self._changed, self._deferred = np.zeros(self._grid, bool), np.zeros(self._grid, bool)
         self._exposures = np.ones(self._grid)  # cached pixels are brought to one common exposure: each cell's factor
-        self._noise = np.zeros((2, *self._grid), np.float32)  # at each scale
-        self._step = np.zeros((2, *self._grid), np.uint8)  # differences between the last two frames, at each scale
+        self._sensor = SensorNoise(rgb.shape[:2], self._seen.frame)
+        self._noise = self._sensor.of_cells(self._seen.frame)  # of the last compared frame
 
     def compare(self, rgb: np.ndarray, stamp_ns: int, config: Config) -> Change:
         """Compare a frame of the same size with the cached pixels. Thresholds and age limit come from config."""
         frame, previous = self._scaled(rgb), self._seen
         self._seen = Seen(frame, stamp_ns, exposure_gain(frame, self._cached, config.exposure_compensation))
+        # Two frames teach nothing but noise, so what is new in this one does not raise the threshold that must find it.
+        if stamp_ns > previous.stamp_ns:
+            self._sensor.learn(frame, previous.frame, (stamp_ns - previous.stamp_ns) / 1e9)
+        self._noise = self._sensor.of_cells(frame)
         self._find_changed(config)
         self._find_rest(config)
-        # Learn the noise afterwards, so that a new object does not raise the threshold that must find it.
-        if stamp_ns != previous.stamp_ns:
-            self._learn_noise(previous.frame, config)
         return self._change(config)
 
     def compare_again(self, config: Config) -> Change:
@@ -172,12 +173,9 @@ class ChangeDetector:
         changed, seen = refreshed.copy(), seen or self._seen
         if self._cached is seen.frame and not changed.all():  # all cells were refreshed, some without being stale
             gain = exposure_gain(self._cached, self._reported, config.exposure_compensation)
-            differences = self._differences(self._cached, self._reported, *{1.0, gain})
-            noise = self._reach_of_noise(config)
-            changed |= np.all([_reaches(by_gain, config.change_threshold, noise) for by_gain in differences], axis=0)
-            capped_noise = np.minimum(noise, config.change_threshold)
-            slightly = [_reaches(by_gain, config.static_threshold, capped_noise) for by_gain in differences]
-            differs_slightly = np.any(slightly, axis=0)
+            differences = self._differences(self._cached, self._reported, gain, config)
+            changed |= np.all([by_gain.differs_much for by_gain in differences], axis=0)
+            differs_slightly = np.any([by_gain.differs for by_gain in differences], axis=0)
             self._differs_since_ns[differs_slightly & ~self._differs_slightly] = seen.stamp_ns
             self._differs_slightly = differs_slightly
         changed |= self._differs_slightly & (seen.stamp_ns - self._differs_since_ns > 1e9 * config.max_cell_age_s)
@@ -220,20 +218,18 @@ class ChangeDetector:
 
     def _find_changed(self, config: Config) -> None:
         """Find the changed and the static cells of the last compared frame, without and with its exposure."""
-        differences = self._differences(self._seen.frame, self._cached, *{1.0, self._seen.gain})
-        noise = self._reach_of_noise(config)
-        changed = np.all([_reaches(by_gain, config.change_threshold, noise) for by_gain in differences], axis=0)
-        static = self._static(differences, config.static_threshold, np.minimum(noise, config.change_threshold))
+        differences = self._differences(self._seen.frame, self._cached, self._seen.gain, config)
+        static = self._static(differences, config)
+        changed = np.all([by_gain.differs_much for by_gain in differences], axis=0)
         self._changed = changed | (self._changed & ~static)
         self._unchanged_ns[static & ~self._deferred] = self._seen.stamp_ns
-        self._difference = np.min([by_gain.max(axis=0) for by_gain in differences], axis=0)
+        self._difference = np.min([by_gain.largest for by_gain in differences], axis=0)
 
     def _find_rest(self, config: Config) -> None:
         """Note whether the scene has changed since the anchor. The means of blocks show that well enough."""
         frame, anchor = self._seen.frame, self._anchor
         gain = exposure_gain(frame, anchor, config.exposure_compensation)
-        difference = self._largest(frame.blocks, anchor.blocks, (gain,))[0]
-        if (difference >= np.maximum(config.change_threshold, self._reach_of_noise(config)[1])).any():
+        if (largest_of_blocks(frame, anchor, gain) >= self._thresholds(config)[1].blocks).any():
             self._anchor, self._moved_ns = frame, self._seen.stamp_ns
 
     def _change(self, config: Config) -> Change:
@@ -247,45 +243,29 @@ class ChangeDetector:
     def _scaled(self, rgb: np.ndarray) -> ScaledFrame:
         return ScaledFrame.of(rgb, *self._grid, self.cell_px)
 
-    def _differences(self, now: ScaledFrame, then: ScaledFrame, *gains: float) -> np.ndarray:
-        """Largest difference of any pixel and any block of each cell: (gains, 2, rows, columns) uint8."""
-        return np.stack([self._largest(*frames, gains) for frames in zip(now.scales, then.scales)], axis=1)
+    def _differences(self, now: ScaledFrame, then: ScaledFrame, gain: float, config: Config) -> list[CellDifferences]:
+        """Compare two frames as they are, and with the exposure taken out if it differs."""
+        low, high = self._thresholds(config)
+        return [cell_differences(now, then, each, low, high) for each in {1.0, gain}]
 
-    def _largest(self, now: np.ndarray, then: np.ndarray, gains: tuple[float, ...]) -> np.ndarray:
-        """Largest difference in each cell at one scale. A strip of few rows stays in the processor's cache."""
-        (rows, columns), height, parts = self._grid, len(now) // self._grid[0], []
-        for row in range(0, rows, STRIP_ROWS):
-            strip = slice(row * height, (row + STRIP_ROWS) * height)
-            parts.append([_most(difference(now[strip], then[strip], gain), height, columns) for gain in gains])
-        return np.concatenate(parts, axis=1)
+    def _thresholds(self, config: Config) -> tuple[Thresholds, Thresholds]:
+        """The lower and the higher thresholds, raised where the noise is above them."""
+        noise, change = self._noise, config.change_threshold
+        low, high = (
+            Thresholds(*(_raised(threshold, reach * noise, most) for reach in (NOISE_REACH, BLOCK_REACH)))
+            for threshold, most in ((config.static_threshold, change), (change, MOST_RAISED * change))
+        )
+        return low, high
 
-    def _static(self, differences: np.ndarray, threshold: float, noise: np.ndarray) -> np.ndarray:
+    def _static(self, differences: list[CellDifferences], config: Config) -> np.ndarray:
         """Cells that are unchanged in content and in exposure.
 
         A cell that was cached at the common exposure must be unchanged both without and with compensation. For the
         others one of the two is enough, as long as the exposure they were cached at is nearly that of this frame.
         """
-        unchanged = [~_reaches(by_gain, threshold, noise) for by_gain in differences]
-        apart = 255 * np.abs(self._seen.gain / self._exposures - 1) >= threshold
+        unchanged = [~by_gain.differs for by_gain in differences]
+        apart = 255 * np.abs(self._seen.gain / self._exposures - 1) >= config.static_threshold
         return np.where(self._exposures == 1, np.all(unchanged, axis=0), np.any(unchanged, axis=0) & ~apart)
-
-    def _reach_of_noise(self, config: Config) -> np.ndarray:
-        """The largest difference that noise explains, for each scale and cell: (2, rows, columns)."""
-        nearby = np.stack([cv2.dilate(noise, np.ones((3, 3), np.uint8)) for noise in self._noise])
-        return np.minimum(NOISE_REACH * nearby, MOST_RAISED * config.change_threshold)
-
-    def _learn_noise(self, previous: ScaledFrame, config: Config) -> None:
-        """Update the noise estimate from the difference between the last two frames.
-
-        Compared with the cached frame, a slow change would look like noise. A difference counts as noise only if it
-        occurs in two consecutive steps: a new object causes it once.
-        """
-        frame = self._seen.frame
-        gain = exposure_gain(frame, previous, config.exposure_compensation)
-        step = self._differences(frame, previous, gain)[0]
-        moved = step[1] >= MOVED * config.change_threshold
-        measured = np.maximum(np.minimum(step, self._step), NOISE_KEPT * self._noise)
-        self._noise, self._step = np.where(moved, self._noise, measured), step
 
     def _scene(self) -> SceneChange:
         share = self._changed.mean()
@@ -294,13 +274,6 @@ class ChangeDetector:
         return SceneChange.CUT if share >= CUT_SHARE else SceneChange.SAME
 
 
-def _most(differences: np.ndarray, height: int, columns: int) -> np.ndarray:
-    """Largest value in each cell: (rows, columns). height: of a cell, in pixels."""
-    # Reduce rows of pixels first: the long axis stays contiguous, and this is four times faster than one reduction.
-    lines = differences.reshape(len(differences) // height, height, -1).max(axis=1)
-    return lines.reshape(len(lines), columns, -1).max(axis=2)
-
-
-def _reaches(differences: np.ndarray, threshold: float, noise: np.ndarray) -> np.ndarray:
-    """Cells whose difference reaches the threshold at either scale. Noise raises the threshold to what it explains."""
-    return (differences >= np.maximum(threshold, noise)).any(axis=0)
+def _raised(threshold: float, noise: np.ndarray, most: float) -> np.ndarray:
+    """The threshold, or what the noise explains up to `most`, as the smallest uint8 difference that reaches it."""
+    return np.minimum(np.ceil(np.clip(noise, threshold, most)), 255).astype(np.uint8)

@@ -23,12 +23,15 @@ from vlm_reuse_node.scene.scaled_frame import BLOCKS, ScaledFrame
 DARKEST, BRIGHTEST = 16, 240
 # Without this share of such cells, the exposure is not measured.
 LEAST_SHARE = 0.1
+# The exposure changed when, without it, at least this share of these cells differ by at most so many grey levels. Where
+# fewer follow it, things of another brightness came or went, and a factor would hide them.
+FOLLOWING_SHARE, FOLLOWING = 0.75, 2
 
 
 def exposure_gain(now: ScaledFrame, then: ScaledFrame, most: float) -> float:
     """Factor by which the whole frame got brighter. 1 when it is less than a grey level, or beyond 1 + most.
 
-    It is the median of the cells' ratios, so a change in less than half of the cells does not affect it.
+    It is the median of the cells' ratios. It is 1 too when a quarter of the cells or more do not follow it.
     """
     cells = tuple(side // BLOCKS for side in now.grey.shape[::-1])
     new, old = (cv2.resize(frame.grey, cells, interpolation=cv2.INTER_AREA) for frame in (now, then))
@@ -36,7 +39,11 @@ def exposure_gain(now: ScaledFrame, then: ScaledFrame, most: float) -> float:
     if usable.mean() < LEAST_SHARE:
         return 1.0
     gain = float(np.median(new[usable] / old[usable]))
-    return gain if 1 / 255 < max(gain, 1 / gain) - 1 <= most else 1.0
+    if not 1 / 255 < max(gain, 1 / gain) - 1 <= most:
+        return 1.0
+    new_colours, old_colours = (cv2.resize(frame.blocks, cells, interpolation=cv2.INTER_AREA) for frame in (now, then))
+    follows = difference(new_colours, old_colours, gain).mean(axis=2) <= FOLLOWING
+    return gain if follows[usable].mean() >= FOLLOWING_SHARE else 1.0
 
 
 def difference(now: np.ndarray, then: np.ndarray, gain: float) -> np.ndarray:

@@ -55,6 +55,11 @@ class ScaledFrame:
         return cls(pixels, blocks, cv2.cvtColor(blocks, cv2.COLOR_RGB2GRAY).astype(np.float32))
 
     @property
+    def columns(self) -> int:
+        """Columns of cells."""
+        return self.grey.shape[1] // BLOCKS
+
+    @property
     def scales(self) -> tuple[np.ndarray, np.ndarray]:
         """Both scales: pixels, and means of blocks."""
         return self.pixels, self.blocks
