@@ -30,13 +30,15 @@ from vlm_reuse_node.replay.figures import NO_VALUE, counted, share_text, span_te
 from vlm_reuse_node.session.drift_bounds import DriftCount
 
 TEMPLATE = Path(__file__).with_name('page.html')
-HEIGHT = 2.6  # of a plot, inches
+HEIGHT = 3.8  # of a plot, inches
 
 
 def write_page(measured: Measured, found: Sequence[KindVerdict], config: Config, path: Path) -> None:
     """Write the page."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    kinds = [_kind(verdict, judged) for verdict, judged in zip(found, (measured.choices, measured.texts), strict=True)]
+    limits = measured.calibration.limits
+    leasts = limits.min_confidence, limits.min_text_confidence
+    kinds = [_kind(*each) for each in zip(found, (measured.choices, measured.texts), leasts, strict=True)]
     page = environment.from_string(TEMPLATE.read_text(encoding='utf-8')).render(
         headline=headline(list(found)),
         about=_about(measured, config),
@@ -59,8 +61,8 @@ def _about(measured: Measured, config: Config) -> str:
     )
 
 
-def _kind(verdict: KindVerdict, judged: Judged) -> dict:
-    """A table and a plot of one kind of question."""
+def _kind(verdict: KindVerdict, judged: Judged, least: float) -> dict:
+    """A table and a plot of one kind of question. least: the least confidence of its answers."""
     if not judged.patched:
         return {'rows': []}
     trial, asked = judged.trial, judged.asked_twice
@@ -71,7 +73,7 @@ def _kind(verdict: KindVerdict, judged: Judged) -> dict:
         ('given again, because a patched state was not sure', counted(asked.drifted, asked.answers)),
         ("the model's work against cold-dense", f'{trial.work:.2f}, with whole pictures only {trial.exact_work:.2f}'),
     ]
-    return {'name': verdict.name, 'rows': rows, 'plot': _plot(verdict.name, judged.unlimited)}
+    return {'name': verdict.name, 'rows': rows, 'plot': _plot(verdict.name, judged.unlimited, least)}
 
 
 def _drift_text(count: DriftCount) -> str:
@@ -83,24 +85,25 @@ def _drift_text(count: DriftCount) -> str:
     )
 
 
-def _plot(name: str, samples: Sequence[Sample]) -> str:
-    """Drift and repeated answers over the least confidence; '' without patched states."""
-    patched = sorted((sample for sample in samples if not sample.exact), key=lambda sample: sample.confidence)
-    return svg.svg_of(f'{name}-confidence', partial(_draw, patched), HEIGHT) if patched else ''
+def _plot(name: str, samples: Sequence[Sample], least: float) -> str:
+    """Drift and repeated answers over the least confidence, of which `least` was chosen; '' without patched states."""
+    patched = [sample for sample in samples if not sample.exact]
+    return svg.svg_of(f'{name}-confidence', partial(_draw, patched, least), HEIGHT) if patched else ''
 
 
-def _draw(samples: Sequence[Sample], figure: Figure) -> None:
-    thresholds = [number / 100 for number in range(101)]
-    kept = [[sample for sample in samples if sample.confidence >= least] for least in thresholds]
-    axes = figure.subplots()
-    shares = [100 * drift(each).share for each in kept]
-    again = [100 * (1 - len(each) / len(samples)) for each in kept]
-    axes.plot(thresholds, shares, color=svg.CHANGED, label='drifted, of the answers that are kept')
-    axes.plot(thresholds, again, color=svg.REUSED, label='given again')
-    axes.set_xlabel('least confidence')
-    axes.set_ylabel('% of the answers')
-    axes.set_ylim(bottom=0)
-    axes.legend(loc='upper left')
+def _draw(samples: Sequence[Sample], least: float, figure: Figure) -> None:
+    confidences = [number / 100 for number in range(101)]
+    kept = [[sample for sample in samples if sample.confidence >= confidence] for confidence in confidences]
+    curves = (
+        ('% of the kept answers that drifted', [100 * drift(each).share for each in kept], svg.CHANGED),
+        ('% of all answers that are given again', [100 * (1 - len(each) / len(samples)) for each in kept], svg.REUSED),
+    )
+    for axes, (title, shares, colour) in zip(figure.subplots(2, sharex=True), curves, strict=True):
+        axes.plot(confidences, shares, color=colour)
+        axes.axvline(least, color=svg.SOFT, linestyle=':')
+        axes.set_title(title)
+        axes.set_ylim(bottom=0)
+    figure.axes[-1].set_xlabel('least confidence; dotted: the one that was chosen')
 
 
 def _signals(measured: Measured) -> list[tuple[str, list[str]]]:
