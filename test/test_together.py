@@ -122,7 +122,7 @@ def test_each_question_has_its_own_fate(session):
     calls = []
     questions = [
         question('red'),
-        question('red', ('a',)),
+        question('red', ('a', 'b')),
         question('blue'),
         question('green'),
         question('yellow', timeout_s=1.0),

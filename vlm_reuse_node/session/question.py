@@ -53,7 +53,7 @@ class Question:
         """The same question with every 0 replaced by the configured default.
 
         Raises InvalidRequestError for a value of a wrong type; a text that is empty or too long; choices that are
-        empty, equal or too many; a json_schema that is too long or comes with choices; a negative number, or NaN.
+        empty, equal, one alone or too many; a json_schema that is too long or comes with choices; a negative number, or NaN.
         `PromptTemplate` refuses special tokens, and `JsonSchemas` refuses schemas that it does not support.
         """
         _check_types(self)
@@ -108,6 +108,10 @@ def _check_schema(question: Question) -> None:
 
 
 def _check_choices(choices: tuple[str, ...]) -> None:
+    if len(choices) == 1:
+        raise InvalidRequestError(
+            f'The only choice is {choices[0]!r}, so it is the answer to any question; expected two or more, or none.'
+        )
     if len(choices) > MOST_CHOICES:
         raise InvalidRequestError(f'The question has {len(choices)} choices; expected at most {MOST_CHOICES}.')
     for choice in choices:
