@@ -45,6 +45,7 @@ setup(
             'demo = vlm_reuse_node.demo.run:main',
             'make_bag = vlm_reuse_node.demo.bag:main',
             'replay = vlm_reuse_node.replay.cli:main',
+            'ask = vlm_reuse_node.ask.cli:main',
             'calibrate = vlm_reuse_node.calibrate.cli:main',
             'check = vlm_reuse_node.check.cli:main',
         ],

@@ -23,7 +23,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / 'vlm_reuse_node'
 NAME = PACKAGE.name
-FOLDERS = ('scene', 'model', 'session', 'serving', 'ros', 'replay', 'calibrate', 'check', 'demo')
+FOLDERS = ('scene', 'model', 'session', 'serving', 'ros', 'replay', 'calibrate', 'check', 'ask', 'demo')
 # The root holds what everything shares: config.py and errors.py.
 MAY_IMPORT = {
     '': {''},
@@ -35,6 +35,7 @@ MAY_IMPORT = {
     'replay': {'', 'replay', 'session', 'model', 'scene'},
     'calibrate': {'', 'calibrate', 'replay', 'session', 'model', 'scene'},
     'check': {'', 'check', 'session', 'model', 'scene', 'replay', 'demo', 'ros'},
+    'ask': {'', 'ask', 'session', 'model', 'scene', 'replay', 'ros'},
     'demo': {'', *FOLDERS},
 }
 ROS = {
@@ -47,7 +48,7 @@ LIVE_DEMO = ('demo/dds.py', 'demo/live.py', 'demo/planner.py', 'demo/play.py', '
 ONLY_IN = {
     'mlx': {'model', 'session/state.py', 'replay/runners', *CHECK_MLX},
     'mlx_vlm': {'model', 'replay/runners', 'check/bits.py', 'check/peer.py'},
-    **dict.fromkeys(ROS, {'ros', 'check/live.py', *LIVE_DEMO}),
+    **dict.fromkeys(ROS, {'ros', 'ask/live.py', 'check/live.py', *LIVE_DEMO}),
 }
 LONGEST_FILE = 300
 LONGEST = {'session/scene_session.py': 250, 'serving/worker.py': 250, 'serving/model_loop.py': 250}

@@ -119,7 +119,7 @@ def test_launch_and_config_files_are_installed(folder, pattern):
     assert {path.name for path in installed.glob(pattern)} == {path.name for path in (ROOT / folder).glob(pattern)}
 
 
-@pytest.mark.parametrize('script', ['node', 'demo', 'make_bag', 'replay', 'calibrate', 'check'])
+@pytest.mark.parametrize('script', ['node', 'demo', 'make_bag', 'replay', 'calibrate', 'check', 'ask'])
 def test_console_script_is_installed(script):
     path = Path(get_package_prefix('vlm_reuse_node'), 'lib', 'vlm_reuse_node', script)
     assert os.access(path, os.X_OK)

@@ -107,6 +107,26 @@ def answer_message(answer: Answer) -> AnswerMessage:
     )
 
 
+def answer_of(message: AnswerMessage) -> Answer:
+    """Convert a message to the answer it was made from. `choice_scores` and times have single precision."""
+    same = (
+        'message', 'text', 'choice_index', 'confidence', 'camera', 'model', 'exact', 'escalated', 'remembered',
+        'tokens_reused', 'tokens_prefilled', 'tokens_generated', 'queue_ms', 'refresh_ms', 'prefill_ms', 'decode_ms',
+    )  # fmt: skip
+    return Answer(
+        list(Status)[message.status],
+        choice_scores=tuple(message.choice_scores),
+        stamp_ns=_ns(message.header.stamp),
+        frame_id=message.header.frame_id,
+        cached_stamp_ns=_ns(message.cached_stamp),
+        lag_s=seconds_of(message.lag),
+        image_age_s=seconds_of(message.image_age),
+        level=_LEVELS.get(message.level),
+        token_ids=tuple(message.token_ids),
+        **{name: getattr(message, name) for name in same},
+    )
+
+
 def progress_message(progress: Progress) -> AskSceneAction.Feedback:
     """Convert progress to the feedback of `action/AskScene`."""
     return AskSceneAction.Feedback(stage=progress.stage, text=progress.text, tokens_generated=progress.tokens_generated)
@@ -177,3 +197,7 @@ def budget_message(refresh: Refresh, received: int, dropped: int, refused: int) 
 def _time(stamp_ns: int) -> Time:
     seconds, nanoseconds = divmod(stamp_ns, _SECOND_NS)
     return Time(sec=seconds, nanosec=nanoseconds)
+
+
+def _ns(stamp: Time) -> int:
+    return stamp.sec * _SECOND_NS + stamp.nanosec

@@ -53,7 +53,8 @@ class Question:
         """The same question with every 0 replaced by the configured default.
 
         Raises InvalidRequestError for a value of a wrong type; a text that is empty or too long; choices that are
-        empty, equal, one alone or too many; a json_schema that is too long or comes with choices; a negative number, or NaN.
+        empty, equal, one alone or too many; a json_schema that is too long or comes with choices; a negative number,
+        or NaN.
         `PromptTemplate` refuses special tokens, and `JsonSchemas` refuses schemas that it does not support.
         """
         _check_types(self)
