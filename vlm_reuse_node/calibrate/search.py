@@ -15,7 +15,6 @@
 """Chooses the limits of patching: the least work at which the samples drift little enough."""
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -40,7 +39,7 @@ NEVER = 0.9995
 
 @dataclass(frozen=True)
 class Choice:
-    """Limits, and what they would have come to on the samples. cost: mean share of the cells to compute a picture."""
+    """Limits, and what they would have come to on the samples. cost: mean share of the cells to compute for a question."""
 
     limits: PatchLimits
     cost: float
@@ -76,20 +75,17 @@ def _fit(samples: Sequence[Sample], halo: int, most: int, share: float, max_drif
         )
         for has_choices in (True, False)
     }
-    rounds = defaultdict(list)
-    for sample in samples:
-        rounds[sample.moment, sample.has_choices].append(sample)
-    costs = []
-    for (_, has_choices), asked in rounds.items():
-        first = asked[0]
-        if first.exact:
-            costs.append(first.paid)
-        elif not is_patched(first) or least[has_choices] >= 1:
-            costs.append(1.0)
-        else:
-            costs.append(first.paid + any(each.confidence < least[has_choices] for each in asked))
-    cost = sum(costs) / len(costs) if costs else math.inf
-    return Choice(PatchLimits(halo, most, share, least[True], least[False]), cost)
+
+    def cost(sample: Sample) -> float:
+        """Of a question that is asked alone about its picture."""
+        if sample.exact:
+            return sample.paid
+        if not is_patched(sample) or least[sample.has_choices] >= 1:
+            return 1.0
+        return sample.paid + (sample.confidence < least[sample.has_choices])
+
+    mean = sum(map(cost, samples)) / len(samples) if samples else math.inf
+    return Choice(PatchLimits(halo, most, share, least[True], least[False]), mean)
 
 
 def least_confidence(samples: Iterable[Sample], max_drift: float) -> float:
