@@ -39,7 +39,7 @@ NEVER = 0.9995
 
 @dataclass(frozen=True)
 class Choice:
-    """Limits, and what they would have come to on the samples. cost: mean share of the cells to compute for a question."""
+    """Limits, and what they would have come to on the samples. cost: mean share of the cells for a question."""
 
     limits: PatchLimits
     cost: float
