@@ -219,8 +219,13 @@ def test_too_much_drift_is_no_lack_of_answers():
 
 
 def test_a_recording_without_change_is_told():
-    found, code = judged(many(300, exact=True, patches=0))
+    found, code = judged(many(300, exact=True, patches=0, paid=0.0))
     assert code is Exit.TOO_LITTLE and 'too little change' in found[0].sentence
+
+
+def test_a_picture_that_changes_as_a_whole_is_no_lack_of_change():
+    found, code = judged(many(300, exact=True, patches=0, paid=1.0))
+    assert code is Exit.EXACT and 'as a whole' in found[0].sentence
 
 
 def test_a_kind_whose_answers_are_never_sure_is_answered_from_whole_states():

@@ -23,6 +23,8 @@ from vlm_reuse_node.session.drift_bounds import answers_needed
 
 # With fewer answers from patched states than this, the share that drifted says nothing about how many are needed.
 FEWEST = 20
+# A picture mostly changes as a whole when more than this share of the questions needed a whole one.
+MOSTLY = 0.5
 
 
 class Exit(IntEnum):
@@ -76,8 +78,13 @@ def _verdict(name: str, judged: Judged, least_confidence: float, max_drift: floa
     drift = trial.drift
     if not asked:
         return KindVerdict(name, Exit.TOO_LITTLE, 'None of the questions is of this kind.')
-    patched = sum(not sample.exact for sample in judged.unlimited)
-    if not patched:
+    if all(sample.exact for sample in judged.unlimited):
+        if sum(sample.paid >= 1 for sample in judged.unlimited) > MOSTLY * len(judged.unlimited):
+            return KindVerdict(
+                name,
+                Exit.EXACT,
+                'The picture mostly changed as a whole, as from a camera that moves; there is nothing to patch in it.',
+            )
         return KindVerdict(
             name,
             Exit.TOO_LITTLE,
