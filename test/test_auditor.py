@@ -115,7 +115,7 @@ def changed(stamp_s, by=0x80):
 
 def test_a_loss_of_trust_and_its_return_are_logged_once_each(vlm, caplog):
     caplog.set_level(logging.INFO)
-    session = SceneSession(vlm, PATCH.with_values(max_drift=0.5), 'front')
+    session = forgetful(SceneSession(vlm, PATCH.with_values(max_drift=0.5), 'front'))
     session.observe(picture(1))
     corrupt(session, observed(vlm, 2))
     caplog.clear()

@@ -204,11 +204,25 @@ def test_a_remembered_answer_of_a_patched_state_is_given_again_when_it_is_not_su
     assert answer.tokens_prefilled == 25 + text + 3 == camera.spent.prefill_tokens and len(first.token_ids) == 4
 
 
-def test_the_audit_samples_remembered_answers_too(camera):
+def test_the_audit_samples_remembered_answers_of_exact_states_too(camera):
     noted = []
     camera.session._auditor.note = lambda *given: noted.append(given)
     answers = [camera.ask() for _ in range(2)]
     assert answers[1].remembered and noted[0] == noted[1]
+
+
+def test_a_remembered_answer_of_a_patched_state_is_not_counted_again(vlm):
+    camera, noted = patched(vlm, PATCH), []
+    camera.session._auditor.note = lambda *given: noted.append(given)
+    answers = [camera.ask(1.0) for _ in range(3)]
+    assert not answers[0].exact and answers[2].remembered and len(noted) == 1
+
+
+def test_a_document_is_given_by_a_whole_state_only(vlm):
+    question = replace(QUESTION, json_schema='{"type": "object"}')
+    config = PATCH.with_values(min_confidence=0.0, min_text_confidence=0.0)
+    assert question.least_confidence(config) == 1.0
+    assert (QUESTION.least_confidence(config), CHOICE.least_confidence(config)) == (0.0, 0.0)
 
 
 def test_a_changed_picture_costs_a_frame_and_earns_nothing(camera):

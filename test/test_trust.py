@@ -34,6 +34,7 @@ from vlm_reuse_node.session.calibration import (
     CalibrationError,
     PatchLimits,
     Trial,
+    parameters_of,
 )
 from vlm_reuse_node.session.drift_bounds import DriftCount
 from vlm_reuse_node.session.question import Question
@@ -41,14 +42,17 @@ from vlm_reuse_node.session.scene_session import SceneSession
 from vlm_reuse_node.session.trust import decide
 
 LIMITS = PatchLimits(1, 4, 0.5, 0.8, 0.9)
-GOOD = Trial(DriftCount(1000), work=0.2, exact_work=0.4)
-BAD = Trial(DriftCount(1000, 40), work=0.2, exact_work=0.4)
-FEW = Trial(DriftCount(100), work=0.2, exact_work=0.4)
-DEAR = Trial(DriftCount(1000), work=0.4, exact_work=0.4)
+GOOD = Trial(DriftCount(1000), 40, work=0.2, exact_work=0.4)
+BAD = Trial(DriftCount(1000, 40), 40, work=0.2, exact_work=0.4)
+FEW = Trial(DriftCount(100), 40, work=0.2, exact_work=0.4)
+DEAR = Trial(DriftCount(1000), 40, work=0.39, exact_work=0.4)
+ALIKE = Trial(DriftCount(1000), 2, work=0.2, exact_work=0.4)
 
 
 def calibration(vlm, choices=GOOD, texts=GOOD, limits=LIMITS, **model):
-    return Calibration(replace(CalibratedModel.of(vlm), **model), limits, choices, texts, ('kitchen', 'hall'))
+    parameters = parameters_of(Config())
+    made_for = replace(CalibratedModel.of(vlm), **model)
+    return Calibration(made_for, parameters, limits, choices, texts, ('kitchen', 'hall'))
 
 
 def written(path, record):
@@ -80,7 +84,7 @@ def test_a_good_calibration_brings_its_own_limits(vlm, tmp_path):
     assert 'kitchen, hall' in decided.why and '0 of 1000 drifted' in decided.why
 
 
-@pytest.mark.parametrize('other', [BAD, FEW, DEAR])
+@pytest.mark.parametrize('other', [BAD, FEW, DEAR, ALIKE])
 def test_each_kind_of_question_is_trusted_by_its_own_measurement(vlm, tmp_path, other):
     decided = trust(vlm, tmp_path, calibration(vlm, choices=GOOD, texts=other))
     assert decided.used.refresh_policy == 'patch'
@@ -97,12 +101,16 @@ def test_limits_under_which_no_answer_is_sure_enough_are_no_trust(vlm, tmp_path)
     assert decided.used.refresh_policy == 'exact' and 'no patched state was sure enough' in decided.why
 
 
-@given(answers=st.integers(0, 3000), share=st.floats(0, 0.05), max_drift=st.floats(0.0001, 0.1))
+@given(
+    answers=st.one_of(st.integers(0, 10), st.integers(40, 3000)),
+    share=st.floats(0, 0.05),
+    max_drift=st.floats(0.0001, 0.1),
+)
 def test_the_bound_decides_and_not_the_share(vlm, tmp_path_factory, answers, share, max_drift):
     drift = DriftCount(answers, int(share * answers))
-    record = calibration(vlm, Trial(drift, 0.2, 0.4), BAD)
+    record = calibration(vlm, Trial(drift, min(40, answers), 0.2, 0.4), BAD)
     decided = trust(vlm, tmp_path_factory.getbasetemp(), record, max_drift=max_drift)
-    is_shown = drift.bounds[1] <= max_drift or BAD.drift.bounds[1] <= max_drift
+    is_shown = (answers >= 40 and drift.bounds[1] <= max_drift) or BAD.drift.bounds[1] <= max_drift
     assert (decided.used.refresh_policy == 'patch') == is_shown
 
 
@@ -113,7 +121,7 @@ def test_the_bound_decides_and_not_the_share(vlm, tmp_path_factory, answers, sha
         ({'family': 'gemma4'}, 'family gemma4'),
         ({'precision': 'bfloat16'}, 'precision bfloat16 (here float32)'),
         ({'device': 'metal'}, 'device metal (here'),
-        ({'engine': 0}, 'version of this software 0'),
+        ({'engine': 0}, 'version of the refreshes 0'),
     ],
 )
 def test_a_calibration_of_anything_else_is_refused_and_said(vlm, tmp_path, change, words):
@@ -150,6 +158,15 @@ def damaged(record, *path, value):
         (('texts', 'work'), -0.1),
         (('texts', 'exact_work'), 'NaN'),
         (('recordings',), 7),
+        (('recordings',), 'abc'),
+        (('format',), True),
+        (('texts', 'work'), True),
+        (('texts', 'work'), 10**400),
+        (('texts', 'drift', 'answers'), 10**18),
+        (('texts', 'states'), 10**6),
+        (('limits', 'max_patch_share'), 10**400),
+        (('parameters',), {}),
+        (('parameters', 'change_threshold'), 'x'),
     ],
 )
 def test_a_damaged_file_is_refused_in_one_line_that_names_it(vlm, tmp_path, path, value):
@@ -162,12 +179,34 @@ def test_a_damaged_file_is_refused_in_one_line_that_names_it(vlm, tmp_path, path
 
 
 @pytest.mark.parametrize(
-    'content', [b'', b'{', b'[]', b'null', b'"x"', b'\xff\xfe', b'{"format": 1}', b'{"format": NaN}']
+    'content', [b'', b'{', b'[]', b'null', b'"x"', b'\xff\xfe', b'{"format": 1}', b'{"format": NaN}', b'[' * 200_000]
 )
 def test_any_other_file_is_refused(vlm, tmp_path, content):
     (tmp_path / 'a.json').write_bytes(content)
     decided = decide(vlm, Config(calibration=str(tmp_path / 'a.json')))
     assert decided.is_refused and decided.used.refresh_policy == 'exact' and '\n' not in decided.why
+
+
+@pytest.mark.parametrize(
+    'name, value',
+    [('change_threshold', 40), ('history_frames', 2), ('system_prompt', 'be kind'), ('temperature', 0.5)],
+)
+def test_a_calibration_holds_for_the_parameters_it_was_made_with(vlm, tmp_path, name, value):
+    decided = trust(vlm, tmp_path, calibration(vlm), **{name: value})
+    assert decided.is_refused and decided.used.refresh_policy == 'exact' and f'(here {value!r})' in decided.why
+    made = replace(calibration(vlm), parameters=parameters_of(Config(**{name: value})))
+    assert trust(vlm, tmp_path, made, **{name: value}).used.refresh_policy == 'patch'
+
+
+def test_a_name_that_is_no_path_is_refused_and_nothing_is_raised(vlm):
+    decided = decide(vlm, Config(calibration='~nosuchuser/calibration.json'))
+    assert decided.is_refused and decided.used.refresh_policy == 'exact'
+
+
+def test_a_bound_that_is_no_number_shows_nothing(vlm, tmp_path, monkeypatch):
+    path = written(tmp_path / 'a.json', calibration(vlm))
+    monkeypatch.setattr(DriftCount, 'high', float('nan'))
+    assert decide(vlm, Config(calibration=path)).used.refresh_policy == 'exact'
 
 
 def test_a_file_that_is_not_there_is_refused_if_it_was_named(vlm, tmp_path):

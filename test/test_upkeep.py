@@ -501,3 +501,12 @@ def test_the_credit_of_one_picture_keeps_regular_questions_about_a_moving_scene_
     assert {answer.level for answer in answers[5:]} == {Level.REUSE if has_credit else Level.FRAME}
     assert sum(record.level != Level.REUSE for record in refreshes) <= len(answers) + 1
     assert session._account.spent.tokens <= session._account.cold.tokens
+
+
+def test_upkeep_patches_only_for_questions_that_patched_states_answer():
+    for question, may_patch in ((QUESTION, True), (replace(QUESTION, json_schema='{}'), False)):
+        camera = likely(credit=10_000)
+        camera.auditor.trusts = True
+        camera.upkeep.note_question(question)
+        camera.work(Config(refresh_policy='patch'))
+        assert camera.refresher.done[0][1] is may_patch

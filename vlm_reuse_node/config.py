@@ -221,10 +221,6 @@ class Config:
         if not self.cameras or len(set(self.cameras)) != len(self.cameras):
             raise ConfigError(f'cameras is {list(self.cameras)}; expected one or more different names.')
 
-    def least_confidence(self, has_choices: bool) -> float:
-        """The probability that a patched state's answer must have; 1: it gives no such answer."""
-        return self.min_confidence if has_choices else self.min_text_confidence
-
     @property
     def static_threshold(self) -> float:
         """A cell is static when hardly any of its values (0 to 255) differs by this: half of change_threshold."""

@@ -71,6 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 def _calibrate(args: argparse.Namespace) -> int:
     config = config_of(args)
     recordings, seconds = _recordings(args)
+    _check_folder(args.out)
     # Imported here because they load MLX, which --help and a wrong option need not wait for.
     from vlm_reuse_node.calibrate.measure import Measured, Measurement
     from vlm_reuse_node.calibrate.page import write_page
@@ -96,7 +97,6 @@ def _calibrate(args: argparse.Namespace) -> int:
         )
         return Exit.CANNOT_PATCH
     found = verdicts(measured, config.max_drift)
-    args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / calibration.NAME
     path.write_text(json.dumps(measured.calibration.as_json(), indent=1) + '\n', encoding='utf-8')
     (args.out / 'params.yaml').write_text(_parameters(config, path), encoding='utf-8')
@@ -117,21 +117,29 @@ def _recordings(args: argparse.Namespace) -> tuple[list[Recording], float]:
     for path, name, questions in zip(args.bags, names_of(args.bags), questions_files(args), strict=True):
         bag = Bag(path, selection)
         bag.close()
-        entries = read_questions(questions, tuple(topic.camera for topic in bag.topics))
-        recordings.append(Recording(path, name, selection, entries, are_general=questions is None))
+        cameras = tuple(topic.camera for topic in bag.topics)
+        entries = read_questions(questions, cameras)
+        recordings.append(Recording(path, name, selection, cameras, entries, are_general=questions is None))
         seconds += max(0.0, min(bag.seconds - args.start, args.duration))
     return recordings, seconds
 
 
+def _check_folder(path: Path) -> None:
+    """Make the folder before the work of minutes. Raises ConfigError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--out is '{path}', which cannot be a folder: {error.strerror}. Name another one."
+        ) from error
+
+
 def _parameters(config: Config, path: Path) -> str:
     """The node's parameter file."""
-    values: dict[str, str | float] = {
-        'model': config.model,
-        'refresh_policy': 'auto',
-        'calibration': str(path.resolve()),
-    }
-    if config.max_drift != Config().max_drift:
-        values['max_drift'] = config.max_drift
+    default, folder = Config(), Path(config.model).expanduser()
+    values = {name: value for name, value in vars(config).items() if value != getattr(default, name)}
+    values |= {'model': str(folder.resolve()) if folder.is_dir() else config.model}
+    values |= {'refresh_policy': 'auto', 'calibration': str(path.resolve())}
     lines = [f'    {name}: {json.dumps(value)}' for name, value in values.items()]
     return '\n'.join(['/**:', '  ros__parameters:', *lines, ''])
 

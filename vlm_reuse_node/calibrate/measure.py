@@ -28,7 +28,7 @@ from vlm_reuse_node.config import EXACT_POLICY, Config
 from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.session.answer import Status
-from vlm_reuse_node.session.calibration import CalibratedModel, Calibration, PatchLimits, Trial
+from vlm_reuse_node.session.calibration import CalibratedModel, Calibration, PatchLimits, Trial, parameters_of
 from vlm_reuse_node.session.drift_bounds import DriftCount
 from vlm_reuse_node.session.question import Question
 
@@ -41,12 +41,14 @@ class Judged:
     """What one kind of question came to on the stretches to judge on.
 
     patched: samples of the limits that were chosen, as the node works. exact: of whole pictures only. unlimited: of
-    patches without limits. work: for patched and exact, the model's work and that of cold-dense, milliseconds.
+    patches without limits. Remembered answers are in none of them. asked: questions to each of the three.
+    patched_ms, exact_ms: the model's work and that of cold-dense, milliseconds.
     """
 
     patched: list[Sample] = field(default_factory=list)
     exact: list[Sample] = field(default_factory=list)
     unlimited: list[Sample] = field(default_factory=list)
+    asked: int = 0
     patched_ms: tuple[float, float] = (0.0, 0.0)
     exact_ms: tuple[float, float] = (0.0, 0.0)
 
@@ -54,7 +56,8 @@ class Judged:
     def trial(self) -> Trial:
         """As the calibration holds it."""
         approximate = [sample for sample in self.patched if not sample.exact]
-        return Trial(drift(approximate), _ratio(self.patched_ms), _ratio(self.exact_ms))
+        states = len({sample.state for sample in approximate})
+        return Trial(drift(approximate), states, _ratio(self.patched_ms), _ratio(self.exact_ms))
 
     @property
     def asked_twice(self) -> DriftCount:
@@ -128,30 +131,44 @@ class Measurement:
         names = tuple(recording.name for recording in self._recordings)
         choices, texts = judged
         model = CalibratedModel.of(self._vlm)
-        calibration = Calibration(model, choice.limits, choices.trial, texts.trial, names)
+        parameters = parameters_of(self._exact)
+        calibration = Calibration(model, parameters, choice.limits, choices.trial, texts.trial, names)
         return Measured(
-            fitted, choice, choices, texts, calibration, sum(map(len, asked)), self._pictures, self._failures
+            fitted,
+            choice,
+            choices,
+            texts,
+            calibration,
+            sum(len(of_camera) for each in asked for of_camera in each.values()),
+            self._pictures,
+            self._failures,
         )
 
-    def _questions(self, recording: Recording) -> Asked:
-        """The recording's questions; where nobody wrote any, also some about what the model sees in it."""
-        questions = questions_of(recording.questions)
-        if recording.are_general:
-            questions += questions_about(self._reference, spread(recording, LISTED_PICTURES))
-        return Asked(questions)
+    def _questions(self, recording: Recording) -> dict[str, Asked]:
+        """The questions about each camera; where nobody wrote any, also some about what the model sees there."""
+        asked = {}
+        for camera in recording.cameras:
+            questions = questions_of(recording.questions, camera)
+            if recording.are_general:
+                frames = spread(recording, LISTED_PICTURES, camera)
+                questions += questions_about(self._reference, frames)
+            asked[camera] = Asked(questions)
+        return asked
 
-    def _fit(self, recording: Recording, asked: Asked, samples: dict[int, list[Sample]]) -> None:
+    def _fit(self, recording: Recording, asked: dict[str, Asked], samples: dict[int, list[Sample]]) -> None:
         """Patch without limits, and note how answers drift, by halo."""
         cameras: dict[str, dict[int, Arm]] = {}
         for moment in moments(recording, True, self._every_s, self._progress, self._stopped):
             arms = cameras.setdefault(moment.frame.camera, {halo: self._unlimited(halo) for halo in samples})
             if self._see(arms.values(), moment.frame, moment.is_first) and moment.is_asked:
                 self._moment += 1
-                for questions in asked.about(self._moment):
+                for questions in asked[moment.frame.camera].about(self._moment):
                     for halo, arm in arms.items():
                         samples[halo] += self._compare(arm, moment.frame, questions)
 
-    def _judge(self, recording: Recording, asked: Asked, limits: PatchLimits, judged: Sequence[Judged]) -> None:
+    def _judge(
+        self, recording: Recording, asked: dict[str, Asked], limits: PatchLimits, judged: Sequence[Judged]
+    ) -> None:
         """Patch within the limits, as the node does; beside it compute whole pictures only, and patch without limits.
 
         Choices and texts have arms of their own, so that one kind does not pay for the other.
@@ -172,7 +189,10 @@ class Measurement:
             all_arms = [arm for kind in arms for arm in kind]
             if self._see(all_arms, moment.frame, moment.is_first) and moment.is_asked:
                 self._moment += 1
-                for kind, of_kind, questions in zip(judged, arms, asked.about(self._moment), strict=True):
+                for kind, of_kind, questions in zip(
+                    judged, arms, asked[moment.frame.camera].about(self._moment), strict=True
+                ):
+                    kind.asked += len(questions)
                     for samples, arm in zip((kind.patched, kind.exact, kind.unlimited), of_kind, strict=True):
                         samples += self._compare(arm, moment.frame, questions)
         for arms in cameras.values():
@@ -200,11 +220,13 @@ class Measurement:
         for answer, cold, last in zip(
             answers, self._reference.ask((*arm.frames[:-1], frame), questions), before, strict=True
         ):
+            if answer.remembered:
+                continue  # the same answer of the same state was compared before
             if failed := next((each for each in (answer, cold) if each.status is not Status.OK), None):
                 self._failures[failed.message] += 1
             else:
                 samples.append(
-                    Sample.of(answer, cold, last, self._moment, arm.patches, arm.largest_share, arm.paid_share)
+                    Sample.of(answer, cold, last, arm.states, arm.patches, arm.largest_share, arm.paid_share)
                 )
         return samples
 

@@ -68,6 +68,7 @@ def _kind(verdict: KindVerdict, judged: Judged, least: float) -> dict:
     trial, asked = judged.trial, judged.asked_twice
     rows = [
         ('drift of the answers from patched states', _drift_text(drift(s for s in judged.patched if not s.exact))),
+        ('different patched states', f'{trial.states}'),
         ('drift of all answers', _drift_text(drift(judged.patched))),
         ('drift of all answers, whole pictures only (exact)', _drift_text(drift(judged.exact))),
         ('given again, because a patched state was not sure', counted(asked.drifted, asked.answers)),

@@ -54,9 +54,13 @@ def _turn(questions: Sequence[Question], moment: int, count: int) -> list[Questi
     return [questions[(moment * count + number) % len(questions)] for number in range(count)]
 
 
-def questions_of(entries: Iterable[QuestionEntry]) -> list[Question]:
-    """The questions of a file, without the times at which a replay asks them."""
-    return [Question(entry.text, entry.choices, max_tokens=entry.max_tokens) for entry in entries]
+def questions_of(entries: Iterable[QuestionEntry], camera: str) -> list[Question]:
+    """The questions of a file about a camera, without the times at which a replay asks them."""
+    return [
+        Question(entry.text, entry.choices, max_tokens=entry.max_tokens)
+        for entry in entries
+        if entry.camera in ('', camera)
+    ]
 
 
 def questions_about(reference: Reference, frames: Iterable[Frame]) -> Iterator[Question]:

@@ -28,13 +28,13 @@ from vlm_reuse_node.session.drift_bounds import DriftCount
 class Sample:
     """One answer of an arm.
 
-    moment: number of the picture that was asked about. has_choices: whether the question has. drifted: whether
+    state: number of the arm's state that it comes from. has_choices: whether the question has. drifted: whether
     cold-dense answers differently. exact, escalated, confidence: of the answer. margin: by how much the best choice is
     more probable than the second; of a text, its confidence. patches, share, paid: of the arm then, see `Arm`.
     flipped: whether the arm's answer to this question before was another.
     """
 
-    moment: int
+    state: int
     has_choices: bool
     drifted: bool
     exact: bool
@@ -48,12 +48,12 @@ class Sample:
 
     @classmethod
     def of(
-        cls, answer: Answer, cold: Answer, before: Answer | None, moment: int, patches: int, share: float, paid: float
+        cls, answer: Answer, cold: Answer, before: Answer | None, state: int, patches: int, share: float, paid: float
     ) -> 'Sample':
         """Compare an answer with the cold-dense one. before: the arm's last answer to the same question."""
         best = sorted(answer.choice_scores, reverse=True)
         return cls(
-            moment,
+            state,
             bool(best),
             given(answer) != given(cold),
             answer.exact,

@@ -31,11 +31,12 @@ STRETCHES, SHORTEST_S, LONGEST_S = 10, 5.0, 60.0
 
 @dataclass(frozen=True)
 class Recording:
-    """One recording, and what is asked about it. are_general: whether nobody wrote these questions for it."""
+    """One recording, its cameras, and what is asked. are_general: whether nobody wrote these questions for it."""
 
     path: Path
     name: str
     selection: Selection
+    cameras: tuple[str, ...]
     questions: tuple[QuestionEntry, ...]
     are_general: bool
 
@@ -49,13 +50,14 @@ class Moment:
     is_asked: bool
 
 
-def spread(recording: Recording, count: int) -> list[Frame]:
-    """Return so many pictures of a recording, evenly spread. Raises BagError."""
+def spread(recording: Recording, count: int, camera: str) -> list[Frame]:
+    """Return so many pictures of a camera, spread over the stretches to choose the limits on. Raises BagError."""
     bag = Bag(recording.path, recording.selection)
     try:
         chosen: list[Frame] = []
         for frame in bag.frames():
-            if bag.at_s(frame) >= len(chosen) * bag.seconds / count:
+            is_fitted = int(bag.at_s(frame) // stretch_s(bag.seconds)) % 2 == 0
+            if frame.camera == camera and is_fitted and bag.at_s(frame) >= len(chosen) * bag.seconds / count:
                 chosen.append(frame)
             if len(chosen) == count:
                 break

@@ -15,10 +15,12 @@
 """What a measurement means: whether `refresh_policy: auto` will patch, and what is missing where it cannot be told."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from vlm_reuse_node.calibrate.measure import Judged, Measured
+from vlm_reuse_node.calibrate.stretches import SHORTEST_S
+from vlm_reuse_node.session.calibration import LEAST_STATES
 from vlm_reuse_node.session.drift_bounds import answers_needed
 
 # With fewer answers from patched states than this, the share that drifted says nothing about how many are needed.
@@ -51,10 +53,14 @@ class KindVerdict:
 def verdicts(measured: Measured, max_drift: float) -> list[KindVerdict]:
     """Say of choices and of texts whether patched states may answer them."""
     limits = measured.calibration.limits
-    return [
+    found = [
         _verdict('choices', measured.choices, limits.min_confidence, max_drift),
         _verdict('texts', measured.texts, limits.min_text_confidence, max_drift),
     ]
+    if not (measured.choices.patched or measured.texts.patched):
+        why = 'every answer failed' if measured.failures else f'it needs at least two stretches of {SHORTEST_S:g} s'
+        return [replace(each, sentence=f'Nothing was compared: {why}.') for each in found]
+    return found
 
 
 def exit_code(found: list[KindVerdict]) -> Exit:
@@ -77,9 +83,9 @@ def _verdict(name: str, judged: Judged, least_confidence: float, max_drift: floa
     trial, asked = judged.trial, len(judged.patched)
     drift = trial.drift
     if not asked:
-        return KindVerdict(name, Exit.TOO_LITTLE, 'None of the questions is of this kind.')
+        return KindVerdict(name, Exit.TOO_LITTLE, 'None of the questions that were answered is of this kind.')
     if all(sample.exact for sample in judged.unlimited):
-        if sum(sample.paid >= 1 for sample in judged.unlimited) > MOSTLY * len(judged.unlimited):
+        if sum(sample.paid >= 1 for sample in judged.unlimited) > MOSTLY * judged.asked:
             return KindVerdict(
                 name,
                 Exit.EXACT,
@@ -89,18 +95,27 @@ def _verdict(name: str, judged: Judged, least_confidence: float, max_drift: floa
             name,
             Exit.TOO_LITTLE,
             f'The recording has too little change: none of {asked} answers came from a patched state. Record a scene '
-            'in which things move, or ask more often (--every).',
+            'in which things move.',
         )
     if least_confidence >= 1 or not drift.answers:
         return KindVerdict(
-            name, Exit.EXACT, 'No patched state was sure enough of such answers; whole states give them.'
+            name,
+            Exit.EXACT,
+            'All answers of patched states were less sure than the limit, so whole pictures answer such questions.',
         )
     text = (
-        f'{drift.drifted} of {drift.answers} answers from patched states drifted (at most {100 * drift.high:.2g} % '
+        f'{drift.drifted} of {drift.answers} answers from patched states drifted (at most {100 * drift.high:.3g} % '
         'with 95 % confidence)'
     )
-    if drift.high > max_drift:
+    if not drift.high <= max_drift:
         return _undecided(name, text, judged, max_drift)
+    if not trial.has_enough_states:
+        return KindVerdict(
+            name,
+            Exit.TOO_LITTLE,
+            f'{text}, but they come from {trial.states} patched states only, and answers about one state are alike; '
+            f'{LEAST_STATES} are needed. Record longer, with more changes.',
+        )
     if not trial.saves:
         return KindVerdict(
             name,
@@ -125,5 +140,5 @@ def _undecided(name: str, text: str, judged: Judged, max_drift: float) -> KindVe
         name,
         Exit.TOO_LITTLE,
         f'{text}; about {needed} such answers are needed to show that it stays below max_drift {100 * max_drift:g} %. '
-        f'Record about {times:.1f} times as long, or ask more often (--every).',
+        f'Record about {times:.1f} times as long, or ask more different questions.',
     )

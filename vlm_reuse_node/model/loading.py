@@ -35,7 +35,7 @@ HUB_NAME = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*')
 LARGE_FILE_BYTES = 10_000_000
 BLOCKS, BLOCK_BYTES = 1024, 4096
 # Files that change nothing in what a model computes.
-BESIDE_THE_POINT = re.compile(r'(calibration.*\.json|.*\.md|\..*)')
+BESIDE_THE_POINT = re.compile(r'calibration.*\.json|.*\.(md|png|jpe?g|gif|webp|pdf)|\..*|(LICEN[CS]E|NOTICE).*', re.I)
 
 _log = logging.getLogger(__name__)
 

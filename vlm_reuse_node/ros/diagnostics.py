@@ -256,8 +256,7 @@ def audit_status(node: str, sessions: Mapping[str, SessionStatus], max_drift: fl
                 WARN,
                 (
                     f"Camera '{camera}': too many answers from patched states drifted; changed "
-                    'pictures are computed whole for now. Raise min_confidence, or use refresh_policy '
-                    'exact.'
+                    'pictures are computed whole for now. Calibrate again, or use refresh_policy exact.'
                 ),
             )
         if counts.exact_drifted:

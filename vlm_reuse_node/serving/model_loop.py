@@ -181,8 +181,8 @@ class ModelLoop:
 
     def look(self, session: SceneSession, frame: Frame) -> None:
         """Let a session look at a frame. May be called from any thread while `session.can_look(frame)`."""
-        session.config = self.config
         try:
+            session.config = self.config
             if session.look(frame) is None:
                 self.drop(frame)
         except ImageError:

@@ -24,13 +24,30 @@ from pathlib import Path
 from typing import Any
 
 from vlm_reuse_node.config import PATCH_POLICY, Config
-from vlm_reuse_node.errors import ConfigError, VlmReuseError
+from vlm_reuse_node.errors import VlmReuseError
 from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.session.drift_bounds import DriftCount
 
 NAME = 'calibration.json'
 FORMAT = 1
-LONGEST_NAME = 100
+LONGEST_NAME, MOST_NAMES = 100, 20
+MOST_ANSWERS = 10**9
+# Answers about one state are alike: fewer states than this tell nothing about others, however many answers they gave.
+LEAST_STATES = 20
+# Patches must save at least this share of the work: less may be the noise of the clock.
+LEAST_GAIN = 0.05
+# Parameters that change what patched states answer, or which cells are patched.
+PARAMETERS = (
+    'system_prompt', 'temperature', 'history_frames', 'change_threshold', 'exposure_compensation', 'max_cell_age_s',
+    'budget_ms',
+)  # fmt: skip
+
+
+def parameters_of(config: Config) -> dict[str, Any]:
+    """The values of PARAMETERS."""
+    return {name: getattr(config, name) for name in PARAMETERS}
+
+
 # Raise it when the change detector, the refreshes or a family change, so that patched states come out differently.
 ENGINE = 1
 
@@ -75,25 +92,36 @@ class PatchLimits:
 class Trial:
     """What patching within the limits came to for one kind of question, on stretches that they were not chosen on.
 
-    drift: of the answers that patched states gave, after escalation. work, exact_work: the model's work on these
-    questions, as a share of cold-dense's; with patches, and with whole pictures only.
+    drift: of the answers that patched states gave, after escalation. states: how many different ones.
+    work, exact_work: the model's work on these questions, as a share of cold-dense's; with patches, and with whole
+    pictures only.
     """
 
     drift: DriftCount = DriftCount()
+    states: int = 0
     work: float = 0.0
     exact_work: float = 0.0
 
     @property
+    def has_enough_states(self) -> bool:
+        """Whether the answers come from so many states that they say something about others."""
+        return self.states >= LEAST_STATES
+
+    @property
     def saves(self) -> bool:
-        """Whether patches were less work than whole pictures."""
-        return self.work < self.exact_work
+        """Whether patches were clearly less work than whole pictures."""
+        return self.work <= (1 - LEAST_GAIN) * self.exact_work
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured about one model. recordings: what it was measured on, for people."""
+    """What was measured about one model. recordings: what it was measured on, for people.
+
+    parameters: of the node, those of PARAMETERS; it holds for these alone.
+    """
 
     model: CalibratedModel
+    parameters: dict[str, Any]
     limits: PatchLimits
     choices: Trial
     texts: Trial
@@ -108,17 +136,20 @@ def read(path: Path) -> Calibration:
     """Read a calibration. Raises CalibrationError that says what is wrong with the file."""
     try:
         given = json.loads(path.read_text(encoding='utf-8'))
-        if given['format'] != FORMAT:
+        if type(given['format']) is not int or given['format'] != FORMAT:
             raise ValueError(f'its format is {given["format"]!r}, not {FORMAT}')
+        if not isinstance(given['recordings'], list):
+            raise ValueError(f'recordings is {given["recordings"]!r}')
         calibration = Calibration(
             _record(CalibratedModel, given['model']),
+            parameters_of(Config().with_values(**{name: given['parameters'][name] for name in PARAMETERS})),
             _record(PatchLimits, given['limits']),
             _trial(given['choices']),
             _trial(given['texts']),
-            tuple(_name(name) for name in given['recordings']),
+            tuple(_name(name) for name in given['recordings'][:MOST_NAMES]),
         )
         calibration.limits.configure(Config())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+    except Exception as error:  # a file from outside may hold anything, such as a number of a thousand digits
         why = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
         raise CalibrationError(
             f"'{path}' cannot be used as a calibration ({why}). Write it anew: ros2 run vlm_reuse_node calibrate."
@@ -128,14 +159,16 @@ def read(path: Path) -> Calibration:
 
 def _record(kind: type, given: dict) -> Any:
     """A record from its JSON. Its values must have the very types that its fields say."""
-    values = {}
-    for field in fields(kind):
-        value = given[field.name]
-        value = float(value) if field.type is float and type(value) is int else value
-        if type(value) is not field.type:
-            raise ValueError(f'{field.name} is {value!r}')
-        values[field.name] = value
-    return kind(**values)
+    return kind(**{field.name: _value(kind, field.name, given[field.name]) for field in fields(kind)})
+
+
+def _value(kind: type, name: str, value: Any) -> Any:
+    """A value of the very type that the record's field has; a whole number may stand for any number."""
+    (expected,) = (field.type for field in fields(kind) if field.name == name)
+    value = float(value) if expected is float and type(value) is int else value
+    if type(value) is not expected:
+        raise ValueError(f'{name} is {value!r}')
+    return value
 
 
 def _name(value: Any) -> str:
@@ -144,9 +177,10 @@ def _name(value: Any) -> str:
 
 
 def _trial(given: dict) -> Trial:
-    drift, (work, exact_work) = _record(DriftCount, given['drift']), (given['work'], given['exact_work'])
-    if not 0 <= drift.drifted <= drift.answers:
-        raise ValueError(f'{drift.drifted} of {drift.answers} answers drifted')
-    if not (0 <= work < math.inf and 0 <= exact_work < math.inf):
-        raise ValueError(f'the shares of work are {work} and {exact_work}')
-    return Trial(drift, float(work), float(exact_work))
+    drift = _record(DriftCount, given['drift'])
+    trial = Trial(drift, **{name: _value(Trial, name, given[name]) for name in ('states', 'work', 'exact_work')})
+    if not 0 <= drift.drifted <= drift.answers <= MOST_ANSWERS or not 0 <= trial.states <= drift.answers:
+        raise ValueError(f'{drift.drifted} of {drift.answers} answers from {trial.states} states drifted')
+    if not (0 <= trial.work < math.inf and 0 <= trial.exact_work < math.inf):
+        raise ValueError(f'the shares of work are {trial.work} and {trial.exact_work}')
+    return trial

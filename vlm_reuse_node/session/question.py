@@ -75,6 +75,15 @@ class Question:
             timeout_s=self.timeout_s or config.timeout_s,
         )
 
+    def least_confidence(self, config: Config) -> float:
+        """The probability that a patched state's answer must have; 1: only whole states answer this question.
+
+        A document's probability says little: many of its tokens are forced by the schema.
+        """
+        if self.json_schema:
+            return 1.0
+        return config.min_confidence if self.choices else config.min_text_confidence
+
 
 def _check_types(question: Question) -> None:
     if not isinstance(question.choices, tuple):

@@ -191,7 +191,9 @@ class Responder:
         if not (state.live.exact or case.escalated) and case.outcome.confidence < _least(case, config):
             case.escalated = True
             return
-        self._auditor.note(case.outcome, case.tokenized, state, config)
+        # Drift of patched states is a statistic: the same answer of the same state must not count again.
+        if state.exact or not case.is_remembered:
+            self._auditor.note(case.outcome, case.tokenized, state, config)
         case.end(self._answer(case, state))
 
     def _compute(self, state: State, batch: Sequence[Case], config: Config) -> list[Outcome]:
@@ -299,7 +301,7 @@ class Responder:
 
 def _least(case: Case, config: Config) -> float:
     """The probability that a patched state's answer must have; 1: a patched state does not answer this question."""
-    return config.least_confidence(bool(case.tokenized.choices))
+    return case.tokenized.question.least_confidence(config)
 
 
 def _open(cases: Sequence[Case]) -> list[Case]:

@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
+from threading import Lock
 
 from vlm_reuse_node.config import AUTO_POLICY, Config
 from vlm_reuse_node.errors import ImageError
@@ -78,6 +79,8 @@ class SceneSession:
         """
         self.camera = camera
         self._vlm, self._on_refused = vlm, on_refused
+        self._deciding = Lock()
+        self._told = ('', '')
         self._trust = self._decide(config)
         self._template_for = template_for = cache(lambda frames: vlm.template(config.system_prompt, frames))
         answerer = Answerer(vlm, template_for(1))
@@ -96,8 +99,9 @@ class SceneSession:
 
     @config.setter
     def config(self, config: Config) -> None:
-        if config != self._trust.given:
-            self._trust = self._decide(config)
+        with self._deciding:  # two threads set it
+            if config != self._trust.given:
+                self._trust = self._decide(config)
 
     def can_look(self, frame: Frame) -> bool:
         """Whether `look` needs no model for a frame of this size."""
@@ -211,7 +215,8 @@ class SceneSession:
     def _decide(self, config: Config) -> Trust:
         """Find out what the refresh_policy comes to, and log what auto comes to."""
         trust = decide(self._vlm, config)
-        if config.refresh_policy == AUTO_POLICY:
+        told, self._told = self._told, (trust.used.refresh_policy, trust.why)
+        if config.refresh_policy == AUTO_POLICY and told != self._told:
             level = logging.WARNING if trust.is_refused else logging.INFO
             _log.log(level, "Camera '%s': refresh_policy is %s. %s", self.camera, trust.used.refresh_policy, trust.why)
         return trust

@@ -19,8 +19,15 @@ from pathlib import Path
 
 from vlm_reuse_node.config import AUTO_POLICY, EXACT_POLICY, Config
 from vlm_reuse_node.model.vlm import Vlm
-from vlm_reuse_node.session import calibration as calibrations
-from vlm_reuse_node.session.calibration import CalibratedModel, Calibration, CalibrationError, Trial
+from vlm_reuse_node.session.calibration import (
+    NAME,
+    CalibratedModel,
+    Calibration,
+    CalibrationError,
+    Trial,
+    parameters_of,
+    read,
+)
 
 HOW = 'To use patches, measure this model on a recording: ros2 run vlm_reuse_node calibrate'
 
@@ -46,32 +53,42 @@ def decide(vlm: Vlm, config: Config) -> Trust:
     exact = config.with_values(refresh_policy=EXACT_POLICY)
     if not vlm.family.encodes_cells:
         return Trust(config, exact, 'This model cannot compute single cells of a picture.')
-    path = Path(config.calibration).expanduser() if config.calibration else (vlm.folder or Path()) / calibrations.NAME
-    if not config.calibration and not (vlm.folder and path.is_file()):
-        return Trust(config, exact, f'There is no calibration of this model. {HOW}.')
     try:
-        calibration = calibrations.read(path)
-        _check(calibration, vlm, path)
+        path = Path(config.calibration).expanduser() if config.calibration else (vlm.folder or Path()) / NAME
+        if not config.calibration and not (vlm.folder and path.is_file()):
+            return Trust(config, exact, f'There is no calibration of this model. {HOW}.')
+        calibration = read(path)
+        _check(calibration, vlm, config, path)
+        return _judge(config, exact, calibration)
     except CalibrationError as error:
         return Trust(config, exact, str(error), is_refused=True)
-    return _judge(config, exact, calibration)
+    except Exception as error:  # whatever is wrong with a file or a name, the node stays up
+        why = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+        return Trust(config, exact, f"The calibration '{config.calibration}' cannot be used: {why}", is_refused=True)
 
 
-def _check(calibration: Calibration, vlm: Vlm, path: Path) -> None:
-    """Refuse a calibration of anything but the model as it is computed here."""
+def _check(calibration: Calibration, vlm: Vlm, config: Config, path: Path) -> None:
+    """Refuse a calibration of anything but the model as it is computed here, with these parameters."""
     here, there = CalibratedModel.of(vlm), calibration.model
     if here == there:
+        _check_parameters(calibration.parameters, parameters_of(config), path)
         return
     if here.fingerprint != there.fingerprint:
         what = 'another model'
     else:
-        names = {'family': 'family', 'precision': 'precision', 'device': 'device', 'engine': 'version of this software'}
+        names = {'family': 'family', 'precision': 'precision', 'device': 'device', 'engine': 'version of the refreshes'}
         what = ', '.join(
             f'{title} {getattr(there, name)} (here {getattr(here, name)})'
             for name, title in names.items()
             if getattr(here, name) != getattr(there, name)
         )
     raise CalibrationError(f"The calibration '{path}' is of {what}. {HOW}.")
+
+
+def _check_parameters(there: dict, here: dict, path: Path) -> None:
+    other = [f'{name} {there[name]!r} (here {here[name]!r})' for name in there if there[name] != here[name]]
+    if other:
+        raise CalibrationError(f"The calibration '{path}' was made with {', '.join(other)}. {HOW}.")
 
 
 def _judge(config: Config, exact: Config, calibration: Calibration) -> Trust:
@@ -99,8 +116,10 @@ def _why_not(trial: Trial, least_confidence: float, max_drift: float) -> str:
     """Why patched states may not give such answers; '' when they may."""
     if least_confidence >= 1:
         return 'no patched state was sure enough'
-    if trial.drift.high > max_drift:
-        return f'{_drift(trial)}, which does not show that it stays below max_drift {max_drift:g}'
+    if not trial.has_enough_states:
+        return f'only {trial.states} patched states were measured'
+    if not trial.drift.high <= max_drift:
+        return f'{_drift(trial)}, which does not show that it stays below max_drift {100 * max_drift:g} %'
     if not trial.saves:
         return f'patches were no less work than whole pictures ({trial.work:.2f} against {trial.exact_work:.2f})'
     return ''
@@ -108,4 +127,4 @@ def _why_not(trial: Trial, least_confidence: float, max_drift: float) -> str:
 
 def _drift(trial: Trial) -> str:
     drift = trial.drift
-    return f'{drift.drifted} of {drift.answers} drifted (at most {100 * drift.high:.2g} % with 95 % confidence)'
+    return f'{drift.drifted} of {drift.answers} drifted (at most {100 * drift.high:.3g} % with 95 % confidence)'

@@ -69,16 +69,20 @@ class Upkeep:
         self._camera, self._clock = camera, clock
         self._rhythm = Rhythm()
         self._allowed_lag_s = 0.0  # by the last question
+        self._question: Question | None = None  # the last one
         self._failed: Look | None = None  # the newest picture when upkeep failed
 
     def note_question(self, question: Question) -> None:
         """Note a question and the lag that it allows."""
         self._rhythm.note(self._clock())
         self._allowed_lag_s = question.max_lag_s
+        self._question = question
 
     def work(self, config: Config, check: Check) -> float | None:
         """Do one stage of upkeep if one is due; see `SceneSession.work`."""
-        due = self._next(config, self._auditor.allows_patches(config))
+        # A patched state is of no use if the next question is one that only whole states answer, like the last one.
+        is_of_use = self._question is None or self._question.least_confidence(config) < 1
+        due = self._next(config, is_of_use and self._auditor.allows_patches(config))
         if not callable(due):
             return due
         before = self._vlm.meter.done
