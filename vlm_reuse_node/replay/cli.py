@@ -28,12 +28,12 @@ from tqdm import tqdm
 
 from vlm_reuse_node.errors import ConfigError, VlmReuseError
 from vlm_reuse_node.replay import results
-from vlm_reuse_node.replay.bag_reader import BagError
 from vlm_reuse_node.replay.compare import compare, comparison_lines
 from vlm_reuse_node.replay.job import Job, JobOutcome
 from vlm_reuse_node.replay.options import build_parser, make_jobs
 from vlm_reuse_node.replay.report import write_report
 from vlm_reuse_node.replay.stop_request import StopRequest
+from vlm_reuse_node.replay.storage.channel import BagError
 from vlm_reuse_node.replay.table import table_lines, verdict_lines
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130

@@ -265,7 +265,7 @@ class Replay:
                     'camera': topic.camera,
                     'topic': topic.name,
                     **self._policy(topic.camera),
-                    'type': topic.type,
+                    'type': topic.channel.type,
                     'pictures_read': bag.read[topic.camera],
                     'pictures_used': bag.used[topic.camera],
                     'pictures_refused': dict(sorted(bag.refused.get(topic.camera, {}).items())),

@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 from vlm_reuse_node.errors import VlmReuseError
-from vlm_reuse_node.replay.salvage import one_line
+from vlm_reuse_node.replay.storage.channel import one_line
 from vlm_reuse_node.replay.truth import Truth
 
 GENERAL = Path(__file__).with_name('general_questions.yaml')
