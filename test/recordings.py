@@ -117,8 +117,10 @@ def ros1_bag(folder, pictures):
     return path
 
 
-def mcap(folder, pictures, serialize, *, profile='', encoding='cdr', kind=IMAGE, schema=('', b''), **options):
-    """An mcap file that another tool than rosbag2 wrote."""
+def mcap(
+    folder, pictures, serialize, *, profile='', encoding='cdr', kind=IMAGE, schema=('', b''), recorded_ns=(), **options
+):
+    """An mcap file that another tool than rosbag2 wrote. recorded_ns: when each picture was recorded."""
     path = folder / 'bag.mcap'
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open('wb') as stream:
@@ -126,8 +128,8 @@ def mcap(folder, pictures, serialize, *, profile='', encoding='cdr', kind=IMAGE,
         writer.start(profile=profile)
         schema_id = writer.register_schema(kind, *schema)
         channel = writer.register_channel(TOPIC, encoding, schema_id)
-        for frame in pictures:
-            writer.add_message(channel, frame.stamp_ns, serialize(frame), frame.stamp_ns)
+        for frame, time_ns in zip(pictures, recorded_ns or [frame.stamp_ns for frame in pictures], strict=True):
+            writer.add_message(channel, time_ns, serialize(frame), time_ns)
         writer.finish()
     return path
 

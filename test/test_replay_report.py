@@ -53,6 +53,7 @@ def results(drifted=1, warm_ms=2.0, text='blue', complete=True, problems=()):
         'seconds': 1.0,
         'frames_digest': 'd',
         'damage': [],
+        'notes': [],
         'questions_asked': 6,
         'cameras': [
             {
@@ -61,6 +62,10 @@ def results(drifted=1, warm_ms=2.0, text='blue', complete=True, problems=()):
                 'type': 'Image',
                 'refresh_policy': 'exact',
                 'policy_reason': text,
+                'gaps': 0,
+                'longest_gap_s': 0.0,
+                'questions_skipped': 0,
+                'clock_steps': {},
                 'pictures_read': 3,
                 'pictures_used': 3,
                 'pictures_refused': {},
@@ -71,9 +76,10 @@ def results(drifted=1, warm_ms=2.0, text='blue', complete=True, problems=()):
     sorted_rows = RowIndex([*rows, *looks, upkeep('auto'), bag])
     counts = count_rows(sorted_rows)
     return {
-        'format': 3,
+        'format': 4,
         'complete': complete,
         'problems': list(problems),
+        'notes': [],
         'counts': counts,
         'ratios': derive_ratios(sorted_rows, counts),
         'comparison': None,

@@ -124,8 +124,8 @@ def _print(found: dict, args: argparse.Namespace) -> None:
         print(json.dumps(results.summary(found)))
         return
     print('\n'.join([*table_lines(found), '', *verdict_lines(found)]))
-    for problem in found['problems']:
-        print(problem)
+    for sentence in (*found['problems'], *found['notes']):
+        print(sentence)
     if found['comparison']:
         print('\n'.join(['', *comparison_lines(found['comparison'])]))
     print(f'\nWritten to {args.out}: report.html, results.json, overlay video, and a folder of rows for each bag.')

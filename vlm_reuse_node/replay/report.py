@@ -56,6 +56,7 @@ def render(results: dict, folders: dict[str, Path], videos: list[str]) -> str:
         drift=drift_view(rows, folders),
         comparison=_comparison(results['comparison']),
         negatives=negatives(results),
+        notes=results['notes'],
         videos=videos,
         settings=_settings(results),
     )

@@ -34,7 +34,7 @@ from vlm_reuse_node.replay.ratios import derive_ratios
 from vlm_reuse_node.replay.row_index import RowIndex
 from vlm_reuse_node.replay.times import measure_times
 
-FORMAT = 3
+FORMAT = 4
 SCHEMA = Path(__file__).with_name('results.schema.json')
 PACKAGES = ('mlx', 'mlx-vlm', 'numpy', 'opencv-python', 'opencv-python-headless', 'rosbags')
 _OF_A_BAG = ('bag', 'files', 'questions')
@@ -70,6 +70,7 @@ def collect(folders: dict[str, Path], failed: dict[str, str], complete: bool) ->
             *(f"Bag '{name}': {why}" for name, why in failed.items()),
             *(f"Bag '{bag['bag']}': {each}" for bag in rows.bags for each in bag['damage']),
         ],
+        'notes': [f"Bag '{bag['bag']}': {each}" for bag in rows.bags for each in bag['notes']],
         'counts': counts,
         'ratios': derive_ratios(rows, counts),
         'comparison': None,
