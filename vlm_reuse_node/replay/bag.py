@@ -26,6 +26,7 @@ from vlm_reuse_node.replay.camera_clock import CameraClock
 from vlm_reuse_node.replay.image_topics import ImageTopic, choose_topics
 from vlm_reuse_node.replay.picture_message import PictureMessage, read_picture
 from vlm_reuse_node.replay.storage.channel import Message
+from vlm_reuse_node.scene.contrast import Contrast
 from vlm_reuse_node.scene.frame import Frame
 
 NOT_NEWER, BEFORE_FIRST = 'not newer than the one before', "with a stamp before the bag's first picture"
@@ -78,6 +79,7 @@ class Bag:
         self.damage: list[str] = []
         self.notes = list(choice.passed_over)
         self._clocks: dict[str, CameraClock] = {}
+        self._contrasts = {topic.camera: Contrast() for topic in self.topics}
         self._without_stamp: Counter[str] = Counter()
         self._first_ns: int | None = None
         self._first_recorded_ns = 0
@@ -153,7 +155,8 @@ class Bag:
     def _frame(self, topic: ImageTopic, picture: PictureMessage, time_ns: int) -> Frame | None:
         """The picture's pixels; None for one that cannot be used, which is counted."""
         try:
-            return Frame(picture.rgb(self._selection.max_pixels), time_ns, picture.frame_id, topic.camera)
+            rgb = picture.rgb(self._selection.max_pixels, self._contrasts[topic.camera])
+            return Frame(rgb, time_ns, picture.frame_id, topic.camera)
         except ImageError as error:
             self.refuse(topic.camera, error.cause, str(error))
             return None
@@ -206,6 +209,11 @@ class Bag:
         self.notes += [
             f"Pictures of '{camera}' without a stamp: {count}; each has the time at which it was recorded."
             for camera, count in sorted(self._without_stamp.items())
+        ]
+        self.notes += [
+            f"Pictures of '{camera}' are {contrast.note}."
+            for camera, contrast in sorted(self._contrasts.items())
+            if contrast.note
         ]
         for camera, clock in sorted(self._clocks.items()):
             if clock.steps:

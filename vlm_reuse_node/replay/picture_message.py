@@ -28,7 +28,9 @@ from rosbags.typesys.store import Typestore
 
 from vlm_reuse_node.errors import ImageError
 from vlm_reuse_node.replay.storage.channel import CDR, JSON, PROTOBUF, ROS1, Channel
-from vlm_reuse_node.scene.pixels import rgb_of_file, rgb_of_image
+from vlm_reuse_node.scene.contrast import Contrast
+from vlm_reuse_node.scene.picture_file import rgb_of_file
+from vlm_reuse_node.scene.pixels import rgb_of_image
 
 RAW = ('sensor_msgs/msg/Image', 'foxglove_msgs/msg/RawImage', 'foxglove.RawImage')
 COMPRESSED = ('sensor_msgs/msg/CompressedImage', 'foxglove_msgs/msg/CompressedImage', 'foxglove.CompressedImage')
@@ -66,11 +68,11 @@ class PictureMessage:
     step: int = 0
     is_bigendian: bool | int = False
 
-    def rgb(self, max_pixels: int) -> np.ndarray:
-        """Return its pixels, see `rgb_of_image`. Raises ImageError."""
+    def rgb(self, max_pixels: int, contrast: Contrast) -> np.ndarray:
+        """Return its pixels, see `rgb_of_image`. contrast: of the camera. Raises ImageError."""
         if self.format is not None:
-            return rgb_of_file(bytes(self.data), self.format, max_pixels)
-        return rgb_of_image(self, max_pixels)  # type: ignore[arg-type]
+            return rgb_of_file(bytes(self.data), self.format, max_pixels, contrast)
+        return rgb_of_image(self, max_pixels, contrast)  # type: ignore[arg-type]
 
 
 def read_picture(channel: Channel, data: bytes) -> PictureMessage:
