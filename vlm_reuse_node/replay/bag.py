@@ -206,6 +206,7 @@ class Bag:
             self.damage.insert(
                 0, f'The bag is damaged ({damage.rstrip(".")}); {read} pictures{of_all} were read, the rest is lost.'
             )
+        self.notes += [f'Nothing was recorded on {topic.name}.' for topic in self.topics if not self.read[topic.camera]]
         self.notes += [
             f"Pictures of '{camera}' without a stamp: {count}; each has the time at which it was recorded."
             for camera, count in sorted(self._without_stamp.items())
