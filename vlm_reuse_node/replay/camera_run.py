@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from vlm_reuse_node.replay.arms import POLICY
 from vlm_reuse_node.replay.runners.kept_state import Policy
 from vlm_reuse_node.replay.runners.runner import ArmContext, Runner
+from vlm_reuse_node.replay.samples import Samples
 from vlm_reuse_node.replay.schedule import Schedule
 from vlm_reuse_node.replay.video import Video
 from vlm_reuse_node.session.session_status import SessionStatus
@@ -28,15 +29,17 @@ from vlm_reuse_node.session.session_status import SessionStatus
 class CameraRun:
     """One camera's arms.
 
-    stills: how many were kept of each arm. last_s: time of the newest picture. has_rested: whether the arms have used
-    the idle time after it. restarts: how often time went back. gaps: times without a picture that are longer than an
-    answer's picture may be old; longest_gap_s: the longest of them.
+    samples: pictures of a few questions. stills: how many were kept of each arm's drifted answers.
+    last_s: time of the newest picture. has_rested: whether the arms have used the idle time after it.
+    restarts: how often time went back. gaps: times without a picture that are longer than an answer's picture may be
+    old; longest_gap_s: the longest of them.
     """
 
     context: ArmContext
     schedule: Schedule
     video: Video
     runners: dict[str, Runner]
+    samples: Samples
     stills: dict[str, int] = field(default_factory=dict)
     last_s: float | None = None
     has_rested: bool = False

@@ -35,6 +35,7 @@ from vlm_reuse_node.replay.rows import answer_row, differs, is_pair, picture_row
 from vlm_reuse_node.replay.runners.kept_state import Policy
 from vlm_reuse_node.replay.runners.makers import make_runners
 from vlm_reuse_node.replay.runners.runner import ArmContext, Runner, replay_config
+from vlm_reuse_node.replay.samples import Samples
 from vlm_reuse_node.replay.schedule import DueQuestion, Schedule
 from vlm_reuse_node.replay.stills import save_drift
 from vlm_reuse_node.replay.video import Video
@@ -92,6 +93,7 @@ class Replay:
             Schedule(entries, name, self._job.config.max_age_s),
             Video(self._job.folder / f'overlay.{_file_part(name)}.mp4'),
             make_runners(context, self._job.arms),
+            Samples(self._job.folder / 'pictures'),
         )
 
     def _take(self, frame: Frame, stopped: Callable[[], bool]) -> bool:
@@ -202,6 +204,7 @@ class Replay:
         for name, answer in given.items():
             rows += self._picture_rows(camera, name, answer.refreshes, self._asked)
             self._keep_stills(camera, answers, name, answer)
+        camera.samples.add(self._asked, camera.context.window.newest)
         for each in rows:  # all or nothing: a resumed run asks the rest
             self._journal.write(each)
         return True

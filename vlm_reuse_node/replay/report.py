@@ -24,6 +24,7 @@ from vlm_reuse_node.replay.figures import factor, share_text
 from vlm_reuse_node.replay.negatives import negatives
 from vlm_reuse_node.replay.report_drift import drift_view, exactness_lines
 from vlm_reuse_node.replay.report_plots import plot_views
+from vlm_reuse_node.replay.report_sample import sample_view
 from vlm_reuse_node.replay.row_index import RowIndex
 from vlm_reuse_node.replay.support import support_lines
 from vlm_reuse_node.replay.table import COLUMNS, cells
@@ -61,6 +62,7 @@ def render(results: dict, folders: dict[str, Path], videos: list[str]) -> str:
             ceilings=_ceilings(results),
             exactness=exactness_lines(results),
             drift=drift_view(rows, folders),
+            sample=sample_view(rows, folders),
             comparison=_comparison(results['comparison']),
             negatives=negatives(results),
             notes=results['notes'],
