@@ -61,7 +61,10 @@ def collect(folders: dict[str, Path], failed: dict[str, str], complete: bool) ->
     Raises NothingAnsweredError when no bag has an answer.
     """
     kept = {name: read_rows(folder / NAME) for name, folder in folders.items()}
-    rows = RowIndex({'bag': name, **row} for name, bag_rows in kept.items() for row in bag_rows[1:])
+    for name, bag_rows in kept.items():
+        for row in bag_rows[1:]:
+            row['bag'] = name
+    rows = RowIndex(row for bag_rows in kept.values() for row in bag_rows[1:])
     problems = [
         *(f"Bag '{name}': {why}" for name, why in failed.items()),
         *(f"Bag '{bag['bag']}': {each}" for bag in rows.bags for each in bag['damage']),
@@ -112,7 +115,9 @@ def environment() -> dict[str, str]:
 def write(results: dict, path: Path) -> None:
     """Write the file, checked against its schema."""
     check(results, str(path))
-    path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+    with path.open('w', encoding='utf-8') as file:
+        json.dump(results, file, indent=1, ensure_ascii=False)
+        file.write('\n')
 
 
 def read(path: Path) -> dict:
