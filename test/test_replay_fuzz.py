@@ -26,6 +26,7 @@ from mcap.stream_reader import StreamReader
 from replay_bags import frames, scene
 from rosbags.rosbag2 import StoragePlugin
 
+from vlm_reuse_node.replay import cli
 from vlm_reuse_node.replay.bag import Bag
 from vlm_reuse_node.replay.storage.channel import BagError
 from vlm_reuse_node.scene.frame import Frame
@@ -161,3 +162,24 @@ def test_an_hour_is_read_without_keeping_a_picture(tmp_path):
         alive.add(frame)
         most = max(most, len(alive))
     assert number == 3599 and most <= 2
+
+
+def test_a_long_replay_keeps_no_more_pictures_than_a_short_one(tmp_path, model_dir, monkeypatch):
+    alive, most = weakref.WeakSet(), []
+    begin = Frame.__post_init__
+
+    def count(frame):
+        begin(frame)
+        alive.add(frame)
+        most[-1] = max(most[-1], len(alive))
+
+    monkeypatch.setattr(Frame, '__post_init__', count)
+    for pictures in (60, 240):
+        most.append(0)
+        folder = tmp_path / str(pictures)
+        bag = recordings.mcap(folder, frames(pictures, step_s=1.0), recordings.cdr)
+        alive.clear()
+        most[-1] = 0
+        arguments = [str(bag), '--model', str(model_dir), '--arms', 'cold,last-4', '--out', str(folder / 'out')]
+        assert cli.main(arguments) == 0
+    assert most[1] <= most[0] + 1
