@@ -67,7 +67,8 @@ def write_bag(
                 text = TYPES.serialize_cdr(TYPES.types[TEXT](data='nothing to see'), TEXT)
                 messages.append((BEGIN_NS, connection, text))
             messages += [
-                (frame.stamp_ns, connection, TYPES.serialize_cdr(_message(frame, own, stamped), own)) for frame in each
+                (frame.stamp_ns, connection, TYPES.serialize_cdr(message_of(frame, own, stamped), own))
+                for frame in each
             ]
         for time_ns, connection, data in sorted(messages, key=lambda message: message[0]):
             writer.write(connection, time_ns, data)
@@ -87,7 +88,7 @@ def truncate(bag: Path, share: float) -> Path:
     return bag
 
 
-def _message(frame, kind, stamped):
+def message_of(frame, kind, stamped):
     seconds, nanoseconds = divmod(frame.stamp_ns if stamped else 0, 1_000_000_000)
     stamp = TYPES.types['builtin_interfaces/msg/Time'](sec=seconds, nanosec=nanoseconds)
     header = TYPES.types['std_msgs/msg/Header'](stamp=stamp, frame_id=frame.frame_id)

@@ -46,6 +46,7 @@ PROVIDED_BY = {
     'PIL': 'python3-pil',
     'jinja2': 'python3-jinja2',
     'mlx_vlm': 'mlx-vlm',
+    'mcap_protobuf': 'mcap-protobuf-support',
     'jsonschema': 'python3-jsonschema',
     'matplotlib': 'python3-matplotlib',
     'scipy': 'python3-scipy',

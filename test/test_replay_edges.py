@@ -29,7 +29,7 @@ from vlm_reuse_node.replay.runners.makers import _MAKERS
 REPLAY = Path(__file__).parents[1] / 'vlm_reuse_node' / 'replay'
 ROS = ('rclpy', 'sensor_msgs', 'std_msgs', 'builtin_interfaces', 'cv_bridge', 'vlm_reuse_interfaces')
 MODEL = ('mlx', 'mlx_vlm')
-NEEDS_MODEL = {'evaluate', 'jobs', 'model_thread', 'ray_jobs'}
+NEEDS_MODEL = {'camera_run', 'evaluate', 'jobs', 'model_thread', 'ray_jobs'}
 WITHOUT_MODEL = sorted(path.stem for path in REPLAY.glob('*.py') if path.stem not in {'__init__', *NEEDS_MODEL})
 
 

@@ -37,7 +37,7 @@ def file_with(folder, *entries, **more):
 
 def asked(items, pictures, camera='camera'):
     """(time, text) of all that is asked along the pictures, as (due, when it was noticed)."""
-    schedule, found, begin_ns = Schedule(items, camera), [], pictures[0].stamp_ns
+    schedule, found, begin_ns = Schedule(items, camera, 2.0), [], pictures[0].stamp_ns
     for frame in pictures:
         at_s = (frame.stamp_ns - begin_ns) / 1e9
         found += [(due.at_s, due.entry.text) for due in schedule.before(at_s)]
@@ -116,7 +116,7 @@ def test_there_is_a_general_set_for_any_scene():
         ({'question': 'a', 'at_s': 1, 'every_s': 2}, 'has at_s and every_s; expected one'),
         ({'question': 'a', 'at_s': -1}, 'has at_s -1; expected a number'),
         ({'question': 'a', 'at_s': []}, 'has no time to ask it'),
-        ({'question': 'a', 'every_s': 0}, 'has every_s 0; expected more than 0'),
+        ({'question': 'a', 'every_s': 0}, 'has every_s 0; expected at least'),
         ({'question': 'a', 'at_s': math.inf}, 'has at_s inf; expected a number'),
         ({'question': 'a', 'at_s': 1, 'max_tokens': math.inf}, 'has max_tokens inf; expected a number'),
         ({'question': 'a', 'at_s': 1, 'choises': []}, 'has choises; known are'),

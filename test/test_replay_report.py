@@ -28,6 +28,7 @@ from vlm_reuse_node.replay.plots import drift
 from vlm_reuse_node.replay.ratios import derive_ratios
 from vlm_reuse_node.replay.report import render
 from vlm_reuse_node.replay.row_index import RowIndex
+from vlm_reuse_node.replay.samples import MOST, Samples, sampled
 from vlm_reuse_node.replay.stills import save_drift
 from vlm_reuse_node.replay.table import table_lines
 from vlm_reuse_node.replay.times import measure_times
@@ -53,6 +54,7 @@ def results(drifted=1, warm_ms=2.0, text='blue', complete=True, problems=()):
         'seconds': 1.0,
         'frames_digest': 'd',
         'damage': [],
+        'notes': [],
         'questions_asked': 6,
         'cameras': [
             {
@@ -61,6 +63,10 @@ def results(drifted=1, warm_ms=2.0, text='blue', complete=True, problems=()):
                 'type': 'Image',
                 'refresh_policy': 'exact',
                 'policy_reason': text,
+                'gaps': 0,
+                'longest_gap_s': 0.0,
+                'questions_skipped': 0,
+                'clock_steps': {},
                 'pictures_read': 3,
                 'pictures_used': 3,
                 'pictures_refused': {},
@@ -71,9 +77,10 @@ def results(drifted=1, warm_ms=2.0, text='blue', complete=True, problems=()):
     sorted_rows = RowIndex([*rows, *looks, upkeep('auto'), bag])
     counts = count_rows(sorted_rows)
     return {
-        'format': 3,
+        'format': 4,
         'complete': complete,
         'problems': list(problems),
+        'notes': [],
         'counts': counts,
         'ratios': derive_ratios(sorted_rows, counts),
         'comparison': None,
@@ -179,3 +186,21 @@ def test_the_table_has_a_line_for_each_arm():
     lines = table_lines(results())
     assert [line.split()[0] for line in lines] == ['arm', 'cold', 'cold-again', 'auto']
     assert '1 of 6' in lines[3] and '50 %' in lines[3]
+
+
+def test_the_page_shows_a_sample_of_picture_question_and_answer(tmp_path):
+    samples = Samples(tmp_path / 'pictures')
+    samples.add(0, frames(1)[0])
+    page = render(results(text='the blue one'), {'a': tmp_path}, [])
+    assert page.count('alt="the newest picture at the time') == 1 and 'a sample' in page
+    assert 'a sample' not in render(results(), {'a': tmp_path / 'none'}, [])
+
+
+@pytest.mark.parametrize('count', [1, 12, 13, 100, 1000])
+def test_a_sample_is_small_and_spread_evenly_over_a_recording_of_any_length(tmp_path, count):
+    samples, picture = Samples(tmp_path), frames(1)[0]
+    for number in range(1, count + 1):
+        samples.add(number, picture)
+    numbers = list(sampled(tmp_path))
+    gaps = {after - before for before, after in zip(numbers, numbers[1:])}
+    assert len(numbers) <= MOST and (count <= MOST or len(numbers) >= MOST / 2) and len(gaps) <= 1 and numbers[0] == 1

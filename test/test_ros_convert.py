@@ -15,6 +15,7 @@
 """Pictures in messages: every encoding, padding, byte order and damage ends in the right `Frame` or a named error."""
 
 import array
+import struct
 import sys
 
 import cv2
@@ -30,6 +31,7 @@ from std_msgs.msg import Header
 from vlm_reuse_node.errors import ImageError
 from vlm_reuse_node.ros import conversion as ros_convert
 from vlm_reuse_node.scene.pixels import EIGHT_BIT, SIXTEEN_BIT, layout_of, rgb_of_image
+from vlm_reuse_node.scene.planar import PLANAR
 
 MAX_PIXELS = 1_000_000
 HEADER = Header(stamp=Time(sec=12, nanosec=34), frame_id='lens')
@@ -140,6 +142,71 @@ def test_yuv422_gives_back_flat_colours(encoding, luma, padding):
     assert np.abs(rgb - [255, 0, 0]).max() <= 2
 
 
+def planes(encoding, y, u, v, padding=0):
+    """A planar picture's bytes. y: (height, width); u, v: with one value for each pixel."""
+    layout = PLANAR[encoding]
+    u, v = u[:: layout.rows, :: layout.columns], v[:: layout.rows, :: layout.columns]
+    u, v = (v, u) if layout.has_v_first else (u, v)
+    colours = [np.stack([u, v], axis=2).reshape(u.shape[0], -1)] if layout.is_interleaved else [u, v]
+    data = b''
+    for plane in (y, *colours):
+        room = padding * plane.shape[1] // y.shape[1]
+        data += np.pad(plane, ((0, 0), (0, room)), constant_values=0xA5).tobytes()
+    return Image(
+        header=HEADER,
+        height=y.shape[0],
+        width=y.shape[1],
+        encoding=encoding,
+        step=y.shape[1] + padding,
+        data=array.array('B', data),
+    )
+
+
+@pytest.mark.parametrize('padding', [0, 32])
+@pytest.mark.parametrize('encoding', PLANAR)
+def test_planar_pictures_give_back_flat_colours(encoding, padding):
+    y, u, v = (np.full((24, 32), level, np.uint8) for level in (81, 90, 240))  # BT.601 red
+    assert np.abs(rgb_of(planes(encoding, y, u, v, padding)).astype(int) - [255, 0, 0]).max() <= 2
+
+
+@pytest.mark.parametrize('padding', [0, 32])
+@pytest.mark.parametrize(
+    'encoding, code',
+    [
+        ('nv12', cv2.COLOR_YUV2RGB_NV12),
+        ('nv21', cv2.COLOR_YUV2RGB_NV21),
+        ('i420', cv2.COLOR_YUV2RGB_I420),
+        ('yv12', cv2.COLOR_YUV2RGB_YV12),
+    ],
+)
+def test_planar_pictures_are_as_opencv_converts_them(encoding, code, padding):
+    y, u, v = (picture(channels=1, seed=seed) for seed in range(3))
+    tight = np.frombuffer(planes(encoding, y, u, v).data, np.uint8).reshape(36, 32)
+    rgb = rgb_of(planes(encoding, y, u, v, padding))
+    assert np.abs(rgb.astype(int) - cv2.cvtColor(tight, code)).max() <= 1
+
+
+@pytest.mark.parametrize('encoding', PLANAR)
+def test_a_planar_picture_of_the_wrong_size_is_refused(encoding):
+    grey = picture(channels=1)
+    message = planes(encoding, grey, grey, grey)
+    message.data = message.data[:-1]
+    assert cause_of(message) == 'truncated'
+    message.step = 31
+    assert cause_of(message) == 'step'
+    assert cause_of(planes(encoding, grey[:, :31], grey, grey)) == 'size'
+
+
+@pytest.mark.parametrize(
+    'encoding, channels, fitting',
+    [('p010', 2, 'yuyv'), ('jpeg', 3, 'rgb8'), ('nv16', 1, 'mono8'), ('rgb8', 2, 'yuyv'), ('mono8', 2, 'yuyv')],
+)
+def test_a_name_that_does_not_fit_its_data_gets_those_that_do(encoding, channels, fitting):
+    message = message_of(picture(width=512, channels=channels), encoding)
+    with pytest.raises(ImageError, match=f'has the size of .*{fitting}'):
+        rgb_of(message)
+
+
 @pytest.mark.parametrize('big_endian', [False, True])
 @pytest.mark.parametrize(
     'encoding, dtype, unit',
@@ -218,7 +285,8 @@ def test_cv_bridge_is_only_given_what_every_cv_bridge_gets_right(monkeypatch, en
 @pytest.mark.parametrize(
     'change, cause',
     [
-        ({'encoding': 'nv21'}, 'encoding'),
+        ({'encoding': 'nv21'}, 'truncated'),
+        ({'encoding': 'p010'}, 'encoding'),
         ({'encoding': ''}, 'encoding'),
         ({'encoding': 'RGB8'}, 'encoding'),
         ({'encoding': '32FC3'}, 'encoding'),
@@ -412,10 +480,81 @@ def test_what_opencv_fails_at_is_a_refusal(monkeypatch):
             assert cause_of(message) == 'decode'
 
 
-def test_compressed_depth_is_refused_with_what_to_do():
-    message = compressed(smooth(1, np.uint16), '16UC1; compressedDepth png', '.png')
-    with pytest.raises(ImageError, match='raw depth topic'):
-        rgb_of_file(message)
+def packed_depth(depth, format_text='16UC1; compressedDepth png', header=(0, 0.0, 0.0), codec='png'):
+    """Distances as compressed_depth_image_transport sends them."""
+    if codec == 'png':
+        data = cv2.imencode('.png', depth)[1].tobytes()
+    else:
+        data = struct.pack('<II', depth.shape[1], depth.shape[0]) + rvl(depth)
+    return CompressedImage(
+        header=HEADER, format=format_text, data=array.array('B', struct.pack('<Iff', *header) + data)
+    )
+
+
+def rvl(depth):
+    """RVL as its paper writes it down, a nibble at a time."""
+    nibbles, values, place, before = [], depth.reshape(-1).astype(int).tolist(), 0, 0
+
+    def write(value):
+        while True:
+            nibble, value = value & 7, value >> 3
+            nibbles.append(nibble | 8 if value else nibble)
+            if not value:
+                return
+
+    while place < len(values):
+        zeros = next((number for number, value in enumerate(values[place:]) if value), len(values) - place)
+        write(zeros)
+        place += zeros
+        run = next((number for number, value in enumerate(values[place:]) if not value), len(values) - place)
+        write(run)
+        for value in values[place : place + run]:
+            delta, before = value - before, value
+            write((delta << 1) ^ (delta >> 31))
+        place += run
+    nibbles += [0] * (-len(nibbles) % 8)
+    words = [
+        sum(nibble << (28 - 4 * place) for place, nibble in enumerate(nibbles[at : at + 8]))
+        for at in range(0, len(nibbles), 8)
+    ]
+    return struct.pack(f'<{len(words)}I', *words)
+
+
+def depths():
+    """Distances with holes: runs of zeros in the middle and at both ends."""
+    depth = np.random.default_rng(0).integers(300, 9000, (24, 32), np.uint16)
+    depth[:3], depth[10, 5:20], depth[-1] = 0, 0, 0
+    return depth
+
+
+@pytest.mark.parametrize('codec', ['png', 'rvl'])
+@pytest.mark.parametrize('depth', [depths(), depths()[5:9] + 1, np.zeros((4, 6), np.uint16)])
+def test_packed_distances_are_as_the_raw_ones(codec, depth):
+    message = packed_depth(depth, f'16UC1; compressedDepth {codec}', codec=codec)
+    assert np.array_equal(rgb_of_file(message), rgb_of(message_of(depth, '16UC1')))
+
+
+def test_packed_inverse_distances_are_metres():
+    metres = np.linspace(0.5, 9.5, 24 * 32).reshape(24, 32).astype(np.float32)
+    a, b = 10_000.0, 900.0  # as the transport derives them from the largest distance and the precision at it
+    inverse = np.rint(a / metres + b).astype(np.uint16)
+    inverse[0, 0] = 0  # nothing measured
+    rgb = rgb_of_file(packed_depth(inverse, '32FC1; compressedDepth png', (1, a, b))).astype(int)
+    assert rgb[0, 0, 0] == 0 and np.abs(rgb[1:, :, 0] - metres[1:] * 25.5).max() <= 1
+
+
+@pytest.mark.parametrize('codec', ['png', 'rvl'])
+@pytest.mark.parametrize('end', [0, 11, 12, 15, 19, 21, 60, 200])
+def test_cut_packed_distances_are_refused(codec, end):
+    message = packed_depth(depths(), codec=codec)
+    message.data = message.data[:end]
+    assert cause_of(message) in ('truncated', 'decode', 'size')
+
+
+def test_a_packed_picture_that_says_it_is_huge_is_refused():
+    message = packed_depth(depths(), codec='rvl')
+    message.data[12:20] = array.array('B', struct.pack('<II', 2**31, 2**31))
+    assert cause_of(message) == 'size'
 
 
 def test_a_converter_that_fails_is_a_refusal(monkeypatch):

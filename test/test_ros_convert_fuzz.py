@@ -28,11 +28,13 @@ from sensor_msgs.msg import CompressedImage, Image
 from vlm_reuse_node.errors import ImageError
 from vlm_reuse_node.ros import conversion as ros_convert
 from vlm_reuse_node.scene import pixels
+from vlm_reuse_node.scene.planar import PLANAR
 
 ENCODINGS = st.sampled_from(
     [
         *pixels.EIGHT_BIT,
         *pixels.SIXTEEN_BIT,
+        *PLANAR,
         '8UC1',
         '8UC3',
         '8UC4',
@@ -42,7 +44,7 @@ ENCODINGS = st.sampled_from(
         '32FC1',
         '64FC1',
         '32FC3',
-        'nv21',
+        'p010',
     ]
 )
 SMALL = st.integers(0, 20)
@@ -108,3 +110,18 @@ STARTS = st.sampled_from([b'', b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n', b'BM'])
 @given(st.text(max_size=20), STARTS, st.binary(max_size=300))
 def test_any_compressed_message(format_text, start, data):
     checked(ros_convert.frame_from_compressed, CompressedImage(format=format_text, data=array.array('B', start + data)))
+
+
+@given(
+    st.sampled_from(['16UC1; compressedDepth png', '; compressedDepth', '32FC1; compressedDepth rvl']),
+    st.binary(max_size=300),
+)
+def test_any_packed_depth(format_text, data):
+    checked(ros_convert.frame_from_compressed, CompressedImage(format=format_text, data=array.array('B', data)))
+
+
+@given(SMALL, SMALL, st.binary(max_size=300))
+def test_any_rvl(width, height, data):
+    head = bytes(12) + width.to_bytes(4, 'little') + height.to_bytes(4, 'little')
+    message = CompressedImage(format='16UC1; compressedDepth rvl', data=array.array('B', head + data))
+    checked(ros_convert.frame_from_compressed, message)

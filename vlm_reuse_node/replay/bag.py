@@ -12,27 +12,27 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Recorded bags as `Frame`s, read in process and without ROS; damaged ones as far as they can be read."""
+"""Recordings as `Frame`s, read in process and without ROS; damaged ones as far as they can be read."""
 
 import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from rosbags.typesys import Stores, get_typestore
 
 from vlm_reuse_node.errors import ImageError
-from vlm_reuse_node.replay.bag_reader import BagReader, expected_messages
-from vlm_reuse_node.replay.image_topics import COMPRESSED, ImageTopic, choose_topics
-from vlm_reuse_node.replay.salvage import one_line
+from vlm_reuse_node.replay.bag_reader import BagReader
+from vlm_reuse_node.replay.camera_clock import CameraClock
+from vlm_reuse_node.replay.image_topics import ImageTopic, choose_topics
+from vlm_reuse_node.replay.picture_message import PictureMessage, read_picture
+from vlm_reuse_node.replay.storage.channel import Message
+from vlm_reuse_node.scene.contrast import Contrast
 from vlm_reuse_node.scene.frame import Frame
-from vlm_reuse_node.scene.pixels import rgb_of_file, rgb_of_image
 
 NOT_NEWER, BEFORE_FIRST = 'not newer than the one before', "with a stamp before the bag's first picture"
 OUTSIDE, TOO_SOON = 'outside of --start and --duration', 'above --rate-limit'
-_TYPES = get_typestore(Stores.ROS2_KILTED)
+# Two cameras' clocks that are further apart than this are compared by the recorder's clock.
+ONE_CLOCK_NS = 60_000_000_000
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,13 @@ class Selection:
 
 
 class Bag:
-    """One bag: a directory with metadata.yaml, or a single mcap or sqlite3 file.
+    """One recording: a directory, or a single file, see `BagReader`.
 
-    topics: those that are replayed. seconds: from the first to the last message, as far as is known before all is read.
+    topics: those that are replayed. seconds: from the first to the last message, as far as is known; 0 where it is not.
     read, used: pictures of each camera that were read, and that were replayed.
     refused, left_out: pictures of each camera that could not be used, by cause; and that were not replayed, by reason.
-    damage: sentences on what is wrong with the bag; complete after everything was read.
+    damage: sentences on what is wrong with the bag; notes: on what else a reader of the results has to know. Both are
+    complete after everything was read.
     """
 
     def __init__(self, path: Path, selection: Selection = Selection()) -> None:
@@ -64,14 +65,24 @@ class Bag:
         self.path = path
         self._selection = selection
         self._reader = BagReader(path)
-        self.topics = tuple(choose_topics(path, self._reader.topics, self._reader.empty, selection.topics))
+        try:
+            choice = choose_topics(path, self._reader.channels.values(), self._reader.empty, selection.topics)
+        except Exception:
+            self.close()
+            raise
+        self.topics = choice.topics
         self.seconds = self._reader.seconds
         self.read: Counter[str] = Counter()
         self.used: Counter[str] = Counter()
         self.refused: dict[str, Counter[str]] = {}
         self.left_out: dict[str, Counter[str]] = {}
         self.damage: list[str] = []
+        self.notes = list(choice.passed_over)
+        self._clocks: dict[str, CameraClock] = {}
+        self._contrasts = {topic.camera: Contrast() for topic in self.topics}
+        self._without_stamp: Counter[str] = Counter()
         self._first_ns: int | None = None
+        self._first_recorded_ns = 0
 
     @property
     def first_ns(self) -> int:
@@ -87,27 +98,27 @@ class Bag:
     def frames(self) -> Iterator[Frame]:
         """Yield the pictures by the time they were recorded, those of each camera in the order of their stamps.
 
-        A picture without a stamp gets the time at which it was recorded.
+        Their stamps are times of the bag: where a camera's clock jumps they go on as the recorder's clock does, see
+        `CameraClock`. A picture without a stamp gets the time at which it was recorded.
         """
         topics = {topic.name: topic for topic in self.topics}
-        newest_ns: dict[str, int] = {}
         used_ns: dict[str, int] = {}
-        for name, time_ns, data in self._reader.messages(set(topics)):
-            frame = self._frame(topics[name], time_ns, data)
-            if frame is None:
+        for message in self._reader.messages(set(topics)):
+            topic = topics[message.channel.topic]
+            picture = self._picture(topic, message)
+            if picture is None:
                 continue
-            if self._first_ns is None:
-                self._first_ns = frame.stamp_ns
-            camera = frame.camera
-            reason = self._why_not(frame, newest_ns.get(camera, -1), used_ns.get(camera))
-            newest_ns[camera] = max(newest_ns.get(camera, -1), frame.stamp_ns)
-            if reason:
-                self.left_out.setdefault(camera, Counter())[reason] += 1
+            time_ns = self._time_ns(topic.camera, picture.stamp_ns, message.time_ns)
+            reason = self._why_not(time_ns, used_ns.get(topic.camera))
+            if reason or time_ns is None:
+                self.left_out.setdefault(topic.camera, Counter())[reason] += 1
                 continue
-            used_ns[camera] = frame.stamp_ns
-            self.used[camera] += 1
-            yield frame
-        self._report_damage()
+            frame = self._frame(topic, picture, time_ns)
+            if frame is not None:
+                used_ns[topic.camera] = time_ns
+                self.used[topic.camera] += 1
+                yield frame
+        self._report()
 
     def refuse(self, camera: str, cause: str, why: str) -> None:
         """Count a picture that cannot be used. cause: a short key. why: a sentence."""
@@ -115,6 +126,14 @@ class Bag:
         if not counts[cause]:
             self.damage.append(f"Some pictures of '{camera}' cannot be used ({cause}). The first one: {why}")
         counts[cause] += 1
+
+    def steps(self, camera: str) -> Counter[str]:
+        """How often a camera's clock jumped so far, by kind."""
+        return self._clocks[camera].steps if camera in self._clocks else Counter()
+
+    def restarts(self, camera: str) -> int:
+        """How often a camera's time went back so far, whereupon the node forgets its state."""
+        return self._clocks[camera].restarts if camera in self._clocks else 0
 
     def at_s(self, frame: Frame) -> float:
         """Return when a picture was taken: seconds from the bag's first one, to the microsecond."""
@@ -124,58 +143,82 @@ class Bag:
         """Convert a stamp to seconds from the bag's first picture, to the microsecond."""
         return round((stamp_ns - self.first_ns) / 1e9, 6)
 
-    def _frame(self, topic: ImageTopic, time_ns: int, data: bytes) -> Frame | None:
-        """The picture of a message, or None for one that cannot be used; both are counted."""
+    def _picture(self, topic: ImageTopic, message: Message) -> PictureMessage | None:
+        """The decoded message, or None for one that cannot be; both are counted."""
         self.read[topic.camera] += 1
         try:
-            message = _TYPES.deserialize_cdr(data, topic.type)
-        except Exception as error:  # a torn message makes rosbags raise nearly anything
-            self.refuse(topic.camera, 'message', one_line(error))
-            return None
-        try:
-            return _frame_of(message, topic, time_ns, self._selection.max_pixels)
+            return read_picture(message.channel, message.data)
         except ImageError as error:
             self.refuse(topic.camera, error.cause, str(error))
             return None
 
-    def _why_not(self, frame: Frame, newest_ns: int, used_ns: int | None) -> str:
-        """Why a picture is not replayed, '' when it is. newest_ns, used_ns: stamps of its camera's pictures."""
+    def _frame(self, topic: ImageTopic, picture: PictureMessage, time_ns: int) -> Frame | None:
+        """The picture's pixels; None for one that cannot be used, which is counted."""
+        try:
+            rgb = picture.rgb(self._selection.max_pixels, self._contrasts[topic.camera])
+            return Frame(rgb, time_ns, picture.frame_id, topic.camera)
+        except ImageError as error:
+            self.refuse(topic.camera, error.cause, str(error))
+            return None
+
+    def _time_ns(self, camera: str, stamp_ns: int, recorded_ns: int) -> int | None:
+        """A picture's time in the bag; None for one that is not newer than its camera's one before."""
+        if stamp_ns <= 0:
+            self._without_stamp[camera] += 1
+            stamp_ns = recorded_ns
+        if clock := self._clocks.get(camera):
+            return clock.place(stamp_ns, recorded_ns)
+        time_ns = stamp_ns
+        if self._first_ns is None:
+            self._first_ns, self._first_recorded_ns = stamp_ns, recorded_ns
+        elif abs((stamp_ns - self._first_ns) - (recorded_ns - self._first_recorded_ns)) > ONE_CLOCK_NS:
+            time_ns = self._first_ns + recorded_ns - self._first_recorded_ns
+        self._clocks[camera] = CameraClock(time_ns, stamp_ns, recorded_ns)
+        return time_ns
+
+    def _why_not(self, time_ns: int | None, used_ns: int | None) -> str:
+        """Why a picture is not replayed, '' when it is. used_ns: time of its camera's last one that is."""
         selection = self._selection
-        if frame.stamp_ns <= newest_ns:
+        if time_ns is None:
             return NOT_NEWER
-        if frame.stamp_ns < self.first_ns:  # of another camera, whose messages are recorded later
+        if time_ns < self.first_ns:  # of another camera, whose messages are recorded later
             return BEFORE_FIRST
-        if not 0 <= self.at_s(frame) - selection.start_s < selection.duration_s:
+        if not 0 <= self.seconds_of(time_ns) - selection.start_s < selection.duration_s:
             return OUTSIDE
         # A tenth of a period of slack: a camera of 30 Hz that jitters stays one of 30 Hz.
         period_ns = 0.9e9 / selection.rate_limit_hz if selection.rate_limit_hz else 0
-        if used_ns is not None and frame.stamp_ns - used_ns < period_ns:
+        if used_ns is not None and time_ns - used_ns < period_ns:
             return TOO_SOON
         return ''
 
-    def _report_damage(self) -> None:
+    def _report(self) -> None:
+        """Complete damage and notes."""
         self.damage += [
             f"Pictures of '{camera}' left out: {counts[reason]} ({reason})."
             for camera, counts in sorted(self.left_out.items())
             for reason in (NOT_NEWER, BEFORE_FIRST)
             if counts[reason]
         ]
-        if self._reader.damage:
-            expected = expected_messages(self.path, {topic.name for topic in self.topics})
+        read, expected = self.read.total(), self._reader.expected({topic.name for topic in self.topics})
+        damage = self._reader.damage or ('messages are missing.' if read < expected else '')
+        if damage:
             of_all = f' of the {expected} that metadata.yaml names' if expected else ''
             self.damage.insert(
-                0,
-                f'The bag is damaged ({self._reader.damage.rstrip(".")}); {sum(self.read.values())} '
-                f'pictures{of_all} were read, the rest is lost.',
+                0, f'The bag is damaged ({damage.rstrip(".")}); {read} pictures{of_all} were read, the rest is lost.'
             )
-
-
-def _frame_of(message: Any, topic: ImageTopic, time_ns: int, max_pixels: int) -> Frame:
-    """The picture of a message; without a stamp it gets the time of its recording. Raises ImageError."""
-    if topic.type == COMPRESSED:
-        rgb = rgb_of_file(bytes(message.data), message.format, max_pixels)
-    else:
-        rgb = rgb_of_image(message, max_pixels)
-    header = message.header
-    stamp_ns = header.stamp.sec * 1_000_000_000 + header.stamp.nanosec
-    return Frame(rgb, stamp_ns or time_ns, header.frame_id, topic.camera)
+        self.notes += [f'Nothing was recorded on {topic.name}.' for topic in self.topics if not self.read[topic.camera]]
+        self.notes += [
+            f"Pictures of '{camera}' without a stamp: {count}; each has the time at which it was recorded."
+            for camera, count in sorted(self._without_stamp.items())
+        ]
+        self.notes += [
+            f"Pictures of '{camera}' are {contrast.note}."
+            for camera, contrast in sorted(self._contrasts.items())
+            if contrast.note
+        ]
+        for camera, clock in sorted(self._clocks.items()):
+            if clock.steps:
+                steps = ', '.join(f'{kind} {count} times' for kind, count in sorted(clock.steps.items()))
+                self.notes.append(
+                    f"The clock of '{camera}' jumped ({steps}); from there on its times follow the recorder's clock."
+                )

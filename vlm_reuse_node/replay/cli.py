@@ -28,19 +28,20 @@ from tqdm import tqdm
 
 from vlm_reuse_node.errors import ConfigError, VlmReuseError
 from vlm_reuse_node.replay import results
-from vlm_reuse_node.replay.bag_reader import BagError
 from vlm_reuse_node.replay.compare import compare, comparison_lines
 from vlm_reuse_node.replay.job import Job, JobOutcome
 from vlm_reuse_node.replay.options import build_parser, make_jobs
-from vlm_reuse_node.replay.report import write_report
+from vlm_reuse_node.replay.report import write_nothing, write_report
 from vlm_reuse_node.replay.stop_request import StopRequest
+from vlm_reuse_node.replay.storage.channel import BagError
 from vlm_reuse_node.replay.table import table_lines, verdict_lines
+from vlm_reuse_node.replay.verdict import is_answered
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Replay. Returns 0 only when every bag was replayed to its end."""
+    """Replay. Returns 0 only when every bag was replayed to its end, and a question was answered."""
     args = build_parser().parse_intermixed_args(argv)
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
     try:
@@ -77,7 +78,11 @@ def _replay(args: argparse.Namespace) -> int:
     done = [job for job in todo if job.name in started]
     folders = {job.name: job.folder for job in done}
     is_complete = not failed and len(done) == len(todo) and all(outcome.complete for outcome in outcomes)
-    found = results.collect(folders, failed, is_complete)
+    try:
+        found = results.collect(folders, failed, is_complete)
+    except results.NothingAnsweredError as error:
+        write_nothing(str(error), error.lines, args.out / 'report.html')
+        raise
     found['times'] |= results.environment() | {
         'wall_s': time.perf_counter() - started_s,
         'cpu_s': time.process_time() - started_cpu_s,
@@ -91,7 +96,7 @@ def _replay(args: argparse.Namespace) -> int:
     if stop.is_set:
         print('Interrupted; the same command with --resume goes on.', file=sys.stderr)
         return EXIT_INTERRUPTED
-    return 0 if found['complete'] else EXIT_FAILED
+    return 0 if found['complete'] and is_answered(found) else EXIT_FAILED
 
 
 def _run(
@@ -124,8 +129,8 @@ def _print(found: dict, args: argparse.Namespace) -> None:
         print(json.dumps(results.summary(found)))
         return
     print('\n'.join([*table_lines(found), '', *verdict_lines(found)]))
-    for problem in found['problems']:
-        print(problem)
+    for sentence in (*found['problems'], *found['notes']):
+        print(sentence)
     if found['comparison']:
         print('\n'.join(['', *comparison_lines(found['comparison'])]))
     print(f'\nWritten to {args.out}: report.html, results.json, overlay video, and a folder of rows for each bag.')

@@ -15,7 +15,7 @@
 """Replays one bag: every arm sees the same pictures in the same order and is asked the same questions."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from typing import TypeVar
@@ -27,6 +27,7 @@ from vlm_reuse_node.model.work import Work
 from vlm_reuse_node.replay.arm_answer import ArmAnswer
 from vlm_reuse_node.replay.arms import ARMS, POLICY, REFERENCE
 from vlm_reuse_node.replay.bag import Bag
+from vlm_reuse_node.replay.camera_run import CameraRun
 from vlm_reuse_node.replay.job import Job
 from vlm_reuse_node.replay.journal import Journal
 from vlm_reuse_node.replay.questions import QuestionEntry, read_questions
@@ -34,6 +35,7 @@ from vlm_reuse_node.replay.rows import answer_row, differs, is_pair, picture_row
 from vlm_reuse_node.replay.runners.kept_state import Policy
 from vlm_reuse_node.replay.runners.makers import make_runners
 from vlm_reuse_node.replay.runners.runner import ArmContext, Runner, replay_config
+from vlm_reuse_node.replay.samples import Samples
 from vlm_reuse_node.replay.schedule import DueQuestion, Schedule
 from vlm_reuse_node.replay.stills import save_drift
 from vlm_reuse_node.replay.video import Video
@@ -42,28 +44,10 @@ from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Refresh
 from vlm_reuse_node.session.answer import Answer, Status
 from vlm_reuse_node.session.question import Question
-from vlm_reuse_node.session.session_status import SessionStatus
 
 T = TypeVar('T')
 
 MOST_STILLS = 12  # of each arm
-
-
-@dataclass
-class _Camera:
-    """One camera's arms.
-
-    stills: how many were kept of each arm. last_s: time of the newest picture. has_rested: whether the arms have used
-    the idle time after it.
-    """
-
-    context: ArmContext
-    schedule: Schedule
-    video: Video
-    runners: dict[str, Runner]
-    stills: dict[str, int] = field(default_factory=dict)
-    last_s: float | None = None
-    has_rested: bool = False
 
 
 class Replay:
@@ -102,13 +86,14 @@ class Replay:
             for camera in self._cameras.values():
                 camera.video.close()
 
-    def _camera(self, name: str, config: Config, entries: tuple[QuestionEntry, ...]) -> _Camera:
+    def _camera(self, name: str, config: Config, entries: tuple[QuestionEntry, ...]) -> CameraRun:
         context = ArmContext(self._vlm, config, name, Window(self._job.window_s))
-        return _Camera(
+        return CameraRun(
             context,
-            Schedule(entries, name),
+            Schedule(entries, name, self._job.config.max_age_s),
             Video(self._job.folder / f'overlay.{_file_part(name)}.mp4'),
             make_runners(context, self._job.arms),
+            Samples(self._job.folder / 'pictures'),
         )
 
     def _take(self, frame: Frame, stopped: Callable[[], bool]) -> bool:
@@ -121,13 +106,13 @@ class Replay:
             self._warm_up(camera, frame)
         self._rest(camera, at_s)
         self._digest.update(frame.rgb.tobytes())
+        camera.begin(at_s, self.bag.restarts(frame.camera), self._job.config.max_age_s)
         camera.context.window.add(frame)
-        camera.last_s, camera.has_rested = at_s, False
         for name in camera.runners:
             self._see(camera, name, frame)
         return self._ask_all(camera, camera.schedule.at(at_s, frame), stopped)
 
-    def _warm_up(self, camera: _Camera, frame: Frame) -> None:
+    def _warm_up(self, camera: CameraRun, frame: Frame) -> None:
         """Pay what happens only once in a process before anything is timed."""
         context = replace(camera.context, window=Window(self._job.window_s))
         context.window.add(frame)
@@ -139,7 +124,7 @@ class Replay:
         except ImageError:
             pass  # the arms will say so
 
-    def _see(self, camera: _Camera, name: str, frame: Frame) -> None:
+    def _see(self, camera: CameraRun, name: str, frame: Frame) -> None:
         """Let one arm take the picture, and record what it cost."""
         try:
             self._keep_up(camera, name, lambda: camera.runners[name].see(frame))
@@ -147,7 +132,7 @@ class Replay:
             if name == POLICY:
                 self.bag.refuse(frame.camera, 'model', str(error))
 
-    def _rest(self, camera: _Camera, until_s: float) -> None:
+    def _rest(self, camera: CameraRun, until_s: float) -> None:
         """Give every arm the idle time after the newest picture, once, if the next event comes later than it."""
         if camera.last_s is None or camera.has_rested or until_s <= camera.last_s:
             return
@@ -155,7 +140,7 @@ class Replay:
         for name, runner in camera.runners.items():
             self._keep_up(camera, name, runner.rest)
 
-    def _keep_up(self, camera: _Camera, name: str, call: Callable[[], list[Refresh]]) -> None:
+    def _keep_up(self, camera: CameraRun, name: str, call: Callable[[], list[Refresh]]) -> None:
         """Let one arm do what no question waits for, and record what that cost."""
         refreshes, work = self._on_the_meter(call)
         for row in self._picture_rows(camera, name, refreshes):
@@ -169,7 +154,7 @@ class Replay:
         return call(), self._vlm.meter.done - before
 
     def _picture_rows(
-        self, camera: _Camera, name: str, refreshes: Iterable[Refresh], question: int | None = None
+        self, camera: CameraRun, name: str, refreshes: Iterable[Refresh], question: int | None = None
     ) -> list[dict]:
         """The rows of an arm's looks and refreshes; those of auto go into the video too."""
         runner = camera.runners[name]
@@ -185,7 +170,7 @@ class Replay:
                 camera.video.add(frame, refresh, at_s)
         return rows
 
-    def _ask_all(self, camera: _Camera, due: list[DueQuestion], stopped: Callable[[], bool]) -> bool:
+    def _ask_all(self, camera: CameraRun, due: Iterable[DueQuestion], stopped: Callable[[], bool]) -> bool:
         """Ask what is due, unless there is no picture yet; return False when it was stopped."""
         if camera.last_s is None:
             return True
@@ -195,7 +180,7 @@ class Replay:
                 return False
         return True
 
-    def _ask(self, camera: _Camera, due: DueQuestion, picture_s: float, stopped: Callable[[], bool]) -> bool:
+    def _ask(self, camera: CameraRun, due: DueQuestion, picture_s: float, stopped: Callable[[], bool]) -> bool:
         """Ask every arm one question about the picture of that time; return False when it was stopped."""
         entry = due.entry
         question = Question(entry.text, entry.choices, max_tokens=entry.max_tokens)
@@ -219,11 +204,12 @@ class Replay:
         for name, answer in given.items():
             rows += self._picture_rows(camera, name, answer.refreshes, self._asked)
             self._keep_stills(camera, answers, name, answer)
+        camera.samples.add(self._asked, camera.context.window.newest)
         for each in rows:  # all or nothing: a resumed run asks the rest
             self._journal.write(each)
         return True
 
-    def _keep_stills(self, camera: _Camera, answers: dict[str, dict], name: str, answer: ArmAnswer) -> None:
+    def _keep_stills(self, camera: CameraRun, answers: dict[str, dict], name: str, answer: ArmAnswer) -> None:
         """Keep both pictures of an answer that drifted: what cold-dense saw, and what the arm's state is of."""
         is_shown = ARMS[name].keeps_state and isinstance(camera.runners[name], Policy)
         count = camera.stills.get(name, 0)
@@ -253,19 +239,22 @@ class Replay:
         return True
 
     def _bag_row(self) -> dict:
-        bag = self.bag
+        bag, cameras = self.bag, self._cameras
+        max_age_s = self._job.config.max_age_s
         return {
             'row': 'bag',
-            'seconds': max((camera.last_s or 0.0 for camera in self._cameras.values()), default=0.0),
+            'seconds': max((camera.last_s or 0.0 for camera in cameras.values()), default=0.0),
             'frames_digest': self._digest.hexdigest(),
             'damage': bag.damage,
+            'notes': [*bag.notes, *(note for camera in cameras.values() for note in camera.notes(max_age_s))],
             'questions_asked': self._asked,
             'cameras': [
                 {
                     'camera': topic.camera,
                     'topic': topic.name,
-                    **self._policy(topic.camera),
-                    'type': topic.type,
+                    'type': topic.channel.type,
+                    **cameras[topic.camera].row(),
+                    'clock_steps': dict(sorted(bag.steps(topic.camera).items())),
                     'pictures_read': bag.read[topic.camera],
                     'pictures_used': bag.used[topic.camera],
                     'pictures_refused': dict(sorted(bag.refused.get(topic.camera, {}).items())),
@@ -274,12 +263,6 @@ class Replay:
                 for topic in bag.topics
             ],
         }
-
-    def _policy(self, camera: str) -> dict[str, str]:
-        """What refresh_policy auto came to, and why."""
-        runner = self._cameras[camera].runners[POLICY]
-        status = runner.session.status if isinstance(runner, Policy) else SessionStatus()
-        return {'refresh_policy': status.policy, 'policy_reason': status.policy_reason}
 
 
 def _answer(runner: Runner, question: Question, now_ns: int) -> ArmAnswer:

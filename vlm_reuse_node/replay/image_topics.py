@@ -19,18 +19,23 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlm_reuse_node.replay.bag_reader import BagError
+from vlm_reuse_node.replay.picture_message import COMPRESSED, ENCODINGS, RAW, VIDEO
+from vlm_reuse_node.replay.storage.channel import BagError, Channel
 
-IMAGE, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
-_NO_CAMERA = re.compile(r'/(image_raw|image_color|image|compressed)$')
+_NO_CAMERA = re.compile(r'/(image_raw|image_color|image_rect|image|compressed|compressedDepth)$')
+_DEPTH = re.compile(r'(^|[/_])(depth|disparity)|compressedDepth$')
 
 
 @dataclass(frozen=True)
 class ImageTopic:
     """A topic with pictures."""
 
-    name: str
-    type: str
+    channel: Channel
+
+    @property
+    def name(self) -> str:
+        """The topic's."""
+        return self.channel.topic
 
     @property
     def camera(self) -> str:
@@ -40,41 +45,95 @@ class ImageTopic:
             name = shorter
         return name.strip('/')
 
+    @property
+    def is_compressed(self) -> bool:
+        """Whether its pictures are compressed."""
+        return self.channel.type in COMPRESSED
 
-def choose_topics(path: Path, topics: dict[str, str], empty: set[str], wanted: tuple[str, ...]) -> list[ImageTopic]:
-    """Return the wanted topics; without any, the only camera's that has a message.
+    @property
+    def is_depth(self) -> bool:
+        """Whether its pictures are distances, as far as its name tells."""
+        return _DEPTH.search(self.name) is not None
 
-    path: of the bag. topics: all, by name, with their types. empty: those without a message.
+
+@dataclass(frozen=True)
+class TopicChoice:
+    """The topics that are replayed, and sentences on those that are passed over."""
+
+    topics: tuple[ImageTopic, ...]
+    passed_over: tuple[str, ...]
+
+
+def choose_topics(
+    path: Path, channels: Iterable[Channel], empty: Iterable[str], wanted: tuple[str, ...]
+) -> TopicChoice:
+    """Choose the wanted topics; without any, the only camera's that has a message; distances only if nothing else is.
+
+    path: of the bag. channels: all. empty: topics without a message.
     Raises BagError when there is no such topic, or when it is not clear which is meant.
     """
-    image_topics = {name: ImageTopic(name, kind) for name, kind in topics.items() if kind in (IMAGE, COMPRESSED)}
-    if not image_topics:
-        found = ', '.join(f'{name} ({kind})' for name, kind in sorted(topics.items())) or 'none'
+    channels = list(channels)
+    topics = {
+        each.topic: ImageTopic(each)
+        for each in channels
+        if each.type in (*RAW, *COMPRESSED) and each.encoding in ENCODINGS
+    }
+    if not topics:
+        raise BagError(_nothing_to_see(path, channels))
+    if missing := [name for name in wanted if name not in topics]:
         raise BagError(
-            f"The bag '{path}' has no pictures: its topics are {found}; expected one of type {IMAGE} or {COMPRESSED}."
-        )
-    if missing := [name for name in wanted if name not in image_topics]:
-        raise BagError(
-            f"The bag '{path}' has no pictures on {', '.join(missing)}; it has them on "
-            f'{", ".join(sorted(image_topics))}.'
+            f"The bag '{path}' has no pictures on {', '.join(missing)}; it has them on {', '.join(sorted(topics))}."
         )
     if wanted:
-        chosen = [image_topics[name] for name in wanted]
+        chosen = [topics[name] for name in wanted]
     else:
-        full = [topic for name, topic in image_topics.items() if name not in empty]
-        chosen = _one_per_camera(full or image_topics.values())
+        full = [topic for name, topic in topics.items() if name not in set(empty)] or list(topics.values())
+        chosen = _one_per_camera([topic for topic in full if not topic.is_depth] or full)
     cameras = {topic.camera for topic in chosen}
     if (not wanted and len(chosen) > 1) or len(cameras) < len(chosen):
         raise BagError(
-            f"The bag '{path}' has pictures on {', '.join(sorted(image_topics))}; say which to replay: "
+            f"The bag '{path}' has pictures on {', '.join(sorted(topics))}; say which to replay: "
             '--topic, once for each camera.'
         )
-    return chosen
+    return TopicChoice(tuple(chosen), tuple(_passed_over(channels, topics, set(empty), chosen)))
 
 
 def _one_per_camera(topics: Iterable[ImageTopic]) -> list[ImageTopic]:
     """Of a camera that has raw and compressed pictures, the raw ones."""
     cameras: dict[str, ImageTopic] = {}
-    for topic in sorted(topics, key=lambda topic: (topic.type == COMPRESSED, topic.name)):
+    for topic in sorted(topics, key=lambda topic: (topic.is_compressed, topic.name)):
         cameras.setdefault(topic.camera, topic)
     return list(cameras.values())
+
+
+def _nothing_to_see(path: Path, channels: list[Channel]) -> str:
+    for channel in channels:
+        if remedy := VIDEO.get(channel.type):
+            return f"The bag '{path}' has a video on {channel.topic} ({channel.type}), no pictures: {remedy}."
+    found = ', '.join(f'{each.topic} ({each.type})' for each in sorted(channels, key=lambda each: each.topic))
+    return (
+        f"The bag '{path}' has no pictures: its topics are {found or 'none'}; expected one of type {RAW[0]} or "
+        f'{COMPRESSED[0]}.'
+    )
+
+
+def _passed_over(
+    channels: list[Channel], topics: dict[str, ImageTopic], empty: set[str], chosen: list[ImageTopic]
+) -> Iterable[str]:
+    """Say which pictures are not replayed, and why."""
+    cameras = {topic.camera for topic in chosen}
+    for channel in sorted(channels, key=lambda each: each.topic):
+        topic = topics.get(channel.topic)
+        if topic in chosen or (topic is None and channel.type not in (*VIDEO, *RAW, *COMPRESSED)):
+            continue
+        if topic is None:
+            remedy = VIDEO.get(channel.type, f'its messages are in {channel.encoding}')
+            yield f'{channel.topic} ({channel.type}) is not replayed: {remedy}.'
+        elif topic.name in empty:
+            yield f'{topic.name} is not replayed: it has no message.'
+        elif topic.camera in cameras:
+            yield f'{topic.name} is not replayed: its camera has other pictures that are.'
+        elif topic.is_depth:
+            yield f'{topic.name} is not replayed: it is named as distances; --topic {topic.name} replays it.'
+        else:
+            yield f'{topic.name} is not replayed: --topic names others.'

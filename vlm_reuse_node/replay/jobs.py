@@ -30,7 +30,7 @@ from vlm_reuse_node.replay.evaluate import Replay
 from vlm_reuse_node.replay.job import Job, JobOutcome
 from vlm_reuse_node.replay.journal import Journal
 from vlm_reuse_node.replay.model_thread import POLL_S, run_with_model
-from vlm_reuse_node.replay.salvage import one_line
+from vlm_reuse_node.replay.storage.channel import one_line
 
 
 def run_here(

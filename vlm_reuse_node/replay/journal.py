@@ -16,7 +16,8 @@
 
 import json
 from pathlib import Path
-from typing import TextIO
+from sys import intern
+from typing import Any, TextIO
 
 from vlm_reuse_node.errors import VlmReuseError
 
@@ -84,13 +85,19 @@ def read_rows(path: Path) -> list[dict]:
     """Return the rows of a file without a last line that was cut off; none where there is no file."""
     rows = []
     try:
-        for line in path.read_text(encoding='utf-8').splitlines():
-            rows.append(json.loads(line))
+        with path.open(encoding='utf-8') as file:
+            for line in file:
+                rows.append(json.loads(line, object_pairs_hook=_shared))
     except FileNotFoundError:
         return []
     except ValueError:
         pass  # the process was killed while it wrote
     return rows
+
+
+def _shared(members: list[tuple[str, Any]]) -> dict:
+    """A JSON object whose names, and values that are texts, are in memory once for all rows: a long run has many."""
+    return {intern(name): intern(value) if isinstance(value, str) else value for name, value in members}
 
 
 def _key(row: dict, arm: str) -> tuple[str, int, str]:

@@ -25,9 +25,10 @@ from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, VlmReuseError
 from vlm_reuse_node.replay.arms import ARMS
 from vlm_reuse_node.replay.bag import Bag, Selection
+from vlm_reuse_node.replay.bag_reader import EXPECTED, bag_name
 from vlm_reuse_node.replay.job import Job
 from vlm_reuse_node.replay.questions import read_questions
-from vlm_reuse_node.replay.salvage import one_line
+from vlm_reuse_node.replay.storage.channel import one_line
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -57,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def add_recording_options(parser: argparse.ArgumentParser) -> None:
     """Add what every program needs that puts questions to recordings."""
-    parser.add_argument('bags', nargs='+', type=Path, metavar='BAG', help='directory of a bag, or an mcap or db3 file')
+    parser.add_argument('bags', nargs='+', type=Path, metavar='BAG', help=f'recording: {EXPECTED}')
     parser.add_argument(
         '--questions',
         type=Path,
@@ -127,7 +128,7 @@ def names_of(paths: list[Path]) -> list[str]:
     """Return a name for each bag: its folder's or file's, with a number where two have the same."""
     names: list[str] = []
     for path in paths:
-        plain = path.stem if path.is_file() else path.resolve().name
+        plain = bag_name(path)
         name = plain
         number = 2
         while name in names:
@@ -171,4 +172,5 @@ def selection_of(args: argparse.Namespace) -> Selection:
         if math.isnan(value) or value < low:
             expected = f'at least {low}' if low in (0, 1) else 'more than 0'
             raise ConfigError(f'--{name.replace("_", "-")} is {value:g}; expected {expected}.')
-    return Selection(tuple(args.topic), args.start, args.duration, args.rate_limit, Config().max_image_pixels)
+    most = config_of(args).max_image_pixels
+    return Selection(tuple(args.topic), args.start, args.duration, args.rate_limit, most)

@@ -18,6 +18,7 @@ Times are seconds from the bag's first picture. The questions file that `make_ba
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from typing import Any
 import yaml
 
 from vlm_reuse_node.errors import VlmReuseError
-from vlm_reuse_node.replay.salvage import one_line
+from vlm_reuse_node.replay.storage.channel import one_line
 from vlm_reuse_node.replay.truth import Truth
 
 GENERAL = Path(__file__).with_name('general_questions.yaml')
@@ -44,6 +45,8 @@ _KEYS = {
     'camera',
     'max_tokens',
 }
+# Of an interval.
+SHORTEST_S = 0.001
 _CHANGE_KEYS = {'share', 'threshold', 'settle_s', 'pause_s'}
 
 
@@ -92,17 +95,23 @@ class QuestionEntry:
         """The type of the question in the report."""
         return self.tags[0] if self.tags else 'with choices' if self.choices else 'free text'
 
-    def times(self, begin_s: float, end_s: float) -> list[float]:
-        """When it is asked from `begin_s` on, before `end_s`, as far as that does not depend on the pictures."""
-        times = [time for time in self.at_s if begin_s <= time < end_s]
-        if self.every_s:
-            begin_s = max(begin_s, self.from_s)
-            end_s = min(end_s, self.to_s)
-            number = math.ceil((begin_s - self.from_s) / self.every_s - 1e-9)
-            while (time := round(self.from_s + number * self.every_s, 6)) < end_s:
-                times.append(time)
-                number += 1
-        return times
+    def times(self, begin_s: float, end_s: float) -> Iterator[float]:
+        """Yield when it is asked from `begin_s` on, before `end_s`, as far as that does not depend on the pictures."""
+        yield from sorted(time for time in self.at_s if begin_s <= time < end_s)
+        for number in self._numbers(begin_s, end_s):
+            yield round(self.from_s + number * self.every_s, 6)
+
+    def count(self, begin_s: float, end_s: float) -> int:
+        """Count these times without listing them."""
+        return sum(begin_s <= time < end_s for time in self.at_s) + len(self._numbers(begin_s, end_s))
+
+    def _numbers(self, begin_s: float, end_s: float) -> range:
+        """Which of the moments from_s, from_s + every_s and so on are in a span. end_s: finite."""
+        begin_s, end_s = max(begin_s, self.from_s), min(end_s, self.to_s)
+        if not self.every_s or end_s <= begin_s:
+            return range(0)
+        first, after = (math.ceil((time_s - self.from_s) / self.every_s - 1e-9) for time_s in (begin_s, end_s))
+        return range(first, after)
 
 
 def read_questions(path: Path | None, cameras: tuple[str, ...]) -> tuple[QuestionEntry, ...]:
@@ -169,8 +178,8 @@ def _check_when(where: str, given: dict) -> None:
             f'{where} has {" and ".join(when) or "no time to ask it"}; expected one of at_s (seconds, '
             'or a list of them), every_s (seconds) or on_change (true).'
         )
-    if when == ['every_s'] and given['every_s'] == 0:
-        raise QuestionsError(f'{where} has every_s 0; expected more than 0 seconds.')
+    if when == ['every_s'] and _number(where, 'every_s', given['every_s']) < SHORTEST_S:
+        raise QuestionsError(f'{where} has every_s {given["every_s"]}; expected at least {SHORTEST_S} seconds.')
 
 
 def _is_given(value: Any) -> bool:

@@ -24,13 +24,14 @@ from vlm_reuse_node.replay.figures import factor, share_text
 from vlm_reuse_node.replay.negatives import negatives
 from vlm_reuse_node.replay.report_drift import drift_view, exactness_lines
 from vlm_reuse_node.replay.report_plots import plot_views
+from vlm_reuse_node.replay.report_sample import sample_view
 from vlm_reuse_node.replay.row_index import RowIndex
 from vlm_reuse_node.replay.support import support_lines
 from vlm_reuse_node.replay.table import COLUMNS, cells
 from vlm_reuse_node.replay.times import STAGES
 from vlm_reuse_node.replay.verdict import DENOMINATOR, sentence, verdict
 
-TEMPLATE = Path(__file__).with_name('report.html')
+TEMPLATE, NOTHING = (Path(__file__).with_name(name) for name in ('report.html', 'nothing.html'))
 
 
 def write_report(results: dict, path: Path, folders: dict[str, Path], videos: list[str]) -> None:
@@ -38,27 +39,41 @@ def write_report(results: dict, path: Path, folders: dict[str, Path], videos: li
     path.write_text(render(results, folders, videos), encoding='utf-8')
 
 
+def write_nothing(why: str, lines: list[str], path: Path) -> None:
+    """Write the page of a replay without an answer. lines: sentences on what was found in the bags."""
+    path.write_text(_environment().from_string(NOTHING.read_text(encoding='utf-8')).render(why=why, lines=lines))
+
+
 def render(results: dict, folders: dict[str, Path], videos: list[str]) -> str:
     """Return the page as HTML; every text in it is escaped."""
     rows = RowIndex(row for kind in ('questions', 'answers', 'pictures', 'bags') for row in results[kind])
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(TEMPLATE.read_text(encoding='utf-8')).render(
-        denominator=DENOMINATOR,
-        support=support_lines(results),
-        verdicts=verdict(results),
-        sentence=sentence(results),
-        about=_about(results),
-        columns=[name for name, _ in COLUMNS],
-        arms=[_arm_view(results, arm) for arm in results['counts']],
-        figures=plot_views(results, rows),
-        ceilings=_ceilings(results),
-        exactness=exactness_lines(results),
-        drift=drift_view(rows, folders),
-        comparison=_comparison(results['comparison']),
-        negatives=negatives(results),
-        videos=videos,
-        settings=_settings(results),
+    return (
+        _environment()
+        .from_string(TEMPLATE.read_text(encoding='utf-8'))
+        .render(
+            denominator=DENOMINATOR,
+            support=support_lines(results),
+            verdicts=verdict(results),
+            sentence=sentence(results),
+            about=_about(results),
+            columns=[name for name, _ in COLUMNS],
+            arms=[_arm_view(results, arm) for arm in results['counts']],
+            figures=plot_views(results, rows),
+            ceilings=_ceilings(results),
+            exactness=exactness_lines(results),
+            drift=drift_view(rows, folders),
+            sample=sample_view(rows, folders),
+            comparison=_comparison(results['comparison']),
+            negatives=negatives(results),
+            notes=results['notes'],
+            videos=videos,
+            settings=_settings(results),
+        )
     )
+
+
+def _environment() -> Environment:
+    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 def _about(results: dict) -> str:

@@ -79,12 +79,12 @@ def _answer_view(pair: AnswerPair, folders: dict[str, Path]) -> dict:
         'choices': ' / '.join(question['choices']),
         'at': f'{question["at_s"]:.1f} s, {question["kind"]}',
         'truth': question['truth'] or NO_VALUE,
-        'cold': shorten(reference['text'], LONGEST_ANSWER, placeholder=' …'),
-        'own': shorten(answer['text'], LONGEST_ANSWER, placeholder=' …'),
+        'cold': shortened(reference['text']),
+        'own': shortened(answer['text']),
         'level': answer['level'],
         'newest_s': f'{reference["pictures_s"][-1]:.2f} s',
         'cached_s': f'{answer["pictures_s"][-1]:.2f} s',
-        'pictures': [_uri(file) for file in files] if all(file.exists() for file in files) else [],
+        'pictures': [picture_uri(file) for file in files] if all(file.exists() for file in files) else [],
     }
 
 
@@ -97,5 +97,11 @@ def _score_text(ratios: dict) -> str:
     return f"and the choices' probabilities by at most {largest:.2g}"
 
 
-def _uri(file: Path) -> str:
+def shortened(text: str) -> str:
+    """Return an answer as long as the page has room for."""
+    return shorten(text, LONGEST_ANSWER, placeholder=' …')
+
+
+def picture_uri(file: Path) -> str:
+    """Return a JPEG file as part of the page."""
     return f'data:image/jpeg;base64,{b64encode(file.read_bytes()).decode()}'

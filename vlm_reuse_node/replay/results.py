@@ -34,7 +34,7 @@ from vlm_reuse_node.replay.ratios import derive_ratios
 from vlm_reuse_node.replay.row_index import RowIndex
 from vlm_reuse_node.replay.times import measure_times
 
-FORMAT = 3
+FORMAT = 4
 SCHEMA = Path(__file__).with_name('results.schema.json')
 PACKAGES = ('mlx', 'mlx-vlm', 'numpy', 'opencv-python', 'opencv-python-headless', 'rosbags')
 _OF_A_BAG = ('bag', 'files', 'questions')
@@ -45,31 +45,41 @@ class ResultsError(VlmReuseError):
     """Results that cannot be used."""
 
 
+class NothingAnsweredError(ResultsError):
+    """A replay without an answer. lines: sentences on what was found in the bags."""
+
+    def __init__(self, why: str, lines: list[str]) -> None:
+        super().__init__(f'Nothing was answered. {why}')
+        self.lines = lines
+
+
 def collect(folders: dict[str, Path], failed: dict[str, str], complete: bool) -> dict:
     """Collect everything that the bags' folders hold.
 
     folders: by the bag's name. failed: bags that gave nothing, and why.
     complete: whether every bag was replayed to its end.
-    Raises ResultsError when no bag has an answer.
+    Raises NothingAnsweredError when no bag has an answer.
     """
     kept = {name: read_rows(folder / NAME) for name, folder in folders.items()}
-    rows = RowIndex({'bag': name, **row} for name, bag_rows in kept.items() for row in bag_rows[1:])
+    for name, bag_rows in kept.items():
+        for row in bag_rows[1:]:
+            row['bag'] = name
+    rows = RowIndex(row for bag_rows in kept.values() for row in bag_rows[1:])
+    problems = [
+        *(f"Bag '{name}': {why}" for name, why in failed.items()),
+        *(f"Bag '{bag['bag']}': {each}" for bag in rows.bags for each in bag['damage']),
+    ]
+    notes = [f"Bag '{bag['bag']}': {each}" for bag in rows.bags for each in bag['notes']]
     if not rows.answers:
-        why = ' '.join(failed.values()) or (
-            'No question was due while there were pictures; look at the times in the '
-            'questions file, --start and --duration.'
-        )
-        raise ResultsError(f'Nothing was answered. {why}')
+        raise NothingAnsweredError(_why_nothing(rows.bags, failed), [*problems, *notes])
     counts = count_rows(rows)
     return {
         'format': FORMAT,
         'complete': complete,
         'settings': _settings(kept),
         'arms': {name: {'sees': ARMS[name].sees, 'compared_with': REFERENCE} for name in rows.arms},
-        'problems': [
-            *(f"Bag '{name}': {why}" for name, why in failed.items()),
-            *(f"Bag '{bag['bag']}': {each}" for bag in rows.bags for each in bag['damage']),
-        ],
+        'problems': problems,
+        'notes': notes,
         'counts': counts,
         'ratios': derive_ratios(rows, counts),
         'comparison': None,
@@ -80,6 +90,18 @@ def collect(folders: dict[str, Path], failed: dict[str, str], complete: bool) ->
         'upkeep': rows.upkeep,
         'times': {'arms': measure_times(rows)},
     }
+
+
+def _why_nothing(bags: list[dict], failed: dict[str, str]) -> str:
+    cameras = [camera for bag in bags for camera in bag['cameras']]
+    refused = sum(sum(camera['pictures_refused'].values()) for camera in cameras)
+    if refused and not any(camera['pictures_used'] for camera in cameras):
+        first = next((line for bag in bags for line in bag['damage'] if 'cannot be used' in line), '')
+        return f'Every picture was refused ({refused}). {first}'
+    return ' '.join(failed.values()) or (
+        'No question was due while there were pictures; look at the times in the '
+        'questions file, --start and --duration.'
+    )
 
 
 def environment() -> dict[str, str]:
@@ -93,7 +115,9 @@ def environment() -> dict[str, str]:
 def write(results: dict, path: Path) -> None:
     """Write the file, checked against its schema."""
     check(results, str(path))
-    path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+    with path.open('w', encoding='utf-8') as file:
+        json.dump(results, file, indent=1, ensure_ascii=False)
+        file.write('\n')
 
 
 def read(path: Path) -> dict:

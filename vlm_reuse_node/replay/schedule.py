@@ -14,8 +14,11 @@
 
 """When the questions of a questions file are due along a bag. Times are seconds from the bag's first picture."""
 
+import heapq
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -35,20 +38,29 @@ class DueQuestion:
 
 
 class Schedule:
-    """When one camera's questions are due. Call `before` with each picture's time, then `at` with the picture."""
+    """When one camera's questions are due. Call `before` with each picture's time, then `at` with the picture.
 
-    def __init__(self, entries: tuple[QuestionEntry, ...], camera: str) -> None:
-        """Start before the bag's first picture."""
+    skipped: questions so far that were due while the newest picture was too old to be asked about.
+    """
+
+    def __init__(self, entries: tuple[QuestionEntry, ...], camera: str, max_age_s: float) -> None:
+        """Start before the camera's first picture. max_age_s: a picture of this age is not asked about."""
         entries = tuple(entry for entry in entries if entry.camera in ('', camera))
         self._timed = tuple(entry for entry in entries if entry.on_change is None)
         self._triggers = [_ChangeTrigger(entry, entry.on_change) for entry in entries if entry.on_change]
-        self._now_s = 0.0
+        self._max_age_s = max_age_s
+        self._newest_s: float | None = None
+        self.skipped = 0
 
-    def before(self, time_s: float) -> list[DueQuestion]:
-        """Return those due since the last call and before `time_s`, in order; they are about the picture before."""
-        due = [DueQuestion(entry, at_s) for entry in self._timed for at_s in entry.times(self._now_s, time_s)]
-        self._now_s = time_s
-        return sorted(due, key=lambda question: question.at_s)
+    def before(self, time_s: float) -> Iterator[DueQuestion]:
+        """Yield those due since the picture before and before `time_s`, in order; they are about that picture."""
+        begin_s, self._newest_s = self._newest_s, time_s
+        if begin_s is None:
+            return iter(())
+        end_s = max(begin_s, min(time_s, begin_s + self._max_age_s))
+        self.skipped += sum(entry.count(end_s, time_s) for entry in self._timed)
+        due = [map(partial(DueQuestion, entry), entry.times(begin_s, end_s)) for entry in self._timed]
+        return heapq.merge(*due, key=lambda question: question.at_s)
 
     def at(self, time_s: float, frame: Frame) -> list[DueQuestion]:
         """Return those due because of this picture."""

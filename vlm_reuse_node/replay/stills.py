@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The pictures of an answer that drifted: what cold-dense saw, and what the arm's state was computed from."""
+"""Small pictures for the report: of a question, and of an answer that drifted."""
 
 from pathlib import Path
 
@@ -38,6 +38,12 @@ def save_drift(stem: Path, newest: Frame, cached: Frame, threshold: float) -> No
     _mark(cached_small, abs(_fields(newest) - _fields(cached)).max(axis=2) >= threshold)
     _write(stem.with_name(f'{stem.name}.newest.jpg'), _small(newest))
     _write(stem.with_name(f'{stem.name}.cached.jpg'), cached_small)
+
+
+def save_small(path: Path, frame: Frame) -> None:
+    """Write a picture as a small JPEG file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, _small(frame))
 
 
 def _fields(frame: Frame) -> np.ndarray:

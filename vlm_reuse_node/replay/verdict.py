@@ -29,11 +29,18 @@ def verdict(results: dict) -> list[dict]:
 def sentence(results: dict) -> str:
     """Say in words what the figures mean."""
     times = results['times']['arms'][POLICY]
+    if not is_answered(results):
+        return f'No question got an answer. {" ".join(results["problems"])}'.rstrip()
     if not times['pairs']:
         return 'Too few questions were answered to tell whether keeping the state pays.'
     return (
         f'{_work_meaning(results)} {_speed_meaning(times)}, and {_drift_meaning(results["ratios"][POLICY]["drift"])}.'
     )
+
+
+def is_answered(results: dict) -> bool:
+    """Whether any arm gave any answer."""
+    return any(counts['statuses'].get('OK') for counts in results['counts'].values())
 
 
 def may_be_chance(times: dict) -> bool:

@@ -45,6 +45,11 @@ class Window:
         while len(self._thinned) > 1 and self._thinned[1].stamp_ns <= frame.stamp_ns - self._length_ns:
             self._thinned.popleft()
 
+    def forget(self) -> None:
+        """Forget all pictures."""
+        self._newest.clear()
+        self._thinned.clear()
+
     def last(self) -> list[Frame]:
         """Return the last four pictures, oldest first."""
         return list(self._newest)

@@ -28,6 +28,7 @@ from vlm_reuse_node.errors import ConfigError, ImageError
 from vlm_reuse_node.ros.camera_state import CameraState
 from vlm_reuse_node.ros.conversion import frame_from_compressed, frame_from_image
 from vlm_reuse_node.ros.image_subscription import ImageSubscription
+from vlm_reuse_node.scene.contrast import Contrast
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.lookout import RESTARTED_NS
 
@@ -62,6 +63,7 @@ class CameraInput:
         self._looked_at_s: float | None = None
         self._model_refuses = False
         self._counting = Lock()
+        self._contrast = Contrast()
         self._node, self._observe, self._forget = node, observe, forget
         self._compressed = config.image_transport == 'compressed'
         self._asked_topic = f'{name}/image_raw'
@@ -157,7 +159,10 @@ class CameraInput:
 
     def _converted(self, message: Image | CompressedImage) -> Frame:
         convert = frame_from_compressed if self._compressed else frame_from_image
-        frame = convert(message, self.name, self.max_image_pixels)
+        learnt = self._contrast.learnt
+        frame = convert(message, self.name, self.max_image_pixels, self._contrast)
+        if self._contrast.learnt != learnt and (note := self._contrast.note):
+            self._node.get_logger().info(f"Pictures of camera '{self.name}' are {note}.")
         now_ns = self._node.get_clock().now().nanoseconds
         if frame.stamp_ns == 0:
             self._node.get_logger().warning(

@@ -27,19 +27,22 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from vlm_reuse_node.errors import ImageError
+from vlm_reuse_node.scene.contrast import Contrast
 from vlm_reuse_node.scene.frame import Frame
-from vlm_reuse_node.scene.pixels import eight_bit_rows, rgb_of_file, rgb_of_rows
+from vlm_reuse_node.scene.picture_file import rgb_of_file
+from vlm_reuse_node.scene.pixels import eight_bit_rows, rgb_of_rows
 
 BRIDGED = ('rgb8', 'bgr8', 'rgba8', 'bgra8', 'mono8', 'bayer_rggb8', 'bayer_bggr8', 'bayer_gbrg8')
 _BRIDGE = CvBridge()
 
 
-def frame_from_image(message: Image, camera: str, max_pixels: int) -> Frame:
+def frame_from_image(message: Image, camera: str, max_pixels: int, contrast: Contrast | None = None) -> Frame:
     """Convert a `sensor_msgs/Image` to a frame with the pixels of `rgb_of_image`. A tight rgb8 image is not copied.
 
+    contrast: of the camera.
     Raises ImageError as `rgb_of_image` does.
     """
-    rows, encoding = eight_bit_rows(message, max_pixels)
+    rows, encoding = eight_bit_rows(message, max_pixels, contrast)
     if encoding not in BRIDGED:
         rgb = rgb_of_rows(rows, encoding)
     elif encoding == message.encoding and rows.nbytes == len(message.data) and not message.is_bigendian:
@@ -49,9 +52,11 @@ def frame_from_image(message: Image, camera: str, max_pixels: int) -> Frame:
     return Frame(rgb, stamp_ns(message.header), message.header.frame_id, camera)
 
 
-def frame_from_compressed(message: CompressedImage, camera: str, max_pixels: int) -> Frame:
+def frame_from_compressed(
+    message: CompressedImage, camera: str, max_pixels: int, contrast: Contrast | None = None
+) -> Frame:
     """Convert a `sensor_msgs/CompressedImage` to a frame. Raises ImageError as `rgb_of_file` does."""
-    rgb = rgb_of_file(bytes(message.data), message.format, max_pixels)
+    rgb = rgb_of_file(bytes(message.data), message.format, max_pixels, contrast)
     return Frame(rgb, stamp_ns(message.header), message.header.frame_id, camera)
 
 

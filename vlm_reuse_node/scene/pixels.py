@@ -12,23 +12,25 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Converts camera messages to RGB without ROS: any encoding, padding and byte order, and compressed files.
+"""Converts raw camera pictures to RGB without ROS: any encoding, padding and byte order.
 
 The replay uses this file alone. The node leaves to cv_bridge what every cv_bridge converts correctly
 (ros/conversion.py), and uses this file for the rest.
 """
 
-import io
 import re
 from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
-from PIL import Image as PilImage
 
 from vlm_reuse_node.errors import ImageError
+from vlm_reuse_node.scene.contrast import Contrast
+from vlm_reuse_node.scene.planar import PLANAR, yuyv_of_planes
 
 DEPTH_RANGE_M = 10.0
+# Rows of one byte a pixel that are twice as long, and longer than any padding, are of two bytes a pixel.
+WIDEST_PADDING = 256
 
 # Channels, and OpenCV's code for the conversion to RGB. OpenCV names a Bayer mosaic after its second row and column.
 EIGHT_BIT: dict[str, tuple[int, int | None]] = {
@@ -45,6 +47,8 @@ EIGHT_BIT: dict[str, tuple[int, int | None]] = {
     'yuv422': (2, cv2.COLOR_YUV2RGB_UYVY),
     'yuyv': (2, cv2.COLOR_YUV2RGB_YUYV),
     'yuv422_yuy2': (2, cv2.COLOR_YUV2RGB_YUYV),
+    'yuy2': (2, cv2.COLOR_YUV2RGB_YUYV),
+    'yvyu': (2, cv2.COLOR_YUV2RGB_YVYU),
 }
 SIXTEEN_BIT = {f'{name[:-1]}16': channels for name, (channels, _) in EIGHT_BIT.items() if name.endswith('8')}
 _GENERIC = re.compile(r'(8U|16U|16S|32S|32F|64F)(?:C([134]))?')
@@ -57,9 +61,15 @@ _GENERIC_DTYPES = {
     '64F': np.float64,
 }
 _COLOURS = {1: 'mono', 3: 'bgr', 4: 'bgra'}
-_FILE_FORMATS = ('JPEG', 'PNG', 'TIFF', 'WEBP', 'BMP')
-
-PilImage.init()
+# Which encodings have so many bytes a pixel.
+_BY_BYTES = {
+    1.0: ('mono8', 'bayer_rggb8'),
+    1.5: ('nv12', 'nv21', 'i420'),
+    2.0: ('yuyv', 'uyvy', 'mono16', '16UC1'),
+    3.0: ('rgb8', 'bgr8', 'nv24'),
+    4.0: ('rgba8', 'bgra8', '32FC1'),
+    6.0: ('rgb16', 'bgr16'),
+}
 
 
 class RawImage(Protocol):
@@ -87,47 +97,34 @@ class PixelLayout(NamedTuple):
     meaning: str
 
 
-def rgb_of_image(image: RawImage, max_pixels: int) -> np.ndarray:
+def rgb_of_image(image: RawImage, max_pixels: int, contrast: Contrast | None = None) -> np.ndarray:
     """Convert a raw picture to (height, width, 3) uint8 RGB; a tight rgb8 picture is not copied.
 
-    16 bit colours are scaled by 255/65535. Depth becomes grey: black at 0, white at `DEPTH_RANGE_M` and beyond.
-    Integers are millimetres and floats are metres, as in REP-118; NaN and negative values are black. The depth range is
-    the same for all pictures, so an object that did not move keeps its grey level.
+    16 bit colours are scaled by 255/65535; counts in mono16, too, without the contrast that the camera was given.
+    Depth becomes grey: black at 0, white at `DEPTH_RANGE_M` and beyond. Integers are millimetres and floats are metres,
+    as in REP-118; NaN and negative values are black. The depth range is the same for all pictures, so an object that
+    did not move keeps its grey level.
     Raises ImageError with cause 'encoding', 'size', 'step', 'truncated' or 'decode'.
     """
-    rows, encoding = eight_bit_rows(image, max_pixels)
-    return rgb_of_rows(rows, encoding)
+    return rgb_of_rows(*eight_bit_rows(image, max_pixels, contrast))
 
 
-def rgb_of_file(data: bytes, format_text: str, max_pixels: int) -> np.ndarray:
-    """Convert a compressed picture (JPEG, PNG, TIFF, WebP, BMP) to (height, width, 3) uint8 RGB.
-
-    The size is read from the file's header before decoding. Orientation tags are ignored.
-    format_text: the format field of the `sensor_msgs/CompressedImage`. It is needed only where the file itself does not
-    tell: for a Bayer mosaic, for depth in millimetres, and for colours that were compressed in RGB order.
-    Raises ImageError with cause 'encoding', 'size', 'truncated' or 'decode'.
-    """
-    if 'compressedDepth' in format_text:
-        raise ImageError(
-            'encoding',
-            f"The picture's format is '{format_text[:40]}'; expected JPEG or PNG. "
-            'Subscribe to the raw depth topic instead.',
-        )
-    _check_file(data, max_pixels)
-    pixels = _decoded(data)
-    rows, encoding = _eight_bit(pixels, _meaning_of_file(format_text, pixels))
-    return rgb_of_rows(rows, encoding)
-
-
-def eight_bit_rows(image: RawImage, max_pixels: int) -> tuple[np.ndarray, str]:
+def eight_bit_rows(image: RawImage, max_pixels: int, contrast: Contrast | None = None) -> tuple[np.ndarray, str]:
     """Return a raw picture as (height, width[, channels]) uint8, and its encoding, which is a key of `EIGHT_BIT`.
 
     The array has no padding, but it may be a view of a buffer that has. 16 bit colours are scaled; depth becomes grey.
     Raises ImageError as `rgb_of_image` does.
     """
-    layout = layout_of(image.encoding)
-    _check_size(image.width, image.height, max_pixels)
-    return _eight_bit(_rows(image, layout), layout.meaning)
+    if planes := PLANAR.get(image.encoding):
+        check_size(image.width, image.height, max_pixels)
+        data = np.frombuffer(image.data, np.uint8)
+        return yuyv_of_planes(data, image.height, image.width, image.step, planes), 'yuyv'
+    try:
+        layout = layout_of(image.encoding)
+    except ImageError as error:
+        raise _unknown_encoding(image.encoding, _fitting(image)) from error
+    check_size(image.width, image.height, max_pixels)
+    return eight_bit(_rows(image, layout), layout.meaning, contrast)
 
 
 def rgb_of_rows(rows: np.ndarray, encoding: str) -> np.ndarray:
@@ -167,16 +164,24 @@ def _generic_meaning(encoding: str, dtype: np.dtype, channels: int) -> str:
     return 'depth'
 
 
-def _unknown_encoding(encoding: str) -> ImageError:
-    known = ', '.join([*EIGHT_BIT, *SIXTEEN_BIT, '8UC1', '8UC3', '8UC4', '16UC1', '16UC3', '16UC4', '32FC1'])
+def _unknown_encoding(encoding: str, fitting: str = '') -> ImageError:
+    known = ', '.join([*EIGHT_BIT, *SIXTEEN_BIT, *PLANAR, '8UC1', '8UC3', '8UC4', '16UC1', '16UC3', '16UC4', '32FC1'])
+    expected = fitting or f'expected one of {known}.'
     return ImageError(
         'encoding',
-        f"The picture's encoding is '{encoding[:40]}'; expected one of {known}. "
+        f"The picture's encoding is '{encoding[:40]}'; {expected} "
         'Set the camera driver to one of these, or convert with image_proc.',
     )
 
 
-def _check_size(width: int, height: int, max_pixels: int) -> None:
+def _fitting(image: RawImage) -> str:
+    """Say which encodings the picture's data has the size of; '' when none does."""
+    bytes_a_pixel = memoryview(image.data).nbytes / max(1, image.width * image.height)
+    names = _BY_BYTES.get(bytes_a_pixel, ())
+    return f'its data has the size of {", ".join(names)}.' if names else ''
+
+
+def check_size(width: int, height: int, max_pixels: int) -> None:
     """Refuse an empty picture, and one with more pixels than the node accepts."""
     if width < 1 or height < 1:
         raise ImageError('size', f'The picture is {width} x {height} pixels; expected at least 1 x 1.')
@@ -192,10 +197,12 @@ def _rows(image: RawImage, layout: PixelLayout) -> np.ndarray:
     """The picture's data without padding, in native byte order: (height, width[, channels])."""
     dtype, channels = layout.dtype, layout.channels
     tight = image.width * channels * dtype.itemsize
-    if image.step < tight:
+    is_doubled = tight == image.width > WIDEST_PADDING and image.step == 2 * tight
+    if image.step < tight or is_doubled:
         raise ImageError(
             'step',
-            f'step is {image.step} bytes; expected at least {tight} for {image.width} pixels of {image.encoding}.',
+            f'step is {image.step} bytes; expected {"" if is_doubled else "at least "}{tight} for {image.width} pixels '
+            f'of {image.encoding[:40]}; {_fitting(image) or "its data has the size of no known encoding."}',
         )
     _check_length(image, tight)
     shape = (image.height, image.width) + ((channels,) if channels > 1 else ())
@@ -222,13 +229,20 @@ def _check_length(image: RawImage, tight: int) -> None:
         )
 
 
-def _eight_bit(pixels: np.ndarray, meaning: str) -> tuple[np.ndarray, str]:
+def eight_bit(pixels: np.ndarray, meaning: str, contrast: Contrast | None = None) -> tuple[np.ndarray, str]:
     """Convert pixels to uint8 and return their encoding. Depth becomes grey; 16 bit colours are scaled."""
+    if contrast and (meaning == 'mono16' or (meaning == 'depth' and _are_counts(pixels, contrast))):
+        return contrast.grey(pixels), 'mono8'
     if meaning == 'depth':
         return _grey_of_depth(pixels), 'mono8'
     if meaning in SIXTEEN_BIT:
         return cv2.convertScaleAbs(np.ascontiguousarray(pixels), alpha=255 / 65535), meaning.removesuffix('16') + '8'
     return pixels, meaning
+
+
+def _are_counts(pixels: np.ndarray, contrast: Contrast) -> bool:
+    """Whether 16 bit integers are counts of heat: as distances, all of the camera's first picture would be too far."""
+    return pixels.dtype == np.uint16 and (contrast.learnt > 0 or bool(pixels.min() > 1000 * DEPTH_RANGE_M))
 
 
 def _grey_of_depth(depth: np.ndarray) -> np.ndarray:
@@ -237,56 +251,3 @@ def _grey_of_depth(depth: np.ndarray) -> np.ndarray:
         depth = depth * np.float32(0.001)
     depth = np.nan_to_num(depth, nan=0.0, posinf=DEPTH_RANGE_M, neginf=0.0)
     return np.rint(np.clip(depth, 0.0, DEPTH_RANGE_M) * (255 / DEPTH_RANGE_M)).astype(np.uint8)
-
-
-def _check_file(data: bytes, max_pixels: int) -> None:
-    """Read the size from the file's header, so that a small file cannot unpack to a huge picture."""
-    try:
-        with PilImage.open(io.BytesIO(data), formats=_FILE_FORMATS) as file:
-            width, height = file.size
-    except PilImage.DecompressionBombError as error:
-        raise ImageError('size', f'The compressed picture is too large: {error}.') from error
-    except Exception as error:  # Pillow's plug-ins raise almost any exception on a broken header
-        raise ImageError(
-            'decode',
-            f'The {len(data)} bytes are not a compressed picture; expected JPEG, PNG, TIFF, WebP or BMP.',
-        ) from error
-    _check_size(width, height, max_pixels)
-    # Some JPEG decoders silently fill missing pixels with grey.
-    if data.startswith(b'\xff\xd8') and data.rfind(b'\xff\xd9') < data.rfind(b'\xff\xda'):
-        raise ImageError('truncated', f'The JPEG picture ends after {len(data)} bytes without its end marker.')
-
-
-def _decoded(data: bytes) -> np.ndarray:
-    """Decode the file in OpenCV's channel order (BGR), at its own bit depth."""
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        raise ImageError('decode', f'The compressed picture cannot be decoded: {error}.') from error
-    if pixels is None:
-        raise ImageError(
-            'decode', f'The compressed picture of {len(data)} bytes cannot be decoded: it is truncated or damaged.'
-        )
-    return pixels
-
-
-def _meaning_of_file(format_text: str, pixels: np.ndarray) -> str:
-    """The meaning of decoded pixels. `format_text` is '<encoding>; <codec> compressed <order>', or the codec alone."""
-    if pixels.ndim == 2:
-        return _meaning_of_grey(format_text.partition(';')[0].strip(), pixels.dtype)
-    order = 'rgb' if 'compressed rgb' in format_text else 'bgr'
-    meaning = f'{order}{"a" if pixels.shape[2] == 4 else ""}{8 * pixels.dtype.itemsize}'
-    if meaning not in EIGHT_BIT and meaning not in SIXTEEN_BIT:
-        raise ImageError(
-            'encoding',
-            f'The compressed picture has {pixels.shape[2]} channels of {pixels.dtype}; expected 8 or 16 bit colours.',
-        )
-    return meaning
-
-
-def _meaning_of_grey(original: str, dtype: np.dtype) -> str:
-    """The meaning of one channel. 8 bit is grey; more is depth, unless the message names another original encoding."""
-    for name in ('bayer_rggb', 'bayer_bggr', 'bayer_gbrg', 'bayer_grbg', 'mono'):
-        if original.startswith(name) and dtype in (np.uint8, np.uint16):
-            return f'{name}{8 * dtype.itemsize}'
-    return 'mono8' if dtype == np.uint8 else 'depth'

@@ -54,6 +54,10 @@ class Policy:
         """Do upkeep, as far as the credit pays for it."""
         return self._note(self.session.keep_up)
 
+    def forget(self) -> None:
+        """Forget the picture and the state, as the node does."""
+        self.session.reset()
+
     def ask(self, question: Question, now_ns: int) -> ArmAnswer:
         """Answer; refresh the kept state first if the question needs that."""
         self._now_ns = now_ns

@@ -56,9 +56,13 @@ class Runner(Protocol):
         """Answer now."""
         ...
 
+    def forget(self) -> None:
+        """Forget all pictures, because the camera's time went back."""
+        ...
+
 
 class WaitsForQuestions:
-    """The part of a runner that does nothing before a question."""
+    """The part of a runner that does nothing before a question, and keeps nothing of its own."""
 
     def see(self, frame: Frame) -> list[Refresh]:
         """Do nothing."""
@@ -67,6 +71,9 @@ class WaitsForQuestions:
     def rest(self) -> list[Refresh]:
         """Do nothing."""
         return []
+
+    def forget(self) -> None:
+        """Do nothing: the window of pictures is the context's."""
 
 
 class ReplaySession(SceneSession):
