@@ -103,11 +103,10 @@ class Auditor:
                 answer = self._answerer.expected(tokenized)
                 self._waiting.append(_Sample(outcome, tokenized, frames, state.identity, state.tokens, answer))
 
-    def step(self, check: Check, config: Config, keeps_vision: bool) -> None:
+    def step(self, check: Check, config: Config) -> None:
         """Work on the first waiting answer: compute its next frame, or repeat the answer when all frames are computed.
 
         check: may raise Halt between two steps of the model; the next call repeats the step.
-        keeps_vision: encode the frames as the kept state did, in the form that can be patched.
         Raises nothing.
         """
         if not self._waiting:
@@ -122,7 +121,7 @@ class Auditor:
         try:
             self._twin = self._twin or State(self._vlm, self._template_for)
             if remaining := sample.frames[len(self._twin.frames) :]:
-                self._twin.append(EncodedFrame.see(self._vlm, remaining[0], turn.check, keeps_vision), turn.check)
+                self._twin.append(EncodedFrame.see(self._vlm, remaining[0], turn.check), turn.check)
                 return
             again = self._answerer.answer(twin(self._twin, sample.identity), sample.tokenized, turn)
         except Halt:

@@ -204,7 +204,7 @@ class Refresher:
         self._lookout.lose('the state was lost')
 
     def keeps_vision(self, config: Config) -> bool:
-        """Whether whole frames are encoded in the form that can be patched. All frames must be encoded alike."""
+        """Whether the vision state of whole frames is kept, so that they can be patched. It changes no feature."""
         return config.refresh_policy == PATCH_POLICY and self._vlm.family.encodes_cells
 
     def _drop(self) -> None:

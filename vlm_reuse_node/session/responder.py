@@ -100,7 +100,7 @@ class Responder:
                 if case.answer is None:
                     self._freshen([case], config, is_cold=True)
                     case.cold, measured = Work(), self._vlm.meter.done
-                    state = self._cold_twin(case, config)
+                    state = self._cold_twin(case)
                     case.reply(self._answerer.answer(state, case.tokenized, case.turn))
                     case.level, case.refreshed_tokens = Level.FULL, state.tokens
                     case.end(self._answer(case, state))
@@ -287,12 +287,12 @@ class Responder:
                 ending, why = own or (status, message)
                 case.end(Answer(ending, why, **self._source(case), **case.turn.stages))
 
-    def _cold_twin(self, case: Case, config: Config) -> State:
+    def _cold_twin(self, case: Case) -> State:
         """Compute the kept state's frames from nothing, on a separate cache."""
         case.turn.report('refresh')
         kept, started_s = self._refresher.state, time.perf_counter()
-        keep, check = self._refresher.keeps_vision(config), case.turn.check
-        frames = [EncodedFrame.see(self._vlm, encoded.frame, check, keep) for encoded in kept.frames]
+        check = case.turn.check
+        frames = [EncodedFrame.see(self._vlm, encoded.frame, check) for encoded in kept.frames]
         case.turn.book('refresh_ms', 1e3 * (time.perf_counter() - started_s))
         return twin(build(self._vlm, self._template_for, frames, check, later=True), kept.identity)
 
