@@ -15,7 +15,6 @@
 """The drift audit finds what is really wrong with a kept state, tells it, and gives nothing else away."""
 
 import logging
-from dataclasses import replace
 from types import SimpleNamespace
 
 import mlx.core as mx
@@ -251,8 +250,8 @@ def test_what_an_audit_is_expected_to_take_shrinks_with_every_step(vlm):
 @pytest.mark.parametrize('held_bytes, fits', [(1_500_000, True), (1_500_001, False)])
 def test_an_answer_waits_where_two_of_its_states_fit_into_the_memory(vlm, held_bytes, fits):
     answerer = SimpleNamespace(expected=lambda tokenized: Work())
-    auditor = Auditor(vlm, lambda frames: vlm.template('', frames), answerer, 'front')
-    state = SimpleNamespace(held_bytes=held_bytes, frames=(), identity=None, tokens=0)
+    auditor = Auditor(vlm, answerer, 'front')
+    state = SimpleNamespace(held_bytes=held_bytes, frames=(), template_for=None, identity=None, tokens=0)
     auditor.note(Outcome('red', 1.0), None, state, ALL.with_values(max_cache_mb=3))
     assert bool(auditor._waiting) == fits and auditor.held_bytes == 0
 

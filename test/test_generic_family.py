@@ -16,7 +16,6 @@
 
 from functools import partial
 from importlib import import_module
-from types import SimpleNamespace
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -36,7 +35,7 @@ from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ImageError, ModelError
 from vlm_reuse_node.model import kv_cache, loading, noise
 from vlm_reuse_node.model import vlm as vlms
-from vlm_reuse_node.model.families import generic
+from vlm_reuse_node.model.families import generic, probe
 from vlm_reuse_node.model.families.base import family_for
 from vlm_reuse_node.model.families.picture_tokens import TokenSpan
 from vlm_reuse_node.model.families.placed_rope import place_ropes
@@ -391,24 +390,47 @@ def test_a_model_whose_pictures_are_seen_in_both_directions_is_refused(upstream,
         return plain(self, *args, mask=mx.array(0.0), **kwargs)
 
     monkeypatch.setattr(language, '__call__', looking_ahead)
-    with pytest.raises(ModelError, match='off its own forward'):
+    with pytest.raises(ModelError, match='off those of mlx_vlm.generate'):
         generic.Family(model, processor)
 
 
-def with_other_logits(model, change, monkeypatch):
-    """Let the model's own forward give what `change` makes of its logits."""
-    plain = type(model).__call__
-    monkeypatch.setattr(
-        type(model), '__call__', lambda *args, **kwargs: SimpleNamespace(logits=change(plain(*args, **kwargs).logits))
-    )
+def test_a_model_that_takes_token_types_is_refused(upstream, monkeypatch):
+    """Its own forward drops them, and `mlx_vlm.generate` does not."""
+    model, processor = upstream
+    plain = type(processor).__call__, type(model.language_model).__call__
+
+    def with_types(self, *args, **kwargs):
+        given = plain[0](self, *args, **kwargs)
+        return {**given, 'mm_token_type_ids': (mx.array(given['input_ids']) == 0).astype(mx.int32) + 1}
+
+    def with_more(self, *args, mm_token_type_ids=None, **kwargs):
+        output = plain[1](self, *args, **kwargs)
+        if mm_token_type_ids is not None:
+            output.logits = 1.001 * output.logits
+        return output
+
+    monkeypatch.setattr(type(processor), '__call__', with_types)
+    monkeypatch.setattr(type(model.language_model), '__call__', with_more)
+    with pytest.raises(ModelError, match='off those of mlx_vlm.generate'):
+        generic.Family(model, processor)
+
+
+def with_other_answers(change, monkeypatch):
+    """Let `mlx_vlm.generate` give what `change` makes of its log-probabilities."""
+    plain = probe.generated
+
+    def generated(*args):
+        tokens, found = plain(*args)
+        return tokens, change(found)
+
+    monkeypatch.setattr(probe, 'generated', generated)
 
 
 @pytest.mark.parametrize('change', [lambda logits: logits[:, ::-1], lambda logits: 1.001 * logits])
-def test_a_model_whose_own_forward_knows_more_is_refused(upstream, monkeypatch, change):
-    model, processor = upstream
-    with_other_logits(model, change, monkeypatch)
-    with pytest.raises(ModelError, match='off its own forward'):
-        generic.Family(model, processor)
+def test_a_model_that_answers_otherwise_is_refused(upstream, monkeypatch, change):
+    with_other_answers(change, monkeypatch)
+    with pytest.raises(ModelError, match='off those of mlx_vlm.generate'):
+        generic.Family(*upstream)
 
 
 @pytest.mark.parametrize('kind', [mx.float16, mx.bfloat16])
@@ -416,8 +438,8 @@ def test_half_precision_is_served_and_its_noise_hides_no_fault(model_dir, monkey
     model, processor = mlx_vlm.load(str(model_dir))
     model.set_dtype(kind)
     generic.Family(model, processor)
-    with_other_logits(model, lambda logits: logits[:, ::-1], monkeypatch)
-    with pytest.raises(ModelError, match='off its own forward'):
+    with_other_answers(lambda logits: logits[:, ::-1], monkeypatch)
+    with pytest.raises(ModelError, match='off those of mlx_vlm.generate'):
         generic.Family(model, processor)
 
 
@@ -431,13 +453,13 @@ def test_half_precision_is_served_and_its_noise_hides_no_fault(model_dir, monkey
 def test_a_processor_that_does_something_else_is_refused(upstream, monkeypatch, change, reason):
     model, processor = upstream
     call = change(processor)
-    monkeypatch.setattr(type(processor), '__call__', lambda self, text, images: call())
+    monkeypatch.setattr(type(processor), '__call__', lambda self, **kwargs: call())
     with pytest.raises(ModelError, match=reason):
         generic.Family(model, processor)
 
 
 def test_a_chat_without_a_token_for_the_picture_is_refused(upstream, monkeypatch):
-    monkeypatch.setattr(generic, 'apply_chat_template', lambda *args, **kwargs: 'what is it ?')
+    monkeypatch.setattr(generic, 'rendered', lambda *args, **kwargs: 'what is it ?')
     with pytest.raises(ModelError, match='no single token for a picture'):
         generic.Family(*upstream)
 
@@ -476,7 +498,8 @@ def masks_of_its_own(model, monkeypatch):
 def window_of_its_own(model, monkeypatch):
     def make(plain, h, cache):
         rows = mx.arange(first_place(cache) + h.shape[1])
-        return plain(h, cache, return_array=True) & (rows[-h.shape[1] :, None] - rows < 4096)
+        seen = plain(h, cache, return_array=True)
+        return (mx.array(True) if seen is None else seen) & (rows[-h.shape[1] :, None] - rows < 4096)
 
     masks(model, monkeypatch, make)
     model.config.text_config.sliding_window = 4096
@@ -521,6 +544,7 @@ def learnt_positions(model, monkeypatch):
 
     def placed(self, inputs, inputs_embeds=None, cache=None, **kwargs):
         first = first_place(cache)
+        inputs_embeds = getattr(self, 'model', self).embed_tokens(inputs) if inputs_embeds is None else inputs_embeds
         embeddings = inputs_embeds + table[first : first + inputs_embeds.shape[1]].astype(inputs_embeds.dtype)
         return plain(self, inputs, inputs_embeds=embeddings, cache=cache, **kwargs)
 
@@ -598,6 +622,7 @@ def test_a_model_that_scales_what_it_is_given_in_place_branches(fresh, monkeypat
     plain = language.__call__
 
     def scaling(self, inputs, inputs_embeds=None, **kwargs):
+        inputs_embeds = getattr(self, 'model', self).embed_tokens(inputs) if inputs_embeds is None else inputs_embeds
         inputs_embeds *= 2
         return plain(self, inputs, inputs_embeds=inputs_embeds, **kwargs)
 

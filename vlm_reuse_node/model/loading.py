@@ -61,6 +61,12 @@ def load(name: str) -> Vlm:
     given_folder = name not in EMBEDDED and Path(name).expanduser().is_dir()
     shown = folder.name if given_folder else name
     vlm = Vlm(shown, model, processor, family(model, processor), _fingerprint(folder), folder)
+    if vlm.template('', 1).opens_thought:
+        _log.info(
+            "'%s' thinks before it answers: choices and documents are asked for without a thought, and of a text only "
+            'what comes behind the thoughts is handed out.',
+            shown,
+        )
     device_memory.set_limits(model)
     return vlm
 

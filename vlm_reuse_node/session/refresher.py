@@ -17,6 +17,7 @@
 import logging
 import time
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 
@@ -58,11 +59,12 @@ class Refresher:
     ) -> None:
         """Start without a frame.
 
-        template_for: returns the prompt template for a number of frames. totals: returns the camera's, for the records.
+        template_for: returns today's prompt template for a number of frames.
+        totals: returns the camera's, for the records.
         on_refresh: called with every record, on the thread that did the work.
         """
         self._vlm, self._template_for, self._camera, self._totals = vlm, template_for, camera, totals
-        self._on_refresh, self.prices = on_refresh, Prices(vlm, template_for)
+        self._on_refresh, self.prices = on_refresh, Prices(vlm, cache(template_for))
         self._history = History(vlm, template_for, camera)
         self._planner = Planner(self.prices, self._history)
         self._lookout = Lookout(camera)

@@ -24,7 +24,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import partial
 
 from vlm_reuse_node.config import AUTO_POLICY, Config
 from vlm_reuse_node.errors import ImageError
@@ -78,15 +78,13 @@ class SceneSession:
         self.camera = camera
         self._vlm, self._on_refused = vlm, on_refused
         self._trust = self._decide(config)
-        self._template_for = template_for = cache(lambda frames: vlm.template(config.system_prompt, frames))
+        self._template_for = template_for = partial(vlm.template, config.system_prompt)
         answerer = Answerer(vlm, template_for(1))
         self._account = Account(measures_time)
         self._refresher = Refresher(vlm, template_for, camera, lambda: self._account.totals, on_refresh)
-        self._auditor = Auditor(vlm, template_for, answerer, camera)
+        self._auditor = Auditor(vlm, answerer, camera)
         self._upkeep = Upkeep(vlm, self._refresher, self._auditor, self._account, camera, clock)
-        self._responder = Responder(
-            vlm, template_for, camera, answerer, self._refresher, self._auditor, self._account, self._upkeep
-        )
+        self._responder = Responder(vlm, camera, answerer, self._refresher, self._auditor, self._account, self._upkeep)
 
     @property
     def config(self) -> Config:

@@ -30,6 +30,7 @@ from vlm_reuse_node.errors import ModelError
 # model_type in config.json -> the module whose class `Family` serves it.
 FAMILIES = {
     'gemma4': 'vlm_reuse_node.model.families.gemma4',
+    'gemma4_unified': 'vlm_reuse_node.model.families.gemma4_unified',
     'qwen2_5_vl': 'vlm_reuse_node.model.families.qwen2_5_vl',
     'qwen3_5': 'vlm_reuse_node.model.families.qwen3_5',
     'qwen3_5_moe': 'vlm_reuse_node.model.families.qwen3_5',

@@ -32,10 +32,7 @@ from typing import Any, NoReturn
 
 import mlx.core as mx
 import numpy as np
-from mlx_vlm.models.base import to_mlx
-from mlx_vlm.prompt_utils import apply_chat_template
 from mlx_vlm.utils import get_model_type
-from PIL import Image
 
 from vlm_reuse_node.errors import ImageError, ModelError
 from vlm_reuse_node.model.families import probe
@@ -43,6 +40,7 @@ from vlm_reuse_node.model.families.base import even_chunks
 from vlm_reuse_node.model.families.picture_tokens import PictureTokens, TokenSpan, rows_and_columns
 from vlm_reuse_node.model.families.placed_rope import place_ropes
 from vlm_reuse_node.model.pass_cache import PassCache
+from vlm_reuse_node.model.prompt import adds_special_tokens, processed, rendered
 
 # A model that keeps positions here would answer wrong without a sign: a second camera inherits the first one's.
 KEPT_POSITIONS = ('_rope_deltas', '_position_ids')
@@ -78,19 +76,24 @@ class Family:
         self._image_token = next(
             (token for name in IMAGE_TOKENS if (token := getattr(model.config, name, None)) is not None), None
         )
-        self._text = apply_chat_template(processor, model.config, 'a', num_images=1)
-        self._plain = list(processor.tokenizer(self._text)['input_ids'])
-        self._placeholder = self._find_placeholder()
+        self._text = rendered(processor, model.config, 'a', 1)
         try:
-            inputs = self._processed(probe.picture())
+            self._adds_special = adds_special_tokens(processor, model.config)
+            self._plain = self._tokenized(self._text)
+            self._placeholder = self._find_placeholder()
+            small, wide = probe.pictures()
+            inputs = self._processed(small)
             span = self._span(inputs)
             self._tokens = self._learn_tokens(span)
             features = self._refuse_inexact(span, _pixels(inputs))
+            self._refuse_other_answers([wide])
+            self._refuse_other_answers([small, wide])
         except ModelError:
             raise
         except Exception as error:  # of any of sixty model types
             self._refuse(f'a small picture does not go through it ({type(error).__name__}: {error})')
-        fault = probe.branch_fault(self, model, processor.tokenizer, self._chat(span), features)
+        chat = self.expand(self._plain, [TokenSpan(1, len(self.cells(span)), span)])
+        fault = probe.branch_fault(self, model, processor.tokenizer, chat, features)
         self.branches = not fault
         if fault:
             _log.info("A '%s' model computes a question and its choices one after the other: %s", self._type, fault)
@@ -213,10 +216,13 @@ class Family:
             )
         return given.inputs_embeds[0]
 
-    def _processed(self, rgb: np.ndarray) -> dict[str, Any]:
-        """All that the processor returns for a chat with this picture."""
-        # Not mlx_vlm.utils.prepare_inputs: it hands image processors arguments of tokenizers, which LLaVA's refuses.
-        return to_mlx(self._processor(text=[self._text], images=[Image.fromarray(rgb)]))
+    def _processed(self, *pictures: np.ndarray) -> dict[str, Any]:
+        """All that the processor returns for a chat with these pictures, as `mlx_vlm.generate` calls it."""
+        text = self._text if len(pictures) == 1 else rendered(self._processor, self._model.config, 'a', len(pictures))
+        return processed(self._processor, self._model.config, text, pictures)
+
+    def _tokenized(self, text: str) -> list[int]:
+        return list(self._processor.tokenizer(text, add_special_tokens=self._adds_special)['input_ids'])
 
     def _span(self, inputs: dict[str, Any]) -> tuple[int, ...]:
         """The tokens in the placeholder's place, in the chat with a picture."""
@@ -254,10 +260,6 @@ class Family:
         if kept:
             self._refuse(f'it keeps positions in {", ".join(kept)}, which the next camera would inherit')
 
-    def _chat(self, span: tuple[int, ...]) -> list[int]:
-        """The chat with one picture."""
-        return self.expand(self._plain, [TokenSpan(1, len(self.cells(span)), span)])
-
     def _refuse_inexact(self, span: tuple[int, ...], pixels: Pixels) -> mx.array:
         """Refuse a model that this file does not compute as the model does. span, pixels: of a small picture.
 
@@ -268,15 +270,23 @@ class Family:
         is_image = np.isin(np.arange(len(span)), self.cells(span))
         if fault := probe.embeddings_fault(embeddings, self._embeddings(tokens), is_image):
             self._refuse(fault)
-        ids = self._chat(span)
-        others = {name: value for name, value in pixels.items() if name != 'pixel_values'}
-        theirs = self._model(mx.array([ids]), pixels['pixel_values'], mask=None, **others).logits[0].astype(mx.float32)
-        middle = self._plain.index(self._placeholder) + len(span) // 2
-        ours = partial(probe.in_two_calls, self, self._model, ids, middle)
-        features = embeddings[mx.array(self.cells(span))]
-        if fault := probe.logits_fault(self.embed(ids, features), ours, theirs):
+        return embeddings[mx.array(self.cells(span))]
+
+    def _refuse_other_answers(self, pictures: list[np.ndarray]) -> None:
+        """Refuse a model whose answers about some pictures are not those of `mlx_vlm.generate`."""
+        inputs = self._processed(*pictures)
+        theirs = np.array(inputs['input_ids'])[0].tolist()
+        seen = [self.prepare(rgb) for rgb in pictures]
+        text = rendered(self._processor, self._model.config, 'a', len(pictures))
+        ids = self.expand(self._tokenized(text), [span for _, span in seen])
+        if ids != theirs:
+            self._refuse(f'its processor makes other tokens of a chat with {len(pictures)} pictures')
+        features = mx.concatenate([self.encode(pixels, span) for pixels, span in seen])
+        answer, found = probe.generated(self._model, inputs)
+        cells = self.cells(ids)
+        ours = partial(probe.as_a_session_does, self, self._model, ids, int(cells[len(cells) // 2]), answer)
+        if fault := probe.logits_fault(self.embed(ids, features), ours, found):
             self._refuse(fault)
-        return features
 
     def _refuse(self, reason: str) -> NoReturn:
         raise ModelError(

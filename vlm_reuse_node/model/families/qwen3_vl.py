@@ -48,7 +48,7 @@ class Family(QwenFamily):
         """Vision features and their levels side by side, mx (cells, hidden * (1 + levels))."""
         return self._encode(pixels, grid)
 
-    def _encode(self, pixels: mx.array, grid: Grid) -> mx.array:
+    def _encode(self, pixels: Any, grid: Grid) -> mx.array:
         """See `encode`."""
         features, levels = self._vision(pixels, self.patch_grid(grid))
         return mx.concatenate([features, *levels], axis=-1)
