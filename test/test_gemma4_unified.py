@@ -37,6 +37,7 @@ from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
 
 TEXT = 'how many objects are there , and what is the color of the square on the left ?'
+PATCH = Config(refresh_policy='patch', min_confidence=1e-9, min_text_confidence=1e-9)
 SIZES = [[(480, 640)], [(480, 640), (640, 480)], [(240, 960), (400, 400)]]
 
 
@@ -134,7 +135,7 @@ def test_a_changed_cell_changes_its_own_feature_only_so_sparse_vision_is_exact(v
 
 def test_few_changed_cells_are_patched(tmp_path):
     vlm = load(str(write_tiny_gemma4(tmp_path / 'wide', unified=True, window=400)))
-    session, frame = SceneSession(vlm, Config(refresh_policy='patch')), picture(1)
+    session, frame = SceneSession(vlm, PATCH), picture(1)
     session.observe(frame)
     assert session.observe(changed(frame)).level == Level.PATCH
     answer = session.ask(Question('is it red ?', max_tokens=4), now_ns=int(1e9))

@@ -267,9 +267,10 @@ def test_slots_end_behind_the_pictures_expanded_or_not(vlm):
 
 
 @pytest.mark.parametrize('size', [(480, 640), (640, 480), (1080, 1920), (100, 100)])
-def test_a_grid_has_exactly_the_visual_tokens(vlm, size):
+def test_a_grid_has_the_visual_tokens_or_a_few_less(vlm, size):
     features, grid = vlm.see(picture(1, size=size).rgb)
-    assert grid.cells == len(features) == grid.ids.count(vlm.family._image_token)
+    count = grid.ids.count(vlm.family._image_token)
+    assert len(features) == count and count - grid.rows < grid.cells <= count
 
 
 def test_pictures_with_equally_many_tokens_in_another_order_are_not_equal():
@@ -288,31 +289,22 @@ def test_a_small_change_anywhere_is_seen(vlm, at):
 
 
 @pytest.mark.parametrize(
-    'count, size, seen',
-    [
-        (576, (480, 640), True),
-        (13 * 169, (1080, 1920), True),
-        (16, (1080, 1920), True),
-        (577, (480, 640), False),
-        (2 * 1069, (480, 640), False),
-    ],
+    'count, size',
+    [(576, (480, 640)), (13 * 169, (1080, 1920)), (16, (1080, 1920)), (577, (480, 640)), (2 * 1069, (480, 640))],
 )
-def test_a_picture_whose_small_changes_would_go_unseen_is_refused(vlm, monkeypatch, count, size, seen):
+def test_small_changes_are_seen_whatever_the_number_of_visual_tokens(vlm, monkeypatch, count, size):
+    """A number without divisors near the picture's shape makes a few cells less."""
     monkeypatch.setattr(vlm.family, '_processed', lambda rgb: {})
     monkeypatch.setattr(
         vlm.family, '_span', lambda inputs: (vlm.family._image_token,) * count + vlm.family._tokens.tail
     )
     rgb = np.full((*size, 3), 90, np.uint8)
-    if not seen:
-        with pytest.raises(ImageError, match=f'its {count} visual tokens make no rows'):
-            vlm.family.prepare(rgb)
-        return
     rows, columns = vlm.family.prepare(rgb)[1]
+    assert count - rows < rows * columns <= count and 1 / 3 < rows / columns / (size[0] / size[1]) < 3
     for at in (0, size[0] // 3, size[0] - 16):
         changed = rgb.copy()
         changed[at : at + 16, at : at + 16] = 218
-        detector = ChangeDetector(rgb, 0, rows, columns, vlm.family.cell_px)
-        assert rows * columns == count and detector.compare(changed, 1, Config()).changed.any()
+        assert ChangeDetector(rgb, 0, rows, columns, vlm.family.cell_px).compare(changed, 1, Config()).changed.any()
 
 
 @pytest.mark.parametrize('size', [(2, 3000), (1, 1)])
@@ -460,7 +452,7 @@ def test_a_processor_that_does_something_else_is_refused(upstream, monkeypatch, 
 
 def test_a_chat_without_a_token_for_the_picture_is_refused(upstream, monkeypatch):
     monkeypatch.setattr(generic, 'rendered', lambda *args, **kwargs: 'what is it ?')
-    with pytest.raises(ModelError, match='no single token for a picture'):
+    with pytest.raises(ModelError, match='no single token for a picture|does not go through it'):
         generic.Family(*upstream)
 
 

@@ -95,6 +95,11 @@ class PromptTemplate:
         spaced = f' {PLAIN_QUESTIONS[0]} '
         self._strips = self._rendered(spaced, self._now) != f'{self._before}{spaced}{self._behind}'
         (ids, slots), (other, other_slots) = map(self._placed, PLAIN_QUESTIONS)
+        if pictures > 1 and family.one_picture:
+            raise ModelError(
+                f'The model sees one picture at a time in mlx-vlm, and {pictures} were to be shown; expected 1 '
+                '(history_frames 0).'
+            )
         if len(slots) != pictures:
             raise ModelError(
                 f"The model's chat template places {len(slots)} of {pictures} pictures; expected all of "
@@ -220,17 +225,30 @@ class PromptTemplate:
     def _ids(self, question: str, closed: bool) -> list[int]:
         question = question.strip() if self._strips else question
         text = f'{self._before}{question}{self._behind}{self._closing if closed else ""}'
-        return list(self._tokenizer(text, add_special_tokens=self._adds_special)['input_ids'])
+        return tokenized(self._tokenizer, text, self._adds_special, self._family.marker)
 
     def _specials(self, ids: list[int]) -> list[int]:
         return [token for token in ids if token in self._special]
 
     def _special_in(self, text: str) -> str | None:
+        if self._family.marker and (marked := self._family.marker[0].search(text)):
+            return marked[0]
         return next((token for token in self._special.values() if token in text), None)
 
     def _refuse_special(self, text: str, what: str) -> None:
         if (token := self._special_in(text)) is not None:
             raise InvalidRequestError(f"{what} holds '{token}', a special token of the model; expected plain text.")
+
+
+def tokenized(
+    tokenizer: Any, text: str, adds_special: bool, marker: tuple[re.Pattern[str], int] | None = None
+) -> list[int]:
+    """Return the tokens of a chat. marker: see `families.base.Family`."""
+    first, *rest = marker[0].split(text) if marker else [text]
+    ids = list(tokenizer(first, add_special_tokens=adds_special)['input_ids'])
+    for part in rest:
+        ids += [marker[1], *tokenizer(part, add_special_tokens=False)['input_ids']] if marker else []
+    return ids
 
 
 def adds_special_tokens(processor: Any, model_config: Any) -> bool:

@@ -44,6 +44,8 @@ class Family:
 
     branches = True
     branches_recurrent = False
+    marker = None
+    one_picture = False
     encodes_cells = True
 
     def __init__(self, model: Any, processor: Any) -> None:

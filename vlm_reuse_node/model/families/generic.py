@@ -24,6 +24,7 @@ the state behind it. That is one call more for each choice, and a call costs the
 """
 
 import logging
+import re
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
@@ -40,14 +41,14 @@ from vlm_reuse_node.model.families.base import even_chunks
 from vlm_reuse_node.model.families.picture_tokens import PictureTokens, TokenSpan, rows_and_columns
 from vlm_reuse_node.model.families.placed_rope import place_ropes
 from vlm_reuse_node.model.pass_cache import PassCache
-from vlm_reuse_node.model.prompt import adds_special_tokens, processed, rendered
+from vlm_reuse_node.model.prompt import adds_special_tokens, processed, rendered, tokenized
 
 # A model that keeps positions here would answer wrong without a sign: a second camera inherits the first one's.
 KEPT_POSITIONS = ('_rope_deltas', '_position_ids')
 # Both names of the image token in a model's configuration.
 IMAGE_TOKENS = ('image_token_index', 'image_token_id')
-# Pixels of a picture to one that is compared, where the other axis is not shrunk: OpenCV skips rows then, not means.
-MOST_SHRUNK = 8
+# How chat templates mark a picture in plain text: LLaVA's kin and InternVL-chat, and Phi.
+MARKERS = ('<image>', r'<\|image_\d+\|>')
 
 # What the model's processor returns beside tokens, by name.
 Pixels = dict[str, Any]
@@ -60,6 +61,8 @@ class Family:
 
     cell_px = 28
     branches_recurrent = False
+    marker = None
+    one_picture = False
     encodes_cells = False
     two_way = False
 
@@ -79,15 +82,19 @@ class Family:
         self._text = rendered(processor, model.config, 'a', 1)
         try:
             self._adds_special = adds_special_tokens(processor, model.config)
-            self._plain = self._tokenized(self._text)
-            self._placeholder = self._find_placeholder()
             small, wide = probe.pictures()
             inputs = self._processed(small)
+            if (told := inputs.get(IMAGE_TOKENS[0])) is not None:  # InternVL's processor knows it, its model does not
+                self._image_token = int(np.array(told))
+            self._plain = self._tokenized(self._text)
+            self._placeholder = self._find_placeholder()
+            self._each = self._count_rows(inputs)
             span = self._span(inputs)
             self._tokens = self._learn_tokens(span)
             features = self._refuse_inexact(span, _pixels(inputs))
-            self._refuse_other_answers([wide])
-            self._refuse_other_answers([small, wide])
+            if fault := self._fault([wide]):
+                self._refuse(fault)
+            self.one_picture = bool(lonely := self._two_pictures_fault([small, wide]))
         except ModelError:
             raise
         except Exception as error:  # of any of sixty model types
@@ -95,6 +102,8 @@ class Family:
         chat = self.expand(self._plain, [TokenSpan(1, len(self.cells(span)), span)])
         fault = probe.branch_fault(self, model, processor.tokenizer, chat, features)
         self.branches = not fault
+        if lonely:
+            _log.info("A '%s' model sees one picture at a time: %s", self._type, lonely)
         if fault:
             _log.info("A '%s' model computes a question and its choices one after the other: %s", self._type, fault)
 
@@ -109,19 +118,12 @@ class Family:
             raise _size_error(rgb, 'its tokens cannot be told from the text')
         height, width = rgb.shape[:2]
         rows, columns = rows_and_columns(span.count(self._image_token), height / width)
-        shrunk = height / (rows * self.cell_px), width / (columns * self.cell_px)
-        if max(shrunk) > MOST_SHRUNK and min(shrunk) < 1:
-            raise _size_error(
-                rgb,
-                f'its {rows * columns} visual tokens make no rows and columns near its shape, so '
-                'that small changes would not be seen',
-            )
         return _pixels(inputs), TokenSpan(rows, columns, span)
 
     def encode(self, pixels: Pixels, grid: TokenSpan) -> mx.array:
         """Features of the picture's image tokens, mx (cells, hidden). Raises ImageError as `prepare` does."""
         try:
-            return self._embeddings(mx.array([grid.ids]), pixels)[mx.array(self.cells(grid.ids))]
+            return self._embeddings(grid.ids, pixels)[mx.array(self.cells(grid.ids))]
         except ValueError as error:  # shapes that the processor lets through
             raise ImageError(
                 'size',
@@ -151,7 +153,7 @@ class Family:
 
     def embed(self, ids: list[int], features: mx.array | None = None) -> mx.array:
         """Token embeddings, mx (1, length, hidden)."""
-        embeddings = self._embeddings(mx.array([ids]))
+        embeddings = self._embeddings(ids)
         if features is not None:
             embeddings[mx.array(self.cells(ids))] = features.astype(embeddings.dtype)
         return embeddings[None]
@@ -177,7 +179,7 @@ class Family:
     def step(self, token: mx.array, position: int, cache: list) -> mx.array:
         """Logits behind one token of text, mx (1, vocabulary)."""
         tokens = token[None]
-        return self._run_layers(tokens, self._embeddings(tokens)[None], self.text_positions(position, 1), cache, [0])
+        return self._run_layers(tokens, self._embed(tokens)[None], self.text_positions(position, 1), cache, [0])
 
     def _run_layers(
         self, tokens: mx.array, embeddings: mx.array, positions: np.ndarray, cache: list, keep: Sequence[int]
@@ -202,8 +204,17 @@ class Family:
         kept = [index % length - length for index in keep]  # from the end, because some models ignore it
         return output.logits[0, mx.array(kept)].astype(mx.float32)
 
-    def _embeddings(self, tokens: mx.array, pixels: Pixels | None = None) -> mx.array:
-        """The model's own embeddings of tokens, mx (1, length), with at most one picture: mx (length, hidden)."""
+    def _embeddings(self, ids: Sequence[int], pixels: Pixels | None = None) -> mx.array:
+        """The model's own embeddings of tokens, with at most one picture: mx (length, hidden)."""
+        if pixels is None:
+            return self._embed(mx.array([[max(token, 0) for token in ids]]))  # -200 marks a picture in some models
+        embeddings = self._embed(mx.array([self._collapsed(ids)]), pixels)
+        if len(embeddings) != len(ids):
+            raise ValueError(f'the model makes {len(embeddings)} rows of the {len(ids)} that are expected')
+        return embeddings
+
+    def _embed(self, tokens: mx.array, pixels: Pixels | None = None) -> mx.array:
+        """`_embeddings` of tokens as they are given to the model, mx (1, length)."""
         pixels = dict(pixels or {})
         given = self._model.get_input_embeddings(
             tokens, pixels.pop('pixel_values', None), mask=mx.ones(tokens.shape, mx.int32), **pixels
@@ -222,11 +233,12 @@ class Family:
         return processed(self._processor, self._model.config, text, pictures)
 
     def _tokenized(self, text: str) -> list[int]:
-        return list(self._processor.tokenizer(text, add_special_tokens=self._adds_special)['input_ids'])
+        return tokenized(self._processor.tokenizer, text, self._adds_special, self.marker)
 
     def _span(self, inputs: dict[str, Any]) -> tuple[int, ...]:
         """The tokens in the placeholder's place, in the chat with a picture."""
         ids = np.array(inputs['input_ids'])[0].tolist()
+        ids = self._with_rows(ids)
         before = self._plain.index(self._placeholder)
         after = len(ids) - (len(self._plain) - before - 1)
         span = tuple(ids[before:after])
@@ -239,9 +251,33 @@ class Family:
         names = [getattr(self._processor, name, None) for name in ('image_token', 'boi_token')]
         ids = [self._processor.tokenizer.convert_tokens_to_ids(name) for name in names if isinstance(name, str)]
         found = [token for token in (self._image_token, *ids) if self._plain.count(token) == 1]
+        if self._image_token is not None and not found:
+            for marker in map(re.compile, MARKERS):
+                if len(marker.findall(self._text)) == 1:
+                    self.marker = marker, self._image_token
+                    self._plain = self._tokenized(self._text)
+                    return self._image_token
         if self._image_token is None or not found:
             self._refuse('its chat template has no single token for a picture')
         return found[0]
+
+    def _count_rows(self, inputs: dict[str, Any]) -> int:
+        """How many rows the model makes of one image token: 1, or those of a whole picture."""
+        ids = np.array(inputs['input_ids'])[0]
+        if np.count_nonzero(ids == self._image_token) != 1:
+            return 1
+        return len(self._embed(mx.array(ids)[None], _pixels(inputs))) - len(ids) + 1
+
+    def _with_rows(self, ids: Sequence[int]) -> list[int]:
+        """The tokens, with as many image tokens as the model makes rows of one."""
+        return [token for given in ids for token in [given] * (self._each if given == self._image_token else 1)]
+
+    def _collapsed(self, ids: Sequence[int]) -> list[int]:
+        """The tokens of one picture as its processor gives them; see `_with_rows`."""
+        if self._each == 1:
+            return list(ids)
+        first = ids.index(self._image_token)
+        return [token for place, token in enumerate(ids) if token != self._image_token or place == first]
 
     def _learn_tokens(self, span: tuple[int, ...]) -> PictureTokens:
         """The model's picture tokens, from those of a small picture. Refuses a model whose pictures are not found."""
@@ -265,28 +301,36 @@ class Family:
 
         Returns the picture's features.
         """
-        tokens = mx.array([span])
-        embeddings = self._embeddings(tokens, pixels)
+        embeddings = self._embeddings(span, pixels)
         is_image = np.isin(np.arange(len(span)), self.cells(span))
-        if fault := probe.embeddings_fault(embeddings, self._embeddings(tokens), is_image):
+        if fault := probe.embeddings_fault(embeddings, self._embeddings(span), is_image):
             self._refuse(fault)
         return embeddings[mx.array(self.cells(span))]
 
-    def _refuse_other_answers(self, pictures: list[np.ndarray]) -> None:
-        """Refuse a model whose answers about some pictures are not those of `mlx_vlm.generate`."""
-        inputs = self._processed(*pictures)
-        theirs = np.array(inputs['input_ids'])[0].tolist()
+    def _two_pictures_fault(self, pictures: list[np.ndarray]) -> str:
+        """`_fault`, which may also be an error that a model raises for more than one picture."""
+        try:
+            return self._fault(pictures)
+        except Exception as error:  # of any of sixty model types
+            return f'{type(error).__name__}: {error}'
+
+    def _fault(self, pictures: list[np.ndarray]) -> str:
+        """Why answers about some pictures are not those of `mlx_vlm.generate`, '' where they are."""
+        try:
+            text = rendered(self._processor, self._model.config, 'a', len(pictures))
+            inputs = self._processed(*pictures)
+        except ValueError as error:
+            return f'mlx-vlm takes no {len(pictures)} pictures ({error})'
+        theirs = self._with_rows(np.array(inputs['input_ids'])[0].tolist())
         seen = [self.prepare(rgb) for rgb in pictures]
-        text = rendered(self._processor, self._model.config, 'a', len(pictures))
         ids = self.expand(self._tokenized(text), [span for _, span in seen])
         if ids != theirs:
-            self._refuse(f'its processor makes other tokens of a chat with {len(pictures)} pictures')
+            return f'its processor makes other tokens of a chat with {len(pictures)} pictures'
         features = mx.concatenate([self.encode(pixels, span) for pixels, span in seen])
         answer, found = probe.generated(self._model, inputs)
         cells = self.cells(ids)
         ours = partial(probe.as_a_session_does, self, self._model, ids, int(cells[len(cells) // 2]), answer)
-        if fault := probe.logits_fault(self.embed(ids, features), ours, found):
-            self._refuse(fault)
+        return probe.logits_fault(self.embed(ids, features), ours, found)
 
     def _refuse(self, reason: str) -> NoReturn:
         raise ModelError(

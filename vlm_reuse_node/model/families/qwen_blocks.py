@@ -18,7 +18,7 @@ Patches are in the order in which the tower runs them, window by window. Up to t
 picture, a window depends on its own pixels alone: windows with a cell to encode run whole, the others do not run. From
 there on only the patches of the cells to encode are queries. They look at the older picture's keys and values, in which
 their own are replaced.
-Source: mlx_vlm/models/qwen2_5_vl/vision.py and qwen3_vl/vision.py, whose modules are used.
+Source: vision.py in mlx_vlm/models/qwen2_vl, qwen2_5_vl and qwen3_vl, whose modules are used.
 """
 
 from collections.abc import Callable, Mapping

@@ -42,6 +42,8 @@ class QwenFamily:
 
     branches = False
     branches_recurrent = False
+    marker = None
+    one_picture = False
     encodes_cells = False
     two_way = False
 
