@@ -23,7 +23,7 @@ from mlx.utils import tree_flatten
 from PIL import Image
 from rounding import WIDE
 from tiny_gemma4 import write_tiny_gemma4
-from tiny_model import _write_weights, picture, write_tiny_model
+from tiny_model import _write_weights, picture, write_tiny_model, write_tiny_qwen2
 from tiny_qwen3 import write_tiny_qwen3
 
 from vlm_reuse_node.model import noise
@@ -46,6 +46,7 @@ def write_windows(folder):
 
 WRITERS = {
     'qwen2_5_vl': write_windows,
+    'qwen2_vl': write_tiny_qwen2,
     'qwen3_vl': lambda folder: write_tiny_qwen3(folder, 'qwen3_vl'),
     'qwen3_vl_moe': lambda folder: write_tiny_qwen3(folder, 'qwen3_vl_moe'),
     'gemma4': write_tiny_gemma4,

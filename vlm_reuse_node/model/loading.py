@@ -26,7 +26,7 @@ import mlx_vlm
 
 from vlm_reuse_node.errors import ModelError
 from vlm_reuse_node.model import device_memory
-from vlm_reuse_node.model.families.base import family_for
+from vlm_reuse_node.model.families.base import can_see, family_for
 from vlm_reuse_node.model.vlm import Vlm
 
 EMBEDDED = {'tabletop': Path(__file__).parents[1] / 'demo' / 'tabletop_model'}
@@ -135,7 +135,7 @@ def _model_type(folder: Path) -> str:
             f"The model in '{folder}' brings Python code of its own (model_file in config.json), which "
             'mlx-vlm would run; expected a model_type that mlx-vlm knows, and no model_file.'
         )
-    if 'vision_config' not in config:
+    if 'vision_config' not in config and not can_see(model_type):
         raise ModelError(
             f"The model in '{folder}' ({model_type}) is a text-only model; expected a vision-language "
             'model, for example Qwen2.5-VL.'

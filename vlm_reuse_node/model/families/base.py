@@ -179,6 +179,11 @@ def even_chunks(length: int, limit: int) -> list[slice]:
     return [slice(first, min(first + limit, length)) for first in range(0, length, limit)]
 
 
+def can_see(model_type: str) -> bool:
+    """Whether mlx-vlm has a vision tower for this model_type: FastVLM's and Phi-3-V's config.json does not tell."""
+    return bool(import_module('vlm_reuse_node.model.families.generic').vision_module(model_type))
+
+
 def family_for(model_type: str) -> type[Family]:
     """Return the class that serves a model_type: its own one, or the generic one for any other type mlx-vlm can load.
 

@@ -29,6 +29,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Any, NoReturn
 
 import mlx.core as mx
@@ -340,11 +341,24 @@ class Family:
 
 def missing(model_type: str) -> str:
     """Return what mlx-vlm lacks to serve a type at all, '' when a model of it can be loaded and examined."""
+    module = _module(model_type)
+    if module is None:
+        return 'mlx-vlm knows no such model'
+    model = getattr(module, 'Model', None)
+    return '' if hasattr(model, 'get_input_embeddings') else 'mlx-vlm gives no embeddings of its pictures'
+
+
+def vision_module(model_type: str) -> ModuleType | None:
+    """Return mlx-vlm's module of a type that sees; None for other types."""
+    module = _module(model_type)
+    return module if hasattr(module, 'VisionConfig') or hasattr(module, 'VisionModel') else None
+
+
+def _module(model_type: str) -> ModuleType | None:
     name = get_model_type({'model_type': model_type}) or ''
     if not name.isidentifier() or find_spec(f'mlx_vlm.models.{name}') is None:
-        return 'mlx-vlm knows no such model'
-    model = getattr(import_module(f'mlx_vlm.models.{name}'), 'Model', None)
-    return '' if hasattr(model, 'get_input_embeddings') else 'mlx-vlm gives no embeddings of its pictures'
+        return None
+    return import_module(f'mlx_vlm.models.{name}')
 
 
 def _pixels(inputs: dict[str, Any]) -> Pixels:
