@@ -22,6 +22,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 import mlx_vlm
 
 from vlm_reuse_node.errors import ModelError
@@ -58,6 +59,7 @@ def load(name: str) -> Vlm:
         ) from error
     if mx.default_device() == mx.Device(mx.cpu):
         model.set_dtype(mx.float32)
+        _embed_in_float32(model)
     given_folder = name not in EMBEDDED and Path(name).expanduser().is_dir()
     shown = folder.name if given_folder else name
     vlm = Vlm(shown, model, processor, family(model, processor), _fingerprint(folder), folder)
@@ -69,6 +71,21 @@ def load(name: str) -> Vlm:
         )
     device_memory.set_limits(model)
     return vlm
+
+
+class _Float32Embedding(nn.QuantizedEmbedding):
+    """A quantised embedding whose rows are float32."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Look up tokens, mx (..., tokens): mx (..., tokens, width)."""
+        return super().__call__(x).astype(mx.float32)
+
+
+def _embed_in_float32(model: nn.Module) -> None:
+    """Let quantised embeddings give float32: those without biases, such as mxfp4, give bfloat16 whatever is set."""
+    for module in model.modules():
+        if type(module) is nn.QuantizedEmbedding:
+            module.__class__ = _Float32Embedding
 
 
 def release_thread() -> None:

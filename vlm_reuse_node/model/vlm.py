@@ -65,7 +65,7 @@ class Vlm:
         self.family = family
         self.fingerprint = fingerprint
         self.folder = folder
-        self.precision = _precision(model)
+        self.precision = _precision(model, family)
         self.device = _device()
         self.meter = Meter()
         self._templates: dict[str, PromptTemplate] = {}  # with one picture, by system text
@@ -256,10 +256,10 @@ class Vlm:
         return self._processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
-def _precision(model: Any) -> str:
-    """The floating-point types among a model's parameters, joined with '+'."""
+def _precision(model: Any, family: Family) -> str:
+    """The floating-point types among a model's parameters and of its embeddings, joined with '+'."""
     parameters = cast(list[tuple[str, mx.array]], tree_flatten(model.parameters()))
-    types = {value.dtype for _, value in parameters}
+    types = {value.dtype for _, value in parameters} | {family.embed([0]).dtype}
     return '+'.join(sorted(str(kind).removeprefix('mlx.core.') for kind in types if mx.issubdtype(kind, mx.floating)))
 
 
