@@ -27,9 +27,9 @@ from tiny_model import picture
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ImageError, ModelError
 from vlm_reuse_node.model import noise
+from vlm_reuse_node.model.chat import processed, rendered
 from vlm_reuse_node.model.families import generic, probe
 from vlm_reuse_node.model.loading import load
-from vlm_reuse_node.model.prompt import processed, rendered
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Level
 from vlm_reuse_node.session.answer import Status

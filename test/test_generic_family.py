@@ -364,10 +364,10 @@ def test_a_model_whose_pictures_give_more_than_embeddings_is_refused(upstream, m
 
     def more(self, *args, **kwargs):
         given = plain(self, *args, **kwargs)
-        return upstream_base.InputEmbeddingsFeatures(given.inputs_embeds, attention_mask_4d=mx.ones((1, 1, 4, 4)))
+        return upstream_base.InputEmbeddingsFeatures(given.inputs_embeds, per_layer_inputs=mx.ones((1, 1, 4, 4)))
 
     monkeypatch.setattr(type(model), 'get_input_embeddings', more)
-    with pytest.raises(ModelError, match='give attention_mask_4d beside embeddings'):
+    with pytest.raises(ModelError, match='give per_layer_inputs beside embeddings'):
         generic.Family(model, processor)
 
 

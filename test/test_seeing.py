@@ -23,16 +23,16 @@ from tiny_seeing import write_tiny_seeing
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import InvalidRequestError, ModelError
+from vlm_reuse_node.model.chat import rendered
 from vlm_reuse_node.model.families import generic, qwen2_vl
 from vlm_reuse_node.model.loading import load
-from vlm_reuse_node.model.prompt import rendered
 from vlm_reuse_node.scene.refresh import Level
 from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
 
 TEXT = 'how many objects are there , and what is the color of the square on the left ?'
-TYPES = 'llava_onevision', 'internvl_chat', 'qwen2_vl'
+TYPES = 'llava_onevision', 'internvl_chat', 'gemma3', 'qwen2_vl'
 # Heights and widths of cameras and screens.
 SIZES = [
     (240, 320),

@@ -23,6 +23,7 @@ from pathlib import Path
 import tiny_generic
 from tiny_generic import _EACH, _IMAGE, _PARTS, _TEXT, _VISION, _WIDTHS, CHAT_TEMPLATES, SPECIAL
 
+GEMMA3 = '<image_soft_token>', '<start_of_image>', '<end_of_image>'
 INTERNVL = '<img>', '</img>', '<IMG_CONTEXT>'
 CHATML = (
     '{% for message in messages %}<|im_start|>{{ message["role"] }}\n'
@@ -32,9 +33,15 @@ CHATML = (
 NAMES = {
     'llava_onevision': ('<image>',),
     'internvl_chat': INTERNVL,
+    'gemma3': GEMMA3,
     'idefics2': ('<image>', '<fake_token_around_image>'),
 }
-SHOWN = {'llava_onevision': '<image>\n', 'internvl_chat': '<image>\n', 'idefics2': '<image>'}
+SHOWN = {
+    'gemma3': '<start_of_image>',
+    'llava_onevision': '<image>\n',
+    'internvl_chat': '<image>\n',
+    'idefics2': '<image>',
+}
 TYPES = tuple(NAMES)
 
 
@@ -49,6 +56,10 @@ def write_tiny_seeing(folder: Path, model_type: str, seed: int = 0, image_size: 
     normal = {'image_mean': [0.5] * 3, 'image_std': [0.5] * 3}
     (folder / 'preprocessor_config.json').write_text(json.dumps(image | normal))
     (folder / 'processor_config.json').write_text(json.dumps(processor))
+    if model_type == 'gemma3':
+        file = folder / 'tokenizer_config.json'
+        named = dict(zip(('image_token', 'boi_token', 'eoi_token'), GEMMA3))
+        file.write_text(json.dumps(json.loads(file.read_text()) | {'extra_special_tokens': named}))
     tiny_generic._write_weights(folder, model_type, config, seed)
     return folder
 
@@ -89,6 +100,26 @@ def _settings(model_type, ids, image_size):
             },
             {},
             {'processor_class': 'InternVLChatProcessor', 'image_size': image_size, 'patch_size': 14},
+        )
+    if model_type == 'gemma3':
+        window = {'sliding_window': 24, 'sliding_window_pattern': 2}  # shorter than a chat
+        of_text = {'model_type': 'gemma3_text', 'head_dim': 12, 'mm_tokens_per_image': 4, 'query_pre_attn_scalar': 12}
+        return (
+            shared
+            | {
+                'image_token_index': ids['<image_soft_token>'],
+                'pad_token_id': ids['<pad>'],
+                'hidden_size': 48,
+                'mm_tokens_per_image': 4,
+                'text_config': text | window | of_text,
+                'vision_config': vision | {'model_type': 'siglip_vision_model'},
+            },
+            {
+                'image_processor_type': 'Gemma3ImageProcessor',
+                'size': {'height': image_size, 'width': image_size},
+                'image_seq_length': 4,
+            },
+            {'processor_class': 'Gemma3Processor', 'image_seq_length': 4},
         )
     return (
         shared

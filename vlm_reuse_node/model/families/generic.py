@@ -24,45 +24,44 @@ the state behind it. That is one call more for each choice, and a call costs the
 """
 
 import logging
-import re
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from mlx_vlm.utils import get_model_type
 
 from vlm_reuse_node.errors import ImageError, ModelError
+from vlm_reuse_node.model.chat import adds_special_tokens, rendered
 from vlm_reuse_node.model.families import probe
 from vlm_reuse_node.model.families.base import even_chunks
-from vlm_reuse_node.model.families.picture_tokens import PictureTokens, TokenSpan, rows_and_columns
+from vlm_reuse_node.model.families.picture_prompts import PicturePrompts
+from vlm_reuse_node.model.families.picture_tokens import TokenSpan, rows_and_columns
 from vlm_reuse_node.model.families.placed_rope import place_ropes
 from vlm_reuse_node.model.pass_cache import PassCache
-from vlm_reuse_node.model.prompt import adds_special_tokens, processed, rendered, tokenized
 
 # A model that keeps positions here would answer wrong without a sign: a second camera inherits the first one's.
 KEPT_POSITIONS = ('_rope_deltas', '_position_ids')
 # Both names of the image token in a model's configuration.
 IMAGE_TOKENS = ('image_token_index', 'image_token_id')
-# How chat templates mark a picture in plain text: LLaVA's kin and InternVL-chat, and Phi.
-MARKERS = ('<image>', r'<\|image_\d+\|>')
-
+# What a model gives beside embeddings that changes no answer where the checks at load find none: `mlx_vlm.generate`
+# hands it on, and Gemma 3's language model does not look at it.
+NO_MATTER = ('attention_mask_4d',)
 # What the model's processor returns beside tokens, by name.
 Pixels = dict[str, Any]
 
 _log = logging.getLogger(__name__)
 
 
-class Family:
+class Family(PicturePrompts):
     """See `families.base.Family`."""
 
     cell_px = 28
     branches_recurrent = False
-    marker = None
     one_picture = False
     encodes_cells = False
     two_way = False
@@ -132,26 +131,6 @@ class Family:
                 'Expected the ratio of a camera; try another size.',
             ) from error
 
-    def slots(self, ids: Sequence[int]) -> list[int]:
-        """Right behind each picture's last token, its closing separators too."""
-        return self._tokens.slots(ids)
-
-    def expand(self, ids: list[int], grids: Sequence[TokenSpan]) -> list[int]:
-        """Each placeholder becomes its picture's tokens."""
-        return self._tokens.expand(ids, grids)
-
-    def positions(self, ids: list[int], grids: Sequence[TokenSpan]) -> np.ndarray:
-        """Every token counts one."""
-        return self.text_positions(0, len(ids))
-
-    def text_positions(self, start: int, count: int) -> np.ndarray:
-        """Counting up on the one axis."""
-        return np.arange(start, start + count, dtype=np.int32)[None]
-
-    def cells(self, ids: Sequence[int]) -> np.ndarray:
-        """Indices of the image tokens, (cells,)."""
-        return self._tokens.cells(ids)
-
     def embed(self, ids: list[int], features: mx.array | None = None) -> mx.array:
         """Token embeddings, mx (1, length, hidden)."""
         embeddings = self._embeddings(ids)
@@ -220,7 +199,8 @@ class Family:
         given = self._model.get_input_embeddings(
             tokens, pixels.pop('pixel_values', None), mask=mx.ones(tokens.shape, mx.int32), **pixels
         )
-        more = sorted(name for name, value in given.to_dict().items() if value is not None and name != 'inputs_embeds')
+        known = 'inputs_embeds', *NO_MATTER
+        more = sorted(name for name, value in given.to_dict().items() if value is not None and name not in known)
         if more:
             self._refuse(
                 f'its pictures give {", ".join(more)} beside embeddings (attention in both directions, cross '
@@ -228,66 +208,12 @@ class Family:
             )
         return given.inputs_embeds[0]
 
-    def _processed(self, *pictures: np.ndarray) -> dict[str, Any]:
-        """All that the processor returns for a chat with these pictures, as `mlx_vlm.generate` calls it."""
-        text = self._text if len(pictures) == 1 else rendered(self._processor, self._model.config, 'a', len(pictures))
-        return processed(self._processor, self._model.config, text, pictures)
-
-    def _tokenized(self, text: str) -> list[int]:
-        return tokenized(self._processor.tokenizer, text, self._adds_special, self.marker)
-
-    def _span(self, inputs: dict[str, Any]) -> tuple[int, ...]:
-        """The tokens in the placeholder's place, in the chat with a picture."""
-        ids = np.array(inputs['input_ids'])[0].tolist()
-        ids = self._with_rows(ids)
-        before = self._plain.index(self._placeholder)
-        after = len(ids) - (len(self._plain) - before - 1)
-        span = tuple(ids[before:after])
-        if ids[:before] + [self._placeholder] + ids[after:] != self._plain or self._image_token not in span:
-            self._refuse('its processor changes more of a chat than the tokens of the picture')
-        return span
-
-    def _find_placeholder(self) -> int:
-        """The token for a whole picture in the chat template."""
-        names = [getattr(self._processor, name, None) for name in ('image_token', 'boi_token')]
-        ids = [self._processor.tokenizer.convert_tokens_to_ids(name) for name in names if isinstance(name, str)]
-        found = [token for token in (self._image_token, *ids) if self._plain.count(token) == 1]
-        if self._image_token is not None and not found:
-            for marker in map(re.compile, MARKERS):
-                if len(marker.findall(self._text)) == 1:
-                    self.marker = marker, self._image_token
-                    self._plain = self._tokenized(self._text)
-                    return self._image_token
-        if self._image_token is None or not found:
-            self._refuse('its chat template has no single token for a picture')
-        return found[0]
-
     def _count_rows(self, inputs: dict[str, Any]) -> int:
         """How many rows the model makes of one image token: 1, or those of a whole picture."""
         ids = np.array(inputs['input_ids'])[0]
         if np.count_nonzero(ids == self._image_token) != 1:
             return 1
         return len(self._embed(mx.array(ids)[None], _pixels(inputs))) - len(ids) + 1
-
-    def _with_rows(self, ids: Sequence[int]) -> list[int]:
-        """The tokens, with as many image tokens as the model makes rows of one."""
-        return [token for given in ids for token in [given] * (self._each if given == self._image_token else 1)]
-
-    def _collapsed(self, ids: Sequence[int]) -> list[int]:
-        """The tokens of one picture as its processor gives them; see `_with_rows`."""
-        if self._each == 1:
-            return list(ids)
-        first = ids.index(self._image_token)
-        return [token for place, token in enumerate(ids) if token != self._image_token or place == first]
-
-    def _learn_tokens(self, span: tuple[int, ...]) -> PictureTokens:
-        """The model's picture tokens, from those of a small picture. Refuses a model whose pictures are not found."""
-        tokens = PictureTokens.of(self._image_token, self._placeholder, span)
-        before = self._plain.index(self._placeholder)
-        expanded = tokens.expand(self._plain, [TokenSpan(1, tokens.fewest, span)])
-        if tokens.slots(self._plain) != [before + 1] or tokens.slots(expanded) != [before + len(span)]:
-            self._refuse("a picture's tokens cannot be told from the text around them")
-        return tokens
 
     def _refuse_positions_kept(self) -> None:
         language = getattr(self._model, 'language_model', None)
@@ -332,11 +258,6 @@ class Family:
         cells = self.cells(ids)
         ours = partial(probe.as_a_session_does, self, self._model, ids, int(cells[len(cells) // 2]), answer)
         return probe.logits_fault(self.embed(ids, features), ours, found)
-
-    def _refuse(self, reason: str) -> NoReturn:
-        raise ModelError(
-            f"The model's type '{self._type}' cannot be served exactly: {reason}. Choose a model of another type."
-        )
 
 
 def missing(model_type: str) -> str:
