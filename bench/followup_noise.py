@@ -60,7 +60,7 @@ class ColdStates:
             usual = vlms.PREFILL_CHUNK
             vlms.PREFILL_CHUNK = grid
             try:
-                template_for = self._case.session._responder._template_for
+                template_for = self._case.session._template_for
                 self._states[key] = states.build(self._case.vlm, template_for, encoded)
             finally:
                 vlms.PREFILL_CHUNK = usual

@@ -50,7 +50,7 @@ def changed(stamp_s, by=0x80, area=(slice(0, 100), slice(0, 100))):
 
 def audit(session, check=lambda: None):
     """One step of an audit."""
-    session._auditor.step(check, session.config, session._refresher.keeps_vision(session.config))
+    session._auditor.step(check, session.config)
 
 
 def audit_one(session):

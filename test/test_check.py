@@ -41,7 +41,7 @@ from vlm_reuse_node.check.stages import COLD, IMAGE, LOOK, QUESTION, SLOT, TOKEN
 from vlm_reuse_node.check.table import table_lines
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.model.families.base import Grid
-from vlm_reuse_node.replay.bag_reader import BagError
+from vlm_reuse_node.replay.storage.channel import BagError
 
 PAGE = (Path(__file__).parents[1] / 'docs' / 'check.md').read_text()
 FACTS = machine.ModelFacts('tabletop', 'qwen2_5_vl', 'qwen2_5_vl', 'float32', 12.0, 4096)

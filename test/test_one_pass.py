@@ -38,7 +38,7 @@ from vlm_reuse_node.session.state import State
 from vlm_reuse_node.session.turn import Halt
 
 CELLS = 12
-FIRST, LATER = 18, 14  # tokens of the slots of Gemma 4: the first has the begin of the chat, too
+FIRST, LATER = 19, 14  # tokens of the slots of Gemma 4: the first has the begin of the chat, too
 TEXTS = 'what color is the square ?', 'how many objects are there ?', 'is it red ?'
 CHOICES = ('red', 'green circle'), ('one', 'two', 'no it is not'), ('yes', 'no')
 TWO_WAY = {'use_bidirectional_attention': 'vision'}

@@ -313,7 +313,7 @@ def test_a_whole_picture_is_bit_for_bit_what_cold_computes_from_it():
     for frame in (picture(1), *patched, picture(2, 1.6), picture(3, 1.7)):
         session.observe(frame)
     kept = session._refresher.state
-    twin = session._responder._cold_twin(Case(QUESTION, 0, Turn()), session.config)
+    twin = session._responder._cold_twin(Case(QUESTION, 0, Turn()))
     twin.settle()
     assert len(kept.frames) == 3 and kept.exact
     for one, other in zip(kept.cache, twin.cache):

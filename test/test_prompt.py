@@ -15,14 +15,22 @@
 """Questions and choices as tokens, whatever the model's chat template and tokenizer do with them."""
 
 import json
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from tiny_model import WORDS, replace_in_chat_template, write_tiny_model
+from mlx_vlm.prompt_utils import MODEL_CONFIG, MessageFormat
+from tiny_model import WORDS, picture, replace_in_chat_template, write_tiny_model
 
+from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, InvalidRequestError, ModelError
-from vlm_reuse_node.model import loading
-from vlm_reuse_node.model.prompt import LONGEST_CHOICE_TOKENS, PLAIN_QUESTION
+from vlm_reuse_node.model import loading, prompt
+from vlm_reuse_node.model.prompt import LONGEST_CHOICE_TOKENS, PromptTemplate
+from vlm_reuse_node.session.answer import Status
+from vlm_reuse_node.session.question import Question
+from vlm_reuse_node.session.scene_session import SceneSession
+from vlm_reuse_node.session.turn import Turn
 
 PICTURES = "(messages[-1]['content'] | selectattr('type', 'equalto', 'image') | list | length)"
 START = '<|im_start|>assistant\n'
@@ -62,15 +70,136 @@ def test_a_chat_template_that_leaves_pictures_out_is_refused(tmp_path):
         vlm.template('', 2)
 
 
-def test_a_question_that_stands_before_the_picture_is_refused(tmp_path):
+def test_a_question_that_stands_before_the_picture_is_refused_at_load(tmp_path):
     """Every other question would need another state."""
-    text = "{% for part in message['content'] if 'text' in part %}{{ part['text'] }}{% endfor %}"
-    loop = "{% for part in message['content'] %}"
-    vlm = with_template(tmp_path / 'tiny', loop, text + loop)
-    template = vlm.template('', 1)
-    assert template.question(PLAIN_QUESTION)
-    with pytest.raises(InvalidRequestError, match='special tokens'):
-        template.question('how many objects are there ?')
+    texts = "{% for part in message['content'] if 'text' in part %}{{ part['text'] }}{% endfor %}"
+    loop, shown = "{% for part in message['content'] %}", "{% elif 'text' in part %}{{ part['text'] }}"
+    folder = replace_in_chat_template(write_tiny_model(tmp_path / 'tiny'), shown, '')
+    with pytest.raises(ModelError, match='has the question before a picture') as error:
+        loading.load(str(replace_in_chat_template(folder, loop, texts + loop)))
+    assert 'Look at chat_template' in str(error.value)
+
+
+@pytest.mark.parametrize('shown', ["{{ part['text'] | upper }}", "{{ part['text'] }} {{ part['text'] }}"])
+def test_a_template_that_changes_the_question_is_refused_at_load(tmp_path, shown):
+    with pytest.raises(ModelError, match='does not hold the question once, as it is'):
+        with_template(tmp_path / 'tiny', "{{ part['text'] }}", shown)
+
+
+def test_where_mlx_vlm_puts_the_picture_behind_the_text_it_comes_first(vlm, monkeypatch):
+    """As for Kimi-VL and Idefics2, whose templates keep the order of the message."""
+    monkeypatch.setitem(MODEL_CONFIG, 'qwen2_5_vl', MessageFormat.LIST_WITH_IMAGE)
+    behind = PromptTemplate(vlm._processor, vlm._model.config, vlm.family, '', 2)
+    assert behind.prefix == vlm.template('', 2).prefix
+    assert behind.question('is it red ?') == vlm.template('', 2).question('is it red ?')
+
+
+DATED = '{% if strftime_now is defined %}on {{ strftime_now("%d") }} {% endif %}you are'
+
+
+@pytest.fixture
+def day(monkeypatch):
+    """The day of the month that it is."""
+    today = SimpleNamespace(of_month=1)
+    clock = SimpleNamespace(now=lambda: datetime(2026, 5, today.of_month, 23, 59))
+    monkeypatch.setattr(prompt, 'datetime', clock)
+    return today
+
+
+def dated(tmp_path):
+    """A model whose chat begins with today's date, in digits that its tokenizer knows."""
+    folder = replace_in_chat_template(write_tiny_model(tmp_path / 'tiny', tokenizer='bytes'), 'you are', DATED)
+    return loading.load(str(folder))
+
+
+@pytest.mark.parametrize('history', [0, 3])
+def test_after_midnight_questions_are_answered_and_the_next_whole_state_has_the_new_date(tmp_path, day, history):
+    vlm = dated(tmp_path)
+    config = Config(refresh_policy='exact', history_frames=history, keyframe_interval_s=0.5)
+    session, question = SceneSession(vlm, config), Question('is it red ?', max_tokens=6)
+    first = vlm.template('', 1).prefix
+    session.observe(picture(1))
+    before = session.ask(question, now_ns=0)
+    day.of_month = 2
+    again = Question('is it blue ?', max_tokens=6)
+    assert session.ask(question, now_ns=0).token_ids == before.token_ids
+    warm, cold = session.ask(again, now_ns=0), session.ask_cold(again, now_ns=0)
+    assert warm.status == cold.status == Status.OK and warm.token_ids == cold.token_ids
+    held = session._refresher.state
+    assert list(held.identity.prefix) == first != vlm.template('', 1).prefix
+    for seed in (2, 3):
+        frame = picture(seed, stamp_s=seed)
+        session.observe(frame)
+        warm, cold = session.ask(again, now_ns=frame.stamp_ns), session.ask_cold(again, now_ns=frame.stamp_ns)
+        assert warm.status == cold.status == Status.OK and warm.token_ids == cold.token_ids
+    prefix = list(session._refresher.state.identity.prefix)
+    # With keyframes the date stays theirs; without, nothing of yesterday is left.
+    assert prefix[: len(first) - 1] == (first if history else vlm.template('', 1).prefix)[: len(first) - 1]
+    session.reset()
+    session.observe(picture(4, stamp_s=9))
+    assert list(session._refresher.state.identity.prefix) == vlm.template('', 1).prefix
+
+
+def test_templates_of_one_day_extend_each_other_on_the_next(tmp_path, day):
+    one = dated(tmp_path).template('', 1)
+    day.of_month = 2
+    assert one.of(2).extends(one) and one.of(2) is one.of(2) and one.of(2).of(1) is one and not one.is_current()
+
+
+OFF = '<think>\n\n</think>\n\n'
+
+
+def thinking(tmp_path, opened='<think>\n'):
+    """A model whose chat template opens a thought, whatever it is told."""
+    folder = write_tiny_model(tmp_path / 'tiny', tokenizer='bytes')
+    return loading.load(str(replace_in_chat_template(folder, START, START + opened)))
+
+
+@pytest.mark.parametrize('opened, empty', [('<think>\n', OFF), ('<think>', '<think></think>\n')])
+def test_choices_and_documents_are_answered_behind_an_empty_thought(tmp_path, opened, empty):
+    vlm = thinking(tmp_path, opened)
+    template, tokenizer = vlm.template('', 1), vlm._processor.tokenizer
+    assert template.opens_thought
+    assert tokenizer.decode(template.question('is it red ?')).endswith(opened)
+    assert tokenizer.decode(template.question('is it red ?', thinks=False)).endswith(START + empty)
+    session = SceneSession(vlm, Config())
+    session.observe(picture(1))
+    schema = '{"type": "object", "properties": {"n": {"type": "integer", "maximum": 9}}, "required": ["n"]}'
+    for question in (Question('is it red ?', choices=('yes', 'no')), Question('is it red ?', json_schema=schema)):
+        tokenized = session._responder._answerer.tokenize(question, session.config)
+        assert tokenized.tokens == template.question('is it red ?', thinks=False)
+        assert session.ask(question, now_ns=0).token_ids == session.ask_cold(question, now_ns=0).token_ids
+
+
+def saying(vlm, monkeypatch, text):
+    """Let the model write this text, whatever it is asked."""
+    ids = vlm._processor.tokenizer(text, add_special_tokens=False)['input_ids']
+
+    def decode(cache, logits, start, most, *args, sample, on_token, **kwargs):
+        sample(logits[-1])
+        for count in range(len(ids[:most])):
+            on_token(ids[: count + 1])
+        return list(ids[:most])
+
+    monkeypatch.setattr(vlm, 'decode', decode)
+
+
+@pytest.mark.parametrize('opens', [True, False])
+def test_thoughts_are_never_handed_out_as_text(tmp_path, monkeypatch, opens):
+    vlm = thinking(tmp_path) if opens else loading.load(str(write_tiny_model(tmp_path / 'tiny', tokenizer='bytes')))
+    session, parts = SceneSession(vlm, Config()), []
+    session.observe(picture(1))
+    saying(vlm, monkeypatch, ('' if opens else '<think>') + 'is it red ? no it is blue .</think>\n\nblue')
+    turn = Turn(listener=lambda progress: parts.append(progress.text))
+    answer = session.ask(Question('what is it ?', max_tokens=200), now_ns=0, turn=turn)
+    assert answer.text == 'blue' and 'tokens were thoughts, which are left out' in answer.message
+    assert not any('red' in part or 'think' in part for part in parts) and parts[-1] == 'blue'
+    short = session.ask(Question('what is it now ?', max_tokens=12), now_ns=0)
+    assert (
+        short.status == Status.INVALID_REQUEST and not short.text and 'still thinking after 12 tokens' in short.message
+    )
+    saying(vlm, monkeypatch, 'blue' if not opens else '</think>blue')
+    assert session.ask(Question('which ?', max_tokens=200), now_ns=0).text == 'blue'
 
 
 def test_what_the_tokenizer_reads_as_a_special_token_is_refused_however_it_is_written(tmp_path):

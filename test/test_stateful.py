@@ -243,9 +243,9 @@ def make_session_machine(vlm):
                 return
             self.compared(FINAL)
             exact = self.compared(replace(FINAL, force_refresh=True))
-            auditor, keeps = self.session._auditor, self.session._refresher.keeps_vision(self.session.config)
+            auditor = self.session._auditor
             while auditor._waiting:
-                auditor.step(lambda: None, self.session.config, keeps)
+                auditor.step(lambda: None, self.session.config)
             assert exact.exact and self.session.status.audits.exact_drifted == 0
             if self.session.status.frames == 1:  # then nothing but the newest picture counts
                 fresh = SceneSession(vlm, replace(self.session.config, refresh_policy='exact'))

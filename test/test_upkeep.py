@@ -93,9 +93,6 @@ class Refresher:
     def is_overdue(self, config):
         return self.has_overdue
 
-    def keeps_vision(self, config):
-        return 'keeps' if config.refresh_policy == 'patch' else 'drops'
-
 
 @dataclass
 class Auditor:
@@ -113,8 +110,8 @@ class Auditor:
     def allows_patches(self, config):
         return self.trusts
 
-    def step(self, check, config, keeps_vision):
-        self.refresher._do('audit', check, keeps_vision)
+    def step(self, check, config):
+        self.refresher._do('audit', check, config.refresh_policy)
 
 
 class Camera:
@@ -367,9 +364,9 @@ def test_audits_wait_until_nobody_has_asked_for_a_second():
     camera = auditing(4.25)
     assert camera.work() == 0.75 and not camera.done
     camera.now_s = 5.0
-    assert camera.work(check='the check') == 0.0 and camera.refresher.done == [('audit', 'the check', 'drops')]
+    assert camera.work(check='the check') == 0.0 and camera.refresher.done == [('audit', 'the check', 'auto')]
     assert camera.work(Config(refresh_policy='patch'), 'a check') == 0.0
-    assert camera.refresher.done[1] == ('audit', 'a check', 'keeps')
+    assert camera.refresher.done[1] == ('audit', 'a check', 'patch')
 
 
 @pytest.mark.parametrize('credit, is_done', [(300, True), (299, False)])

@@ -12,15 +12,16 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Tiny random-weight Gemma 4 model directories as mlx-vlm loads them: a dense, a mixture-of-experts and an E model."""
+"""Tiny random-weight Gemma 4 model directories as mlx-vlm loads them: dense, mixture of experts, E, and unified."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 from tiny_model import WORDS
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 SPECIAL = (
     '<pad>',
@@ -65,22 +66,25 @@ SHAPES = {
 }
 
 
-def write_tiny_gemma4(folder: Path, shape: str = 'dense', window: int = 16, seed: int = 0, **text) -> Path:
+def write_tiny_gemma4(
+    folder: Path, shape: str = 'dense', window: int = 16, seed: int = 0, unified: bool = False, **text
+) -> Path:
     """Write the directory: 12 cells for a 640 x 480 picture, 2 vision and 4 text layers, float32.
 
     shape: one of SHAPES. window: of the sliding layers, in tokens. text: other values of the text configuration.
+    unified: gemma4_unified, which has no vision tower: 266 cells.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ids = _write_tokenizer(folder)
-    config = _config(ids)
+    config = _config(ids) | (_unified() if unified else {})
     config['text_config'] |= {'sliding_window': window} | SHAPES[shape] | text
     (folder / 'config.json').write_text(json.dumps(config))
     (folder / 'processor_config.json').write_text(
         json.dumps(
             {
-                'processor_class': 'Gemma4Processor',
+                'processor_class': 'Gemma4UnifiedProcessor' if unified else 'Gemma4Processor',
                 'image_processor': {
-                    'image_processor_type': 'Gemma4ImageProcessor',
+                    'image_processor_type': 'Gemma4UnifiedImageProcessor' if unified else 'Gemma4ImageProcessor',
                     'patch_size': 4,
                     'max_soft_tokens': 16,
                     'pooling_kernel_size': 3,
@@ -104,6 +108,9 @@ def _write_tokenizer(folder: Path) -> dict[str, int]:
     )
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    # Like the real ones: it begins every text, and the chat template writes that token itself.
+    bos = ('<bos>', tokenizer.token_to_id('<bos>'))
+    tokenizer.post_processor = processors.TemplateProcessing(single='<bos> $A', special_tokens=[bos])
     tokenizer.save(str(folder / 'tokenizer.json'))
     (folder / 'tokenizer_config.json').write_text(
         json.dumps(
@@ -185,9 +192,26 @@ def _config(ids: dict[str, int]) -> dict:
     }
 
 
-def _write_weights(folder: Path, config: dict, seed: int) -> None:
-    from mlx_vlm.models import gemma4
+def _unified() -> dict:
+    """What is different in gemma4_unified. Its cells are as large as the real ones: mlx-vlm 0.7.10 sets that itself."""
+    return {
+        'model_type': 'gemma4_unified',
+        'architectures': ['Gemma4UnifiedForConditionalGeneration'],
+        'vision_config': {
+            'model_type': 'gemma4_unified_vision',
+            'patch_size': 16,
+            'pooling_kernel_size': 3,
+            'model_patch_size': 48,
+            'mm_embed_dim': 32,
+            'mm_posemb_size': 280,
+            'num_soft_tokens': 280,
+            'output_proj_dims': 32,
+        },
+    }
 
+
+def _write_weights(folder: Path, config: dict, seed: int) -> None:
+    gemma4 = import_module(f'mlx_vlm.models.{config["model_type"]}')
     model_config = gemma4.ModelConfig.from_dict(dict(config))
     model_config.text_config = gemma4.TextConfig.from_dict(config['text_config'])
     model_config.vision_config = gemma4.VisionConfig.from_dict(config['vision_config'])

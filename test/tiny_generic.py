@@ -231,6 +231,8 @@ def _write_weights(folder, model_type, config, seed):
     model_config = module.ModelConfig.from_dict(dict(config))
     model_config.text_config = module.TextConfig.from_dict(config['text_config'])
     model_config.vision_config = module.VisionConfig.from_dict(config['vision_config'])
+    if 'perceiver_config' in config:
+        model_config.perceiver_config = module.PerceiverConfig.from_dict(config['perceiver_config'])
     key = mx.random.key(seed)
     weights = {}
     for name, value in tree_flatten(module.Model(model_config).parameters()):

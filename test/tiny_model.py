@@ -15,6 +15,7 @@
 """A tiny random-weight Qwen2.5-VL model directory as mlx-vlm loads it (no download, no torch), and pictures for it."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import mlx.core as mx
@@ -85,6 +86,16 @@ def write_tiny_model(folder: Path, seed: int = 0, tokenizer: str = 'words', tied
             }
         )
     )
+    _write_weights(folder, config, seed)
+    return folder
+
+
+def write_tiny_qwen2(folder: Path, seed: int = 0) -> Path:
+    """Write a tiny Qwen2-VL, whose vision tower has no windows."""
+    config = json.loads((write_tiny_model(folder, tokenizer='bytes') / 'config.json').read_text())
+    vision = {'model_type': 'qwen2_vl', 'depth': 2, 'embed_dim': 32, 'mlp_ratio': 2, 'hidden_size': 48, 'num_heads': 2}
+    config |= {'model_type': 'qwen2_vl', 'vision_config': vision}
+    (folder / 'config.json').write_text(json.dumps(config))
     _write_weights(folder, config, seed)
     return folder
 
@@ -174,14 +185,13 @@ def _save_tokenizer(folder: Path, tokenizer: Tokenizer, **values: str) -> dict[s
 
 
 def _write_weights(folder: Path, config: dict, seed: int) -> None:
-    from mlx_vlm.models import qwen2_5_vl
-
-    model_config = qwen2_5_vl.ModelConfig.from_dict(dict(config))
-    model_config.text_config = qwen2_5_vl.TextConfig.from_dict(config)
-    model_config.vision_config = qwen2_5_vl.VisionConfig.from_dict(config['vision_config'])
+    module = import_module(f'mlx_vlm.models.{config["model_type"]}')
+    model_config = module.ModelConfig.from_dict(dict(config))
+    model_config.text_config = module.TextConfig.from_dict(config)
+    model_config.vision_config = module.VisionConfig.from_dict(config['vision_config'])
     key = mx.random.key(seed)
     weights = {}
-    for name, value in tree_flatten(qwen2_5_vl.Model(model_config).parameters()):
+    for name, value in tree_flatten(module.Model(model_config).parameters()):
         key, draw = mx.random.split(key)
         noise = mx.random.normal(value.shape, key=draw)
         if value.ndim == 1:  # norms around 1, small biases

@@ -22,10 +22,10 @@ from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ImageError, VlmReuseError
 from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.replay.bag import Bag, Selection
-from vlm_reuse_node.replay.bag_reader import BagError
 from vlm_reuse_node.replay.model_thread import run_with_model
+from vlm_reuse_node.replay.storage.channel import BagError
 from vlm_reuse_node.scene.frame import Frame
-from vlm_reuse_node.scene.pixels import rgb_of_file
+from vlm_reuse_node.scene.picture_file import rgb_of_file
 from vlm_reuse_node.session.answer import Answer
 from vlm_reuse_node.session.progress import Progress
 from vlm_reuse_node.session.question import Question

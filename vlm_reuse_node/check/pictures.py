@@ -24,7 +24,7 @@ import numpy as np
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.demo.tabletop import Sensor, Tabletop, moved, random_things, sense
 from vlm_reuse_node.replay.bag import Bag, Selection
-from vlm_reuse_node.replay.bag_reader import BagError
+from vlm_reuse_node.replay.storage.channel import BagError
 from vlm_reuse_node.scene.frame import Frame
 
 COUNT = 4

@@ -22,11 +22,12 @@ from hashlib import blake2b
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 import mlx_vlm
 
 from vlm_reuse_node.errors import ModelError
 from vlm_reuse_node.model import device_memory
-from vlm_reuse_node.model.families.base import family_for
+from vlm_reuse_node.model.families.base import can_see, family_for
 from vlm_reuse_node.model.vlm import Vlm
 
 EMBEDDED = {'tabletop': Path(__file__).parents[1] / 'demo' / 'tabletop_model'}
@@ -58,11 +59,33 @@ def load(name: str) -> Vlm:
         ) from error
     if mx.default_device() == mx.Device(mx.cpu):
         model.set_dtype(mx.float32)
+        _embed_in_float32(model)
     given_folder = name not in EMBEDDED and Path(name).expanduser().is_dir()
     shown = folder.name if given_folder else name
     vlm = Vlm(shown, model, processor, family(model, processor), _fingerprint(folder), folder)
+    if vlm.template('', 1).opens_thought:
+        _log.info(
+            "'%s' thinks before it answers: choices and documents are asked for without a thought, and of a text only "
+            'what comes behind the thoughts is handed out.',
+            shown,
+        )
     device_memory.set_limits(model)
     return vlm
+
+
+class _Float32Embedding(nn.QuantizedEmbedding):
+    """A quantised embedding whose rows are float32."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Look up tokens, mx (..., tokens): mx (..., tokens, width)."""
+        return super().__call__(x).astype(mx.float32)
+
+
+def _embed_in_float32(model: nn.Module) -> None:
+    """Let quantised embeddings give float32: those without biases, such as mxfp4, give bfloat16 whatever is set."""
+    for module in model.modules():
+        if type(module) is nn.QuantizedEmbedding:
+            module.__class__ = _Float32Embedding
 
 
 def release_thread() -> None:
@@ -129,7 +152,7 @@ def _model_type(folder: Path) -> str:
             f"The model in '{folder}' brings Python code of its own (model_file in config.json), which "
             'mlx-vlm would run; expected a model_type that mlx-vlm knows, and no model_file.'
         )
-    if 'vision_config' not in config:
+    if 'vision_config' not in config and not can_see(model_type):
         raise ModelError(
             f"The model in '{folder}' ({model_type}) is a text-only model; expected a vision-language "
             'model, for example Qwen2.5-VL.'

@@ -65,9 +65,10 @@ class Vlm:
         self.family = family
         self.fingerprint = fingerprint
         self.folder = folder
-        self.precision = _precision(model)
+        self.precision = _precision(model, family)
         self.device = _device()
         self.meter = Meter()
+        self._templates: dict[str, PromptTemplate] = {}  # with one picture, by system text
         self.decodes_ahead = mx.default_device().type == mx.gpu
         self._model = model
         self._processor = processor
@@ -76,8 +77,15 @@ class Vlm:
         self.json_schemas = JsonSchemas(processor.tokenizer, self.stop_ids)
 
     def template(self, system: str, pictures: int) -> PromptTemplate:
-        """Return the chat with a system text ('': the template's own) and a number of pictures."""
-        return PromptTemplate(self._processor, self._model.config, self.family, system, pictures)
+        """Return the chat with a system text ('': the template's own) and a number of pictures, as it is today.
+
+        Raises ModelError for a chat template that cannot be used, ConfigError for special tokens in `system`.
+        """
+        known = self._templates.get(system)
+        if known is None or not known.is_current():
+            known = PromptTemplate(self._processor, self._model.config, self.family, system, 1)
+            self._templates[system] = known
+        return known.of(pictures)
 
     def new_cache(self) -> list:
         """Return an empty cache. Raises ModelError for a kind that cannot be restored."""
@@ -248,10 +256,10 @@ class Vlm:
         return self._processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
-def _precision(model: Any) -> str:
-    """The floating-point types among a model's parameters, joined with '+'."""
+def _precision(model: Any, family: Family) -> str:
+    """The floating-point types among a model's parameters and of its embeddings, joined with '+'."""
     parameters = cast(list[tuple[str, mx.array]], tree_flatten(model.parameters()))
-    types = {value.dtype for _, value in parameters}
+    types = {value.dtype for _, value in parameters} | {family.embed([0]).dtype}
     return '+'.join(sorted(str(kind).removeprefix('mlx.core.') for kind in types if mx.issubdtype(kind, mx.floating)))
 
 

@@ -95,7 +95,7 @@ class Answerer:
         return TokenizedQuestion(
             complete,
             max(map(len, choices), default=question.max_tokens or 1),
-            self._template.question(complete.text),
+            self._template.question(complete.text, thinks=not (choices or complete.json_schema)),
             choices,
             config.temperature,
             config.seed,
@@ -207,9 +207,21 @@ class Answerer:
         if tokenized.grammar:
             text, ids = self._write_document(tokenized, most, turn, decode, confident)
             return Outcome(text, confident.least, token_ids=ids)
-        ids = tuple(decode(sample=confident, on_token=_listener(turn, self._vlm.text)))
+        ids = tuple(decode(sample=confident, on_token=_listener(turn, partial(self._said, goes_on=True))))
+        spoken = len(self._template.spoken(ids))
+        if ids and not spoken:
+            raise InvalidRequestError(
+                f'The model was still thinking after {len(ids)} tokens, and thoughts are no answer. Allow more '
+                'tokens (max_tokens), or ask with choices or a json_schema, which are answered without thoughts.'
+            )
         message = f'The answer was cut at max_tokens {most}.' if len(ids) == most else ''
-        return Outcome(self._vlm.text(list(ids)), confident.least, token_ids=ids, message=message)
+        if spoken < len(ids):
+            message = f'{len(ids) - spoken} of {len(ids)} tokens were thoughts, which are left out. {message}'.rstrip()
+        return Outcome(self._said(list(ids)), confident.least, token_ids=ids, message=message)
+
+    def _said(self, ids: list[int], goes_on: bool = False) -> str:
+        """The words of a text answer, without the model's thoughts. goes_on: whether more tokens follow."""
+        return self._vlm.text(self._template.spoken(ids, goes_on))
 
     def _write_document(
         self, tokenized: TokenizedQuestion, most: int, turn: Turn, decode: Decode, confident: ConfidenceSampler

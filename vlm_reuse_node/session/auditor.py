@@ -40,11 +40,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Sample:
-    """An answer to audit, its question, and the frames, identity and tokens of its state. answer: expected work."""
+    """An answer to audit, its question, and frames, templates, identity and tokens of its state.
+
+    answer: expected work.
+    """
 
     outcome: Outcome
     tokenized: TokenizedQuestion
     frames: tuple[Frame, ...]
+    template_for: Callable[[int], PromptTemplate]
     identity: Identity
     state_tokens: int
     answer: Work
@@ -53,11 +57,9 @@ class _Sample:
 class Auditor:
     """Chooses the answers to audit, repeats them cold-dense, and counts the differences."""
 
-    def __init__(
-        self, vlm: Vlm, template_for: Callable[[int], PromptTemplate], answerer: Answerer, camera: str
-    ) -> None:
-        """Start with all counts at 0. template_for: returns the prompt template for a number of frames."""
-        self._vlm, self._template_for, self._answerer, self._camera = vlm, template_for, answerer, camera
+    def __init__(self, vlm: Vlm, answerer: Answerer, camera: str) -> None:
+        """Start with all counts at 0."""
+        self._vlm, self._answerer, self._camera = vlm, answerer, camera
         self._audit = DriftAudit()
         self._waiting: deque[_Sample] = deque()
         self._twin: State | None = None  # the cold-dense state of the first waiting answer, while it is computed
@@ -101,13 +103,14 @@ class Auditor:
             if has_room:
                 frames = tuple(encoded.frame for encoded in state.frames)
                 answer = self._answerer.expected(tokenized)
-                self._waiting.append(_Sample(outcome, tokenized, frames, state.identity, state.tokens, answer))
+                self._waiting.append(
+                    _Sample(outcome, tokenized, frames, state.template_for, state.identity, state.tokens, answer)
+                )
 
-    def step(self, check: Check, config: Config, keeps_vision: bool) -> None:
+    def step(self, check: Check, config: Config) -> None:
         """Work on the first waiting answer: compute its next frame, or repeat the answer when all frames are computed.
 
         check: may raise Halt between two steps of the model; the next call repeats the step.
-        keeps_vision: encode the frames as the kept state did, in the form that can be patched.
         Raises nothing.
         """
         if not self._waiting:
@@ -120,9 +123,9 @@ class Auditor:
 
         turn = Turn(cancelled=is_cancelled)
         try:
-            self._twin = self._twin or State(self._vlm, self._template_for)
+            self._twin = self._twin or State(self._vlm, sample.template_for)
             if remaining := sample.frames[len(self._twin.frames) :]:
-                self._twin.append(EncodedFrame.see(self._vlm, remaining[0], turn.check, keeps_vision), turn.check)
+                self._twin.append(EncodedFrame.see(self._vlm, remaining[0], turn.check), turn.check)
                 return
             again = self._answerer.answer(twin(self._twin, sample.identity), sample.tokenized, turn)
         except Halt:

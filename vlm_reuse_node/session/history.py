@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable
 
 from vlm_reuse_node.config import Config
+from vlm_reuse_node.errors import ModelError
 from vlm_reuse_node.model.prompt import PromptTemplate
 from vlm_reuse_node.model.vlm import Check, Vlm
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
@@ -154,12 +155,14 @@ class History:
     def _grows(self) -> bool:
         """Whether the chat template puts each frame directly behind the previous one."""
         if self._can_grow is None:
-            self._can_grow = self._template_for(2).extends(self._template_for(1))
+            one, reason = self._template_for(1), 'it does not put a second frame directly behind the first'
+            try:
+                self._can_grow = one.of(2).extends(one)
+            except ModelError as error:
+                self._can_grow, reason = False, str(error)
             if not self._can_grow:
                 _log.warning(
-                    "Camera '%s': the model's chat template does not put a second frame directly behind the "
-                    'first, so no history is kept.',
-                    self._camera,
+                    "Camera '%s': no history is kept, because of the model's chat template: %s.", self._camera, reason
                 )
         return self._can_grow
 

@@ -17,6 +17,7 @@
 import logging
 import time
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 
@@ -58,11 +59,12 @@ class Refresher:
     ) -> None:
         """Start without a frame.
 
-        template_for: returns the prompt template for a number of frames. totals: returns the camera's, for the records.
+        template_for: returns today's prompt template for a number of frames.
+        totals: returns the camera's, for the records.
         on_refresh: called with every record, on the thread that did the work.
         """
         self._vlm, self._template_for, self._camera, self._totals = vlm, template_for, camera, totals
-        self._on_refresh, self.prices = on_refresh, Prices(vlm, template_for)
+        self._on_refresh, self.prices = on_refresh, Prices(vlm, cache(template_for))
         self._history = History(vlm, template_for, camera)
         self._planner = Planner(self.prices, self._history)
         self._lookout = Lookout(camera)
@@ -204,7 +206,7 @@ class Refresher:
         self._lookout.lose('the state was lost')
 
     def keeps_vision(self, config: Config) -> bool:
-        """Whether whole frames are encoded in the form that can be patched. All frames must be encoded alike."""
+        """Whether the vision state of whole frames is kept, so that they can be patched. It changes no feature."""
         return config.refresh_policy == PATCH_POLICY and self._vlm.family.encodes_cells
 
     def _drop(self) -> None:

@@ -25,7 +25,6 @@ from typing import Any
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import InvalidRequestError
-from vlm_reuse_node.model.prompt import PromptTemplate
 from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.model.work import Work
 from vlm_reuse_node.scene.refresh import Level
@@ -55,7 +54,6 @@ class Responder:
     def __init__(
         self,
         vlm: Vlm,
-        template_for: Callable[[int], PromptTemplate],
         camera: str,
         answerer: Answerer,
         refresher: Refresher,
@@ -64,7 +62,7 @@ class Responder:
         upkeep: Upkeep,
     ) -> None:
         """Use the parts of one session."""
-        self._vlm, self._template_for, self._camera = vlm, template_for, camera
+        self._vlm, self._camera = vlm, camera
         self._answerer, self._refresher, self._auditor = answerer, refresher, auditor
         self._account, self._upkeep = account, upkeep
         self._memory = AnswerMemory()
@@ -100,7 +98,7 @@ class Responder:
                 if case.answer is None:
                     self._freshen([case], config, is_cold=True)
                     case.cold, measured = Work(), self._vlm.meter.done
-                    state = self._cold_twin(case, config)
+                    state = self._cold_twin(case)
                     case.reply(self._answerer.answer(state, case.tokenized, case.turn))
                     case.level, case.refreshed_tokens = Level.FULL, state.tokens
                     case.end(self._answer(case, state))
@@ -289,14 +287,14 @@ class Responder:
                 ending, why = own or (status, message)
                 case.end(Answer(ending, why, **self._source(case), **case.turn.stages))
 
-    def _cold_twin(self, case: Case, config: Config) -> State:
+    def _cold_twin(self, case: Case) -> State:
         """Compute the kept state's frames from nothing, on a separate cache."""
         case.turn.report('refresh')
         kept, started_s = self._refresher.state, time.perf_counter()
-        keep, check = self._refresher.keeps_vision(config), case.turn.check
-        frames = [EncodedFrame.see(self._vlm, encoded.frame, check, keep) for encoded in kept.frames]
+        check = case.turn.check
+        frames = [EncodedFrame.see(self._vlm, encoded.frame, check) for encoded in kept.frames]
         case.turn.book('refresh_ms', 1e3 * (time.perf_counter() - started_s))
-        return twin(build(self._vlm, self._template_for, frames, check, later=True), kept.identity)
+        return twin(build(self._vlm, kept.template_for, frames, check, later=True), kept.identity)
 
 
 def _least(case: Case, config: Config) -> float:

@@ -24,7 +24,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import partial
 from threading import Lock
 
 from vlm_reuse_node.config import AUTO_POLICY, Config
@@ -82,15 +82,13 @@ class SceneSession:
         self._deciding = Lock()
         self._told = ('', '')
         self._trust = self._decide(config)
-        self._template_for = template_for = cache(lambda frames: vlm.template(config.system_prompt, frames))
+        self._template_for = template_for = partial(vlm.template, config.system_prompt)
         answerer = Answerer(vlm, template_for(1))
         self._account = Account(measures_time)
         self._refresher = Refresher(vlm, template_for, camera, lambda: self._account.totals, on_refresh)
-        self._auditor = Auditor(vlm, template_for, answerer, camera)
+        self._auditor = Auditor(vlm, answerer, camera)
         self._upkeep = Upkeep(vlm, self._refresher, self._auditor, self._account, camera, clock)
-        self._responder = Responder(
-            vlm, template_for, camera, answerer, self._refresher, self._auditor, self._account, self._upkeep
-        )
+        self._responder = Responder(vlm, camera, answerer, self._refresher, self._auditor, self._account, self._upkeep)
 
     @property
     def config(self) -> Config:

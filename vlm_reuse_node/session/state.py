@@ -61,6 +61,8 @@ class State:
 
     version: a number that no other content of any state has. Every change up to the snapshot changes it.
     frames: in the cache or waiting, oldest first.
+    template_for: returns the prompt template for a number of frames, as it was when the first of them was put in: a
+        template may hold a date.
     has_live: whether the last frame is the live one. False while it is replaced, or after an interrupted replacement.
     tokens: number of tokens up to the snapshot, the waiting ones included.
     next_position: position of the question's first token.
@@ -70,8 +72,8 @@ class State:
     _versions = count()
 
     def __init__(self, vlm: Vlm, template_for: Callable[[int], PromptTemplate]) -> None:
-        """Start with an empty cache. template_for: returns the prompt template for a number of frames."""
-        self._vlm, self._template_for = vlm, template_for
+        """Start with an empty cache. template_for: returns today's prompt template for a number of frames."""
+        self._vlm, self._todays_template = vlm, template_for
         self._passes = Passes(vlm)
         self.clear()
 
@@ -79,6 +81,7 @@ class State:
         """Empty the cache and forget all frames."""
         self.version = next(self._versions)
         self.frames: tuple[EncodedFrame, ...] = ()
+        self.template_for = self._todays_template
         self.has_live, self.tokens, self.next_position = False, 0, 0
         # Token ids and positions of the prompt up to the snapshot, while there is a live frame.
         self._ids: list[int] = []
@@ -95,7 +98,7 @@ class State:
     @property
     def template(self) -> PromptTemplate:
         """The template of the prompt that this state is a prefix of."""
-        return self._template_for(len(self.frames))
+        return self.template_for(len(self.frames))
 
     @property
     def identity(self) -> Identity:
@@ -139,8 +142,10 @@ class State:
         self.settle(check)
         before = dict(vars(self))
         frames = (*self.frames, encoded)
+        if len(frames) == 1:
+            self.template_for = self._todays_template(1).of
         family, grids = self._vlm.family, [frame.grid for frame in frames]
-        ids = family.expand(self._template_for(len(frames)).prefix, grids)
+        ids = family.expand(self.template_for(len(frames)).prefix, grids)
         start, positions = self.tokens, family.positions(ids, grids)
         slot = ids[start:]
         picture = start + family.cells(slot)

@@ -107,7 +107,7 @@ class Upkeep:
             return refresher.step(config, False, check)
 
         def audit(check: Check) -> None:
-            auditor.step(check, config, refresher.keeps_vision(config))
+            auditor.step(check, config)
 
         if refresher.is_between_stages:
             return refresh

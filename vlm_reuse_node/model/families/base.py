@@ -18,6 +18,7 @@ A family knows how one architecture cuts a picture, where the picture is in the 
 and how to run the language model once on a cache. It holds no state of a camera: everything is passed and returned.
 """
 
+import re
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol
@@ -30,6 +31,8 @@ from vlm_reuse_node.errors import ModelError
 # model_type in config.json -> the module whose class `Family` serves it.
 FAMILIES = {
     'gemma4': 'vlm_reuse_node.model.families.gemma4',
+    'gemma4_unified': 'vlm_reuse_node.model.families.gemma4_unified',
+    'qwen2_vl': 'vlm_reuse_node.model.families.qwen2_vl',
     'qwen2_5_vl': 'vlm_reuse_node.model.families.qwen2_5_vl',
     'qwen3_5': 'vlm_reuse_node.model.families.qwen3_5',
     'qwen3_5_moe': 'vlm_reuse_node.model.families.qwen3_5',
@@ -78,6 +81,9 @@ class Family(Protocol):
     branches_recurrent: whether it takes those of recurrent layers, too.
     encodes_cells: whether it has `prepare_cells` and `encode_cells`, and branches.
     two_way: whether the cells of a picture see each other in both directions.
+    marker: how the chat template's text marks a picture, and the token that stands for it, where a tokenizer does not
+        make that token of it; None: it does.
+    one_picture: whether mlx-vlm computes prompts with one picture only, or right only these.
     """
 
     cell_px: int
@@ -85,6 +91,8 @@ class Family(Protocol):
     branches_recurrent: bool
     encodes_cells: bool
     two_way: bool
+    marker: tuple[re.Pattern[str], int] | None
+    one_picture: bool
 
     def __init__(self, model: Any, processor: Any) -> None:
         """Serve a model and a processor as `mlx_vlm.load` returns them."""
@@ -169,6 +177,11 @@ class Family(Protocol):
 def even_chunks(length: int, limit: int) -> list[slice]:
     """Cut `length` tokens every `limit`; right for a family without two-way attention."""
     return [slice(first, min(first + limit, length)) for first in range(0, length, limit)]
+
+
+def can_see(model_type: str) -> bool:
+    """Whether mlx-vlm has a vision tower for this model_type: FastVLM's and Phi-3-V's config.json does not tell."""
+    return bool(import_module('vlm_reuse_node.model.families.generic').vision_module(model_type))
 
 
 def family_for(model_type: str) -> type[Family]:

@@ -44,6 +44,8 @@ class Family:
 
     branches = True
     branches_recurrent = False
+    marker = None
+    one_picture = False
     encodes_cells = True
 
     def __init__(self, model: Any, processor: Any) -> None:
@@ -92,7 +94,9 @@ class Family:
         return self._model.encode_image(pixels)[0]
 
     def encode_cells(self, pixels: mx.array, grid: Grid, cells: np.ndarray, older: VisionState | None) -> VisionState:
-        """Against the older picture in every block."""
+        """Against the older picture in every block; without one by the tower itself."""
+        if older is None:
+            return gemma4_blocks.encode_all_cells(self._model, pixels, grid, self._pooled)
         return gemma4_blocks.encode_cells(self._model, pixels, grid, cells, older, self._pooled)
 
     def slots(self, ids: list[int]) -> list[int]:

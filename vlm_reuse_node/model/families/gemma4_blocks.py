@@ -27,11 +27,31 @@ from mlx_vlm.models.base import ensure_fused_sdpa
 from mlx_vlm.models.gemma4.vision import apply_multidimensional_rope
 
 from vlm_reuse_node.model.families.base import Grid, KeysValues, VisionState
-from vlm_reuse_node.model.families.sparse_vision import padded, patch_rows, written
+from vlm_reuse_node.model.families.sparse_vision import padded, patch_rows, recorded, written
+
+
+def encode_all_cells(model: Any, pixels: mx.array, grid: Grid, side: int) -> VisionState:
+    """Run mlx-vlm's own tower, and keep the keys and values that it computes on its way.
+
+    pixels: of the whole picture, mx (1, 3, height, width). side: patches along a side of a cell.
+    """
+    attentions = [layer.self_attn for layer in model.vision_tower.encoder.layers]
+    with recorded((attention, name) for attention in attentions for name in ('k_proj', 'v_proj')) as projected:
+        features = model.encode_image(pixels)[0]
+    places = _places(grid, np.arange(grid.cells), side)
+    rows = mx.array(places[:, 1] * grid.columns * side + places[:, 0])  # the tower's are row by row, padding last
+    blocks = []
+    for index, attention in enumerate(attentions):
+        keys, values = (
+            part[:, rows].reshape(1, len(places), -1, attention.head_dim)
+            for part in projected[2 * index : 2 * index + 2]
+        )
+        blocks.append(_keys_values(attention, keys, values, mx.array(places)[None]))
+    return VisionState(features, tuple(blocks))
 
 
 def encode_cells(
-    model: Any, pixels: mx.array, grid: Grid, cells: np.ndarray, older: VisionState | None, side: int
+    model: Any, pixels: mx.array, grid: Grid, cells: np.ndarray, older: VisionState, side: int
 ) -> VisionState:
     """See `families.base.Family.encode_cells`.
 
@@ -44,17 +64,14 @@ def encode_cells(
     embedded = _embedded(tower, pixels)  # patches row by row
     hidden = embedded[:, mx.array(places[:, 1] * grid.columns * side + places[:, 0])]
     blocks: list[KeysValues] = []
-    for layer in tower.encoder.layers:
-        old = None if older is None else older.blocks[len(blocks)]
+    for layer, old in zip(tower.encoder.layers, older.blocks):
         hidden, keys_values = _run_layer(layer, hidden, mx.array(places)[None], rows, old)
         blocks.append(keys_values)
     pooled = hidden.reshape(len(cells), side**2, -1).astype(mx.float32).mean(axis=1).astype(hidden.dtype)
     pooled = pooled * tower.pooler.root_hidden_size
     if tower.config.standardize:
         pooled = (pooled - tower.std_bias) * tower.std_scale
-    features = model.embed_vision(pooled[None])[0]
-    if older is not None:
-        features = written(older.features, mx.array(cells), features)
+    features = written(older.features, mx.array(cells), model.embed_vision(pooled[None])[0])
     return VisionState(features, tuple(blocks))
 
 
@@ -74,12 +91,12 @@ def _embedded(tower: Any, pixels: mx.array) -> mx.array:
 
 
 def _run_layer(
-    layer: Any, hidden: mx.array, places: mx.array, rows: mx.array, older: KeysValues | None
+    layer: Any, hidden: mx.array, places: mx.array, rows: mx.array, older: KeysValues
 ) -> tuple[mx.array, KeysValues]:
     """Run one layer on some patches; return them, mx (1, patches, width), and the whole picture's keys and values.
 
     places: column and row of each of these patches, mx (1, patches, 2). rows: of these, among all patches of the
-    picture. older: the older picture's keys and values; None when `hidden` is all patches.
+    picture. older: the older picture's keys and values.
     """
     attention = layer.self_attn
     normed = layer.input_layernorm(hidden)
@@ -87,17 +104,18 @@ def _run_layer(
         part(normed).reshape(*hidden.shape[:2], -1, attention.head_dim)
         for part in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
-    queries, keys = (
-        apply_multidimensional_rope(part, places, attention.rope_base_frequency)
-        for part in (attention.q_norm(queries), attention.k_norm(keys))
+    queries = apply_multidimensional_rope(attention.q_norm(queries), places, attention.rope_base_frequency)
+    keys, values = (
+        written(old, rows, new, axis=1) for old, new in zip(older, _keys_values(attention, keys, values, places))
     )
-    queries, keys, values = (part[0].transpose(1, 0, 2) for part in (queries, keys, attention._v_norm(values)))
-    if older is not None:
-        old_keys, old_values = older
-        keys = written(old_keys, rows, keys, axis=1)
-        values = written(old_values, rows, values, axis=1)
-    seen = ensure_fused_sdpa(queries[None], keys[None], values[None], scale=1.0)
+    seen = ensure_fused_sdpa(queries.transpose(0, 2, 1, 3), keys[None], values[None], scale=1.0)
     seen = attention.o_proj(seen.transpose(0, 2, 1, 3).reshape(*hidden.shape[:2], -1))
     hidden = hidden + layer.post_attention_layernorm(seen)
     out = layer.mlp(layer.pre_feedforward_layernorm(hidden))
     return hidden + layer.post_feedforward_layernorm(out), (keys, values)
+
+
+def _keys_values(attention: Any, keys: mx.array, values: mx.array, places: mx.array) -> KeysValues:
+    """What the queries look at, mx (heads, patches, head width), of projected keys and values, mx (1, patches, ...)."""
+    turned = apply_multidimensional_rope(attention.k_norm(keys), places, attention.rope_base_frequency)
+    return turned[0].transpose(1, 0, 2), attention._v_norm(values)[0].transpose(1, 0, 2)

@@ -28,19 +28,19 @@ from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, NoReturn
+from types import ModuleType
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_vlm.models.base import to_mlx
-from mlx_vlm.prompt_utils import apply_chat_template
 from mlx_vlm.utils import get_model_type
-from PIL import Image
 
 from vlm_reuse_node.errors import ImageError, ModelError
+from vlm_reuse_node.model.chat import adds_special_tokens, rendered
 from vlm_reuse_node.model.families import probe
 from vlm_reuse_node.model.families.base import even_chunks
-from vlm_reuse_node.model.families.picture_tokens import PictureTokens, TokenSpan, rows_and_columns
+from vlm_reuse_node.model.families.picture_prompts import PicturePrompts
+from vlm_reuse_node.model.families.picture_tokens import TokenSpan, rows_and_columns
 from vlm_reuse_node.model.families.placed_rope import place_ropes
 from vlm_reuse_node.model.pass_cache import PassCache
 
@@ -48,20 +48,21 @@ from vlm_reuse_node.model.pass_cache import PassCache
 KEPT_POSITIONS = ('_rope_deltas', '_position_ids')
 # Both names of the image token in a model's configuration.
 IMAGE_TOKENS = ('image_token_index', 'image_token_id')
-# Pixels of a picture to one that is compared, where the other axis is not shrunk: OpenCV skips rows then, not means.
-MOST_SHRUNK = 8
-
+# What a model gives beside embeddings that changes no answer where the checks at load find none: `mlx_vlm.generate`
+# hands it on, and Gemma 3's language model does not look at it.
+NO_MATTER = ('attention_mask_4d',)
 # What the model's processor returns beside tokens, by name.
 Pixels = dict[str, Any]
 
 _log = logging.getLogger(__name__)
 
 
-class Family:
+class Family(PicturePrompts):
     """See `families.base.Family`."""
 
     cell_px = 28
     branches_recurrent = False
+    one_picture = False
     encodes_cells = False
     two_way = False
 
@@ -78,20 +79,31 @@ class Family:
         self._image_token = next(
             (token for name in IMAGE_TOKENS if (token := getattr(model.config, name, None)) is not None), None
         )
-        self._text = apply_chat_template(processor, model.config, 'a', num_images=1)
-        self._plain = list(processor.tokenizer(self._text)['input_ids'])
-        self._placeholder = self._find_placeholder()
+        self._text = rendered(processor, model.config, 'a', 1)
         try:
-            inputs = self._processed(probe.picture())
+            self._adds_special = adds_special_tokens(processor, model.config)
+            small, wide = probe.pictures()
+            inputs = self._processed(small)
+            if (told := inputs.get(IMAGE_TOKENS[0])) is not None:  # InternVL's processor knows it, its model does not
+                self._image_token = int(np.array(told))
+            self._plain = self._tokenized(self._text)
+            self._placeholder = self._find_placeholder()
+            self._each = self._count_rows(inputs)
             span = self._span(inputs)
             self._tokens = self._learn_tokens(span)
             features = self._refuse_inexact(span, _pixels(inputs))
+            if fault := self._fault([wide]):
+                self._refuse(fault)
+            self.one_picture = bool(lonely := self._two_pictures_fault([small, wide]))
         except ModelError:
             raise
         except Exception as error:  # of any of sixty model types
             self._refuse(f'a small picture does not go through it ({type(error).__name__}: {error})')
-        fault = probe.branch_fault(self, model, processor.tokenizer, self._chat(span), features)
+        chat = self.expand(self._plain, [TokenSpan(1, len(self.cells(span)), span)])
+        fault = probe.branch_fault(self, model, processor.tokenizer, chat, features)
         self.branches = not fault
+        if lonely:
+            _log.info("A '%s' model sees one picture at a time: %s", self._type, lonely)
         if fault:
             _log.info("A '%s' model computes a question and its choices one after the other: %s", self._type, fault)
 
@@ -106,19 +118,12 @@ class Family:
             raise _size_error(rgb, 'its tokens cannot be told from the text')
         height, width = rgb.shape[:2]
         rows, columns = rows_and_columns(span.count(self._image_token), height / width)
-        shrunk = height / (rows * self.cell_px), width / (columns * self.cell_px)
-        if max(shrunk) > MOST_SHRUNK and min(shrunk) < 1:
-            raise _size_error(
-                rgb,
-                f'its {rows * columns} visual tokens make no rows and columns near its shape, so '
-                'that small changes would not be seen',
-            )
         return _pixels(inputs), TokenSpan(rows, columns, span)
 
     def encode(self, pixels: Pixels, grid: TokenSpan) -> mx.array:
         """Features of the picture's image tokens, mx (cells, hidden). Raises ImageError as `prepare` does."""
         try:
-            return self._embeddings(mx.array([grid.ids]), pixels)[mx.array(self.cells(grid.ids))]
+            return self._embeddings(grid.ids, pixels)[mx.array(self.cells(grid.ids))]
         except ValueError as error:  # shapes that the processor lets through
             raise ImageError(
                 'size',
@@ -126,29 +131,9 @@ class Family:
                 'Expected the ratio of a camera; try another size.',
             ) from error
 
-    def slots(self, ids: Sequence[int]) -> list[int]:
-        """Right behind each picture's last token, its closing separators too."""
-        return self._tokens.slots(ids)
-
-    def expand(self, ids: list[int], grids: Sequence[TokenSpan]) -> list[int]:
-        """Each placeholder becomes its picture's tokens."""
-        return self._tokens.expand(ids, grids)
-
-    def positions(self, ids: list[int], grids: Sequence[TokenSpan]) -> np.ndarray:
-        """Every token counts one."""
-        return self.text_positions(0, len(ids))
-
-    def text_positions(self, start: int, count: int) -> np.ndarray:
-        """Counting up on the one axis."""
-        return np.arange(start, start + count, dtype=np.int32)[None]
-
-    def cells(self, ids: Sequence[int]) -> np.ndarray:
-        """Indices of the image tokens, (cells,)."""
-        return self._tokens.cells(ids)
-
     def embed(self, ids: list[int], features: mx.array | None = None) -> mx.array:
         """Token embeddings, mx (1, length, hidden)."""
-        embeddings = self._embeddings(mx.array([ids]))
+        embeddings = self._embeddings(ids)
         if features is not None:
             embeddings[mx.array(self.cells(ids))] = features.astype(embeddings.dtype)
         return embeddings[None]
@@ -174,7 +159,7 @@ class Family:
     def step(self, token: mx.array, position: int, cache: list) -> mx.array:
         """Logits behind one token of text, mx (1, vocabulary)."""
         tokens = token[None]
-        return self._run_layers(tokens, self._embeddings(tokens)[None], self.text_positions(position, 1), cache, [0])
+        return self._run_layers(tokens, self._embed(tokens)[None], self.text_positions(position, 1), cache, [0])
 
     def _run_layers(
         self, tokens: mx.array, embeddings: mx.array, positions: np.ndarray, cache: list, keep: Sequence[int]
@@ -199,13 +184,23 @@ class Family:
         kept = [index % length - length for index in keep]  # from the end, because some models ignore it
         return output.logits[0, mx.array(kept)].astype(mx.float32)
 
-    def _embeddings(self, tokens: mx.array, pixels: Pixels | None = None) -> mx.array:
-        """The model's own embeddings of tokens, mx (1, length), with at most one picture: mx (length, hidden)."""
+    def _embeddings(self, ids: Sequence[int], pixels: Pixels | None = None) -> mx.array:
+        """The model's own embeddings of tokens, with at most one picture: mx (length, hidden)."""
+        if pixels is None:
+            return self._embed(mx.array([[max(token, 0) for token in ids]]))  # -200 marks a picture in some models
+        embeddings = self._embed(mx.array([self._collapsed(ids)]), pixels)
+        if len(embeddings) != len(ids):
+            raise ValueError(f'the model makes {len(embeddings)} rows of the {len(ids)} that are expected')
+        return embeddings
+
+    def _embed(self, tokens: mx.array, pixels: Pixels | None = None) -> mx.array:
+        """`_embeddings` of tokens as they are given to the model, mx (1, length)."""
         pixels = dict(pixels or {})
         given = self._model.get_input_embeddings(
             tokens, pixels.pop('pixel_values', None), mask=mx.ones(tokens.shape, mx.int32), **pixels
         )
-        more = sorted(name for name, value in given.to_dict().items() if value is not None and name != 'inputs_embeds')
+        known = 'inputs_embeds', *NO_MATTER
+        more = sorted(name for name, value in given.to_dict().items() if value is not None and name not in known)
         if more:
             self._refuse(
                 f'its pictures give {", ".join(more)} beside embeddings (attention in both directions, cross '
@@ -213,38 +208,12 @@ class Family:
             )
         return given.inputs_embeds[0]
 
-    def _processed(self, rgb: np.ndarray) -> dict[str, Any]:
-        """All that the processor returns for a chat with this picture."""
-        # Not mlx_vlm.utils.prepare_inputs: it hands image processors arguments of tokenizers, which LLaVA's refuses.
-        return to_mlx(self._processor(text=[self._text], images=[Image.fromarray(rgb)]))
-
-    def _span(self, inputs: dict[str, Any]) -> tuple[int, ...]:
-        """The tokens in the placeholder's place, in the chat with a picture."""
-        ids = np.array(inputs['input_ids'])[0].tolist()
-        before = self._plain.index(self._placeholder)
-        after = len(ids) - (len(self._plain) - before - 1)
-        span = tuple(ids[before:after])
-        if ids[:before] + [self._placeholder] + ids[after:] != self._plain or self._image_token not in span:
-            self._refuse('its processor changes more of a chat than the tokens of the picture')
-        return span
-
-    def _find_placeholder(self) -> int:
-        """The token for a whole picture in the chat template."""
-        names = [getattr(self._processor, name, None) for name in ('image_token', 'boi_token')]
-        ids = [self._processor.tokenizer.convert_tokens_to_ids(name) for name in names if isinstance(name, str)]
-        found = [token for token in (self._image_token, *ids) if self._plain.count(token) == 1]
-        if self._image_token is None or not found:
-            self._refuse('its chat template has no single token for a picture')
-        return found[0]
-
-    def _learn_tokens(self, span: tuple[int, ...]) -> PictureTokens:
-        """The model's picture tokens, from those of a small picture. Refuses a model whose pictures are not found."""
-        tokens = PictureTokens.of(self._image_token, self._placeholder, span)
-        before = self._plain.index(self._placeholder)
-        expanded = tokens.expand(self._plain, [TokenSpan(1, tokens.fewest, span)])
-        if tokens.slots(self._plain) != [before + 1] or tokens.slots(expanded) != [before + len(span)]:
-            self._refuse("a picture's tokens cannot be told from the text around them")
-        return tokens
+    def _count_rows(self, inputs: dict[str, Any]) -> int:
+        """How many rows the model makes of one image token: 1, or those of a whole picture."""
+        ids = np.array(inputs['input_ids'])[0]
+        if np.count_nonzero(ids == self._image_token) != 1:
+            return 1
+        return len(self._embed(mx.array(ids)[None], _pixels(inputs))) - len(ids) + 1
 
     def _refuse_positions_kept(self) -> None:
         language = getattr(self._model, 'language_model', None)
@@ -254,43 +223,63 @@ class Family:
         if kept:
             self._refuse(f'it keeps positions in {", ".join(kept)}, which the next camera would inherit')
 
-    def _chat(self, span: tuple[int, ...]) -> list[int]:
-        """The chat with one picture."""
-        return self.expand(self._plain, [TokenSpan(1, len(self.cells(span)), span)])
-
     def _refuse_inexact(self, span: tuple[int, ...], pixels: Pixels) -> mx.array:
         """Refuse a model that this file does not compute as the model does. span, pixels: of a small picture.
 
         Returns the picture's features.
         """
-        tokens = mx.array([span])
-        embeddings = self._embeddings(tokens, pixels)
+        embeddings = self._embeddings(span, pixels)
         is_image = np.isin(np.arange(len(span)), self.cells(span))
-        if fault := probe.embeddings_fault(embeddings, self._embeddings(tokens), is_image):
+        if fault := probe.embeddings_fault(embeddings, self._embeddings(span), is_image):
             self._refuse(fault)
-        ids = self._chat(span)
-        others = {name: value for name, value in pixels.items() if name != 'pixel_values'}
-        theirs = self._model(mx.array([ids]), pixels['pixel_values'], mask=None, **others).logits[0].astype(mx.float32)
-        middle = self._plain.index(self._placeholder) + len(span) // 2
-        ours = partial(probe.in_two_calls, self, self._model, ids, middle)
-        features = embeddings[mx.array(self.cells(span))]
-        if fault := probe.logits_fault(self.embed(ids, features), ours, theirs):
-            self._refuse(fault)
-        return features
+        return embeddings[mx.array(self.cells(span))]
 
-    def _refuse(self, reason: str) -> NoReturn:
-        raise ModelError(
-            f"The model's type '{self._type}' cannot be served exactly: {reason}. Choose a model of another type."
-        )
+    def _two_pictures_fault(self, pictures: list[np.ndarray]) -> str:
+        """`_fault`, which may also be an error that a model raises for more than one picture."""
+        try:
+            return self._fault(pictures)
+        except Exception as error:  # of any of sixty model types
+            return f'{type(error).__name__}: {error}'
+
+    def _fault(self, pictures: list[np.ndarray]) -> str:
+        """Why answers about some pictures are not those of `mlx_vlm.generate`, '' where they are."""
+        try:
+            text = rendered(self._processor, self._model.config, 'a', len(pictures))
+            inputs = self._processed(*pictures)
+        except ValueError as error:
+            return f'mlx-vlm takes no {len(pictures)} pictures ({error})'
+        theirs = self._with_rows(np.array(inputs['input_ids'])[0].tolist())
+        seen = [self.prepare(rgb) for rgb in pictures]
+        ids = self.expand(self._tokenized(text), [span for _, span in seen])
+        if ids != theirs:
+            return f'its processor makes other tokens of a chat with {len(pictures)} pictures'
+        features = mx.concatenate([self.encode(pixels, span) for pixels, span in seen])
+        answer, found = probe.generated(self._model, inputs)
+        cells = self.cells(ids)
+        ours = partial(probe.as_a_session_does, self, self._model, ids, int(cells[len(cells) // 2]), answer)
+        return probe.logits_fault(self.embed(ids, features), ours, found)
 
 
 def missing(model_type: str) -> str:
     """Return what mlx-vlm lacks to serve a type at all, '' when a model of it can be loaded and examined."""
+    module = _module(model_type)
+    if module is None:
+        return 'mlx-vlm knows no such model'
+    model = getattr(module, 'Model', None)
+    return '' if hasattr(model, 'get_input_embeddings') else 'mlx-vlm gives no embeddings of its pictures'
+
+
+def vision_module(model_type: str) -> ModuleType | None:
+    """Return mlx-vlm's module of a type that sees; None for other types."""
+    module = _module(model_type)
+    return module if hasattr(module, 'VisionConfig') or hasattr(module, 'VisionModel') else None
+
+
+def _module(model_type: str) -> ModuleType | None:
     name = get_model_type({'model_type': model_type}) or ''
     if not name.isidentifier() or find_spec(f'mlx_vlm.models.{name}') is None:
-        return 'mlx-vlm knows no such model'
-    model = getattr(import_module(f'mlx_vlm.models.{name}'), 'Model', None)
-    return '' if hasattr(model, 'get_input_embeddings') else 'mlx-vlm gives no embeddings of its pictures'
+        return None
+    return import_module(f'mlx_vlm.models.{name}')
 
 
 def _pixels(inputs: dict[str, Any]) -> Pixels:

@@ -21,18 +21,24 @@ import numpy as np
 
 from vlm_reuse_node.model.families.base import Grid
 
+# How far the ratio of a cell's sides may be from that of the picture's pixels.
+MOST_STRETCHED = 3
+# A prompt with fewer image tokens shows them in the place of pictures, where a picture has more.
+MOST_PLACEHOLDERS = 64
+
 
 class TokenSpan(Grid):
     """All tokens that replace a picture's placeholder, separators too, and a grid of its image tokens.
 
-    The grid has exactly as many cells as there are image tokens, in rows and columns near the picture's shape. It says
-    how finely two pictures are compared, not which token sees which pixels: such models refresh all cells or none.
+    The grid has as many cells as there are image tokens, or a few less, in rows and columns near the picture's shape.
+    It says how finely two pictures are compared, not which token sees which pixels: such models refresh all cells or
+    none.
     """
 
     ids: tuple[int, ...]
 
     def __new__(cls, rows: int, columns: int, ids: tuple[int, ...]) -> 'TokenSpan':
-        """Lay out the `rows * columns` image tokens among `ids`."""
+        """Lay out the image tokens among `ids` in rows and columns."""
         span = super().__new__(cls, rows, columns)
         span.ids = ids
         return span
@@ -55,7 +61,8 @@ class PictureTokens:
     """How a model's prompts show pictures.
 
     image: the token of one cell. placeholder: the chat template's token for a whole picture. head, tail: tokens before
-    the first and behind the last image token of a picture. fewest: image tokens of a small picture.
+    the first and behind the last image token of a picture. fewest: image tokens of a small picture; a larger one may
+    have a few less, where they depend on its shape.
     """
 
     image: int
@@ -94,7 +101,7 @@ class PictureTokens:
             return images > 0
         if self.tail:
             return (self.image, self.tail[0]) in zip(ids, ids[1:])
-        return images >= self.fewest
+        return images >= min(self.fewest, MOST_PLACEHOLDERS)
 
     def _parts_pictures(self, gap: Sequence[int]) -> bool:
         """Whether tokens between two image tokens end one picture and begin another; else they are inside of one."""
@@ -104,7 +111,12 @@ class PictureTokens:
 
 
 def rows_and_columns(count: int, ratio: float) -> tuple[int, int]:
-    """Return rows and columns of exactly `count` cells; rows / columns is as near to `ratio` as that allows."""
+    """Return rows and columns of `count` cells; rows / columns is near to `ratio`.
+
+    Of exactly so many cells where that is possible, else of a few less: fewer than there are rows.
+    """
     sides = [rows for rows in range(1, count + 1) if count % rows == 0]
     rows = min(sides, key=lambda rows: abs(np.log(rows * rows / count / ratio)))
+    if abs(np.log(rows * rows / count / ratio)) > np.log(MOST_STRETCHED):
+        rows = min(max(1, round((count * ratio) ** 0.5)), count)
     return rows, count // rows

@@ -12,17 +12,19 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Checks at load, on one small picture, that the generic family computes the same as the model itself.
+"""Checks at load, on small pictures, that the generic family computes the same as `mlx_vlm.generate`.
 
 And whether the model's layers take positions and masks from their caches, so that one call can compute tokens that do
 not see each other (`pass_cache`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx_vlm.generate import generate_step
 from mlx_vlm.models.cache import RotatingKVCache, make_prompt_cache
 
 from vlm_reuse_node.model import kv_cache, noise, pass_cache
@@ -31,6 +33,8 @@ from vlm_reuse_node.model.token_tree import Block, TokenTree
 PROBE_PX = 64
 # Of logits against the model's own, a share of their spread: above it they are wrong, however noisy the arithmetic is.
 MOST_ERROR = 0.1
+# Tokens of an answer that are compared.
+STEPS = 3
 # Questions to try together, with the choices of each.
 QUESTIONS = {'how many are there?': ('one', 'two of them'), 'is it red?': ('no, it is blue', 'yes')}
 # What a model's configuration calls the number of tokens that a layer looks back.
@@ -40,9 +44,22 @@ WINDOWS = ('sliding_window', 'sliding_window_size', 'attention_window_size', 'at
 PLACE_SCALE = 'llama_4_scaling_beta'
 
 
-def picture() -> np.ndarray:
-    """Return the small picture, random pixels: (PROBE_PX, PROBE_PX, 3) uint8."""
-    return np.random.default_rng(0).integers(0, 256, (PROBE_PX, PROBE_PX, 3), dtype=np.uint8)
+def pictures() -> list[np.ndarray]:
+    """Return two small pictures of random pixels: (PROBE_PX, PROBE_PX, 3) uint8, and one that is wider."""
+    random = np.random.default_rng(0)
+    return [random.integers(0, 256, (PROBE_PX, width, 3), dtype=np.uint8) for width in (PROBE_PX, 2 * PROBE_PX)]
+
+
+def generated(model: Any, inputs: dict[str, Any]) -> tuple[list[int], mx.array]:
+    """Let `mlx_vlm.generate` begin an answer: its first STEPS tokens, their log-probabilities mx (STEPS, vocabulary).
+
+    inputs: all that the processor returns for a chat; all of it goes to the model, as `mlx_vlm.generate` does it.
+    """
+    given = dict(inputs)
+    ids, mask, pixels = (given.pop(name, None) for name in ('input_ids', 'attention_mask', 'pixel_values'))
+    steps = generate_step(ids, model, pixels, mask, max_tokens=STEPS, temperature=0.0, **given)
+    tokens, found = zip(*islice(steps, STEPS))
+    return [int(token) for token in tokens], mx.stack([each.reshape(-1).astype(mx.float32) for each in found])
 
 
 def embeddings_fault(embeddings: mx.array, without_picture: mx.array, is_image: np.ndarray) -> str:
@@ -58,30 +75,38 @@ def embeddings_fault(embeddings: mx.array, without_picture: mx.array, is_image: 
 
 
 def logits_fault(embeddings: mx.array, ours: Callable[[mx.array], mx.array], theirs: mx.array) -> str:
-    """Return why a model's logits cannot be served, '' when they can: ours may differ by rounding only.
+    """Return why a model's answers cannot be served, '' when they can: ours may differ by rounding only.
 
-    embeddings: of a chat with the picture, mx (1, tokens, hidden). ours: computes logits from them in calls as a
-    session makes them, cut inside the picture. theirs: from the model's own forward in one call. Logits are
-    mx (tokens, vocabulary).
+    embeddings: of a chat with pictures, mx (1, tokens, hidden). ours: computes the log-probabilities of an answer's
+    tokens from them, in calls as a session makes them. theirs: the same from `generated`, mx (tokens, vocabulary).
     """
     error = _share_of_spread(theirs, ours(embeddings))
     most = min(MOST_ERROR, noise.bound(embeddings, ours, distance=_share_of_spread))
     if error < most:
         return ''
     return (
-        f'computed call by call its logits are {100 * error:.2g}% off its own forward, and rounding makes less than '
-        f'{100 * most:.2g}%, so that its pictures are seen in both directions, or it takes more than embeddings'
+        f'computed call by call its answers are {100 * error:.2g}% off those of mlx_vlm.generate, and rounding makes '
+        f'less than {100 * most:.2g}%, so that its pictures are seen in both directions, or it takes more than '
+        'embeddings'
     )
 
 
-def in_two_calls(family: Any, model: Any, ids: list[int], middle: int, embeddings: mx.array) -> mx.array:
-    """Compute the logits of a chat, mx (tokens, vocabulary), as a session does, cut before token `middle`."""
+def as_a_session_does(
+    family: Any, model: Any, ids: list[int], middle: int, answer: Sequence[int], embeddings: mx.array
+) -> mx.array:
+    """Compute log-probabilities, mx (tokens, vocabulary), of an answer's tokens behind a chat.
+
+    The chat is cut before token `middle`, and the answer decoded token by token.
+    """
     cache, positions = make_prompt_cache(model.language_model), family.text_positions(0, len(ids))
-    logits = []
+    given = embeddings[:]  # some models scale what they are given in place
     for part in (slice(0, middle), slice(middle, len(ids))):
-        keep = range(-len(ids[part]), 0)
-        logits.append(family.forward(ids[part], embeddings[:, part], positions[:, part], cache, keep))
-    return mx.concatenate(logits)
+        logits = family.forward(ids[part], given[:, part], positions[:, part], cache)
+    found = [logits[-1]]
+    for place, token in enumerate(answer[:-1], len(ids)):
+        found.append(family.step(mx.array([token]), place, cache)[-1])
+    logits = mx.stack(found)
+    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 
 def branch_fault(family: Any, model: Any, tokenizer: Any, ids: list[int], features: mx.array) -> str:

@@ -17,7 +17,7 @@
 Source: mlx_vlm/models/qwen2_5_vl.
 """
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import mlx.core as mx
@@ -50,6 +50,9 @@ class Family(QwenFamily):
         self, pixels: mx.array | CellPixels, grid: Grid, cells: np.ndarray, older: VisionState | None
     ) -> VisionState:
         """Exact for whole windows up to the first block of full attention; from there on against the older picture."""
+        if older is None:
+            run = partial(self._vision, pixels, self.patch_grid(grid), output_hidden_states=False)
+            return qwen_blocks.encode_all_cells(self._vision, self._layout(grid), run, self._first)
         return qwen_blocks.encode_cells(self._vision, self._layout(grid), pixels, cells, older, self._first, {})
 
     def read_cells(self, grid: Grid, cells: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ mask: this file gives every call the levels of exactly its own tokens.
 """
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import mlx.core as mx
@@ -46,6 +46,10 @@ class Family(QwenFamily):
 
     def encode(self, pixels: mx.array, grid: Grid) -> mx.array:
         """Vision features and their levels side by side, mx (cells, hidden * (1 + levels))."""
+        return self._encode(pixels, grid)
+
+    def _encode(self, pixels: Any, grid: Grid) -> mx.array:
+        """See `encode`."""
         features, levels = self._vision(pixels, self.patch_grid(grid))
         return mx.concatenate([features, *levels], axis=-1)
 
@@ -53,6 +57,9 @@ class Family(QwenFamily):
         self, pixels: mx.array | CellPixels, grid: Grid, cells: np.ndarray, older: VisionState | None
     ) -> VisionState:
         """Against the older picture in every block; levels too."""
+        if older is None:
+            run = partial(self._encode, pixels, grid)
+            return qwen_blocks.encode_all_cells(self._vision, self._layout(grid), run, 0)
         levels = dict(zip(self._vision.deepstack_visual_indexes, self._vision.deepstack_merger_list))
         return qwen_blocks.encode_cells(self._vision, self._layout(grid), pixels, cells, older, 0, levels)
 

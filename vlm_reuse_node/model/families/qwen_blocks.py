@@ -18,7 +18,7 @@ Patches are in the order in which the tower runs them, window by window. Up to t
 picture, a window depends on its own pixels alone: windows with a cell to encode run whole, the others do not run. From
 there on only the patches of the cells to encode are queries. They look at the older picture's keys and values, in which
 their own are replaced.
-Source: mlx_vlm/models/qwen2_5_vl/vision.py and qwen3_vl/vision.py, whose modules are used.
+Source: vision.py in mlx_vlm/models/qwen2_vl, qwen2_5_vl and qwen3_vl, whose modules are used.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,7 +32,7 @@ from mlx_vlm.models.qwen2_5_vl.vision import apply_rotary_pos_emb_vision
 
 from vlm_reuse_node.model.families.base import KeysValues, VisionState
 from vlm_reuse_node.model.families.picture_parts import CellPixels
-from vlm_reuse_node.model.families.sparse_vision import padded, patch_rows, written
+from vlm_reuse_node.model.families.sparse_vision import padded, patch_rows, recorded, written
 
 # Which queries look at which keys in one block.
 Spans = list[tuple[slice, slice]]
@@ -86,12 +86,28 @@ def read_cells(layout: Layout, cells: np.ndarray, first: int) -> np.ndarray:
     return np.unique(layout.order[CellSelection.of(layout, cells, by_window=first > 0).window_places])
 
 
+def encode_all_cells(tower: Any, layout: Layout, encode: Callable[[], mx.array], first: int) -> VisionState:
+    """Let mlx-vlm's own tower run, and keep the keys and values that it computes on its way.
+
+    encode: runs the tower on the whole picture, returns its features. first: see `encode_cells`.
+    """
+    attentions = [block.attn for block in tower.blocks[first:]]
+    with recorded((attention, 'qkv') for attention in attentions) as projected:
+        features = encode()
+    blocks = []
+    for attention, states in zip(attentions, projected):
+        states = states.reshape(len(states), 3, attention.num_heads, -1)
+        keys = apply_rotary_pos_emb_vision(states[None, :, 1], layout.rotary)[0]
+        blocks.append((keys.transpose(1, 0, 2), states[:, 2].transpose(1, 0, 2)))
+    return VisionState(features, tuple(blocks))
+
+
 def encode_cells(
     tower: Any,
     layout: Layout,
     pixels: mx.array | CellPixels,
     cells: np.ndarray,
-    older: VisionState | None,
+    older: VisionState,
     first: int,
     levels: Mapping[int, Callable[[mx.array], mx.array]],
 ) -> VisionState:
@@ -114,7 +130,7 @@ def encode_cells(
     blocks: list[KeysValues] = []
     for index, block in enumerate(tower.blocks[first:], first):
         spans = windows if index not in getattr(tower, 'fullatt_block_indexes', [index]) else WHOLE_PICTURE
-        old = None if older is None else older.blocks[len(blocks)]
+        old = older.blocks[len(blocks)]
         hidden, keys_values = _run_block(block, hidden, layout.rotary[rows], rows, old, spans, queries)
         blocks.append(keys_values)
         if queries is not None:
@@ -124,10 +140,7 @@ def encode_cells(
             merged.append(levels[index](hidden))
     # 3. Their features among those of the other cells.
     features = mx.concatenate([tower.merger(hidden), *merged], axis=-1)
-    if older is None:
-        features = features[mx.array(np.argsort(layout.order))]
-    else:
-        features = written(older.features, mx.array(layout.order[selection.places]), features)
+    features = written(older.features, mx.array(layout.order[selection.places]), features)
     return VisionState(features, tuple(blocks))
 
 
@@ -156,24 +169,21 @@ def _run_block(
     hidden: mx.array,
     angles: mx.array,
     rows: mx.array,
-    older: KeysValues | None,
+    older: KeysValues,
     spans: Spans,
     queries: mx.array | None,
 ) -> tuple[mx.array, KeysValues]:
     """Run one block; return the patches that are queries, mx (queries, width), and the whole picture's keys and values.
 
     hidden: of some patches, mx (patches, width). angles: of these. rows: of these, among all patches of the picture.
-    older: the older picture's keys and values; None when `hidden` is all patches. queries: which of `hidden` are
+    older: the older picture's keys and values. queries: which of `hidden` are
     queries; None: all.
     """
     attention = block.attn
     states = attention.qkv(block.norm1(hidden)).reshape(len(hidden), 3, attention.num_heads, -1)
     turned = [apply_rotary_pos_emb_vision(states[None, :, part], angles)[0].transpose(1, 0, 2) for part in (0, 1)]
     asking, keys, values = *turned, states[:, 2].transpose(1, 0, 2)  # mx (heads, patches, head width)
-    if older is not None:
-        old_keys, old_values = older
-        keys = written(old_keys, rows, keys, axis=1)
-        values = written(old_values, rows, values, axis=1)
+    keys, values = (written(old, rows, new, axis=1) for old, new in zip(older, (keys, values)))
     if queries is not None:
         hidden = hidden[queries]
         asking = asking[:, queries]

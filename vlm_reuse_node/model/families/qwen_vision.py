@@ -42,6 +42,8 @@ class QwenFamily:
 
     branches = False
     branches_recurrent = False
+    marker = None
+    one_picture = False
     encodes_cells = False
     two_way = False
 
@@ -52,7 +54,10 @@ class QwenFamily:
         self._image_processor = processor.image_processor
         self._merge = model.config.vision_config.spatial_merge_size
         self._image_token = model.config.image_token_id
-        self._end_token = model.config.vision_end_token_id
+        # Qwen2-VL's configuration in mlx-vlm does not name it.
+        self._end_token = getattr(
+            model.config, 'vision_end_token_id', processor.tokenizer.convert_tokens_to_ids('<|vision_end|>')
+        )
         self.cell_px = model.config.vision_config.patch_size * self._merge
         without_resizing = copy.copy(self._image_processor)
         without_resizing.min_pixels = 1

@@ -12,10 +12,42 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Shared by the families that encode some cells of a picture: few array lengths, and arrays with some rows replaced."""
+"""Shared by the families that encode some cells of a picture.
+
+What a tower computes on its way, few array lengths, and arrays with some rows replaced.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
+
+
+@contextmanager
+def recorded(layers: Iterable[tuple[Any, str]]) -> Iterator[list[mx.array]]:
+    """Note what some layers of a model return while it runs: in the list that is given, in the order of the calls.
+
+    layers: of each the module that holds it, and its name there.
+    """
+    found: list[mx.array] = []
+    own = [(holder, name, getattr(holder, name)) for holder, name in layers]
+
+    def noting(layer: Callable[[mx.array], mx.array]) -> Callable[[mx.array], mx.array]:
+        def call(hidden: mx.array) -> mx.array:
+            found.append(layer(hidden))
+            return found[-1]
+
+        return call
+
+    try:
+        for holder, name, layer in own:
+            setattr(holder, name, noting(layer))
+        yield found
+    finally:
+        for holder, name, layer in own:
+            setattr(holder, name, layer)
 
 
 def padded(items: np.ndarray, most: int) -> np.ndarray:
