@@ -65,6 +65,7 @@ def answer(number, arm, text='red', choice=-1, bag='a', status='OK', pictures_s=
         'parse_failure': False,
         'degenerate': False,
         'cut': False,
+        'level': 'reuse',
         'exact': True,
         'escalated': False,
         'remembered': False,
@@ -351,6 +352,8 @@ def test_the_pairs_of_an_arm_are_those_that_both_answered(seed):
         assert (counts['lost'], counts['gained']) == (judged.count((False, True)), judged.count((True, False)))
         assert counts['same_pictures'] == sum(row['exact'] for row in same)
         assert counts['same_pictures_drifted'] <= min(counts['same_pictures'], counts['drifted'])
+        patched = [(row, cold) for _, row, cold in pairs if not row['exact'] and not row['remembered']]
+        assert counts['patched_pairs'] == len(patched) and counts['patched_drifted'] <= counts['drifted']
 
 
 @seeds

@@ -159,7 +159,9 @@ class Measurement:
         """Patch without limits, and note how answers drift, by halo."""
         cameras: dict[str, dict[int, Arm]] = {}
         for moment in moments(recording, True, self._every_s, self._progress, self._stopped):
-            arms = cameras.setdefault(moment.frame.camera, {halo: self._unlimited(halo) for halo in samples})
+            if moment.frame.camera not in cameras:
+                cameras[moment.frame.camera] = {halo: self._unlimited(halo) for halo in samples}
+            arms = cameras[moment.frame.camera]
             if self._see(arms.values(), moment.frame, moment.is_first) and moment.is_asked:
                 self._moment += 1
                 for questions in asked[moment.frame.camera].about(self._moment):
@@ -175,17 +177,9 @@ class Measurement:
         """
         cameras: dict[str, list[tuple[Arm, Arm, Arm]]] = {}
         for moment in moments(recording, False, self._every_s, self._progress, self._stopped):
-            arms = cameras.setdefault(
-                moment.frame.camera,
-                [
-                    (
-                        Arm(self._vlm, limits.configure(self._exact), does_upkeep=True),
-                        Arm(self._vlm, self._exact, does_upkeep=True),
-                        self._unlimited(limits.change_halo),
-                    )
-                    for _ in judged
-                ],
-            )
+            if moment.frame.camera not in cameras:
+                cameras[moment.frame.camera] = [self._judged_arms(limits) for _ in judged]
+            arms = cameras[moment.frame.camera]
             all_arms = [arm for kind in arms for arm in kind]
             if self._see(all_arms, moment.frame, moment.is_first) and moment.is_asked:
                 self._moment += 1
@@ -199,6 +193,14 @@ class Measurement:
             for kind, (patched, exact, _) in zip(judged, arms, strict=True):
                 kind.patched_ms = _sum(kind.patched_ms, patched.end())
                 kind.exact_ms = _sum(kind.exact_ms, exact.end())
+
+    def _judged_arms(self, limits: PatchLimits) -> tuple[Arm, Arm, Arm]:
+        """The arms of one kind of question: within the limits, exact, and without limits."""
+        return (
+            Arm(self._vlm, limits.configure(self._exact), does_upkeep=True),
+            Arm(self._vlm, self._exact, does_upkeep=True),
+            self._unlimited(limits.change_halo),
+        )
 
     def _unlimited(self, halo: int) -> Arm:
         """An arm that patches without limits, and without regard to credit."""

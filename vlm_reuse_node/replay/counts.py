@@ -41,6 +41,8 @@ PAIR_COUNTS = (
     'gained',
     'same_pictures',
     'same_pictures_drifted',
+    'patched_pairs',
+    'patched_drifted',
 )
 _SUMS = (
     'escalated',
@@ -105,6 +107,8 @@ def _pair_counts(pairs: Iterable[AnswerPair]) -> dict[str, int]:
             counts.update({'judged_pairs': 1, 'lost': lost, 'gained': gained})
         if answer['exact'] and answer['pictures_s'] == reference['pictures_s']:
             counts.update({'same_pictures': 1, 'same_pictures_drifted': drifted})
+        if answer['level'] and not answer['exact'] and not answer['remembered']:
+            counts.update({'patched_pairs': 1, 'patched_drifted': drifted})
     return {name: int(counts[name]) for name in PAIR_COUNTS}
 
 

@@ -19,7 +19,7 @@ from collections import Counter
 
 from vlm_reuse_node.replay.arms import POLICY
 from vlm_reuse_node.replay.figures import factor, share_text
-from vlm_reuse_node.session.drift_bounds import DriftCount, answers_needed
+from vlm_reuse_node.session.drift_bounds import LEAST_GAIN, DriftCount, answers_needed
 
 EXACT, PATCH = 'exact', 'patch'
 CALIBRATE = 'ros2 run vlm_reuse_node calibrate'
@@ -36,26 +36,26 @@ def _supported(results: dict) -> str:
     counts, times = results['counts'], results['times']['arms']
     if not {EXACT, PATCH} <= counts.keys():
         return 'Which refresh_policy this recording supports was not measured (arms exact and patch).'
-    pairs = counts[PATCH]['pairs']
-    if not pairs or times[PATCH]['work_ratio'] is None or times[EXACT]['work_ratio'] is None:
+    works = times[PATCH]['work_ratio'], times[EXACT]['work_ratio']
+    if not counts[PATCH]['pairs'] or None in works:
         return 'Which refresh_policy this recording supports cannot be told: no question was answered.'
+    drift = DriftCount(counts[PATCH]['patched_pairs'], counts[PATCH]['patched_drifted'])
+    if not drift.answers:
+        return 'This recording supports refresh_policy exact: no answer of the arm patch came from a patched state.'
     max_drift = results['settings']['config']['max_drift']
-    drift = DriftCount(pairs, counts[PATCH]['drifted'])
     found = (
-        f'with patch {drift.drifted} of {drift.answers} answers drifted (at most {share_text(drift.high)} with 95 % '
-        f'confidence; max_drift is {share_text(max_drift)}), for {factor(times[PATCH]["work_ratio"])} the work of '
-        f'cold-dense against {factor(times[EXACT]["work_ratio"])} with exact'
+        f'{drift.drifted} of {drift.answers} answers from patched states drifted (at most {share_text(drift.high)} '
+        f'with 95 % confidence; max_drift is {share_text(max_drift)}), for {factor(works[0])} the work of cold-dense '
+        f'against {factor(works[1])} with exact'
     )
-    if times[PATCH]['work_ratio'] >= times[EXACT]['work_ratio']:
+    needed = answers_needed(drift.share if drift.answers >= FEWEST else 0.0, max_drift)
+    if works[0] > (1 - LEAST_GAIN) * works[1] or math.isinf(needed):
         return f'This recording supports refresh_policy exact: {found}.'
     if drift.high <= max_drift:
         return f'This recording supports refresh_policy patch: {found}.'
-    needed = answers_needed(drift.share if pairs >= FEWEST else 0.0, max_drift)
-    if math.isinf(needed):
-        return f'This recording supports refresh_policy exact: {found}.'
     return (
         f'Whether this recording supports refresh_policy patch cannot be told from so few questions: {found}; about '
-        f'{needed} answers are needed. {CALIBRATE} asks more.'
+        f'{needed} such answers are needed. {CALIBRATE} asks more of them.'
     )
 
 

@@ -26,7 +26,7 @@ from typing import Any
 from vlm_reuse_node.config import PATCH_POLICY, Config
 from vlm_reuse_node.errors import VlmReuseError
 from vlm_reuse_node.model.vlm import Vlm
-from vlm_reuse_node.session.drift_bounds import DriftCount
+from vlm_reuse_node.session.drift_bounds import LEAST_GAIN, DriftCount
 
 NAME = 'calibration.json'
 FORMAT = 1
@@ -34,8 +34,6 @@ LONGEST_NAME, MOST_NAMES = 100, 20
 MOST_ANSWERS = 10**9
 # Answers about one state are alike: fewer states than this tell nothing about others, however many answers they gave.
 LEAST_STATES = 20
-# Patches must save at least this share of the work: less may be the noise of the clock.
-LEAST_GAIN = 0.05
 # Parameters that change what patched states answer, or which cells are patched.
 PARAMETERS = (
     'system_prompt', 'temperature', 'history_frames', 'change_threshold', 'exposure_compensation', 'max_cell_age_s',

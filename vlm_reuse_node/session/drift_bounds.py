@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from scipy.special import betaincinv
 
 CONFIDENCE = 0.95
+# Patches must save at least this share of the work: less may be the noise of the clock.
+LEAST_GAIN = 0.05
 
 
 @dataclass(frozen=True)
