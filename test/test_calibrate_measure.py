@@ -46,12 +46,12 @@ class Script:
         self.config, self.does_upkeep = config, does_upkeep
         self.kind = 'exact' if config.refresh_policy == 'exact' else 'free' if config.max_patches == 1000 else 'limited'
         self.seen_s, self.asked, self.firsts, self.last = [], [], 0, {}
-        self.states, self.patches, self.largest_share, self.paid_share = 0, 1, 0.1, 0.1
+        self.state, self.patches, self.largest_share, self.paid_share = 100 * len(self.made), 1, 0.1, 0.1
         self.made.append(self)
 
     def see(self, frame, is_first):
         self.firsts += is_first
-        self.states += 1
+        self.state += 1
         self.seen_s.append((frame.stamp_ns - BEGIN_NS) / 1e9)
         self.frames = (self.frames[0] if not is_first else frame,)  # the state is of the stretch's first picture
         return True

@@ -15,6 +15,7 @@
 """One way to keep the state, at work on one camera: patched without limits, within limits, or exact; and cold-dense."""
 
 from collections.abc import Sequence
+from itertools import count
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ImageError
@@ -27,11 +28,13 @@ from vlm_reuse_node.session.case import Case
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.turn import Turn
 
+_numbers = count()  # of states
+
 
 class Arm:
     """A session that begins anew with every stretch of a recording. It looks at every picture.
 
-    states: how many there were so far. patches: since the state was last whole; largest_share: of the cells of a
+    state: its number, another one in every arm. patches: since the state was last whole; largest_share: of the cells of a
     picture, the most that one of them computed. paid_share: of the cells, computed for the last questions.
     last: the last answer to each question.
     work_ms, cold_ms: the model's work, and that of cold-dense for the same questions, of all stretches that have ended.
@@ -43,7 +46,7 @@ class Arm:
         self._session: ReplaySession | None = None
         self._now_ns = 0
         self.last: dict[Question, Answer] = {}
-        self.states, self.patches, self.largest_share, self.paid_share = 0, 0, 0.0, 0.0
+        self.state, self.patches, self.largest_share, self.paid_share = next(_numbers), 0, 0.0, 0.0
         self.work_ms, self.cold_ms = 0.0, 0.0
 
     @property
@@ -94,7 +97,8 @@ class Arm:
     def _note(self, _: Frame, refresh: Refresh) -> None:
         share = refresh.visual_tokens_refreshed / refresh.visual_tokens_total
         self.paid_share += share
-        self.states += share > 0
+        if share:
+            self.state = next(_numbers)
         if refresh.level is Level.PATCH:
             self.patches += 1
             self.largest_share = max(self.largest_share, share)

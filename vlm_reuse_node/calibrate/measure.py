@@ -227,9 +227,7 @@ class Measurement:
             if failed := next((each for each in (answer, cold) if each.status is not Status.OK), None):
                 self._failures[failed.message] += 1
             else:
-                samples.append(
-                    Sample.of(answer, cold, last, arm.states, arm.patches, arm.largest_share, arm.paid_share)
-                )
+                samples.append(Sample.of(answer, cold, last, arm.state, arm.patches, arm.largest_share, arm.paid_share))
         return samples
 
 

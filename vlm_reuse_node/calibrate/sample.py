@@ -28,7 +28,7 @@ from vlm_reuse_node.session.drift_bounds import DriftCount
 class Sample:
     """One answer of an arm.
 
-    state: number of the arm's state that it comes from. has_choices: whether the question has. drifted: whether
+    state: number of the state that it comes from. has_choices: whether the question has. drifted: whether
     cold-dense answers differently. exact, escalated, confidence: of the answer. margin: by how much the best choice is
     more probable than the second; of a text, its confidence. patches, share, paid: of the arm then, see `Arm`.
     flipped: whether the arm's answer to this question before was another.

@@ -136,7 +136,7 @@ def read(path: Path) -> Calibration:
         given = json.loads(path.read_text(encoding='utf-8'))
         if type(given['format']) is not int or given['format'] != FORMAT:
             raise ValueError(f'its format is {given["format"]!r}, not {FORMAT}')
-        if not isinstance(given['recordings'], list):
+        if not (isinstance(given['recordings'], list) and given['recordings']):
             raise ValueError(f'recordings is {given["recordings"]!r}')
         calibration = Calibration(
             _record(CalibratedModel, given['model']),

@@ -101,7 +101,8 @@ def _judge(config: Config, exact: Config, calibration: Calibration) -> Trust:
     refusals = {name: _why_not(trial, least, config.max_drift) for name, (trial, least) in kinds.items()}
     trusted = [name for name, why in refusals.items() if not why]
     measured = '; '.join(f'{name}: {why or _drift(kinds[name][0])}' for name, why in refusals.items())
-    on = f'Measured on {", ".join(calibration.recordings)}: {measured}.'
+    first, more = calibration.recordings[0], len(calibration.recordings) - 1
+    on = f'Measured on {first}{f" and {more} more" if more else ""}: {measured}.'
     if not trusted:
         return Trust(config, exact, on)
     used = replace(
