@@ -34,8 +34,8 @@ _numbers = count()  # of states
 class Arm:
     """A session that begins anew with every stretch of a recording. It looks at every picture.
 
-    state: its number, another one in every arm. patches: since the state was last whole; largest_share: of the cells of a
-    picture, the most that one of them computed. paid_share: of the cells, computed for the last questions.
+    state: its number, another one in every arm. patches: since the state was last whole; largest_share: of the cells
+    of a picture, the most that one of them computed. paid_share: of the cells, computed for the last questions.
     last: the last answer to each question.
     work_ms, cold_ms: the model's work, and that of cold-dense for the same questions, of all stretches that have ended.
     """
