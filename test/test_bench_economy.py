@@ -115,7 +115,8 @@ def test_a_scene_that_rests_makes_answers_warm_without_a_lag(vlm):
 def test_a_regular_question_finds_a_state_that_was_refreshed_for_it(vlm):
     regular = play(vlm, moving, 0.2, 'steady', seconds=60, max_lag_s=2.0)
     random = play(vlm, moving, 0.2, 'poisson', seconds=60, max_lag_s=2.0)
-    assert regular.warm_share > random.warm_share
+    assert regular.warm_share >= 1 - 1 / len(regular.latencies_ms)  # all but the first
+    assert random.warm_share <= regular.warm_share + 1 / len(random.latencies_ms)
 
 
 def test_the_planners_of_the_bench_have_questions_that_all_differ():

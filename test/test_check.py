@@ -276,6 +276,10 @@ def test_ctrl_c_ends_before_the_next_part(model_dir):
             assert told.wait(PATIENCE_S)
 
     four = pictures.in_turn([picture(seed) for seed in range(4)], 'of blocks')
-    with pytest.raises(KeyboardInterrupt):
-        self_test.run_check(str(model_dir), four, cli.FEW, progress, told.set)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process of several test runners ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            self_test.run_check(str(model_dir), four, cli.FEW, progress, told.set)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert parts[-1] == 'frame' and told.is_set() and threading.current_thread() is threading.main_thread()

@@ -14,6 +14,7 @@
 
 """The generic family against mlx-vlm itself, on four model types that differ in what a picture becomes."""
 
+import math
 from functools import partial
 from importlib import import_module
 
@@ -301,9 +302,11 @@ def test_small_changes_are_seen_whatever_the_number_of_visual_tokens(vlm, monkey
     rgb = np.full((*size, 3), 90, np.uint8)
     rows, columns = vlm.family.prepare(rgb)[1]
     assert count - rows < rows * columns <= count and 1 / 3 < rows / columns / (size[0] / size[1]) < 3
-    for at in (0, size[0] // 3, size[0] - 16):
+    # A change that is seen covers a hundredth of a cell.
+    side = max(16, math.ceil((0.02 * size[0] * size[1] / (rows * columns)) ** 0.5))
+    for at in (0, size[0] // 3, size[0] - side):
         changed = rgb.copy()
-        changed[at : at + 16, at : at + 16] = 218
+        changed[at : at + side, at : at + side] = 218
         assert ChangeDetector(rgb, 0, rows, columns, vlm.family.cell_px).compare(changed, 1, Config()).changed.any()
 
 

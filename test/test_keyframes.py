@@ -42,6 +42,9 @@ class Template:
     def __init__(self, pictures, grows=True):
         self.pictures, self.grows = pictures, grows
 
+    def of(self, pictures):
+        return Template(pictures, self.grows)
+
     def extends(self, shorter):
         return self.grows and self.pictures == shorter.pictures + 1
 

@@ -26,7 +26,7 @@ LOOPBACK = ROOT / 'config' / 'cyclonedds_loopback.xml'
 # Packages of rosdep or PyPI that conda-forge calls otherwise.
 CONDA_NAMES = {'pil': 'pillow', 'yaml': 'pyyaml', 'opencv': 'py-opencv', 'matplotlib': 'matplotlib-base'}
 # Come with mlx-vlm, or lint this checkout.
-NOT_NAMED = {'huggingface_hub', 'llguidance', 'tokenizers', 'ruff', 'mypy', 'pytest-randomly'}
+NOT_NAMED = {'huggingface_hub', 'llguidance', 'tokenizers', 'ruff', 'mypy', 'pytest-randomly', 'pytest-xdist'}
 
 
 def conda_name(rosdep_key):

@@ -61,8 +61,9 @@ def main(argv: list[str] | None = None) -> int:
     """Check. Returns 0 only when every claim that was made held."""
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
-    # What fails in a session becomes a fault in the table.
-    logging.getLogger('vlm_reuse_node.session').setLevel(logging.CRITICAL)
+    sessions = logging.getLogger('vlm_reuse_node.session')
+    before = sessions.level
+    sessions.setLevel(logging.CRITICAL)  # what fails in a session becomes a fault in the table
     try:
         return _check(args)
     except ConfigError as error:
@@ -74,6 +75,8 @@ def main(argv: list[str] | None = None) -> int:
         if threading.active_count() > 1:  # a second Ctrl-C: the model still runs, and MLX would abort at the end
             os._exit(EXIT_INTERRUPTED)
         return EXIT_INTERRUPTED
+    finally:
+        sessions.setLevel(before)
 
 
 def _check(args: argparse.Namespace) -> int:

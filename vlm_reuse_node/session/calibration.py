@@ -26,12 +26,11 @@ from typing import Any
 from vlm_reuse_node.config import PATCH_POLICY, Config
 from vlm_reuse_node.errors import VlmReuseError
 from vlm_reuse_node.model.vlm import Vlm
-from vlm_reuse_node.session.drift_bounds import LEAST_GAIN, DriftCount
+from vlm_reuse_node.session.drift_bounds import LEAST_GAIN, MOST_ANSWERS, DriftCount
 
 NAME = 'calibration.json'
 FORMAT = 1
 LONGEST_NAME, MOST_NAMES = 100, 20
-MOST_ANSWERS = 10**9
 # Answers about one state are alike: fewer states than this tell nothing about others, however many answers they gave.
 LEAST_STATES = 20
 # Parameters that change what patched states answer, or which cells are patched.

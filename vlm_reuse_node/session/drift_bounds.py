@@ -21,6 +21,8 @@ from scipy.special import betaincinv
 CONFIDENCE = 0.95
 # Patches must save at least this share of the work: less may be the noise of the clock.
 LEAST_GAIN = 0.05
+# Nobody asks more questions than this.
+MOST_ANSWERS = 10**9
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ def answers_needed(share: float, limit: float) -> float:
     low, high = 1, 2
     while share_bounds(round(share * high), high)[1] > limit:
         low, high = high, 2 * high
+        if high > MOST_ANSWERS:
+            return float('inf')
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if share_bounds(round(share * middle), middle)[1] <= limit else (middle, high)
