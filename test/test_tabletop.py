@@ -102,6 +102,7 @@ def test_every_question_and_answer_is_in_the_vocabulary():
                 assert ('[UNK]' in tokenizer.encode(asked.text).tokens) == (kind == 'unknown'), asked
                 assert '[UNK]' not in tokenizer.encode(asked.answer).tokens
                 assert not asked.choices or asked.answer in asked.choices
+                assert len(asked.choices) != 1
 
 
 def test_case_punctuation_and_spelling_do_not_matter():

@@ -75,7 +75,7 @@ def make_questions(seed: int, spans: list[StorySpan]) -> list[dict]:
             while question is None:
                 question = single_question(rng, span.things, next(kinds))
             # Half of the questions offer choices, so that both ways of answering are used.
-            with_choices = bool(rng.random() < 0.5) and len(question.choices) > 1
+            with_choices = bool(rng.random() < 0.5)
             entries.append(_entry(question, round(float(time_s), 3), steady, with_choices))
     return entries
 

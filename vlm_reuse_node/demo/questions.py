@@ -114,11 +114,11 @@ def _moving(rng: np.random.Generator, first: Things, last: Things) -> str | None
 
 
 def _choices(topic: str, answer: str, things: Things) -> tuple[str, ...]:
-    """What a planner would offer as choices."""
+    """What a planner would offer as choices; () where there would be less than two."""
     if answer in (NONE, UNKNOWN) or topic == 'list':
         return ()
     if topic == 'nearest':
-        return tuple(thing.name for thing in things)
+        return tuple(thing.name for thing in things) if len(things) > 1 else ()
     if topic.startswith('count'):
         return COUNTS
     return YES_NO if topic in RELATIONS else _CHOICES[topic]
