@@ -320,8 +320,9 @@ def test_bad_input_is_one_sentence_and_writes_nothing(capsys, changing, model_di
         (Exit.FAILED, 'questions file', (changing, '--questions', tmp_path / 'none.yaml')),
         (Exit.USAGE, '--every is 0', (changing, '--every', '0')),
         (Exit.USAGE, 'refresh_policy', (changing, '--param', 'refresh_policy=patch')),
+        (Exit.USAGE, 'cannot be a folder', (changing, '--out', __file__)),
     ):
-        found, said = run(capsys, *arguments, '--out', tmp_path / 'out')
+        found, said = run(capsys, '--out', tmp_path / 'out', *arguments)
         assert found == code and words in said.err and said.err.count('\n') == 1, said.err
     assert not any((tmp_path / 'out').iterdir())
 

@@ -26,7 +26,14 @@ from vlm_reuse_node.calibrate.stretches import Recording
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, VlmReuseError
 from vlm_reuse_node.replay.bag import Bag
-from vlm_reuse_node.replay.options import add_recording_options, config_of, names_of, questions_files, selection_of
+from vlm_reuse_node.replay.options import (
+    add_recording_options,
+    config_of,
+    make_folder,
+    names_of,
+    questions_files,
+    selection_of,
+)
 from vlm_reuse_node.replay.questions import read_questions
 from vlm_reuse_node.replay.stop_request import StopRequest
 from vlm_reuse_node.session.turn import Halt
@@ -71,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
 def _calibrate(args: argparse.Namespace) -> int:
     config = config_of(args)
     recordings, seconds = _recordings(args)
-    _check_folder(args.out)
+    make_folder(args.out)
     # Imported here because they load MLX, which --help and a wrong option need not wait for.
     from vlm_reuse_node.calibrate.measure import Measured, Measurement
     from vlm_reuse_node.calibrate.page import write_page
@@ -122,16 +129,6 @@ def _recordings(args: argparse.Namespace) -> tuple[list[Recording], float]:
         recordings.append(Recording(path, name, selection, cameras, entries, are_general=questions is None))
         seconds += max(0.0, min(bag.seconds - args.start, args.duration))
     return recordings, seconds
-
-
-def _check_folder(path: Path) -> None:
-    """Make the folder before the work of minutes. Raises ConfigError."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"--out is '{path}', which cannot be a folder: {error.strerror}. Name another one."
-        ) from error
 
 
 def _parameters(config: Config, path: Path) -> str:

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from vlm_reuse_node.check.lines import one_line
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, VlmReuseError
+from vlm_reuse_node.replay.options import make_folder
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 FEW, MANY, DEFAULT = 6, 120, 36
@@ -84,6 +85,7 @@ def _check(args: argparse.Namespace) -> int:
         raise ConfigError(f'--questions is {args.questions}; expected {FEW} to {MANY}.')
     if math.isnan(args.timeout) or args.timeout <= 0:
         raise ConfigError(f'--timeout is {args.timeout:g}; expected more than 0 seconds.')
+    make_folder(args.out)
     # Imported here because they load MLX, which --help and a wrong option need not wait for.
     from vlm_reuse_node.check import pictures, report, self_test, table
 

@@ -124,6 +124,16 @@ def questions_files(args: argparse.Namespace) -> list[Path | None]:
     return (files or [None]) * len(args.bags)
 
 
+def make_folder(path: Path) -> None:
+    """Make the folder before the work of minutes. Raises ConfigError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--out is '{path}', which cannot be a folder: {error.strerror}. Name another one."
+        ) from error
+
+
 def names_of(paths: list[Path]) -> list[str]:
     """Return a name for each bag: its folder's or file's, with a number where two have the same."""
     names: list[str] = []
