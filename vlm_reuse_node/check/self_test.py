@@ -29,8 +29,8 @@ from vlm_reuse_node.check.questions import SCHEMA, make_questions
 from vlm_reuse_node.check.report import PictureFacts, Report
 from vlm_reuse_node.check.stages import Stages
 from vlm_reuse_node.config import Config
-from vlm_reuse_node.model import loading
 from vlm_reuse_node.model.vlm import Vlm
+from vlm_reuse_node.replay.model_thread import run_with_model
 from vlm_reuse_node.session.answerer import Answerer
 from vlm_reuse_node.session.trust import decide
 
@@ -38,7 +38,6 @@ from vlm_reuse_node.session.trust import decide
 REUSE, FRAME, HISTORY, PATCH, DRIFT = 0.3, 0.2, 0.2, 0.1, 0.2
 LEAST = 3
 PEER_TEXTS = 3
-POLL_S = 0.2
 PARTS = 8
 
 Progress = Callable[[str], None]
@@ -57,44 +56,26 @@ def run_check(
     Ctrl-C stops before the next part, a second one at once; on_stop is called at the first one.
     Raises ModelError when there is no model, KeyboardInterrupt, or what a picture that the model cannot take raises.
     """
-    stop, over = threading.Event(), threading.Event()
-    reports: list[Report] = []
-    errors: list[Exception] = []
+    stop = threading.Event()
 
     def begin(part: str) -> None:
         if stop.is_set():
             raise Stopped
         progress(part)
 
-    def work() -> None:
-        vlm: Vlm | None = None
-        try:
-            begin('loading the model')
-            vlm = loading.load(model)
-            reports.append(check(vlm, model, pictures, questions, begin))
-        except Exception as error:
-            errors.append(error.with_traceback(None))  # whose frames hold the model
-        finally:
-            vlm = None
-            loading.release_thread()
-            over.set()
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    while not over.is_set():
-        try:
-            over.wait(POLL_S)  # not thread.join: Python 3.11 takes a thread for ended when Ctrl-C comes meanwhile
-        except KeyboardInterrupt:
-            if stop.is_set():
-                raise
-            stop.set()
+    def take_interrupt() -> bool:
+        is_first = not stop.is_set()
+        stop.set()
+        if is_first:
             on_stop()
-    thread.join()
-    if stop.is_set():
-        raise KeyboardInterrupt
-    if errors:
-        raise errors[0]
-    return reports[0]
+        return is_first
+
+    begin('loading the model')
+    try:
+        return run_with_model(model, lambda vlm: check(vlm, model, pictures, questions, begin), take_interrupt)
+    finally:
+        if stop.is_set():
+            raise KeyboardInterrupt
 
 
 def check(vlm: Vlm, model: str, pictures: Pictures, count: int, begin: Progress) -> Report:

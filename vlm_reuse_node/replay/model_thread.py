@@ -26,10 +26,11 @@ T = TypeVar('T')
 POLL_S = 0.5
 
 
-def run_with_model(model: str, call: Callable[[Vlm], T]) -> T:
+def run_with_model(model: str, call: Callable[[Vlm], T], on_interrupt: Callable[[], bool] = lambda: False) -> T:
     """Load a model, call the function with it, and return its result. Raises ModelError, or what the function raises.
 
-    Signals are handled meanwhile. The thread is of no use to MLX afterwards.
+    Signals are handled meanwhile. on_interrupt: called at Ctrl-C; returns whether to go on waiting, else
+    KeyboardInterrupt is raised. The thread is of no use to MLX afterwards.
     """
     over = threading.Event()
     results: list[T] = []
@@ -49,8 +50,12 @@ def run_with_model(model: str, call: Callable[[Vlm], T]) -> T:
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    while not over.wait(POLL_S):  # no join: Python 3.11 takes a thread for ended when Ctrl-C comes meanwhile
-        pass
+    while not over.is_set():
+        try:
+            over.wait(POLL_S)  # no join: Python 3.11 takes a thread for ended when Ctrl-C comes meanwhile
+        except KeyboardInterrupt:
+            if not on_interrupt():
+                raise
     thread.join()
     if errors:
         raise errors[0]
