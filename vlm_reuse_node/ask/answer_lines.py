@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+from vlm_reuse_node.plain_text import printable
 from vlm_reuse_node.session.answer import Answer, Status
 
 
@@ -58,4 +59,4 @@ def as_json(answer: Answer) -> dict[str, Any]:
 
 def _plain(text: str) -> str:
     """Text from outside as one line without control characters."""
-    return ''.join(letter if letter.isprintable() else ' ' for letter in text).strip()
+    return printable(text).strip()

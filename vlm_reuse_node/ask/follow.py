@@ -16,6 +16,8 @@
 
 from typing import TextIO
 
+from vlm_reuse_node.plain_text import printable
+
 
 class Follower:
     """Writes what has been added to a text, on a terminal."""
@@ -28,7 +30,7 @@ class Follower:
         """Show the text so far. One that begins anew, such as one that is given again, is shown anew."""
         if self._output is None or not text:
             return
-        plain = ''.join(letter if letter.isprintable() else ' ' for letter in text)
+        plain = printable(text)
         if not plain.startswith(self._shown):
             self._output.write('\n')
             self._shown = ''

@@ -14,13 +14,15 @@
 
 """Lines for a terminal."""
 
+from vlm_reuse_node.plain_text import printable
+
 WIDTH = 80
 LONGEST = 60  # of a text from outside
 
 
 def one_line(text: str, longest: int = LONGEST) -> str:
     """Return a text from outside as one line without control characters, of at most so many characters."""
-    plain = ' '.join(''.join(letter if letter.isprintable() else ' ' for letter in text).split())
+    plain = ' '.join(printable(text).split())
     return plain if len(plain) <= longest else plain[: longest - 1] + '…'
 
 

@@ -28,6 +28,7 @@ from vlm_reuse_node.check.cold import Cold, columns_of, log_table
 from vlm_reuse_node.check.questions import TEXT_TOKENS
 from vlm_reuse_node.model.prompt import PromptTemplate
 from vlm_reuse_node.model.vlm import Vlm
+from vlm_reuse_node.plain_text import error_line
 from vlm_reuse_node.scene.frame import Frame
 
 COLUMNS = 64
@@ -44,7 +45,7 @@ def compare_with_mlx_vlm(claim: Claim, vlm: Vlm, frame: Frame, template: PromptT
         try:
             ids, table = _answer(vlm, frame, text)
         except Exception as error:  # of any of its models
-            claim.reason = f"mlx-vlm's own generate fails: {' '.join(f'{type(error).__name__}: {error}'.split())[:200]}"
+            claim.reason = f"mlx-vlm's own generate fails: {error_line(error, 200)}"
             return
         found.append((template.question(text), ids, table))
     columns = [np.argsort(-table, axis=-1)[:, :COLUMNS] for _, _, table in found]

@@ -29,6 +29,7 @@ from vlm_reuse_node.errors import ModelError
 from vlm_reuse_node.model import device_memory
 from vlm_reuse_node.model.families.base import can_see, family_for
 from vlm_reuse_node.model.vlm import Vlm
+from vlm_reuse_node.plain_text import error_line
 
 EMBEDDED = {'tabletop': Path(__file__).parents[1] / 'demo' / 'tabletop_model'}
 HUB_NAME = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*')
@@ -54,7 +55,7 @@ def load(name: str) -> Vlm:
         model, processor = mlx_vlm.load(str(folder), trust_remote_code=False)
     except Exception as error:
         raise ModelError(
-            f"The model in '{folder}' cannot be loaded by mlx-vlm: {_one_line(error)}. Expected the files "
+            f"The model in '{folder}' cannot be loaded by mlx-vlm: {error_line(error)}. Expected the files "
             f'of one complete model; copy or convert it again (python -m mlx_vlm.convert).'
         ) from error
     if mx.default_device() == mx.Device(mx.cpu):
@@ -133,7 +134,7 @@ def _from_hub(name: str) -> Path:
     except Exception as error:
         raise ModelError(
             f"The model '{name}' is neither a directory, nor in this host's hub cache, and the hub did not "
-            f'deliver it: {_one_line(error)}. Download it first, or give a model directory.'
+            f'deliver it: {error_line(error)}. Download it first, or give a model directory.'
         ) from error
 
 
@@ -144,7 +145,7 @@ def _model_type(folder: Path) -> str:
         model_type = config['model_type']
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f"'{folder}' is not a model directory: its config.json cannot be read ({_one_line(error)}). "
+            f"'{folder}' is not a model directory: its config.json cannot be read ({error_line(error)}). "
             f"Expected a directory in mlx-vlm's format."
         ) from error
     if 'model_file' in config:
@@ -180,8 +181,3 @@ def _fingerprint(folder: Path) -> str:
                 file.seek(size * block // BLOCKS)
                 digest.update(file.read(BLOCK_BYTES))
     return digest.hexdigest()
-
-
-def _one_line(error: Exception) -> str:
-    """The type and the text of an error in one line of at most 300 characters."""
-    return ' '.join(f'{type(error).__name__}: {error}'.split())[:300]

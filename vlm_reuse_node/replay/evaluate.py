@@ -24,6 +24,7 @@ from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ImageError
 from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.model.work import Work
+from vlm_reuse_node.plain_text import error_line
 from vlm_reuse_node.replay.arm_answer import ArmAnswer
 from vlm_reuse_node.replay.arms import ARMS, POLICY, REFERENCE
 from vlm_reuse_node.replay.bag import Bag
@@ -270,8 +271,7 @@ def _answer(runner: Runner, question: Question, now_ns: int) -> ArmAnswer:
     try:
         return runner.ask(question, now_ns)
     except Exception as error:
-        message = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
-        return ArmAnswer(Answer(Status.MODEL_ERROR, message))
+        return ArmAnswer(Answer(Status.MODEL_ERROR, error_line(error)))
 
 
 def _file_part(camera: str) -> str:

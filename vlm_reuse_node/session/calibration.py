@@ -26,6 +26,7 @@ from typing import Any
 from vlm_reuse_node.config import PATCH_POLICY, Config
 from vlm_reuse_node.errors import VlmReuseError
 from vlm_reuse_node.model.vlm import Vlm
+from vlm_reuse_node.plain_text import error_line, printable
 from vlm_reuse_node.session.drift_bounds import LEAST_GAIN, MOST_ANSWERS, DriftCount
 
 NAME = 'calibration.json'
@@ -147,9 +148,9 @@ def read(path: Path) -> Calibration:
         )
         calibration.limits.configure(Config())
     except Exception as error:  # a file from outside may hold anything, such as a number of a thousand digits
-        why = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
         raise CalibrationError(
-            f"'{path}' cannot be used as a calibration ({why}). Write it anew: ros2 run vlm_reuse_node calibrate."
+            f"'{path}' cannot be used as a calibration ({error_line(error, 200)}). Write it anew: ros2 run "
+            'vlm_reuse_node calibrate.'
         ) from error
     return calibration
 
@@ -170,7 +171,7 @@ def _value(kind: type, name: str, value: Any) -> Any:
 
 def _name(value: Any) -> str:
     """A recording's name as one harmless line."""
-    return ''.join(letter if letter.isprintable() else ' ' for letter in str(value))[:LONGEST_NAME]
+    return printable(str(value))[:LONGEST_NAME]
 
 
 def _trial(given: dict) -> Trial:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from vlm_reuse_node.config import AUTO_POLICY, EXACT_POLICY, Config
 from vlm_reuse_node.model.vlm import Vlm
+from vlm_reuse_node.plain_text import error_line
 from vlm_reuse_node.session.calibration import (
     NAME,
     CalibratedModel,
@@ -63,7 +64,7 @@ def decide(vlm: Vlm, config: Config) -> Trust:
     except CalibrationError as error:
         return Trust(config, exact, str(error), is_refused=True)
     except Exception as error:  # whatever is wrong with a file or a name, the node stays up
-        why = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+        why = error_line(error, 200)
         return Trust(config, exact, f"The calibration '{config.calibration}' cannot be used: {why}", is_refused=True)
 
 
