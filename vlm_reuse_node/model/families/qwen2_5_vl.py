@@ -17,43 +17,22 @@
 Source: mlx_vlm/models/qwen2_5_vl.
 """
 
-from functools import cache, partial
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 
-from vlm_reuse_node.model.families import qwen_blocks
-from vlm_reuse_node.model.families.base import Grid, VisionState
-from vlm_reuse_node.model.families.picture_parts import CellPixels
-from vlm_reuse_node.model.families.qwen_vision import QwenFamily
+from vlm_reuse_node.model.families import qwen2_vl, qwen_blocks
+from vlm_reuse_node.model.families.base import Grid
 from vlm_reuse_node.model.families.sparse_vision import patch_rows
 
 
-class Family(QwenFamily):
-    """See `families.base.Family`."""
-
-    branches = True
-    encodes_cells = True
+class Family(qwen2_vl.Family):
+    """See `families.base.Family`. As Qwen2-VL, but most blocks of its vision tower look at windows alone."""
 
     def __init__(self, model: Any, processor: Any) -> None:
         """Serve a model and a processor as `mlx_vlm.load` returns them."""
         super().__init__(model, processor)
-        self._layout = cache(self._windows)
         self._first = min(self._vision.fullatt_block_indexes)
-
-    def encode(self, pixels: mx.array, grid: Grid) -> mx.array:
-        """Vision features, mx (cells, hidden)."""
-        return self._vision(pixels, self.patch_grid(grid), output_hidden_states=False)
-
-    def encode_cells(
-        self, pixels: mx.array | CellPixels, grid: Grid, cells: np.ndarray, older: VisionState | None
-    ) -> VisionState:
-        """Exact for whole windows up to the first block of full attention; from there on against the older picture."""
-        if older is None:
-            run = partial(self._vision, pixels, self.patch_grid(grid), output_hidden_states=False)
-            return qwen_blocks.encode_all_cells(self._vision, self._layout(grid), run, self._first)
-        return qwen_blocks.encode_cells(self._vision, self._layout(grid), pixels, cells, older, self._first, {})
 
     def read_cells(self, grid: Grid, cells: np.ndarray) -> np.ndarray:
         """All cells of the windows that hold these."""

@@ -38,7 +38,8 @@ class Family(QwenFamily):
     def __init__(self, model: Any, processor: Any) -> None:
         """Serve a model and a processor as `mlx_vlm.load` returns them."""
         super().__init__(model, processor)
-        self._layout = cache(self._one_window)
+        self._layout = cache(self._windows)
+        self._first = 0  # the first block in which encoded cells look at others than those of their window
 
     def encode(self, pixels: mx.array, grid: Grid) -> mx.array:
         """Vision features, mx (cells, hidden)."""
@@ -47,13 +48,13 @@ class Family(QwenFamily):
     def encode_cells(
         self, pixels: mx.array | CellPixels, grid: Grid, cells: np.ndarray, older: VisionState | None
     ) -> VisionState:
-        """Against the older picture in every block; without one by the tower itself."""
+        """Exact for whole windows up to the first such block; from there on against the older picture."""
         if older is None:
             run = partial(self._vision, pixels, self.patch_grid(grid), output_hidden_states=False)
-            return qwen_blocks.encode_all_cells(self._vision, self._layout(grid), run, 0)
-        return qwen_blocks.encode_cells(self._vision, self._layout(grid), pixels, cells, older, 0, {})
+            return qwen_blocks.encode_all_cells(self._vision, self._layout(grid), run, self._first)
+        return qwen_blocks.encode_cells(self._vision, self._layout(grid), pixels, cells, older, self._first, {})
 
-    def _one_window(self, grid: Grid) -> qwen_blocks.Layout:
+    def _windows(self, grid: Grid) -> qwen_blocks.Layout:
         """Cells row by row; all of them are one window."""
         return qwen_blocks.Layout(
             np.arange(grid.cells), np.array([0, grid.cells]), self._vision.rot_pos_emb(self.patch_grid(grid))
