@@ -21,10 +21,7 @@ from enum import IntEnum
 from vlm_reuse_node.calibrate.measure import Judged, Measured
 from vlm_reuse_node.calibrate.stretches import SHORTEST_S
 from vlm_reuse_node.session.calibration import LEAST_STATES
-from vlm_reuse_node.session.drift_bounds import answers_needed
 
-# With fewer answers from patched states than this, the share that drifted says nothing about how many are needed.
-FEWEST = 20
 # A picture mostly changes as a whole when more than this share of the questions needed a whole one.
 MOSTLY = 0.5
 
@@ -131,8 +128,7 @@ def _verdict(name: str, judged: Judged, least_confidence: float, max_drift: floa
 def _undecided(name: str, text: str, judged: Judged, max_drift: float) -> KindVerdict:
     """The bound is above max_drift: more answers would lower it, or there is too much drift."""
     drift = judged.trial.drift
-    share = drift.share if drift.answers >= FEWEST else 0.0
-    needed = answers_needed(share, max_drift)
+    needed = drift.needed(max_drift)
     if math.isinf(needed):
         return KindVerdict(name, Exit.EXACT, f'{text}, which is more than max_drift {100 * max_drift:g} %.')
     times = max(1.1, needed / max(1, drift.answers))

@@ -19,12 +19,10 @@ from collections import Counter
 
 from vlm_reuse_node.replay.arms import POLICY
 from vlm_reuse_node.replay.figures import factor, share_text
-from vlm_reuse_node.session.drift_bounds import LEAST_GAIN, DriftCount, answers_needed
+from vlm_reuse_node.session.drift_bounds import LEAST_GAIN, DriftCount
 
 EXACT, PATCH = 'exact', 'patch'
 CALIBRATE = 'ros2 run vlm_reuse_node calibrate'
-# With fewer answers than this, the share that drifted says nothing about how many are needed.
-FEWEST = 20
 
 
 def support_lines(results: dict) -> list[str]:
@@ -48,7 +46,7 @@ def _supported(results: dict) -> str:
         f'with 95 % confidence; max_drift is {share_text(max_drift)}), for {factor(works[0])} the work of cold-dense '
         f'against {factor(works[1])} with exact'
     )
-    needed = answers_needed(drift.share if drift.answers >= FEWEST else 0.0, max_drift)
+    needed = drift.needed(max_drift)
     if works[0] > (1 - LEAST_GAIN) * works[1] or math.isinf(needed):
         return f'This recording supports refresh_policy exact: {found}.'
     if drift.high <= max_drift:

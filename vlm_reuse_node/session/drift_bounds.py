@@ -21,6 +21,7 @@ from scipy.special import betaincinv
 CONFIDENCE = 0.95
 # Patches must save at least this share of the work: less may be the noise of the clock.
 LEAST_GAIN = 0.05
+FEWEST = 20
 # Nobody asks more questions than this.
 MOST_ANSWERS = 10**9
 
@@ -46,6 +47,13 @@ class DriftCount:
     def high(self) -> float:
         """The upper end of the interval."""
         return self.bounds[1]
+
+    def needed(self, limit: float) -> float:
+        """How many answers show that the share stays below a limit; infinite where it does not.
+
+        With fewer than FEWEST the share that drifted says nothing, and is taken for 0.
+        """
+        return answers_needed(self.share if self.answers >= FEWEST else 0.0, limit)
 
     def __add__(self, other: 'DriftCount') -> 'DriftCount':
         """Both together."""
