@@ -21,7 +21,7 @@ import pytest
 from patience import PATIENCE_S
 from tiny_model import picture
 
-pytest.importorskip('rclpy')
+pytest.importorskip('rclpy', reason='rclpy is missing: install ROS 2 (make setup)')
 import ros_harness  # noqa: F401  (sets the domain)
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage, Image

@@ -74,7 +74,9 @@ def test_a_flat_picture_is_no_noise():
 @pytest.mark.parametrize('encoding, offset', [('mono16', 7000), ('16UC1', 29_000)])
 def test_a_node_and_a_replay_see_the_same_and_say_it(tmp_path, encoding, offset):
     """16UC1 that would be 29 m everywhere is hundredths of a kelvin."""
-    ros_convert = pytest.importorskip('vlm_reuse_node.ros.conversion')
+    ros_convert = pytest.importorskip(
+        'vlm_reuse_node.ros.conversion', reason='ROS 2 is missing: install it (make setup)'
+    )
     from sensor_msgs.msg import Image
 
     counts = [room(5 * number, offset, number) for number in range(5)]
