@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test mutants lint docs bench bench-refresh bench-economy soak bag replay \
+.PHONY: help setup demo test mutants lint docs bench bench-large bench-refresh bench-economy soak bag replay \
   check calibrate calibrate-tabletop train-tabletop eval-tabletop lock clean distclean
 
 SETUP := tools/setup_env.sh
@@ -41,6 +41,9 @@ docs: ## write the tables of the docs from the interface files and config.py
 
 bench: setup ## measure the cost of questions and image callbacks; a quarter of an hour
 	@$(RUN) for script in bench/followup.py bench/node_callback.py; do echo "== $$script"; python "$$script"; done
+
+bench-large: setup ## measure questions on a model of real size, for a GPU: make bench-large ARGS='--precision 4-bit'
+	@$(RUN) python bench/large.py $(ARGS)
 
 bench-refresh: setup ## measure time and drift of refreshes; a quarter of an hour
 	@$(RUN) for script in bench/change.py bench/refresh.py; do echo "== $$script"; python "$$script"; done
