@@ -37,6 +37,7 @@ from vlm_reuse_node.check.cold import Difference
 from vlm_reuse_node.check.lines import WIDTH, one_line
 from vlm_reuse_node.check.patches import partly
 from vlm_reuse_node.check.report import PictureFacts, Report, to_json
+from vlm_reuse_node.check.sizes import Size
 from vlm_reuse_node.check.stages import COLD, IMAGE, LOOK, QUESTION, SLOT, TOKEN, VISION, Stage, Stages
 from vlm_reuse_node.check.table import table_lines
 from vlm_reuse_node.config import Config
@@ -66,9 +67,11 @@ def report(claims=(), **values):
         'pictures': PictureFacts('generated tabletops', 4, 640, 480, (9, 12)),
         'claims': tuple(claims),
         'stages': tuple(stages.found),
+        'sizes': (Size(0, 108, 108, 112, 1.0, 2.0, 3.0, 4.0), Size(54, 54, 54, 50)),
+        'sizes_note': 'Not all sizes were timed.',
         'rates': advice.rates(stages),
         'memory': fits,
-        'suggestions': tuple(advice.suggestions('tabletop', stages, fits, False, '')),
+        'suggestions': tuple(advice.suggestions(Config(), stages, fits, False, '')),
         'seconds': 12.0,
     }
     return Report(**(made | values))
@@ -106,7 +109,7 @@ def test_the_table_is_at_most_80_wide_and_texts_from_outside_are_harmless(name, 
         model=replace(FACTS, name=name, precision=name),
         machine=replace(HERE, processor=name, device=topic),
         pictures=PictureFacts(f'of live topic {topic}', 2, 640, 480, (9, 12)),
-        suggestions=tuple(advice.suggestions(name, timed(), report().memory, True, fault)),
+        suggestions=tuple(advice.suggestions(Config(model=name), timed(), report().memory, True, fault)),
     )
     lines = table_lines(made)
     assert max(map(len, lines)) <= WIDTH
@@ -164,7 +167,7 @@ def test_what_is_said_to_fit_fits(memory_mb, picture_mb, tokens, context):
 @pytest.mark.parametrize('ms', [0.001, 10.0, 1e5])
 @pytest.mark.parametrize('can_patch', [True, False])
 def test_suggested_parameters_are_parameters_of_the_node(ms, can_patch):
-    found = advice.suggestions('tabletop', timed(ms), report().memory, can_patch, 'here it is patch.')
+    found = advice.suggestions(Config(), timed(ms), report().memory, can_patch, 'here it is patch.')
     config = Config().with_values(**{each.name: each.value for each in found})
     assert config.refresh_policy == ('auto' if can_patch else 'exact')
     assert config.timeout_s >= min((ms + config.max_tokens * ms) / 1e3, advice.LONGEST_TIMEOUT_S)
@@ -279,7 +282,7 @@ def test_ctrl_c_ends_before_the_next_part(model_dir):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process of several test runners ignores it
     try:
         with pytest.raises(KeyboardInterrupt):
-            self_test.run_check(str(model_dir), four, cli.FEW, progress, told.set)
+            self_test.run_check(Config(model=str(model_dir)), four, cli.FEW, progress, told.set)
     finally:
         signal.signal(signal.SIGINT, before)
     assert parts[-1] == 'frame' and told.is_set() and threading.current_thread() is threading.main_thread()

@@ -152,14 +152,14 @@ OFF = '<think>\n\n</think>\n\n'
 def thinking(tmp_path, opened='<think>\n'):
     """A model whose chat template opens a thought, whatever it is told."""
     folder = write_tiny_model(tmp_path / 'tiny', tokenizer='bytes')
-    return loading.load(str(replace_in_chat_template(folder, START, START + opened)))
+    return loading.load(str(replace_in_chat_template(folder, START, START + opened)), thinking=True)
 
 
 @pytest.mark.parametrize('opened, empty', [('<think>\n', OFF), ('<think>', '<think></think>\n')])
 def test_choices_and_documents_are_answered_behind_an_empty_thought(tmp_path, opened, empty):
     vlm = thinking(tmp_path, opened)
     template, tokenizer = vlm.template('', 1), vlm._processor.tokenizer
-    assert template.opens_thought
+    assert template.thinking
     assert tokenizer.decode(template.question('is it red ?')).endswith(opened)
     assert tokenizer.decode(template.question('is it red ?', thinks=False)).endswith(START + empty)
     session = SceneSession(vlm, Config())
