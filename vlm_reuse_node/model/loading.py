@@ -18,13 +18,15 @@ import gc
 import json
 import logging
 import re
+from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx_vlm
+from mlx.utils import tree_flatten
 
 from vlm_reuse_node.errors import ModelError
 from vlm_reuse_node.model import device_memory
@@ -38,6 +40,7 @@ from vlm_reuse_node.plain_text import error_line
 
 EMBEDDED = {'tabletop': Path(__file__).parents[1] / 'demo' / 'tabletop_model'}
 HUB_NAME = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*')
+READ_AT_ONCE_BYTES = 256_000_000  # of weights, between two looks at how far the loading is
 # Of weights, and of other files above this size, so many evenly spread blocks are read to tell models apart.
 LARGE_FILE_BYTES = 10_000_000
 BLOCKS, BLOCK_BYTES = 1024, 4096
@@ -64,9 +67,6 @@ def load(name: str, visual_tokens: int = 0, thinking: bool = False, progress: Lo
     given_folder = name not in EMBEDDED and Path(name).expanduser().is_dir()
     shown = folder.name if given_folder else name
     model, processor = _load(folder, shown, progress)
-    if mx.default_device() == mx.Device(mx.cpu):
-        model.set_dtype(mx.float32)
-        _embed_in_float32(model)
     if visual_tokens:
         processor = limited(processor, model.config, visual_tokens)
     vlm = Vlm(shown, model, processor, family(model, processor), _fingerprint(folder), folder, thinking)
@@ -87,10 +87,16 @@ def _load(folder: Path, shown: str, progress: LoadProgress) -> tuple[Any, Any]:
             'take a smaller or more quantised model, or close other programs.'
         )
     progress.tell(f"Loading '{shown}': {sized(size)} of weights{wide}; {sized(available)} of memory is available.")
-    before = mx.get_active_memory()
-    progress.begin('loading weights', lambda: Amount(max(0, mx.get_active_memory() - before), size))
+    loaded = Amount(0, needed)
+    progress.begin('loading weights', lambda: loaded)
     try:
-        return mlx_vlm.load(str(folder), trust_remote_code=False)
+        model, processor = mlx_vlm.load(str(folder), lazy=True, trust_remote_code=False)
+        if is_cpu:
+            model.set_dtype(mx.float32)
+            _embed_in_float32(model)
+        for loaded in _read_weights(model):
+            pass
+        return model, processor
     except Exception as error:
         raise ModelError(
             f"The model in '{folder}' cannot be loaded by mlx-vlm: {error_line(error)}. Expected the files "
@@ -98,6 +104,20 @@ def _load(folder: Path, shown: str, progress: LoadProgress) -> tuple[Any, Any]:
         ) from error
     finally:
         progress.end()
+
+
+def _read_weights(model: nn.Module) -> Iterator[Amount]:
+    """Let MLX read the weights, some at a time; yields how much of them is there."""
+    arrays = [array for _, array in cast(list[tuple[str, mx.array]], tree_flatten(model.parameters()))]
+    total, done = sum(array.nbytes for array in arrays), 0
+    batch: list[mx.array] = []
+    for array in arrays:
+        batch.append(array)
+        if sum(each.nbytes for each in batch) >= READ_AT_ONCE_BYTES or array is arrays[-1]:
+            mx.eval(batch)
+            done += sum(each.nbytes for each in batch)
+            batch = []
+            yield Amount(done, total)
 
 
 class _Float32Embedding(nn.QuantizedEmbedding):
