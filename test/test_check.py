@@ -149,7 +149,7 @@ def test_the_json_is_valid_and_its_page_names_every_field():
     assert json.loads(json.dumps(content, allow_nan=False)) == content
     assert content['claims'][0]['differences'] == {'visual features': {'apart': None, 'bound': None}}
     assert (content['trusted'], content['claims'][0]['mark']) == (True, 'PASS')
-    records = (machine.ModelFacts, machine.Machine, PictureFacts, Claim, Stage, advice.Memory, advice.Suggestion)
+    records = (machine.ModelFacts, machine.Machine, PictureFacts, Claim, Stage, Size, advice.Memory, advice.Suggestion)
     names = {*content, *(field.name for record in records for field in fields(record))}
     assert {name for name in names if f'`{name}`' not in PAGE} == set()
 
