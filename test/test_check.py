@@ -29,9 +29,10 @@ from hypothesis import strategies as st
 from patience import PATIENCE_S
 from replay_bags import frames as bag_frames
 from replay_bags import scene, storage_file, write_bag
+from tiny_generic import write_tiny_generic
 from tiny_model import picture
 
-from vlm_reuse_node.check import advice, cli, machine, pictures, self_test
+from vlm_reuse_node.check import advice, cli, machine, pictures, self_test, sizes
 from vlm_reuse_node.check.claim import Claim, Mark
 from vlm_reuse_node.check.cold import Difference
 from vlm_reuse_node.check.lines import WIDTH, one_line
@@ -42,7 +43,9 @@ from vlm_reuse_node.check.stages import COLD, IMAGE, LOOK, QUESTION, SLOT, TOKEN
 from vlm_reuse_node.check.table import table_lines
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.model.families.base import Grid
+from vlm_reuse_node.model.loading import load
 from vlm_reuse_node.replay.storage.channel import BagError
+from vlm_reuse_node.session.question import Question
 
 PAGE = (Path(__file__).parents[1] / 'docs' / 'check.md').read_text()
 FACTS = machine.ModelFacts('tabletop', 'qwen2_5_vl', 'qwen2_5_vl', 'float32', 12.0, 4096)
@@ -286,3 +289,28 @@ def test_ctrl_c_ends_before_the_next_part(model_dir):
     finally:
         signal.signal(signal.SIGINT, before)
     assert parts[-1] == 'frame' and told.is_set() and threading.current_thread() is threading.main_thread()
+
+
+def test_sizes_begin_with_the_one_that_was_checked_and_become_smaller(vlm, monkeypatch):
+    measured, frame = timed(), picture(1, size=(480, 640))
+    measured.choice = Question('is it red ?', choices=('yes', 'no'))
+    found, note = sizes.sizes(vlm, 0, measured, frame)
+    assert found[0].visual_tokens == 0 and found[0].cells == vlm.grid(frame.rgb).cells and note == ''
+    assert len(found) > 2 and all(after.cells < before.cells for before, after in zip(found, found[1:]))
+    for size in found[1:]:
+        assert (
+            size.cells <= size.visual_tokens and min(size.vision_ms, size.frame_ms, size.cold_ms, size.picture_mb) > 0
+        )
+        other = vlm.with_visual_tokens(size.visual_tokens)
+        assert size.cells_1080 == other.grid(picture(2, size=(1080, 1920)).rgb).cells
+    monkeypatch.setattr(sizes, 'LONGEST_S', 0.0)
+    slow, note = sizes.sizes(vlm, 0, measured, frame)
+    assert [size.cells for size in slow] == [size.cells for size in found] and 'Not all sizes were timed' in note
+    assert slow[0].cold_ms and all(size.cold_ms is None for size in slow[1:])
+
+
+def test_a_model_with_one_size_of_pictures_has_one_row_and_says_why(tmp_path):
+    vlm, measured = load(str(write_tiny_generic(tmp_path / 'tiny', 'llava'))), timed()
+    measured.choice = Question('is it red ?', choices=('yes', 'no'))
+    found, note = sizes.sizes(vlm, 0, measured, picture(1))
+    assert len(found) == 1 and 'has no setting for the size' in note

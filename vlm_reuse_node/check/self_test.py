@@ -27,7 +27,7 @@ from vlm_reuse_node.check.peer import compare_with_mlx_vlm
 from vlm_reuse_node.check.pictures import Pictures
 from vlm_reuse_node.check.questions import SCHEMA, make_questions
 from vlm_reuse_node.check.report import PictureFacts, Report
-from vlm_reuse_node.check.sizes import sizes
+from vlm_reuse_node.check.sizes import Size, sizes
 from vlm_reuse_node.check.stages import Stages
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.model.vlm import Vlm
@@ -117,7 +117,8 @@ def check(vlm: Vlm, config: Config, pictures: Pictures, count: int, begin: Progr
     with guarded(timed):
         stages.measure()
     begin('sizes')
-    found_sizes, sizes_note = [], ''
+    found_sizes: list[Size] = []
+    sizes_note = ''
     if not timed.faults:
         with guarded(timed):
             found_sizes, sizes_note = sizes(vlm, config.visual_tokens, stages, frames[0])

@@ -84,10 +84,10 @@ def sizes(vlm: Vlm, given: int, stages: Stages, frame: Frame) -> tuple[list[Size
     return found, note
 
 
-def _counts(vlm: Vlm, frame: Frame) -> list[int]:
+def _counts(vlm: Vlm, frame: Frame) -> tuple[int, int, int]:
     """Visual tokens of the picture, and of grey ones of CAMERAS."""
-    grey = (np.full((*size, 3), 128, np.uint8) for size in CAMERAS)
-    return [vlm.grid(rgb).cells for rgb in (frame.rgb, *grey)]
+    small, large = (vlm.grid(np.full((*size, 3), 128, np.uint8)).cells for size in CAMERAS)
+    return vlm.grid(frame.rgb).cells, small, large
 
 
 def _measure(vlm: Vlm, frame: Frame, question: Question) -> tuple[float, float, float, float]:

@@ -23,7 +23,7 @@ on pictures of common cameras.
 import copy
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import is_dataclass, replace
+from dataclasses import replace
 from math import isqrt
 from typing import Any
 
@@ -128,7 +128,8 @@ def _get(sizes: Any, name: str) -> int:
 
 
 def _with_edge(size: Any, edge: int) -> Any:
-    return replace(size, longest_edge=edge) if is_dataclass(size) else {**size, 'longest_edge': edge}
+    """The sizes with another longest side."""
+    return {**size, 'longest_edge': edge} if isinstance(size, dict) else replace(size, longest_edge=edge)
 
 
 def _with(processor: Any, setting: Setting) -> Any:
