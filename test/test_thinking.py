@@ -16,12 +16,17 @@
 
 import mlx.core as mx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_gemma4 import write_tiny_gemma4
 from tiny_model import picture, replace_in_chat_template, write_tiny_model
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ModelError
 from vlm_reuse_node.model import loading
+from vlm_reuse_node.model.decoding import decode
+from vlm_reuse_node.model.sampling import ConfidenceSampler, Sampler, TextSampler
+from vlm_reuse_node.model.work import Meter
 from vlm_reuse_node.session import answerer
 from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.question import Question
@@ -188,3 +193,49 @@ def test_a_model_that_thinks_answers_warm_as_cold_and_a_draft_changes_nothing(tm
         warm, cold = (ask(question, now_ns=frame.stamp_ns) for ask in (session.ask, session.ask_cold))
         assert (warm.status, warm.text, warm.token_ids) == (cold.status, cold.text, cold.token_ids)
         assert (warm.status == Status.INVALID_REQUEST) == (kind == 'qwen3_5')
+
+
+def spoken(ids, goes_on=False):
+    """The tokens behind a 9, which ends the thoughts."""
+    return list(ids[list(ids).index(9) + 1 :]) if 9 in ids else []
+
+
+@given(
+    answer=st.lists(st.integers(1, 9), min_size=1, max_size=12),
+    draft=st.lists(st.integers(1, 9), max_size=12),
+    bounds=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    follows=st.booleans(),
+)
+def test_no_draft_changes_where_thoughts_and_text_end_or_how_sure_the_text_is(answer, draft, bounds, follows):
+    """A model that writes these tokens and then ends (0); the later a token, the less sure it is."""
+    thoughts, text = bounds
+    script = [*answer, *[0] * 20]
+
+    def logits(place):
+        row = [-30.0] * 10
+        row[script[place]] = 1.0 / (1 + place)
+        return row
+
+    def run(given):
+        place = [len(given)]
+
+        def step(token, position):
+            place[0] += 1
+            return mx.array([logits(place[0])])
+
+        confident = ConfidenceSampler(Sampler())
+        writer = TextSampler(confident, spoken, thoughts, text, [0])
+        rows = mx.array([logits(number) for number in range(1 + len(given))])
+        ids = decode(
+            step, rows, 0, thoughts + text, stop_ids=[0], meter=Meter(), ahead=False, check=lambda: None,
+            sample=writer, on_token=lambda ids: None, draft=given,
+            keep=lambda tokens: place.__setitem__(0, tokens),
+        )  # fmt: skip
+        return ids, confident.least, writer.is_cut
+
+    given = [*answer[: len(draft)]] if follows else draft
+    given = given[: thoughts + text - 1]
+    ids, least, is_cut = run([])
+    assert run(given) == (ids, least, is_cut)
+    assert ids == answer[: len(ids)] and len(spoken(ids)) <= text
+    assert is_cut == (not spoken(ids) and len(ids) == thoughts)
