@@ -46,6 +46,7 @@ the package. Only what it calls *run* was run: a tiny model with random weights,
 `mlx_vlm.generate`. The released weights were not.
 At load every model of the generic family is compared with `mlx_vlm.generate` on small pictures, one and two. It is
 refused in one sentence if its answers differ by more than rounding. So *tried at load* is no promise.
+What is set at load, such as the size of pictures, is in [loading.md](loading.md).
 
 | type | what happens | levels | known from |
 |---|---|---|---|

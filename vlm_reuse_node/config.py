@@ -45,6 +45,18 @@ class Config:
     """The whole configuration. Construction raises `ConfigError` for a wrong type or a value out of range."""
 
     model: str = _parameter('tabletop', "'tabletop' (embedded), a model directory in mlx-vlm's format, or a hub name")
+    visual_tokens: int = _parameter(
+        0,
+        'about the most visual tokens of a picture: the first dial between cost and sight. The nearest size that the '
+        "model's processor allows is taken; 0: as the processor says",
+        low=0,
+        high=65_536,
+    )
+    thinking: bool = _parameter(
+        False,
+        'true: the model thinks before it answers in free text; its thoughts are left out of the answer. Choices and '
+        'documents are answered without thoughts in any case',
+    )
     autostart: bool = _parameter(
         True, "true: load the model and take pictures at the start; false: wait for 'ros2 lifecycle set'"
     )

@@ -37,8 +37,8 @@ class PictureError(VlmReuseError):
     """A file that holds no usable picture."""
 
 
-def ask(model: str, frame: Frame, question: Question, follow: TextIO | None) -> Answer:
-    """Load the model and answer about one picture. follow: where to show a text while it grows.
+def ask(config: Config, frame: Frame, question: Question, follow: TextIO | None) -> Answer:
+    """Load the configuration's model and answer about one picture. follow: where to show a text while it grows.
 
     Raises ModelError or PictureError.
     """
@@ -48,7 +48,7 @@ def ask(model: str, frame: Frame, question: Question, follow: TextIO | None) -> 
         follower.show(progress.text)
 
     def answer(vlm: Vlm) -> Answer:
-        session = SceneSession(vlm, Config(model=model, refresh_policy='exact'), frame.camera)
+        session = SceneSession(vlm, config.with_values(refresh_policy='exact'), frame.camera)
         try:
             session.look(frame)
         except ImageError as error:
@@ -56,7 +56,7 @@ def ask(model: str, frame: Frame, question: Question, follow: TextIO | None) -> 
         return session.ask(question, now_ns=frame.stamp_ns, turn=Turn(listener=listen))
 
     try:
-        return run_with_model(model, answer)
+        return run_with_model(config, answer)
     finally:
         follower.end()
 

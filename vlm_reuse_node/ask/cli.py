@@ -57,6 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
     alone.add_argument('--topic', default='', help='of the recording; default: the only one with pictures')
     alone.add_argument('--at', type=float, default=0.0, metavar='S', help='seconds from its first picture')
     alone.add_argument('--model', default=Config().model, help='tabletop, a model directory or a hub name')
+    alone.add_argument('--visual-tokens', type=int, default=0, metavar='N', help='about the most of the picture')
+    alone.add_argument('--thinking', action='store_true', help='let the model think before a text')
     return parser
 
 
@@ -100,7 +102,8 @@ def _ask(args: argparse.Namespace) -> Answer:
         from vlm_reuse_node.ask.alone import frame_of_file, frame_of_recording
 
         frame = frame_of_file(args.picture) if args.picture else frame_of_recording(args.recording, args.topic, args.at)
-        return ask_alone(args.model, frame, replace(question, max_age_s=0.0), follow)
+        config = Config(model=args.model, visual_tokens=args.visual_tokens, thinking=args.thinking)
+        return ask_alone(config, frame, replace(question, max_age_s=0.0), follow)
     try:
         from vlm_reuse_node.ask.live import ask as ask_node
     except ImportError as error:

@@ -95,7 +95,7 @@ def _calibrate(args: argparse.Namespace) -> int:
                 return None
             return Measurement(vlm, config, recordings, args.every, bar.update, lambda: stop.is_set).run()
 
-        measured = run_with_model(config.model, measure)
+        measured = run_with_model(config, measure)
     if measured is None:
         print(
             f"{NAME}: The model '{config.model}' cannot compute single cells of a picture, so there is nothing to "

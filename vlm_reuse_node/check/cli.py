@@ -43,6 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
         'milliseconds. Exit code 0: every claim held; 1: one failed, or it could not be checked.',
     )
     parser.add_argument('--model', default=Config().model, help='tabletop, a model directory or a hub name')
+    parser.add_argument(
+        '--visual-tokens', type=int, default=0, metavar='N', help="the node's visual_tokens; default: the model's own"
+    )
     parser.add_argument('--recording', type=Path, metavar='BAG', help='take the pictures from a bag')
     parser.add_argument('--topic', default='', help='take them from this live topic; of a bag with several, this one')
     parser.add_argument('--timeout', type=float, default=10.0, metavar='S', help='longest wait for live pictures')
@@ -85,6 +88,7 @@ def _check(args: argparse.Namespace) -> int:
         raise ConfigError(f'--questions is {args.questions}; expected {FEW} to {MANY}.')
     if math.isnan(args.timeout) or args.timeout <= 0:
         raise ConfigError(f'--timeout is {args.timeout:g}; expected more than 0 seconds.')
+    config = Config(model=args.model, visual_tokens=args.visual_tokens)
     make_folder(args.out)
     # Imported here because they load MLX, which --help and a wrong option need not wait for.
     from vlm_reuse_node.check import pictures, report, self_test, table
@@ -106,7 +110,7 @@ def _check(args: argparse.Namespace) -> int:
         def on_stop() -> None:
             tqdm.write('Stopping after this part (again: at once).', file=sys.stderr)
 
-        result = self_test.run_check(args.model, found, args.questions, progress, on_stop)
+        result = self_test.run_check(config, found, args.questions, progress, on_stop)
     path = report.write(result, args.out)
     if args.json:
         print(json.dumps(report.to_json(result), allow_nan=False))

@@ -79,19 +79,36 @@ def processed(processor: Any, model_config: Any, text: str, pictures: Sequence[n
 
 
 def rendered(
-    processor: Any, model_config: Any, question: str, pictures: int, system: str = '', now: datetime | None = None
+    processor: Any,
+    model_config: Any,
+    question: str,
+    pictures: int,
+    system: str = '',
+    now: datetime | None = None,
+    thinking: bool = False,
 ) -> str:
-    """Return a chat with so many pictures and a question behind them, as text. See `PromptTemplate`."""
+    """Return a chat with so many pictures and a question behind them, as text. See `PromptTemplate`.
+
+    thinking: whether to tell the chat template so; else mlx-vlm tells it not to think, where the template asks.
+    """
     content = [{'type': 'image'}] * pictures + [{'type': 'text', 'text': question}]
     chat: list[dict[str, Any]] = [{'role': 'system', 'content': system}] if system else []
     chat.append({'role': 'user', 'content': content})
-    told = _dated(processor, now) if now else {}
+    told: dict[str, Any] = _dated(processor, now) if now else {}
+    if thinking:
+        told['enable_thinking'] = True
     return str(apply_chat_template(processor, model_config, chat, num_images=pictures, **told))
+
+
+def template_text(processor: Any) -> str:
+    """Return the chat template itself; '' for a model without one, or with several."""
+    template = getattr(processor, 'chat_template', None) or getattr(processor.tokenizer, 'chat_template', None)
+    return template if isinstance(template, str) else ''
 
 
 def _dated(processor: Any, now: datetime) -> dict[str, Any]:
     """The chat template with this time where it asks for the present one; nothing for a template that does not ask."""
-    template = getattr(processor, 'chat_template', None) or getattr(processor.tokenizer, 'chat_template', None)
-    if not isinstance(template, str) or not ASKS_TIME.search(template):
+    template = template_text(processor)
+    if not ASKS_TIME.search(template):
         return {}
     return {'chat_template': ASKS_TIME.sub(lambda asked: repr(now.strftime(asked[2])), template)}

@@ -106,10 +106,10 @@ def _run(
     from vlm_reuse_node.replay import jobs, ray_jobs
 
     if args.ray:
-        return ray_jobs.run_on_ray(todo, args.model, args.ray, progress, stopped)
+        return ray_jobs.run_on_ray(todo, args.ray, progress, stopped)
     if args.jobs > 1 and len(todo) > 1:
-        return jobs.run_processes(todo, args.model, args.resume, min(args.jobs, len(todo)), progress, stopped)
-    return jobs.run_here(todo, args.model, args.resume, progress, stopped)
+        return jobs.run_processes(todo, args.resume, min(args.jobs, len(todo)), progress, stopped)
+    return jobs.run_here(todo, args.resume, progress, stopped)
 
 
 def _place_videos(todo: list[Job], out: Path) -> list[str]:

@@ -86,6 +86,7 @@ class SceneNode(LifecycleNode):
         self._on_active = on_active
         self._failure: Exception | None = None  # of the last transition
         self._worker: ModelWorker | None = None
+        self._loading: ModelWorker | None = None  # the worker whose model is being loaded
         # Created with the first model, and kept through cleanup and configure, so that clients keep their services.
         self._cameras: Cameras | None = None
         self._camera_monitor: CameraMonitor | None = None
@@ -172,7 +173,11 @@ class SceneNode(LifecycleNode):
             self._camera_monitor = CameraMonitor(self._cameras)
         cameras = self._cameras
         worker = ModelWorker(self.config, cameras.on_refresh, cameras.on_refused, self._on_watch, cameras.on_dropped)
-        worker.start(self._monitor.publish)
+        self._loading = worker
+        try:
+            worker.start(self._monitor.publish)
+        finally:
+            self._loading = None
         self._worker = worker
         try:
             self._serve()
@@ -229,7 +234,8 @@ class SceneNode(LifecycleNode):
     def _inactive(self) -> str:
         """A sentence that says why the node is not active, and what to do."""
         if self.stage in (Stage.CONFIGURING, Stage.CLEANING_UP):
-            return f'The node is {self.stage}; wait until it has finished.'
+            progress = f' ({loading})' if self._loading and (loading := self._loading.loading) else ''
+            return f'The node is {self.stage}{progress}; wait until it has finished.'
         if self.stage is Stage.FINALIZED:
             return 'The node was shut down; start its process again.'
         name = self.get_fully_qualified_name()

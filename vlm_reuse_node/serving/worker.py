@@ -26,6 +26,7 @@ from threading import Event
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, ImageError, InvalidRequestError
+from vlm_reuse_node.model.load_progress import LoadProgress
 from vlm_reuse_node.model.loading import device_bytes
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Level, Refresh
@@ -70,6 +71,7 @@ class ModelWorker:
         self._loop = ModelLoop(config, self._inbox, self._tally, self._on_frame_refreshed, on_refused, on_dropped)
         self._looks = Looks(self._inbox, self._loop)
         self._ready: Future[None] = Future()
+        self._progress = LoadProgress()
         self._thread = threading.Thread(target=self._run, name='model', daemon=True)
 
     def start(self, meanwhile: Callable[[], None] = lambda: None) -> None:
@@ -83,12 +85,18 @@ class ModelWorker:
         """
         self._thread.start()
         while not wait([self._ready], MEANWHILE_S).done:
+            self._progress.tell_when_due()
             meanwhile()
         try:
             self._ready.result()
         except Exception:
             self._thread.join()  # MLX aborts the process if it exits while this thread still frees its streams
             raise
+
+    @property
+    def loading(self) -> str:
+        """What is being loaded, and how far that is, such as 'loading weights: 3.1 of 8.2 GB'; '' at other times."""
+        return self._progress.text
 
     def observe(self, frame: Frame) -> None:
         """Hand over a frame of `frame.camera`. Never blocks. An older frame that still waits is dropped.
@@ -224,7 +232,7 @@ class ModelWorker:
     def _run(self) -> None:
         """The body of the model's thread. It ends after the looks have ended."""
         try:
-            self._loop.load()
+            self._loop.load(self._progress)
         except Exception as error:
             self._inbox.close()
             self._ready.set_exception(error)

@@ -26,6 +26,7 @@ from vlm_reuse_node.replay.answer_text import plain
 from vlm_reuse_node.replay.arm_answer import ArmAnswer
 from vlm_reuse_node.replay.runners.runner import ArmContext, WaitsForQuestions, timed
 from vlm_reuse_node.session.answer import Answer, Status
+from vlm_reuse_node.session.answerer import MOST_THOUGHTS
 from vlm_reuse_node.session.question import Question
 
 
@@ -45,10 +46,13 @@ class PromptCache(WaitsForQuestions):
         question = question.completed(config)
         chat = [{'role': 'system', 'content': config.system_prompt}] if config.system_prompt else []
         chat.append({'role': 'user', 'content': question.text})
+        template = vlm.template(config.system_prompt, 1)
+        thinks = template.thinking and not question.choices
+        told = {'enable_thinking': True} if thinks else {}
         options: dict[str, Any] = {
-            'prompt': apply_chat_template(vlm._processor, vlm._model.config, chat, num_images=1),
+            'prompt': apply_chat_template(vlm._processor, vlm._model.config, chat, num_images=1, **told),
             'image': [Image.fromarray(frame.rgb)],
-            'max_tokens': question.max_tokens,
+            'max_tokens': question.max_tokens + (MOST_THOUGHTS if thinks else 0),
             'temperature': config.temperature,
             'prompt_cache_state': self._cache,
         }
@@ -57,7 +61,7 @@ class PromptCache(WaitsForQuestions):
         ids = tuple(token for token in result.token_ids or () if token not in vlm.stop_ids)
         answer = Answer(
             Status.OK,
-            text=result.text.strip(),
+            text=vlm.text(template.spoken(ids)) if thinks else result.text.strip(),
             choice_index=_choice_in(result.text, question.choices),
             camera=self._context.camera,
             model=vlm.name,
