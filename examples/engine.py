@@ -26,8 +26,9 @@ first, second, *model = sys.argv[1:]
 session = SceneSession(load(*model or ['tabletop']))
 for path in (first, second):
     session.look(np.asarray(Image.open(path).convert('RGB')))
-    answer = session.ask('what color is the square ?', choices=['red', 'green', 'blue', 'yellow'])
-    again = session.ask('how many squares are there ?', choices=['0', '1', '2', '3'])
-    for each in (answer, again):
-        computed, kept = each.tokens_prefilled, each.tokens_reused
-        print(f'{path}: {each.text or each.message} (level {each.level}, {computed} tokens computed, {kept} kept)')
+    for answer in (
+        session.ask('is there a red square ?', choices=['yes', 'no']),
+        session.ask('what objects are there ?'),
+    ):
+        cost = f'{answer.tokens_prefilled} prompt tokens computed, {answer.tokens_reused} kept'
+        print(f'{path}: {answer.text or answer.message} (level {answer.level}, {cost})')

@@ -32,7 +32,7 @@ from vlm_reuse_interfaces.action import AskScene
 def main() -> None:
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)  # at Ctrl-C ROS must live on, to cancel the goal
     node = Node('planner')
-    question = node.declare_parameter('question', 'what objects are there ?').value
+    question: str = node.declare_parameter('question', 'what objects are there ?').value
     timeout = Duration(seconds=node.declare_parameter('timeout', 10.0).value)
     client: Any = ActionClient(node, AskScene, 'vlm_reuse_node/ask_scene')
     if not client.wait_for_server(timeout_sec=30.0):

@@ -18,6 +18,7 @@ import sys
 
 import rclpy
 from builtin_interfaces.msg import Duration
+from rclpy.client import Client
 from vlm_reuse_interfaces.msg import Answer
 from vlm_reuse_interfaces.srv import AskScene
 
@@ -25,7 +26,7 @@ from vlm_reuse_interfaces.srv import AskScene
 def main() -> None:
     rclpy.init()
     node = rclpy.create_node('planner')
-    client = node.create_client(AskScene, 'vlm_reuse_node/ask')
+    client: Client = node.create_client(AskScene, 'vlm_reuse_node/ask')
     if not client.wait_for_service(timeout_sec=30.0):  # it takes as long as loading the model
         sys.exit('There is no vlm_reuse_node; start it, or compare ROS_DOMAIN_ID.')
     request = AskScene.Request(question='is there a red square ?', choices=['yes', 'no'], timeout=Duration(sec=10))
