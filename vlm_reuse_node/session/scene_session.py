@@ -76,14 +76,12 @@ class SceneSession:
         vlm: from `model.loading.load`.
         on_refresh: called after every look at a frame, and after every refresh; on the thread that does it.
         on_refused: called after every frame that the model cannot take.
-        clock: seconds; upkeep takes the rhythm of the questions from it, and pictures and questions without a time
-            get theirs.
+        clock: seconds; upkeep takes the rhythm of the questions from it.
         measures_time: False makes upkeep depend on counts of tokens alone, so that it is the same in every run.
         Raises ConfigError when config.system_prompt holds special tokens of the model.
         """
         self.camera = camera
-        self._vlm, self._on_refused, self._clock = vlm, on_refused, clock
-        self._ahead_ns = 0  # how far the clock of the frames' stamps is ahead of this session's
+        self._vlm, self._on_refused = vlm, on_refused
         self._deciding = Lock()
         self._told = ('', '')
         self._trust = self._decide(config)
@@ -113,20 +111,18 @@ class SceneSession:
     def look(self, picture: Frame | np.ndarray) -> Refresh | None:
         """Find out which cells of the state differ from a new picture. Milliseconds of a CPU; no model runs.
 
-        picture: (height, width, 3) uint8 in the order red, green, blue, taken now; or a Frame with a stamp of its own.
+        picture: a Frame; or (height, width, 3) uint8 in the order red, green, blue, which gets time.monotonic_ns() as
+            its stamp.
         Returns None for a frame that is a little older than the newest: it is skipped.
         Raises ImageError for a picture that the model cannot take: nothing changes then, and on_refused is called.
         """
-        now_ns = self._clock_ns()
-        frame = picture if isinstance(picture, Frame) else frame_of_pixels(picture, now_ns, self.camera)
+        is_frame = isinstance(picture, Frame)
+        frame = picture if is_frame else frame_of_pixels(picture, time.monotonic_ns(), self.camera)
         try:
-            record = self._refresher.look(frame, self._trust.used)
+            return self._refresher.look(frame, self._trust.used)
         except ImageError as error:
             self._on_refused(frame, error)
             raise
-        if record is not None:
-            self._ahead_ns = frame.taken_ns - now_ns
-        return record
 
     def observe(self, picture: Frame | np.ndarray, *, force: bool = False, check: Check = go_on) -> Refresh | None:
         """Look at a picture and compute it at once, asked or not. This is the eager way; `look` and `work` cost less.
@@ -161,8 +157,8 @@ class SceneSession:
         When a patched state's answer is below min_confidence, the state is computed whole and answers again.
         question: a text; or a Question, which can also limit times and ask for a JSON document.
         choices: the answer is one of them, scored by logits; (): the question's own ones, of a text none.
-        now_ns: the time of the question on the clock of the frames' stamps, for the image age. None: now, as counted by
-            the session's clock since the look at the newest frame.
+        now_ns: the time of the question on the clock of the frames' stamps, for the image age. None: the time of the
+            newest picture, so that this is never too old.
         turn: clock, cancellation and listener of the question. None: a turn that begins now.
         newest: returns a frame that was not looked at yet.
         Does not raise: an error in the question or in the model becomes the answer's status.
@@ -246,11 +242,10 @@ class SceneSession:
             _log.log(level, "Camera '%s': refresh_policy is %s. %s", self.camera, trust.used.refresh_policy, trust.why)
         return trust
 
-    def _clock_ns(self) -> int:
-        return round(1e9 * self._clock())
-
     def _case(self, question: Question, now_ns: int | None, turn: Turn | None) -> Case:
-        return Case(question, self._clock_ns() + self._ahead_ns if now_ns is None else now_ns, turn or Turn())
+        newest = self.newest
+        newest_ns = newest.taken_ns if newest else 0
+        return Case(question, newest_ns if now_ns is None else now_ns, turn or Turn())
 
     def _look_at(self, newest: TakeFrame) -> Callable[[], None]:
         """Look at the frame that waits, if there is one."""
