@@ -116,8 +116,8 @@ class SceneSession:
         Returns None for a frame that is a little older than the newest: it is skipped.
         Raises ImageError for a picture that the model cannot take: nothing changes then, and on_refused is called.
         """
-        is_frame = isinstance(picture, Frame)
-        frame = picture if is_frame else frame_of_pixels(picture, time.monotonic_ns(), self.camera)
+        now_ns = time.monotonic_ns()
+        frame = picture if isinstance(picture, Frame) else frame_of_pixels(picture, now_ns, self.camera)
         try:
             return self._refresher.look(frame, self._trust.used)
         except ImageError as error:
