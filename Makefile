@@ -8,7 +8,7 @@ SHELL := /bin/bash
 SETUP := tools/setup_env.sh
 RUN := . tools/env.sh;
 BIN := install/vlm_reuse_node/lib/vlm_reuse_node
-LINTED := $(wildcard setup.py vlm_reuse_node launch test tools bench)
+LINTED := $(wildcard setup.py vlm_reuse_node launch test tools bench examples)
 
 # Arguments for the program that a target runs: make test ARGS='-k budget', make demo ARGS=--help
 ARGS ?=

@@ -28,6 +28,7 @@ setup(
         (f'share/{package_name}', ['package.xml']),
         (f'share/{package_name}/launch', glob('launch/*.launch.py')),
         (f'share/{package_name}/config', glob('config/*')),
+        (f'share/{package_name}/examples', glob('examples/*')),
         # ROS keeps console scripts out of PATH (setup.cfg), for ros2 run; this one is called by its name.
         ('bin', ['tools/vlm-reuse-replay']),
     ],

@@ -131,10 +131,10 @@ unpack_blas() {
   fi
 }
 
-# Print the inputs of the build. colcon links Python, launch and config files, so only their names count; it copies or
-# compiles the others.
+# Print the inputs of the build. colcon links Python, launch, config and example files, so only their names count; it copies
+# or compiles the others.
 build_inputs() {
-  find . -maxdepth 2 '(' -path './launch/*.launch.py' -o -path './config/*' ')' | LC_ALL=C sort
+  find . -maxdepth 2 '(' -path './launch/*.launch.py' -o -path './config/*' -o -path './examples/*' ')' | LC_ALL=C sort
   find vlm_reuse_interfaces resource package.xml setup.py setup.cfg -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
 }
 
