@@ -40,7 +40,8 @@ MAY_IMPORT = {
 }
 ROS = {
     'rclpy', 'cv_bridge', 'sensor_msgs', 'std_msgs', 'std_srvs', 'diagnostic_msgs', 'builtin_interfaces',
-    'ffmpeg_image_transport_msgs', 'rcl_interfaces', 'rosgraph_msgs', 'lifecycle_msgs', 'ament_index_python', 'vlm_reuse_interfaces',
+    'rcl_interfaces', 'rosgraph_msgs', 'lifecycle_msgs', 'ament_index_python', 'vlm_reuse_interfaces',
+    'ffmpeg_image_transport_msgs',
 }  # fmt: skip
 CHECK_MLX = ('check/bits.py', 'check/cold.py', 'check/machine.py', 'check/peer.py')
 LIVE_DEMO = ('demo/dds.py', 'demo/live.py', 'demo/planner.py', 'demo/play.py', 'demo/recorder.py')

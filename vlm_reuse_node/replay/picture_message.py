@@ -31,7 +31,7 @@ from vlm_reuse_node.replay.storage.channel import CDR, JSON, PROTOBUF, ROS1, Cha
 from vlm_reuse_node.scene.contrast import Contrast
 from vlm_reuse_node.scene.picture_file import rgb_of_file
 from vlm_reuse_node.scene.pixels import rgb_of_image
-from vlm_reuse_node.scene.video_decoder import VideoPacket
+from vlm_reuse_node.scene.video_decoder import KEY_FLAG, VideoPacket
 
 T = TypeVar('T')
 
@@ -58,7 +58,6 @@ _WORDS = {
     CDR: {'time': 'builtin_interfaces/Time', 'size': '', 'byte_order': 'bool is_bigendian\n'},
     ROS1: {'time': 'time', 'size': 'img_', 'byte_order': ''},
 }
-_KEY_FLAG = 1
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def _packet(message: Any, recorded_ns: int) -> VideoPacket:
     data = bytes(message.data)
     if hasattr(message, 'format'):
         return VideoPacket(data, message.format, stamp_ns, frame_id, recorded_ns)
-    is_key = bool(message.flags & _KEY_FLAG)
+    is_key = bool(message.flags & KEY_FLAG)
     return VideoPacket(data, message.encoding, stamp_ns, frame_id, recorded_ns, int(message.pts), is_key)
 
 

@@ -45,6 +45,7 @@ _HARDWARE = ('nvenc', 'nvmpi', 'nvv4l2', 'vaapi', 'qsv', 'v4l2m2m', 'videotoolbo
 MOST_DELAYED = 32
 # A larger step of pts is an encoder that started anew.
 LARGEST_GAP = 10_000
+KEY_FLAG = 1  # in a packet's flags, of FFmpeg and of its messages
 _LOW_DELAY = 1 << 19  # AV_CODEC_FLAG_LOW_DELAY
 KEY_FRAME, LOST, DAMAGED = 'key frame', 'lost', 'decode'
 
