@@ -23,9 +23,9 @@ from replay_bags import frames
 from test_replay_metrics import answer, picture, question, upkeep
 
 from vlm_reuse_node.replay.counts import count_rows
+from vlm_reuse_node.replay.keep_up import measure_keep_up
 from vlm_reuse_node.replay.negatives import negatives
 from vlm_reuse_node.replay.plots import drift
-from vlm_reuse_node.replay.keep_up import measure_keep_up
 from vlm_reuse_node.replay.ratios import derive_ratios
 from vlm_reuse_node.replay.report import render
 from vlm_reuse_node.replay.row_index import RowIndex
