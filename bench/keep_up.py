@@ -28,6 +28,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -70,7 +71,8 @@ def simulated(vlm: Vlm, frames: Sequence[Frame], period_s: float) -> LiveRun:
     arm = Policy(ArmContext(vlm, CONFIG, frames[0].camera, Window(8.0)))
     arm.see(frames[0])
     arm.ask(question_of(-1), frames[0].stamp_ns)  # what happens only once
-    pictures, questions = [], []
+    pictures: list[LivePicture] = []
+    questions: list[LiveQuestion] = []
     for frame in frames:
         at_s = (frame.stamp_ns - frames[0].stamp_ns) / 1e9
         look_ms = sum(refresh.change_ms for refresh in arm.see(frame))
@@ -97,13 +99,16 @@ def live(model: str, frames: Sequence[Frame], period_s: float) -> LiveRun:
         waiting: list[Future[Answer]] = []
         begin_s = time.perf_counter()
 
+        def note(asked_s: float, _: Future[Answer]) -> None:
+            answers_s.append(time.perf_counter() - asked_s)
+
         def ask_all() -> None:
             number = 0
             while number * period_s <= (frames[-1].stamp_ns - frames[0].stamp_ns) / 1e9:
                 sleep_until(begin_s + number * period_s)
                 asked_s = time.perf_counter()
                 future = worker.ask('', question_of(number), frames[0].stamp_ns)
-                future.add_done_callback(lambda _, asked_s=asked_s: answers_s.append(time.perf_counter() - asked_s))
+                future.add_done_callback(partial(note, asked_s))
                 waiting.append(future)
                 number += 1
 

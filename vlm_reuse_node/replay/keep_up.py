@@ -19,7 +19,8 @@ standing questions, and questions that share a pass.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from statistics import mean, median
 
 import numpy as np
@@ -58,23 +59,25 @@ def most_pictures_per_s(pictures: Sequence[LivePicture], questions: Sequence[Liv
     Pictures and questions are used with their costs, over and over; questions at their mean rate over span_s, seconds.
     """
     slowest_s = max(mean(picture.look_s for picture in pictures), mean(picture.convert_s for picture in pictures))
-    asked = [] if not questions or span_s <= 0 else list(_evenly(questions, len(questions) / span_s))
+    asked = _questions_at(questions, len(questions) / span_s) if questions and span_s > 0 else []
     low, high = 0.0, 1.05 / max(slowest_s, 1e-4)
     for _ in range(HALVINGS):
         rate = (low + high) / 2
-        run = simulate(_evenly(pictures, rate), asked)
+        run = simulate(_pictures_at(pictures, rate), asked)
         low, high = (rate, high) if run.dropped <= MOST_DROPPED * run.pictures else (low, rate)
     return low
 
 
-def _evenly(each: Sequence, rate: float) -> Iterator:
-    """Pictures or questions at a rate, for TRIED_S, without upkeep, which no picture waits for."""
-    for number in range(int(TRIED_S * rate)):
-        source = each[number % len(each)]
-        if isinstance(source, LivePicture):
-            yield LivePicture(number / rate, source.look_s, convert_s=source.convert_s)
-        else:
-            yield LiveQuestion(number / rate, source.answer_s)
+def _pictures_at(pictures: Sequence[LivePicture], rate: float) -> list[LivePicture]:
+    """Pictures at a rate for TRIED_S, without upkeep, which no picture waits for."""
+    each = (pictures[number % len(pictures)] for number in range(int(TRIED_S * rate)))
+    return [LivePicture(number / rate, one.look_s, convert_s=one.convert_s) for number, one in enumerate(each)]
+
+
+def _questions_at(questions: Sequence[LiveQuestion], rate: float) -> list[LiveQuestion]:
+    """Questions at a rate for TRIED_S."""
+    each = (questions[number % len(questions)] for number in range(int(TRIED_S * rate)))
+    return [LiveQuestion(number / rate, one.answer_s) for number, one in enumerate(each)]
 
 
 def _figures(rows: RowIndex, arm: str) -> dict | None:
@@ -83,7 +86,8 @@ def _figures(rows: RowIndex, arm: str) -> dict | None:
     if not any(pictures.values()) or not any(questions.values()):
         return None
     runs = [simulate(pictures[bag], questions.get(bag, ())) for bag in pictures]
-    all_pictures, all_questions = (sum(each.values(), []) for each in (pictures, questions))
+    all_pictures = list(chain.from_iterable(pictures.values()))
+    all_questions = list(chain.from_iterable(questions.values()))
     span_s = sum(each[-1].at_s - each[0].at_s for each in pictures.values())
     answers_ms = [1e3 * answer_s for run in runs for answer_s in run.answers_s]
     service_ms = [1e3 * question.answer_s for question in all_questions]

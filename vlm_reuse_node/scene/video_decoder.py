@@ -259,9 +259,10 @@ def _av_packet(data: bytes, number: int) -> 'av.Packet':
 def _context(name: str, max_pixels: int) -> 'av.VideoCodecContext':
     """A decoder on one thread that gives each picture as soon as it can, and makes none that is far too large."""
     _silence()
-    from av.codec import CodecContext
+    from av import CodecContext, VideoCodecContext
 
     context = CodecContext.create(name, 'r')
+    assert isinstance(context, VideoCodecContext)
     context.thread_type, context.thread_count = 'NONE', 1
     context.flags |= _LOW_DELAY
     # Decoders round sizes up to whole blocks. A picture that is above max_pixels by less is refused afterwards.
