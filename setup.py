@@ -33,7 +33,7 @@ setup(
         ('bin', ['tools/vlm-reuse-replay']),
     ],
     install_requires=['setuptools'],
-    extras_require={'ray': ['ray[default]']},
+    extras_require={'ray': ['ray[default]'], 'video': ['av']},
     zip_safe=False,
     maintainer='vlm_reuse_node maintainers',
     maintainer_email='maintainers@vlm-reuse-node.dev',

@@ -24,6 +24,8 @@ from vlm_reuse_node.errors import ConfigError
 
 # The values of refresh_policy.
 AUTO_POLICY, EXACT_POLICY, PATCH_POLICY = 'auto', 'exact', 'patch'
+# The value of image_transport that is a video.
+FFMPEG_TRANSPORT = 'ffmpeg'
 
 
 def _parameter(
@@ -65,8 +67,9 @@ class Config:
     )
     image_transport: str = _parameter(
         'raw',
-        'raw: sensor_msgs/Image; compressed: sensor_msgs/CompressedImage on <topic>/compressed',
-        choices=('raw', 'compressed'),
+        'raw: sensor_msgs/Image; compressed: sensor_msgs/CompressedImage on <topic>/compressed; ffmpeg: video, '
+        'ffmpeg_image_transport_msgs/FFMPEGPacket on <topic>/ffmpeg, which needs PyAV',
+        choices=('raw', 'compressed', FFMPEG_TRANSPORT),
     )
     system_prompt: str = _parameter('', 'text before the pictures in the prompt; empty: the chat template decides')
     max_tokens: int = _parameter(

@@ -260,6 +260,7 @@ class Replay:
                     'pictures_used': bag.used[topic.camera],
                     'pictures_refused': dict(sorted(bag.refused.get(topic.camera, {}).items())),
                     'pictures_left_out': dict(sorted(bag.left_out.get(topic.camera, {}).items())),
+                    'times': {'conversion_ms': 1e3 * bag.conversion_s[topic.camera] / max(1, bag.used[topic.camera])},
                 }
                 for topic in bag.topics
             ],

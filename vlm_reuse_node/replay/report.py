@@ -21,6 +21,7 @@ from jinja2 import Environment, StrictUndefined
 from vlm_reuse_node.replay.arms import POLICY
 from vlm_reuse_node.replay.compare import arm_sentence
 from vlm_reuse_node.replay.figures import factor, share_text
+from vlm_reuse_node.replay.keep_up import keep_up_lines
 from vlm_reuse_node.replay.negatives import negatives
 from vlm_reuse_node.replay.report_drift import drift_view, exactness_lines
 from vlm_reuse_node.replay.report_plots import plot_views
@@ -64,6 +65,7 @@ def render(results: dict, folders: dict[str, Path], videos: list[str]) -> str:
             drift=drift_view(rows, folders),
             sample=sample_view(rows, folders),
             comparison=_comparison(results['comparison']),
+            keep_up=keep_up_lines(results),
             negatives=negatives(results),
             notes=results['notes'],
             videos=videos,

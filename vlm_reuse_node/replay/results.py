@@ -30,11 +30,12 @@ from vlm_reuse_node.errors import VlmReuseError
 from vlm_reuse_node.replay.arms import ARMS, REFERENCE
 from vlm_reuse_node.replay.counts import count_rows
 from vlm_reuse_node.replay.journal import NAME, read_rows
+from vlm_reuse_node.replay.keep_up import measure_keep_up
 from vlm_reuse_node.replay.ratios import derive_ratios
 from vlm_reuse_node.replay.row_index import RowIndex
 from vlm_reuse_node.replay.times import measure_times
 
-FORMAT = 4
+FORMAT = 5
 SCHEMA = Path(__file__).with_name('results.schema.json')
 PACKAGES = ('mlx', 'mlx-vlm', 'numpy', 'opencv-python', 'opencv-python-headless', 'rosbags')
 _OF_A_BAG = ('bag', 'files', 'questions')
@@ -88,7 +89,7 @@ def collect(folders: dict[str, Path], failed: dict[str, str], complete: bool) ->
         'answers': rows.answers,
         'pictures': rows.pictures,
         'upkeep': rows.upkeep,
-        'times': {'arms': measure_times(rows)},
+        'times': {'arms': measure_times(rows), 'keep_up': measure_keep_up(rows)},
     }
 
 

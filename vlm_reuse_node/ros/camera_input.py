@@ -16,25 +16,33 @@
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib import import_module
 from threading import Lock
+from typing import Any
 
 from rclpy.node import Node
 from sensor_msgs.msg import CompressedImage, Image
 
-from vlm_reuse_node.config import Config
+from vlm_reuse_node.config import FFMPEG_TRANSPORT, Config
 from vlm_reuse_node.errors import ConfigError, ImageError
 from vlm_reuse_node.ros.camera_state import CameraState
-from vlm_reuse_node.ros.conversion import frame_from_compressed, frame_from_image
+from vlm_reuse_node.ros.conversion import frame_from_compressed, frame_from_image, packet_of_ffmpeg
 from vlm_reuse_node.ros.image_subscription import ImageSubscription
 from vlm_reuse_node.scene.contrast import Contrast
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.lookout import RESTARTED_NS
+from vlm_reuse_node.scene.video_decoder import NEEDS_PYAV, VideoDecoder, can_decode_video
+
+# Packets of a video that may wait: two seconds of most cameras. One that is lost costs all pictures up to a key frame.
+VIDEO_DEPTH = 60
 
 
 class CameraInput:
-    """Receives the pictures on `<name>/image_raw`, or on `<name>/image_raw/compressed`.
+    """Receives the pictures on `<name>/image_raw`, or on the topic of another `image_transport` below it.
+
+    Of a video every packet is decoded, in order, also while the model is busy.
 
     received, dropped, refused: counts of pictures since the object was created. Dropped pictures were not looked at,
     because a newer one came first; refused pictures are counted by cause.
@@ -48,6 +56,7 @@ class CameraInput:
 
         observe: takes a frame.
         forget: called with the camera's name when its stamps jump back, as in a looping bag.
+        Raises ConfigError when the messages or the decoder of image_transport are not installed.
         """
         self.name = name
         self.max_image_pixels = config.max_image_pixels
@@ -65,10 +74,11 @@ class CameraInput:
         self._counting = Lock()
         self._contrast = Contrast()
         self._node, self._observe, self._forget = node, observe, forget
-        self._compressed = config.image_transport == 'compressed'
+        self._transport, self._kind = config.image_transport, _message_type(config.image_transport)
+        self._decoder = VideoDecoder(self._refuse)
         self._asked_topic = f'{name}/image_raw'
-        if self._compressed:  # like image_transport: remapping the base topic also moves the compressed one
-            self._asked_topic = node.resolve_topic_name(self._asked_topic) + '/compressed'
+        if self._transport != 'raw':  # like image_transport: remapping the base topic also moves the others
+            self._asked_topic = f'{node.resolve_topic_name(self._asked_topic)}/{self._transport}'
         self.topic = node.resolve_topic_name(self._asked_topic)
         self._subscription: ImageSubscription | None = None
         self._lost, self._failure = 0, ''
@@ -80,9 +90,10 @@ class CameraInput:
 
     def subscribe(self) -> None:
         """Receive pictures from now on. Raises ConfigError for an invalid QoS override."""
-        kind = CompressedImage if self._compressed else Image
+        depth = VIDEO_DEPTH if self._transport == FFMPEG_TRANSPORT else 1
+        self._decoder = VideoDecoder(self._refuse)
         try:
-            self._subscription = ImageSubscription(self._node, kind, self._asked_topic, self._on_message)
+            self._subscription = ImageSubscription(self._node, self._kind, self._asked_topic, self._on_message, depth)
         except ConfigError as error:
             self._failure = str(error)
             raise
@@ -148,21 +159,30 @@ class CameraInput:
         with self._counting:
             self.dropped += 1
 
-    def _on_message(self, message: Image | CompressedImage) -> None:
+    def _on_message(self, message: Any) -> None:
         start = time.perf_counter()
         self.received += 1
         try:
-            self._hand_over(self._converted(message))
+            for frame in self._frames(message):
+                self._hand_over(self._arrived(frame))
         except ImageError as error:
             self._refuse(error)
         self.callback_ms.append(1000 * (time.perf_counter() - start))
 
-    def _converted(self, message: Image | CompressedImage) -> Frame:
-        convert = frame_from_compressed if self._compressed else frame_from_image
+    def _frames(self, message: Any) -> Iterator[Frame]:
+        """The pictures that are complete with a message: one, or of a video any number. Raises ImageError."""
+        if self._transport == FFMPEG_TRANSPORT:
+            for picture in self._decoder.decode(packet_of_ffmpeg(message), self.max_image_pixels):
+                yield Frame(picture.rgb(), picture.packet.stamp_ns, picture.packet.frame_id, self.name)
+            return
+        convert = frame_from_compressed if self._transport == 'compressed' else frame_from_image
         learnt = self._contrast.learnt
-        frame = convert(message, self.name, self.max_image_pixels, self._contrast)
+        yield convert(message, self.name, self.max_image_pixels, self._contrast)
         if self._contrast.learnt != learnt and (note := self._contrast.note):
             self._node.get_logger().info(f"Pictures of camera '{self.name}' are {note}.")
+
+    def _arrived(self, frame: Frame) -> Frame:
+        """The frame with the time of its arrival."""
         now_ns = self._node.get_clock().now().nanoseconds
         if frame.stamp_ns == 0:
             self._node.get_logger().warning(
@@ -190,3 +210,19 @@ class CameraInput:
         self._node.get_logger().warning(
             f"A picture of camera '{self.name}' was refused ({error.cause}). {error}", throttle_duration_sec=5.0
         )
+
+
+def _message_type(transport: str) -> type:
+    """The message of an image_transport. Raises ConfigError when it, or what decodes it, is not installed."""
+    if transport != FFMPEG_TRANSPORT:
+        return CompressedImage if transport == 'compressed' else Image
+    try:
+        kind = import_module('ffmpeg_image_transport_msgs.msg').FFMPEGPacket  # an optional package
+    except ImportError as error:
+        raise ConfigError(
+            f"image_transport is '{transport}'; its messages are not installed. Install the ROS package "
+            'ffmpeg_image_transport_msgs.'
+        ) from error
+    if not can_decode_video():
+        raise ConfigError(f"image_transport is '{transport}'; {NEEDS_PYAV}.")
+    return kind

@@ -19,6 +19,7 @@ every image as 8 bit rows without padding, in an encoding that both convert corr
 """
 
 import array
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,6 +32,7 @@ from vlm_reuse_node.scene.contrast import Contrast
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.picture_file import rgb_of_file
 from vlm_reuse_node.scene.pixels import eight_bit_rows, rgb_of_rows
+from vlm_reuse_node.scene.video_decoder import KEY_FLAG, VideoPacket
 
 BRIDGED = ('rgb8', 'bgr8', 'rgba8', 'bgra8', 'mono8', 'bayer_rggb8', 'bayer_bggr8', 'bayer_gbrg8')
 _BRIDGE = CvBridge()
@@ -58,6 +60,18 @@ def frame_from_compressed(
     """Convert a `sensor_msgs/CompressedImage` to a frame. Raises ImageError as `rgb_of_file` does."""
     rgb = rgb_of_file(bytes(message.data), message.format, max_pixels, contrast)
     return Frame(rgb, stamp_ns(message.header), message.header.frame_id, camera)
+
+
+def packet_of_ffmpeg(message: Any) -> VideoPacket:
+    """Convert an `ffmpeg_image_transport_msgs/FFMPEGPacket`."""
+    return VideoPacket(
+        bytes(message.data),
+        message.encoding,
+        stamp_ns(message.header),
+        message.header.frame_id,
+        pts=message.pts,
+        is_key=bool(message.flags & KEY_FLAG),
+    )
 
 
 def image_message(pixels: np.ndarray, header: Header, encoding: str = 'rgb8') -> Image:
