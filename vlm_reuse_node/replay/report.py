@@ -16,12 +16,11 @@
 
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
-
 from vlm_reuse_node.replay.arms import POLICY
 from vlm_reuse_node.replay.compare import arm_sentence
 from vlm_reuse_node.replay.figures import factor, share_text
 from vlm_reuse_node.replay.negatives import negatives
+from vlm_reuse_node.replay.page import page_environment
 from vlm_reuse_node.replay.report_drift import drift_view, exactness_lines
 from vlm_reuse_node.replay.report_plots import plot_views
 from vlm_reuse_node.replay.report_sample import sample_view
@@ -41,14 +40,14 @@ def write_report(results: dict, path: Path, folders: dict[str, Path], videos: li
 
 def write_nothing(why: str, lines: list[str], path: Path) -> None:
     """Write the page of a replay without an answer. lines: sentences on what was found in the bags."""
-    path.write_text(_environment().from_string(NOTHING.read_text(encoding='utf-8')).render(why=why, lines=lines))
+    path.write_text(page_environment().from_string(NOTHING.read_text(encoding='utf-8')).render(why=why, lines=lines))
 
 
 def render(results: dict, folders: dict[str, Path], videos: list[str]) -> str:
     """Return the page as HTML; every text in it is escaped."""
     rows = RowIndex(row for kind in ('questions', 'answers', 'pictures', 'bags') for row in results[kind])
     return (
-        _environment()
+        page_environment()
         .from_string(TEMPLATE.read_text(encoding='utf-8'))
         .render(
             denominator=DENOMINATOR,
@@ -70,10 +69,6 @@ def render(results: dict, folders: dict[str, Path], videos: list[str]) -> str:
             settings=_settings(results),
         )
     )
-
-
-def _environment() -> Environment:
-    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 def _about(results: dict) -> str:

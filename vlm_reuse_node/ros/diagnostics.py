@@ -24,6 +24,7 @@ import numpy as np
 import psutil
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
+from vlm_reuse_node.plain_text import one_line
 from vlm_reuse_node.ros.camera_state import CameraState
 from vlm_reuse_node.ros.stage import Stage
 from vlm_reuse_node.scene.refresh import Level, Refresh
@@ -279,6 +280,8 @@ def _drift(count: DriftCount) -> str:
 
 
 def status(name: str, level: bytes, message: str, values: Mapping, hardware_id: str = '') -> DiagnosticStatus:
-    """Build one status. Every value is converted to text."""
-    pairs = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
-    return DiagnosticStatus(name=name, level=level, message=message, hardware_id=hardware_id, values=pairs)
+    """Build one status. Every value is converted to text, and every text to one line."""
+    pairs = [KeyValue(key=one_line(key), value=one_line(str(value))) for key, value in values.items()]
+    return DiagnosticStatus(
+        name=one_line(name), level=level, message=one_line(message), hardware_id=one_line(hardware_id), values=pairs
+    )

@@ -23,6 +23,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import cached_property
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,7 @@ from vlm_reuse_node.ros.diagnostics import camera_trouble, node_status
 from vlm_reuse_node.ros.messages import question_of
 from vlm_reuse_node.ros.monitor import CameraMonitor, Monitor
 from vlm_reuse_node.ros.parameters import check_qos_overrides_are_used, declare_parameters, watch_parameters
+from vlm_reuse_node.ros.plain_logger import PlainLogger
 from vlm_reuse_node.ros.shutdown import while_ros_runs
 from vlm_reuse_node.ros.stage import Stage
 from vlm_reuse_node.ros.watch_server import WatchServer
@@ -93,6 +95,14 @@ class SceneNode(LifecycleNode):
         self._asks: AskServer | None = None
         self._monitor = Monitor(self, self._statuses)
         self._watch_time()
+
+    def get_logger(self) -> PlainLogger:
+        """The node's logger. Every message becomes one line."""
+        return self._plain_logger
+
+    @cached_property
+    def _plain_logger(self) -> PlainLogger:
+        return PlainLogger(super().get_logger().name)
 
     def start(self) -> None:
         """Configure and activate: load the model, then serve and subscribe.
@@ -156,7 +166,8 @@ class SceneNode(LifecycleNode):
         except Exception as error:
             self.stage, self._failure = before, error
             is_ours = isinstance(error, VlmReuseError)
-            self.get_logger().error(str(error) if is_ours else traceback.format_exc())
+            for line in [str(error)] if is_ours else traceback.format_exc().splitlines():
+                self.get_logger().error(line)
             return FAILURE if is_ours else ERROR
         self.stage = after
         return SUCCESS

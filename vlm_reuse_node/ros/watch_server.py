@@ -28,6 +28,7 @@ from vlm_reuse_interfaces.msg import WatchAnswer
 from vlm_reuse_interfaces.srv import AddWatch, ListWatches, RemoveWatch
 
 from vlm_reuse_node.errors import InvalidRequestError
+from vlm_reuse_node.plain_text import one_line
 from vlm_reuse_node.ros.ask_server import awaitable
 from vlm_reuse_node.ros.messages import watch_answer_message, watch_message, watch_of
 from vlm_reuse_node.serving.watch import Watch
@@ -79,7 +80,7 @@ class WatchServer:
             response.watch_id = await self._add(self._worker(), watch_of(request))
             response.success = True
         except InvalidRequestError as error:
-            response.message = str(error)
+            response.message = one_line(str(error))
         return response
 
     def _on_remove(self, request: RemoveWatch.Request, response: RemoveWatch.Response) -> RemoveWatch.Response:
@@ -87,7 +88,7 @@ class WatchServer:
             self._worker().unwatch(request.watch_id)
             response.success = True
         except InvalidRequestError as error:
-            response.message = str(error)
+            response.message = one_line(str(error))
         return response
 
     def _on_list(self, request: ListWatches.Request, response: ListWatches.Response) -> ListWatches.Response:
