@@ -17,7 +17,6 @@
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import replace
 from threading import Lock
 
 from rclpy.node import Node
@@ -25,9 +24,13 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, ImageError
+from vlm_reuse_node.ros.arrivals import Arrivals
 from vlm_reuse_node.ros.camera_state import CameraState
-from vlm_reuse_node.ros.conversion import frame_from_compressed, frame_from_image
+from vlm_reuse_node.ros.conversion import frame_from_compressed, frame_from_image, stamp_ns
+from vlm_reuse_node.ros.graph import COMPRESSED, IMAGE, hint, published_pictures, publishers_of
 from vlm_reuse_node.ros.image_subscription import ImageSubscription
+from vlm_reuse_node.ros.node_time import NodeTime
+from vlm_reuse_node.ros.stamps import Stamps
 from vlm_reuse_node.scene.contrast import Contrast
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.lookout import RESTARTED_NS
@@ -42,12 +45,19 @@ class CameraInput:
     """
 
     def __init__(
-        self, node: Node, name: str, config: Config, observe: Callable[[Frame], None], forget: Callable[[str], None]
+        self,
+        node: Node,
+        name: str,
+        config: Config,
+        observe: Callable[[Frame], None],
+        forget: Callable[[str], None],
+        node_time: NodeTime | None = None,
     ) -> None:
         """Prepare. No picture is received before `subscribe`.
 
         observe: takes a frame.
         forget: called with the camera's name when its stamps jump back, as in a looping bag.
+        node_time: the time of pictures and questions; None: this camera reads the node's clock alone.
         """
         self.name = name
         self.max_image_pixels = config.max_image_pixels
@@ -64,6 +74,8 @@ class CameraInput:
         self._model_refuses = False
         self._counting = Lock()
         self._contrast = Contrast()
+        self._time = node_time or NodeTime(node.get_clock())
+        self._stamps = Stamps()
         self._node, self._observe, self._forget = node, observe, forget
         self._compressed = config.image_transport == 'compressed'
         self._asked_topic = f'{name}/image_raw'
@@ -71,7 +83,8 @@ class CameraInput:
             self._asked_topic = node.resolve_topic_name(self._asked_topic) + '/compressed'
         self.topic = node.resolve_topic_name(self._asked_topic)
         self._subscription: ImageSubscription | None = None
-        self._lost, self._failure = 0, ''
+        self._arrivals = Arrivals()
+        self._lost, self._lost_before, self._failure = 0, 0, ''
 
     @property
     def is_subscribed(self) -> bool:
@@ -81,8 +94,9 @@ class CameraInput:
     def subscribe(self) -> None:
         """Receive pictures from now on. Raises ConfigError for an invalid QoS override."""
         kind = CompressedImage if self._compressed else Image
+        self._arrivals.forget_publishers()
         try:
-            self._subscription = ImageSubscription(self._node, kind, self._asked_topic, self._on_message)
+            self._subscription = ImageSubscription(self._node, kind, self._asked_topic, self._on_taken)
         except ConfigError as error:
             self._failure = str(error)
             raise
@@ -112,13 +126,20 @@ class CameraInput:
     def state(self) -> CameraState:
         """The camera's current state, for diagnostics and for messages of answers."""
         silent_s = None if self._last_usable_s is None else time.monotonic() - self._last_usable_s
+        kind = COMPRESSED if self._compressed else IMAGE
+        found = publishers_of(self._node, self._asked_topic, kind)
+        pictures = {} if self.received or found.nodes else published_pictures(self._node)
         return CameraState(
             name=self.name,
             topic=self.topic,
             failure=self._failure,
-            publishers=self._node.count_publishers(self.topic),
+            hint='' if self.received else hint(self.name, self.topic, kind, found.types, pictures),
+            publishers=found.nodes,
+            way=found.way,
             received=self.received,
-            lost=self._lost + (self._subscription.lost if self._subscription else 0),
+            lost=self._lost_so_far,
+            lost_since=self._lost_so_far - self._lost_before,
+            overtaken=self._arrivals.overtaken,
             dropped=self.dropped,
             refused=dict(self.refused),
             refused_in_a_row=self.refused_in_a_row,
@@ -126,6 +147,8 @@ class CameraInput:
             incompatible_qos=self._subscription.incompatible_qos if self._subscription else '',
             silent_s=silent_s,
             arrival_age_s=self._arrival_age_s,
+            clock=self._time.trouble,
+            stamps=self._stamps.trouble,
             callback_ms=tuple(self.callback_ms),
         )
 
@@ -148,6 +171,15 @@ class CameraInput:
         with self._counting:
             self.dropped += 1
 
+    @property
+    def _lost_so_far(self) -> int:
+        """What the middleware says, or what the gaps between pictures say: each of them misses some."""
+        return max(self._lost + (self._subscription.lost if self._subscription else 0), self._arrivals.lost)
+
+    def _on_taken(self, message: Image | CompressedImage, info: dict) -> None:
+        self._arrivals.note(info, stamp_ns(message.header), time.time_ns())
+        self._on_message(message)
+
     def _on_message(self, message: Image | CompressedImage) -> None:
         start = time.perf_counter()
         self.received += 1
@@ -163,13 +195,8 @@ class CameraInput:
         frame = convert(message, self.name, self.max_image_pixels, self._contrast)
         if self._contrast.learnt != learnt and (note := self._contrast.note):
             self._node.get_logger().info(f"Pictures of camera '{self.name}' are {note}.")
-        now_ns = self._node.get_clock().now().nanoseconds
-        if frame.stamp_ns == 0:
-            self._node.get_logger().warning(
-                f"Camera '{self.name}' sends no stamps; the time of arrival is used instead.", once=True
-            )
-            frame = replace(frame, stamp_ns=now_ns)
-        frame = replace(frame, received_ns=now_ns)
+        now_ns = 0 if self._time.is_missing else self._time.now_ns()
+        frame = self._stamps.place(frame, now_ns, time.monotonic())
         self._arrival_age_s = (now_ns - frame.stamp_ns) / 1e9
         return frame
 
@@ -180,6 +207,7 @@ class CameraInput:
         self._last_stamp_ns = frame.stamp_ns
         if not self._model_refuses:
             self._last_usable_s, self.refused_in_a_row = time.monotonic(), 0
+            self._lost_before = self._lost_so_far
         self._observe(frame)
 
     def _refuse(self, error: ImageError) -> None:

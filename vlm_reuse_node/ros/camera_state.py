@@ -23,19 +23,29 @@ class CameraState:
     """One camera's counts since the start, and its current state.
 
     failure: why the subscription failed; '' when it did not.
-    lost: pictures that the middleware began to receive and could not complete.
+    hint: what the ROS graph says about a camera that has sent nothing; '' for nothing.
+    publishers: full names of the nodes that publish the topic. way: on which their pictures come, such as 'Fast DDS,
+    shared memory'.
+    lost: pictures that were sent and did not arrive; lost_since: after the last usable one. overtaken: those that a
+    newer one replaced while the node's thread was busy.
     silent_s: time since the last usable picture, steady clock; None before the first.
     arrival_age_s: age of that picture at its arrival, node clock. Negative: its stamp is in the future.
     incompatible_qos: the policy that a publisher offers and the subscription does not accept; '' for none.
+    clock: what is wrong with simulated time. stamps: what is wrong with the newest picture's stamp, so that its
+    arrival counts. '' for nothing.
     callback_ms: duration of the newest image callbacks.
     """
 
     name: str
     topic: str
     failure: str = ''
-    publishers: int = 0
+    hint: str = ''
+    publishers: tuple[str, ...] = ()
+    way: str = ''
     received: int = 0
     lost: int = 0
+    lost_since: int = 0
+    overtaken: int = 0
     dropped: int = 0
     refused: Mapping[str, int] = field(default_factory=dict)
     refused_in_a_row: int = 0
@@ -43,6 +53,8 @@ class CameraState:
     incompatible_qos: str = ''
     silent_s: float | None = None
     arrival_age_s: float = 0.0
+    clock: str = ''
+    stamps: str = ''
     callback_ms: tuple[float, ...] = ()
 
     @property

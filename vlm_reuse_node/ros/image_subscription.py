@@ -50,8 +50,11 @@ class ImageSubscription:
     incompatible_qos: the policy that a publisher offers and this subscription does not accept; '' for none.
     """
 
-    def __init__(self, node: Node, kind: type, topic: str, on_message: Callable[[Any], None]) -> None:
-        """Subscribe. topic: the name before remapping. Raises ConfigError for an invalid QoS override."""
+    def __init__(self, node: Node, kind: type, topic: str, on_message: Callable[[Any, dict], None]) -> None:
+        """Subscribe. topic: the name before remapping. on_message: takes a message and its info.
+
+        Raises ConfigError for an invalid QoS override.
+        """
         self.lost = 0
         self.incompatible_qos = ''
         self._node, self._kind, self._asked_topic, self._on_message = node, kind, topic, on_message

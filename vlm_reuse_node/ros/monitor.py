@@ -23,15 +23,16 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
 from vlm_reuse_node.config import Config
+from vlm_reuse_node.ros.camera_diagnostics import camera_notices, camera_status
 from vlm_reuse_node.ros.camera_state import CameraState
 from vlm_reuse_node.ros.cameras import Cameras
 from vlm_reuse_node.ros.diagnostics import (
     audit_status,
     budget_status,
-    camera_status,
     memory_status,
     model_status,
 )
+from vlm_reuse_node.ros.notices import Notices
 from vlm_reuse_node.ros.shutdown import while_ros_runs
 from vlm_reuse_node.serving.worker_stats import WorkerStats
 
@@ -62,9 +63,9 @@ class Monitor:
 class CameraMonitor:
     """Makes the statuses of model, cameras, budget, audit and memory while a model is loaded."""
 
-    def __init__(self, cameras: Cameras) -> None:
-        """Start without earlier states."""
-        self._cameras = cameras
+    def __init__(self, cameras: Cameras, notices: Notices) -> None:
+        """Start without earlier states. notices: of what only the log says."""
+        self._cameras, self._notices = cameras, notices
         self._before: dict[str, CameraState] = {}
 
     def statuses(
@@ -75,6 +76,9 @@ class CameraMonitor:
         cameras = [
             camera_status(name, state, self._before_of(state), seconds, config.max_age_s) for state in states.values()
         ]
+        if is_active:
+            each = (camera_notices(state, self._before_of(state)) for state in states.values())
+            self._notices.see({key: text for notices in each for key, text in notices.items()})
         self._before = states
         return [
             model_status(name, stats, config.queue_size),

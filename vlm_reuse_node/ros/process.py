@@ -37,6 +37,7 @@ from rclpy.task import Future
 
 from vlm_reuse_node.errors import ConfigError, ModelError
 from vlm_reuse_node.plain_text import log_lines, print_error
+from vlm_reuse_node.ros.middleware import make_room
 from vlm_reuse_node.ros.node import NODE_NAME, SceneNode
 from vlm_reuse_node.ros.parameters import making
 from vlm_reuse_node.ros.stage import Stage
@@ -61,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(number, lambda *_: events.put(SIGNAL))
     if hasattr(cv2, 'setLogLevel'):
         cv2.setLogLevel(0)  # the node itself counts and reports damaged pictures
+    make_room()
     try:
         _init(argv)
         running = _Running(events)
