@@ -94,7 +94,7 @@ def test_a_camera_reports_rates_ages_and_refusals_by_cause():
         'pictures received': '30',
         'pictures lost': '0',
         'pictures dropped': '4',
-        'pictures overtaken': '0',
+        'pictures missed': '0',
         'pictures refused': '3',
         'refused: encoding': '2',
         'refused: step': '1',
@@ -103,8 +103,9 @@ def test_a_camera_reports_rates_ages_and_refusals_by_cause():
     }
 
 
-def test_pictures_lost_on_the_way_are_a_warning_with_the_remedy():
-    state = camera(received=40, lost=20, way='Fast DDS, shared memory')
+@pytest.mark.parametrize('changes', [{'lost': 20}, {'missed': 20}, {'missed': 20, 'lost': 3}])
+def test_pictures_lost_on_the_way_are_a_warning_with_the_remedy(changes):
+    state = camera(**{'received': 40, 'way': 'Fast DDS, shared memory'} | changes)
     status = camera_status('vlm', state, camera(received=30), 1.0, 2.0)
     assert status.level == WARN
     assert status.message.startswith('20 pictures were lost between /driver and this node while 10 arrived (Fast DDS')
@@ -115,7 +116,7 @@ def test_pictures_lost_on_the_way_are_a_warning_with_the_remedy():
 
 @pytest.mark.parametrize(
     'changes',
-    [{}, {'dropped': 20}, {'overtaken': 20}, {'overtaken': 21, 'lost': 20}, {'lost': 1}, {'received': 31}],
+    [{}, {'dropped': 20}, {'missed': 20, 'busy': 0.5}, {'missed': 2}, {'lost': 1}, {'received': 31}],
 )
 def test_pictures_that_a_busy_node_or_a_slow_driver_leaves_out_are_no_loss(changes):
     state, before = camera(**{'received': 40} | changes), camera(received=30)

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Which pictures never came, and whether they were lost on their way or this node was too busy to take them."""
+"""Which pictures were sent and never came."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -20,9 +20,6 @@ from typing import Any
 
 import numpy as np
 
-# A picture that waited longer than this arrived while the node's thread was busy. A picture that it replaced had
-# arrived too, and was not lost.
-BUSY_NS = 10_000_000
 # Stamps are compared over so many pictures. Their rhythm is steady when half of the steps are this close to it.
 STAMPS, STEADY = 60, 0.25
 
@@ -32,28 +29,21 @@ class Arrivals:
 
     Most middlewares number what a publisher sends. Else the stamps tell: a step of several times their steady rhythm
     is a gap. A camera without a steady rhythm has no gaps then.
-    lost: pictures that were sent and did not arrive. overtaken: those that arrived and were replaced by a newer one
-    while the node's thread was busy.
+    missed: pictures that were sent and not received: they were lost on their way, or a newer one replaced them while
+    the node's thread was busy.
     """
 
     def __init__(self) -> None:
         """Start with nothing received."""
-        self.lost = self.overtaken = 0
+        self.missed = 0
         self._numbers: dict[bytes, int] = {}  # the newest of each publisher
         self._stamp_ns = 0
         self._steps_ns: deque[int] = deque(maxlen=STAMPS)
 
-    def note(self, info: Mapping[str, Any], stamp_ns: int, now_ns: int) -> None:
-        """Note a received picture.
-
-        info: the message's, from rclpy. stamp_ns: its own. now_ns: system time.
-        """
+    def note(self, info: Mapping[str, Any], stamp_ns: int) -> None:
+        """Note a received picture. info: the message's, from rclpy. stamp_ns: its own."""
         number = info.get('publication_sequence_number')
-        missing = self._by_stamp(stamp_ns) if number is None else self._by_number(info, number)
-        if now_ns - info.get('received_timestamp', now_ns) > BUSY_NS:
-            self.overtaken += missing
-        else:
-            self.lost += missing
+        self.missed += self._by_stamp(stamp_ns) if number is None else self._by_number(info, number)
 
     def forget_publishers(self) -> None:
         """Begin anew after a time without a subscription: what was sent meanwhile is not lost."""

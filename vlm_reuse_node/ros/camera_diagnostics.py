@@ -24,6 +24,8 @@ from vlm_reuse_node.ros.middleware import remedy
 FUTURE_S = 1.0
 # Warn when more than this share of the pictures is lost, and more than a few.
 MOST_LOST, FEW = 0.1, 2
+# A thread that is busy for more than this share of the time takes pictures too late.
+MOST_BUSY = 0.2
 
 
 def camera_trouble(state: CameraState, max_age_s: float) -> tuple[bytes, str]:
@@ -105,7 +107,7 @@ def camera_status(
         'pictures received': state.received,
         'pictures lost': state.lost,
         'pictures dropped': state.dropped,
-        'pictures overtaken': state.overtaken,
+        'pictures missed': state.missed,
         'pictures refused': state.refused_total,
         **{f'refused: {cause}': count for cause, count in sorted(state.refused.items())},
         'callback median': _milliseconds(state.callback_ms, 50),
@@ -122,9 +124,10 @@ def camera_status(
 
 def _loss(state: CameraState, before: CameraState) -> str:
     """Say that pictures get lost between the publisher and this node, where, and what to do; '' when few do."""
-    received, lost = state.received - before.received, state.lost - before.lost
-    # Where more of them were overtaken, the node's thread was busy, and only by chance not when some of them came.
-    if lost <= max(FEW, state.overtaken - before.overtaken, MOST_LOST * received):
+    received, lost, missed = (getattr(state, name) - getattr(before, name) for name in ('received', 'lost', 'missed'))
+    if max(state.busy, before.busy) < MOST_BUSY:  # else they may have arrived, and been replaced by newer ones
+        lost = max(lost, missed)
+    if lost <= max(FEW, MOST_LOST * received):
         return ''
     return (
         f'{lost} pictures were lost between {" and ".join(state.publishers) or "the publisher"} and this node while '

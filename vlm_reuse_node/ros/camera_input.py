@@ -27,6 +27,7 @@ from vlm_reuse_node.errors import ConfigError, ImageError
 from vlm_reuse_node.ros.arrivals import Arrivals
 from vlm_reuse_node.ros.camera_state import CameraState
 from vlm_reuse_node.ros.conversion import frame_from_compressed, frame_from_image, stamp_ns
+from vlm_reuse_node.ros.executor_load import ExecutorLoad
 from vlm_reuse_node.ros.graph import COMPRESSED, IMAGE, hint, published_pictures, publishers_of
 from vlm_reuse_node.ros.image_subscription import ImageSubscription
 from vlm_reuse_node.ros.node_time import NodeTime
@@ -52,12 +53,14 @@ class CameraInput:
         observe: Callable[[Frame], None],
         forget: Callable[[str], None],
         node_time: NodeTime | None = None,
+        load: ExecutorLoad | None = None,
     ) -> None:
         """Prepare. No picture is received before `subscribe`.
 
         observe: takes a frame.
         forget: called with the camera's name when its stamps jump back, as in a looping bag.
         node_time: the time of pictures and questions; None: this camera reads the node's clock alone.
+        load: of the thread that calls back; None: it has nothing else to do.
         """
         self.name = name
         self.max_image_pixels = config.max_image_pixels
@@ -75,7 +78,7 @@ class CameraInput:
         self._counting = Lock()
         self._contrast = Contrast()
         self._time = node_time or NodeTime(node.get_clock())
-        self._stamps = Stamps()
+        self._load, self._stamps = load, Stamps()
         self._node, self._observe, self._forget = node, observe, forget
         self._compressed = config.image_transport == 'compressed'
         self._asked_topic = f'{name}/image_raw'
@@ -139,7 +142,8 @@ class CameraInput:
             received=self.received,
             lost=self._lost_so_far,
             lost_since=self._lost_so_far - self._lost_before,
-            overtaken=self._arrivals.overtaken,
+            missed=self._arrivals.missed,
+            busy=self._load.share if self._load else 0.0,
             dropped=self.dropped,
             refused=dict(self.refused),
             refused_in_a_row=self.refused_in_a_row,
@@ -173,11 +177,10 @@ class CameraInput:
 
     @property
     def _lost_so_far(self) -> int:
-        """What the middleware says, or what the gaps between pictures say: each of them misses some."""
-        return max(self._lost + (self._subscription.lost if self._subscription else 0), self._arrivals.lost)
+        return self._lost + (self._subscription.lost if self._subscription else 0)
 
     def _on_taken(self, message: Image | CompressedImage, info: dict) -> None:
-        self._arrivals.note(info, stamp_ns(message.header), time.time_ns())
+        self._arrivals.note(info, stamp_ns(message.header))
         self._on_message(message)
 
     def _on_message(self, message: Image | CompressedImage) -> None:

@@ -26,8 +26,9 @@ class CameraState:
     hint: what the ROS graph says about a camera that has sent nothing; '' for nothing.
     publishers: full names of the nodes that publish the topic. way: on which their pictures come, such as 'Fast DDS,
     shared memory'.
-    lost: pictures that were sent and did not arrive; lost_since: after the last usable one. overtaken: those that a
-    newer one replaced while the node's thread was busy.
+    lost: pictures that the middleware began to receive and could not complete; lost_since: after the last usable one.
+    missed: pictures that were sent and not received, by their numbers; most of those lost are among them.
+    busy: share of the last second in which the node's thread was busy.
     silent_s: time since the last usable picture, steady clock; None before the first.
     arrival_age_s: age of that picture at its arrival, node clock. Negative: its stamp is in the future.
     incompatible_qos: the policy that a publisher offers and the subscription does not accept; '' for none.
@@ -45,7 +46,8 @@ class CameraState:
     received: int = 0
     lost: int = 0
     lost_since: int = 0
-    overtaken: int = 0
+    missed: int = 0
+    busy: float = 0.0
     dropped: int = 0
     refused: Mapping[str, int] = field(default_factory=dict)
     refused_in_a_row: int = 0

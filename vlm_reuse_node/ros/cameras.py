@@ -24,6 +24,7 @@ from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, ImageError
 from vlm_reuse_node.ros.camera_input import CameraInput
 from vlm_reuse_node.ros.camera_state import CameraState
+from vlm_reuse_node.ros.executor_load import ExecutorLoad
 from vlm_reuse_node.ros.messages import budget_message
 from vlm_reuse_node.ros.node_time import NodeTime
 from vlm_reuse_node.ros.overlay_output import OverlayOutput
@@ -53,6 +54,7 @@ class Cameras:
         self._node, self._observe, self._forget, self._time = node, observe, forget, node_time
         self._inputs: dict[str, CameraInput] = {}
         self._overlays: dict[str, OverlayOutput] = {}
+        self._load = ExecutorLoad(node)
         self.refreshes = RefreshWindow()
         with making('~/refresh_budget'):
             self._budget_publisher = node.create_publisher(
@@ -67,7 +69,9 @@ class Cameras:
     def join(self, name: str, config: Config) -> None:
         """Add a camera. An existing camera keeps its counts. Raises ConfigError for an invalid QoS override."""
         if name not in self._inputs:
-            self._inputs[name] = CameraInput(self._node, name, config, self._observe, self._forget, self._time)
+            self._inputs[name] = CameraInput(
+                self._node, name, config, self._observe, self._forget, self._time, self._load
+            )
             self.refreshes.forget(name)
         if name not in self._overlays:
             self._overlays[name] = OverlayOutput(self._node, name)

@@ -14,22 +14,28 @@
 
 """What an operator should read in the log, once."""
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
+# A notice that holds for so long is logged. Publishers and nodes that come and go are none.
+HOLDS_S = 3.0
+
 
 class Notices:
-    """Logs each notice once. It must hold at two looks in a row: publishers and nodes that come and go are none."""
+    """Logs each notice once."""
 
     def __init__(self, logger: Any) -> None:
         """Start with nothing said. logger: of the node."""
         self._logger = logger
-        self._before: set[str] = set()
+        self._since_s: dict[str, float] = {}
         self._said: set[str] = set()
 
     def see(self, notices: Mapping[str, str]) -> None:
         """Look at the notices that hold now. By a key that stays the same while the text may change."""
-        for key in sorted(notices.keys() & self._before - self._said):
-            self._logger.warning(notices[key])
-            self._said.add(key)
-        self._before = set(notices)
+        now_s = time.monotonic()
+        self._since_s = {key: self._since_s.get(key, now_s) for key in notices}
+        for key, since_s in self._since_s.items():
+            if now_s - since_s >= HOLDS_S and key not in self._said:
+                self._logger.warning(notices[key])
+                self._said.add(key)
