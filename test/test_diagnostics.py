@@ -82,7 +82,7 @@ def test_trouble_names_the_reason_and_the_remedy(changes, level, words):
 def test_a_camera_reports_rates_ages_and_refusals_by_cause():
     before = camera(received=0)
     now = camera(received=30, dropped=4, refused={'step': 1, 'encoding': 2}, last_refusal='why.', callback_ms=(1, 2, 2))
-    status = camera_status('robot/vlm', now, before, seconds=2.0, max_age_s=2.0)
+    status = camera_status('robot/vlm', now, [before], seconds=2.0, max_age_s=2.0)
     assert (status.name, status.level, status.hardware_id) == ('robot/vlm: camera front', WARN, 'front')
     assert status.message == '3 of 30 pictures were refused. The last: why.'
     assert values(status) == {
@@ -106,11 +106,11 @@ def test_a_camera_reports_rates_ages_and_refusals_by_cause():
 @pytest.mark.parametrize('changes', [{'lost': 20}, {'missed': 20}, {'missed': 20, 'lost': 3}])
 def test_pictures_lost_on_the_way_are_a_warning_with_the_remedy(changes):
     state = camera(**{'received': 40, 'way': 'Fast DDS, shared memory'} | changes)
-    status = camera_status('vlm', state, camera(received=30), 1.0, 2.0)
+    status = camera_status('vlm', state, [camera(received=30)], 1.0, 2.0)
     assert status.level == WARN
     assert status.message.startswith('20 pictures were lost between /driver and this node while 10 arrived (Fast DDS')
     assert 'config/fastdds_large_pictures.xml' in status.message and 'compressed' in status.message
-    (notice,) = camera_notices(state, camera(received=30)).values()
+    (notice,) = camera_notices(state, [camera(received=30)]).values()
     assert status.message in notice
 
 
@@ -120,17 +120,17 @@ def test_pictures_lost_on_the_way_are_a_warning_with_the_remedy(changes):
 )
 def test_pictures_that_a_busy_node_or_a_slow_driver_leaves_out_are_no_loss(changes):
     state, before = camera(**{'received': 40} | changes), camera(received=30)
-    assert camera_status('vlm', state, before, 1.0, 2.0).level == OK and camera_notices(state, before) == {}
+    assert camera_status('vlm', state, [before], 1.0, 2.0).level == OK and camera_notices(state, [before]) == {}
 
 
 def test_two_publishers_on_one_topic_and_stamps_that_tell_nothing_are_warnings():
-    status = camera_status('vlm', camera(publishers=('/one', '/two'), stamps=NONE), camera(), 1.0, 2.0)
+    status = camera_status('vlm', camera(publishers=('/one', '/two'), stamps=NONE), [camera()], 1.0, 2.0)
     assert status.level == WARN and '/one, /two' in status.message and NONE in status.message
 
 
 def test_refusals_of_long_ago_are_no_warning():
     state = camera(refused={'step': 3})
-    assert camera_status('vlm', state, state, 1.0, 2.0).level == OK
+    assert camera_status('vlm', state, [state], 1.0, 2.0).level == OK
 
 
 def refresh(paid, total=10, stale=0, level=Level.FRAME):

@@ -31,7 +31,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 from vlm_reuse_interfaces.msg import Answer, RefreshBudget
 
-from vlm_reuse_node.ros import node_time
+from vlm_reuse_node.ros import node_time, notices
 from vlm_reuse_node.ros.arrivals import Arrivals
 from vlm_reuse_node.ros.graph import COMPRESSED, IMAGE, hint
 from vlm_reuse_node.ros.messages import seconds_of
@@ -269,7 +269,8 @@ def test_pictures_that_a_publisher_sent_and_the_node_never_got_are_counted(robot
     assert 'Fast DDS' not in taken.state().way or taken.state().way == 'Fast DDS, shared memory'
 
 
-def test_a_notice_is_logged_once(start, capfd):
+def test_a_notice_is_logged_once(start, capfd, monkeypatch):
+    monkeypatch.setattr(notices, 'HOLDS_S', 0.0)
     robot = start(use_sim_time=True)
     robot.node.create_publisher(CompressedImage, 'camera/image_raw/compressed', RELIABLE)
     lines = []

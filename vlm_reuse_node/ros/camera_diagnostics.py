@@ -14,6 +14,8 @@
 
 """What the diagnostics and the log say about a camera. The functions here only turn counts into texts."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 
@@ -86,13 +88,14 @@ def _clock_trouble(state: CameraState, max_age_s: float) -> tuple[bytes, str]:
 
 
 def camera_status(
-    node: str, state: CameraState, before: CameraState, seconds: float, max_age_s: float
+    node: str, state: CameraState, earlier: Sequence[CameraState], seconds: float, max_age_s: float
 ) -> DiagnosticStatus:
-    """Status of a camera. before: its state `seconds` ago."""
+    """Status of a camera. earlier: its last states, the oldest first; the newest is `seconds` old."""
+    before = earlier[-1]
     received = state.received - before.received
     refused = state.refused_total - before.refused_total
     level, message = camera_trouble(state, max_age_s)
-    if level == OK and (loss := _loss(state, before)):
+    if level == OK and (loss := _loss(state, earlier)):
         level, message = WARN, loss
     if level == OK and refused:
         level, message = WARN, f'{refused} of {received} pictures were refused. The last: {state.last_refusal}'
@@ -122,10 +125,14 @@ def camera_status(
     )
 
 
-def _loss(state: CameraState, before: CameraState) -> str:
+def _loss(state: CameraState, earlier: Sequence[CameraState]) -> str:
     """Say that pictures get lost between the publisher and this node, where, and what to do; '' when few do."""
-    received, lost, missed = (getattr(state, name) - getattr(before, name) for name in ('received', 'lost', 'missed'))
-    if max(state.busy, before.busy) < MOST_BUSY:  # else they may have arrived, and been replaced by newer ones
+    received, lost, missed = (
+        getattr(state, name) - getattr(earlier[0], name) for name in ('received', 'lost', 'missed')
+    )
+    if (
+        max(each.busy for each in (*earlier, state)) < MOST_BUSY
+    ):  # else they may have arrived, and been replaced by newer ones
         lost = max(lost, missed)
     if lost <= max(FEW, MOST_LOST * received):
         return ''
@@ -150,12 +157,12 @@ def standing_notices(state: CameraState) -> dict[str, str]:
     return found
 
 
-def camera_notices(state: CameraState, before: CameraState) -> dict[str, str]:
-    """What an operator should read in the log once, by a key that stays the same. before: its state a while ago."""
+def camera_notices(state: CameraState, earlier: Sequence[CameraState]) -> dict[str, str]:
+    """What an operator should read in the log once, by a key that stays the same. earlier: as for `camera_status`."""
     found = standing_notices(state)
     if state.hint:
         found[state.hint] = f"Camera '{state.name}' has sent nothing. {state.hint}"
-    if loss := _loss(state, before):
+    if loss := _loss(state, earlier):
         found['lost'] = f"Camera '{state.name}': {loss}"
     return {f'{state.name}: {key}': text for key, text in found.items()}
 

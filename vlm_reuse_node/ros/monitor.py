@@ -37,6 +37,8 @@ from vlm_reuse_node.ros.shutdown import while_ros_runs
 from vlm_reuse_node.serving.worker_stats import WorkerStats
 
 PERIOD_S = 1.0
+# Statuses over which lost pictures are counted: one second at which much begins is no loss that stays.
+WINDOW = 5
 
 
 class Monitor:
@@ -66,20 +68,21 @@ class CameraMonitor:
     def __init__(self, cameras: Cameras, notices: Notices) -> None:
         """Start without earlier states. notices: of what only the log says."""
         self._cameras, self._notices = cameras, notices
-        self._before: dict[str, CameraState] = {}
+        self._earlier: dict[str, list[CameraState]] = {}
 
     def statuses(
         self, name: str, stats: WorkerStats, config: Config, is_active: bool, seconds: float
     ) -> list[DiagnosticStatus]:
         """The current statuses. name: of the node. seconds: since the last call."""
         states = self._cameras.states()
+        earlier = {state.name: self._earlier_of(state) for state in states.values()}
         cameras = [
-            camera_status(name, state, self._before_of(state), seconds, config.max_age_s) for state in states.values()
+            camera_status(name, state, earlier[state.name], seconds, config.max_age_s) for state in states.values()
         ]
         if is_active:
-            each = (camera_notices(state, self._before_of(state)) for state in states.values())
+            each = (camera_notices(state, earlier[state.name]) for state in states.values())
             self._notices.see({key: text for notices in each for key, text in notices.items()})
-        self._before = states
+        self._earlier = {camera: [*earlier[camera][1 - WINDOW :], state] for camera, state in states.items()}
         return [
             model_status(name, stats, config.queue_size),
             *(cameras if is_active else []),
@@ -88,7 +91,7 @@ class CameraMonitor:
             memory_status(name, stats),
         ]
 
-    def _before_of(self, state: CameraState) -> CameraState:
-        """The camera's state at the last call. For a camera that was added since then: its current state."""
-        before = self._before.get(state.name, state)
-        return before if before.received <= state.received else state
+    def _earlier_of(self, state: CameraState) -> list[CameraState]:
+        """The camera's states at the last calls. For a camera that was added since then: its current state."""
+        earlier = self._earlier.get(state.name, [state])
+        return earlier if earlier[-1].received <= state.received else [state]
