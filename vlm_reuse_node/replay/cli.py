@@ -35,6 +35,7 @@ from vlm_reuse_node.replay.options import build_parser, make_jobs
 from vlm_reuse_node.replay.report import write_nothing, write_report
 from vlm_reuse_node.replay.stop_request import StopRequest
 from vlm_reuse_node.replay.storage.channel import BagError
+from vlm_reuse_node.replay.support import scene_lines
 from vlm_reuse_node.replay.table import table_lines, verdict_lines
 from vlm_reuse_node.replay.verdict import is_answered
 
@@ -130,7 +131,9 @@ def _print(found: dict, args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(results.summary(found)))
         return
-    print_rows([*table_lines(found), '', *verdict_lines(found), *found['problems'], *found['notes']])
+    print_rows(
+        [*scene_lines(found), *table_lines(found), '', *verdict_lines(found), *found['problems'], *found['notes']]
+    )
     if found['comparison']:
         print_rows(['', *comparison_lines(found['comparison'])])
     print_rows(

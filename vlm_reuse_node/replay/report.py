@@ -25,7 +25,7 @@ from vlm_reuse_node.replay.report_drift import drift_view, exactness_lines
 from vlm_reuse_node.replay.report_plots import plot_views
 from vlm_reuse_node.replay.report_sample import sample_view
 from vlm_reuse_node.replay.row_index import RowIndex
-from vlm_reuse_node.replay.support import support_lines
+from vlm_reuse_node.replay.support import scene_lines, support_lines
 from vlm_reuse_node.replay.table import COLUMNS, cells
 from vlm_reuse_node.replay.times import STAGES
 from vlm_reuse_node.replay.verdict import DENOMINATOR, sentence, verdict
@@ -51,7 +51,7 @@ def render(results: dict, folders: dict[str, Path], videos: list[str]) -> str:
         .from_string(TEMPLATE.read_text(encoding='utf-8'))
         .render(
             denominator=DENOMINATOR,
-            support=support_lines(results),
+            support=[*scene_lines(results), *support_lines(results)],
             verdicts=verdict(results),
             sentence=sentence(results),
             about=_about(results),

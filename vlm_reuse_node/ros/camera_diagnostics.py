@@ -22,6 +22,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from vlm_reuse_node.ros.camera_state import CameraState
 from vlm_reuse_node.ros.diagnostics import ERROR, OK, WARN, status
 from vlm_reuse_node.ros.middleware import remedy
+from vlm_reuse_node.session.embedded_model import MEANS_NOTHING
 
 FUTURE_S = 1.0
 # Warn when more than this share of the pictures is lost, and more than a few.
@@ -130,9 +131,8 @@ def _loss(state: CameraState, earlier: Sequence[CameraState]) -> str:
     received, lost, missed = (
         getattr(state, name) - getattr(earlier[0], name) for name in ('received', 'lost', 'missed')
     )
-    if (
-        max(each.busy for each in (*earlier, state)) < MOST_BUSY
-    ):  # else they may have arrived, and been replaced by newer ones
+    was_idle = max(each.busy for each in (*earlier, state)) < MOST_BUSY
+    if was_idle:  # else they may have arrived, and been replaced by newer ones
         lost = max(lost, missed)
     if lost <= max(FEW, MOST_LOST * received):
         return ''
@@ -150,6 +150,8 @@ def standing_notices(state: CameraState) -> dict[str, str]:
             f'{len(state.publishers)} publishers send pictures on {state.topic} ({", ".join(state.publishers)}), and '
             f'those of several cameras mix; remap all but one.'
         )
+    if state.is_foreign:
+        found['foreign'] = f"Camera '{state.name}': {MEANS_NOTHING}"
     if state.stamps:
         found[state.stamps] = (
             f"Camera '{state.name}' {state.stamps}; the time of arrival is used instead. Correct the driver."

@@ -35,6 +35,7 @@ from vlm_reuse_node.ros.stamps import Stamps
 from vlm_reuse_node.scene.contrast import Contrast
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.lookout import RESTARTED_NS
+from vlm_reuse_node.session.embedded_model import means_nothing
 
 
 class CameraInput:
@@ -75,6 +76,7 @@ class CameraInput:
         self._last_usable_s: float | None = None
         self._looked_at_s: float | None = None
         self._model_refuses = False
+        self._model, self._is_foreign = config.model, False
         self._counting = Lock()
         self._contrast = Contrast()
         self._time = node_time or NodeTime(node.get_clock())
@@ -153,6 +155,7 @@ class CameraInput:
             arrival_age_s=self._arrival_age_s,
             clock=self._time.trouble,
             stamps=self._stamps.trouble,
+            is_foreign=self._is_foreign,
             callback_ms=tuple(self.callback_ms),
         )
 
@@ -200,6 +203,7 @@ class CameraInput:
             self._node.get_logger().info(f"Pictures of camera '{self.name}' are {note}.")
         now_ns = 0 if self._time.is_missing else self._time.now_ns()
         frame = self._stamps.place(frame, now_ns, time.monotonic())
+        self._is_foreign = means_nothing(self._model, frame.frame_id)
         self._arrival_age_s = (now_ns - frame.stamp_ns) / 1e9
         return frame
 

@@ -34,6 +34,7 @@ class CameraState:
     incompatible_qos: the policy that a publisher offers and the subscription does not accept; '' for none.
     clock: what is wrong with simulated time. stamps: what is wrong with the newest picture's stamp, so that its
     arrival counts. '' for nothing.
+    is_foreign: whether the embedded model looks at a picture that is no generated tabletop.
     callback_ms: duration of the newest image callbacks.
     """
 
@@ -57,6 +58,7 @@ class CameraState:
     arrival_age_s: float = 0.0
     clock: str = ''
     stamps: str = ''
+    is_foreign: bool = False
     callback_ms: tuple[float, ...] = ()
 
     @property

@@ -30,6 +30,7 @@ from vlm_reuse_node.plain_text import one_line
 from vlm_reuse_node.scene.refresh import Level, Refresh
 from vlm_reuse_node.serving.watch import Region, Watch
 from vlm_reuse_node.session.answer import Answer, Status
+from vlm_reuse_node.session.embedded_model import marked
 from vlm_reuse_node.session.progress import Progress
 from vlm_reuse_node.session.question import Question
 
@@ -78,7 +79,8 @@ def question_of(request: AskScene.Request | AskSceneAction.Goal) -> Question:
 
 
 def answer_message(answer: Answer) -> AnswerMessage:
-    """Convert an answer to `msg/Answer`."""
+    """Convert an answer to `msg/Answer`. An answer of the embedded model about another scene is marked."""
+    answer = marked(answer)
     return AnswerMessage(
         header=header_of(answer.stamp_ns, answer.frame_id),
         status=_STATUS_NUMBERS[answer.status],

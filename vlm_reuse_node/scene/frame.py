@@ -18,6 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# The frame_id of generated tabletops: the only pictures that the embedded model knows.
+TABLETOP_FRAME = 'generated_tabletop'
+
 
 @dataclass(frozen=True, eq=False)
 class Frame:
