@@ -20,6 +20,7 @@ from collections.abc import Callable
 from threading import Lock
 
 from rclpy.node import Node
+from rclpy.subscription import MessageInfo
 from sensor_msgs.msg import CompressedImage, Image
 
 from vlm_reuse_node.config import Config
@@ -182,7 +183,7 @@ class CameraInput:
     def _lost_so_far(self) -> int:
         return self._lost + (self._subscription.lost if self._subscription else 0)
 
-    def _on_taken(self, message: Image | CompressedImage, info: dict) -> None:
+    def _on_taken(self, message: Image | CompressedImage, info: MessageInfo) -> None:
         self._arrivals.note(info, stamp_ns(message.header))
         self._on_message(message)
 

@@ -50,8 +50,8 @@ class ImageSubscription:
     incompatible_qos: the policy that a publisher offers and this subscription does not accept; '' for none.
     """
 
-    def __init__(self, node: Node, kind: type, topic: str, on_message: Callable[[Any, dict], None]) -> None:
-        """Subscribe. topic: the name before remapping. on_message: takes a message and its info.
+    def __init__(self, node: Node, kind: type, topic: str, on_message: Callable[..., None]) -> None:
+        """Subscribe. topic: the name before remapping. on_message: takes a message, or a message and its info.
 
         Raises ConfigError for an invalid QoS override.
         """

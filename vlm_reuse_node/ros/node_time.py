@@ -17,7 +17,7 @@
 import time
 from collections.abc import Callable
 
-from rclpy.clock import JumpThreshold, ROSClock
+from rclpy.clock import Clock, JumpThreshold, ROSClock
 from rclpy.duration import Duration
 
 from vlm_reuse_node.scene.lookout import RESTARTED_NS
@@ -37,7 +37,7 @@ class NodeTime:
     stands still is found by comparing with the last reading.
     """
 
-    def __init__(self, clock: ROSClock) -> None:
+    def __init__(self, clock: Clock) -> None:
         """Begin to read. clock: of the node."""
         self._clock = clock
         self._read_ns, self._since_s = clock.now().nanoseconds, time.monotonic()
@@ -57,7 +57,7 @@ class NodeTime:
     @property
     def is_missing(self) -> bool:
         """Whether simulated time is to be used, and nobody has told it yet."""
-        return self._clock.ros_time_is_active and self._read() == 0
+        return self._is_simulated and self._read() == 0
 
     @property
     def trouble(self) -> str:
@@ -75,7 +75,11 @@ class NodeTime:
         """How long simulated time has stood still, seconds of the steady clock; 0 while it moves."""
         self._read()
         stands_s = time.monotonic() - self._since_s
-        return stands_s if self._clock.ros_time_is_active and stands_s > STANDS_STILL_S else 0.0
+        return stands_s if self._is_simulated and stands_s > STANDS_STILL_S else 0.0
+
+    @property
+    def _is_simulated(self) -> bool:
+        return isinstance(self._clock, ROSClock) and self._clock.ros_time_is_active
 
     def _read(self) -> int:
         now_ns = self._clock.now().nanoseconds
