@@ -14,6 +14,7 @@
 
 """What the node says about a camera that sends nothing, or something else than it should; over DDS."""
 
+import os
 import time
 from types import SimpleNamespace
 
@@ -31,7 +32,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 from vlm_reuse_interfaces.msg import Answer, RefreshBudget
 
-from vlm_reuse_node.ros import node_time, notices
+from vlm_reuse_node.ros import middleware, node_time, notices
 from vlm_reuse_node.ros.arrivals import Arrivals
 from vlm_reuse_node.ros.graph import COMPRESSED, IMAGE, hint
 from vlm_reuse_node.ros.messages import seconds_of
@@ -284,3 +285,38 @@ def test_a_notice_is_logged_once(start, capfd, monkeypatch):
         robot.scene._monitor.publish()
     assert len(said()) == 1
     assert len([line for line in lines if 'use_sim_time is set' in line]) == 1
+
+
+def test_the_profile_for_large_pictures_is_used_unless_the_user_has_chosen(monkeypatch, tmp_path):
+    name = 'FASTDDS_DEFAULT_PROFILES_FILE'
+    monkeypatch.chdir(tmp_path)
+    for each in middleware.CHOSEN:
+        monkeypatch.setenv(each, 'mine')
+        middleware.make_room()
+        assert os.environ.pop(each) == 'mine' and name not in os.environ
+    (tmp_path / middleware.DEFAULT_PROFILE).touch()
+    middleware.make_room()
+    assert name not in os.environ
+    (tmp_path / middleware.DEFAULT_PROFILE).unlink()
+    monkeypatch.setenv(name, 'as it was')  # so that it is put back
+    monkeypatch.delenv(name)
+    middleware.make_room()
+    assert os.environ[name].endswith(middleware.PROFILE) and os.path.isfile(os.environ[name])
+
+
+def test_the_way_of_a_picture_and_its_remedy(monkeypatch, tmp_path):
+    here, elsewhere = [1, 15, 7, 7, 1], [1, 15, 8, 8, 1]
+    monkeypatch.setattr(middleware, 'get_rmw_implementation_identifier', lambda: 'rmw_fastrtps_cpp')
+    assert middleware.way_of(here, [1, 15, 7, 7, 2]) == 'Fast DDS, shared memory'
+    assert middleware.way_of(here, elsewhere) == middleware.way_of(here, ()) == 'Fast DDS, UDP'
+    monkeypatch.setenv('FASTDDS_BUILTIN_TRANSPORTS', 'UDPv4')
+    assert middleware.way_of(here, here) == 'Fast DDS, UDP'
+    monkeypatch.setattr(middleware, 'get_rmw_implementation_identifier', lambda: 'rmw_cyclonedds_cpp')
+    assert middleware.way_of(here, here) == 'Cyclone DDS, UDP'
+    assert middleware.PROFILE in middleware.remedy('Fast DDS, shared memory')
+    limit = tmp_path / 'rmem_max'
+    limit.write_text('212992\n')
+    monkeypatch.setattr(middleware, 'RECEIVE_LIMIT', limit)
+    assert 'rmem_max, here only 208 KB' in middleware.remedy('Cyclone DDS, UDP')
+    limit.unlink()
+    assert 'rmem_max)' in middleware.remedy('Fast DDS, UDP')
