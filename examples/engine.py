@@ -22,8 +22,8 @@ from PIL import Image
 from vlm_reuse_node.model.loading import load
 from vlm_reuse_node.session.scene_session import SceneSession
 
-first, second, *model = sys.argv[1:]
-session = SceneSession(load(*model or ['tabletop']))
+first, second, model = (*sys.argv[1:], 'tabletop')[:3]
+session = SceneSession(load(model))
 for path in (first, second):
     session.look(np.asarray(Image.open(path).convert('RGB')))
     for answer in (

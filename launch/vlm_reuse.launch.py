@@ -17,6 +17,7 @@
 The launch file has no defaults of its own: without an argument, the parameter comes from params_file or the node.
 """
 
+from pathlib import Path
 from typing import Any
 
 from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction, RegisterEventHandler
@@ -104,6 +105,7 @@ def bring_up(context: LaunchContext) -> list:
             'bag',
         )
     }
+    check_params_file(given)
     node = Node(
         package=PACKAGE,
         executable='node',
@@ -115,6 +117,12 @@ def bring_up(context: LaunchContext) -> list:
         ros_arguments=['--log-level', given['log_level']],
     )
     return [node, play_when_ready(node, given['bag'])] if given['bag'] else [node]
+
+
+def check_params_file(given: dict[str, str]) -> None:
+    """Refuse a parameter file that does not exist. The launch system alone only warns, and the node gets defaults."""
+    if not Path(given['params_file']).is_file():
+        raise RuntimeError(f"params_file is '{given['params_file']}', which is no file; expected a YAML file.")
 
 
 def parameters_of(given: dict[str, str]) -> list[dict]:

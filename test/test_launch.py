@@ -113,6 +113,21 @@ def test_what_is_asked_for_becomes_a_parameter(launch_file, asked, parameters):
     assert launch_file.parameters_of(NOTHING | asked) == [parameters]
 
 
+def test_a_parameter_file_that_does_not_exist_is_refused(launch_file, tmp_path):
+    for path in (tmp_path / 'no_such.yaml', tmp_path):
+        with pytest.raises(RuntimeError, match=re.escape(str(path))):
+            launch_file.check_params_file(NOTHING | {'params_file': str(path)})
+    launch_file.check_params_file(NOTHING | {'params_file': str(PARAMETER_FILE)})
+
+
+def test_bringing_up_checks_the_parameter_file(launch_file):
+    """The launch system is stood in for: whatever argument is read has this value."""
+    with mock.patch.object(launch_file, 'LaunchConfiguration') as argument:
+        argument.return_value.perform.return_value = '/nowhere/robot.yaml'
+        with pytest.raises(RuntimeError, match='/nowhere/robot.yaml'):
+            launch_file.bring_up(mock.Mock())
+
+
 def test_the_first_camera_can_be_given_its_topic(launch_file):
     given = NOTHING | {'cameras': 'front,rear', 'image_topic': '/lens/picture'}
     assert launch_file.remappings_of(given) == [('front/image_raw', '/lens/picture')]

@@ -24,6 +24,7 @@ from pathlib import Path
 from vlm_reuse_node.ask.answer_lines import answer_lines, as_json
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, VlmReuseError
+from vlm_reuse_node.plain_text import log_to_stderr, print_error, print_rows
 from vlm_reuse_node.session.answer import Answer, Status
 from vlm_reuse_node.session.question import Question
 
@@ -68,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.picture and args.recording:
         parser.error('--picture and --recording were both given; expected at most one of them.')
-    logging.basicConfig(level=logging.WARNING, format='%(message)s')
+    log_to_stderr(logging.WARNING)
     try:
         answer = _ask(args)
     except ConfigError as error:
@@ -76,12 +77,12 @@ def main(argv: list[str] | None = None) -> int:
     except (VlmReuseError, OSError) as error:
         return _say(error, EXIT_FAILED)
     except KeyboardInterrupt:
-        print('ask: Stopped.', file=sys.stderr)
+        print_error('ask', 'Stopped.')
         return EXIT_INTERRUPTED
     if args.json:
-        print(json.dumps(as_json(answer), ensure_ascii=False))
+        print(json.dumps(as_json(answer)))
     else:
-        print('\n'.join(answer_lines(answer, tuple(args.choices))))
+        print_rows(answer_lines(answer, tuple(args.choices)))
     return 0 if answer.status is Status.OK else EXIT_FAILED
 
 
@@ -114,7 +115,7 @@ def _ask(args: argparse.Namespace) -> Answer:
 
 
 def _say(error: Exception, exit_code: int) -> int:
-    print(f'ask: {" ".join(str(error).split())}', file=sys.stderr)
+    print_error('ask', error)
     return exit_code
 
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from vlm_reuse_node.calibrate.stretches import Recording
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, VlmReuseError
+from vlm_reuse_node.plain_text import log_to_stderr, print_error, print_rows
 from vlm_reuse_node.replay.bag import Bag
 from vlm_reuse_node.replay.options import (
     add_recording_options,
@@ -61,17 +62,17 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Calibrate. Returns an exit code, see `verdict.Exit`."""
     args = build_parser().parse_intermixed_args(argv)
-    logging.basicConfig(level=logging.ERROR, format='%(message)s')
+    log_to_stderr(logging.ERROR)
     try:
         return _calibrate(args)
     except ConfigError as error:
-        print(f'{NAME}: {error}', file=sys.stderr)
+        print_error(NAME, error)
         return 2
     except (VlmReuseError, OSError) as error:
-        print(f'{NAME}: {error}', file=sys.stderr)
+        print_error(NAME, error)
         return 1
     except (Halt, KeyboardInterrupt):
-        print(f'{NAME}: Stopped; nothing was written.', file=sys.stderr)
+        print_error(NAME, 'Stopped; nothing was written.')
         return 130
 
 
@@ -97,10 +98,10 @@ def _calibrate(args: argparse.Namespace) -> int:
 
         measured = run_with_model(config, measure)
     if measured is None:
-        print(
-            f"{NAME}: The model '{config.model}' cannot compute single cells of a picture, so there is nothing to "
+        print_error(
+            NAME,
+            f"The model '{config.model}' cannot compute single cells of a picture, so there is nothing to "
             'calibrate: refresh_policy auto computes every changed picture whole.',
-            file=sys.stderr,
         )
         return Exit.CANNOT_PATCH
     found = verdicts(measured, config.max_drift)
@@ -108,12 +109,15 @@ def _calibrate(args: argparse.Namespace) -> int:
     path.write_text(json.dumps(measured.calibration.as_json(), indent=1) + '\n', encoding='utf-8')
     (args.out / 'params.yaml').write_text(_parameters(config, path), encoding='utf-8')
     write_page(measured, found, config, args.out / 'calibration.html')
-    print(headline(found))
-    for verdict in found:
-        print(f'  {verdict.name}: {verdict.sentence}')
-    for message, count in measured.failures.most_common(3):
-        print(f'  {count} answers could not be compared: {message}')
-    print(f'Written to {args.out}: {path.name}, params.yaml, calibration.html.')
+    failures = measured.failures.most_common(3)
+    print_rows(
+        [
+            headline(found),
+            *(f'  {verdict.name}: {verdict.sentence}' for verdict in found),
+            *(f'  {count} answers could not be compared: {message}' for message, count in failures),
+            f'Written to {args.out}: {path.name}, params.yaml, calibration.html.',
+        ]
+    )
     return exit_code(found)
 
 

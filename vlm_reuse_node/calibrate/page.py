@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
 from vlm_reuse_node.calibrate.measure import Judged, Measured
@@ -27,6 +26,7 @@ from vlm_reuse_node.calibrate.verdict import KindVerdict, headline
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.replay import svg
 from vlm_reuse_node.replay.figures import NO_VALUE, counted, share_text, span_text
+from vlm_reuse_node.replay.page import page_environment
 from vlm_reuse_node.session.drift_bounds import DriftCount
 
 TEMPLATE = Path(__file__).with_name('page.html')
@@ -35,19 +35,22 @@ HEIGHT = 3.8  # of a plot, inches
 
 def write_page(measured: Measured, found: Sequence[KindVerdict], config: Config, path: Path) -> None:
     """Write the page."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     limits = measured.calibration.limits
     leasts = limits.min_confidence, limits.min_text_confidence
     kinds = [_kind(*each) for each in zip(found, (measured.choices, measured.texts), leasts, strict=True)]
-    page = environment.from_string(TEMPLATE.read_text(encoding='utf-8')).render(
-        headline=headline(list(found)),
-        about=_about(measured, config),
-        kinds=[kind for kind in kinds if kind['rows']],
-        sentences=[(verdict.name, verdict.sentence) for verdict in found],
-        limits=list(vars(measured.calibration.limits).items()),
-        signals=_signals(measured),
-        settings=_settings(measured, config),
-        failures=measured.failures.most_common(),
+    page = (
+        page_environment()
+        .from_string(TEMPLATE.read_text(encoding='utf-8'))
+        .render(
+            headline=headline(list(found)),
+            about=_about(measured, config),
+            kinds=[kind for kind in kinds if kind['rows']],
+            sentences=[(verdict.name, verdict.sentence) for verdict in found],
+            limits=list(vars(measured.calibration.limits).items()),
+            signals=_signals(measured),
+            settings=_settings(measured, config),
+            failures=measured.failures.most_common(),
+        )
     )
     path.write_text(page, encoding='utf-8')
 

@@ -25,14 +25,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vlm_reuse_node.check.lines import one_line
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, VlmReuseError
+from vlm_reuse_node.plain_text import log_to_stderr, print_error, print_rows
 from vlm_reuse_node.replay.options import make_folder
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 FEW, MANY, DEFAULT = 6, 120, 36
-LONGEST_ERROR = 1000
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -64,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Check. Returns 0 only when every claim that was made held."""
     args = build_parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format='%(message)s')
+    log_to_stderr(logging.WARNING)
     sessions = logging.getLogger('vlm_reuse_node.session')
     before = sessions.level
     sessions.setLevel(logging.CRITICAL)  # what fails in a session becomes a fault in the table
@@ -75,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     except (VlmReuseError, OSError) as error:
         return _say(error, EXIT_FAILED)
     except KeyboardInterrupt:
-        print('check: Stopped; nothing was written.', file=sys.stderr, flush=True)
+        print_error('check', 'Stopped; nothing was written.')
         if threading.active_count() > 1:  # a second Ctrl-C: the model still runs, and MLX would abort at the end
             os._exit(EXIT_INTERRUPTED)
         return EXIT_INTERRUPTED
@@ -115,13 +114,12 @@ def _check(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(report.to_json(result), allow_nan=False))
     else:
-        print('\n'.join(table.table_lines(result)))
-        print(f'Written to {path}.')
+        print_rows([*table.table_lines(result), f'Written to {path}.'])
     return 0 if result.is_trusted else EXIT_FAILED
 
 
 def _say(error: Exception, exit_code: int) -> int:
-    print(f'check: {one_line(str(error), LONGEST_ERROR)}', file=sys.stderr)
+    print_error('check', error)
     return exit_code
 
 

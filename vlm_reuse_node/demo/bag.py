@@ -33,7 +33,7 @@ from vlm_reuse_node.demo.questions import TabletopQuestion, single_question
 from vlm_reuse_node.demo.scene_truth import single_truth
 from vlm_reuse_node.demo.story import StorySpan, tell
 from vlm_reuse_node.demo.tabletop import Sensor, Tabletop, sense
-from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.scene.frame import TABLETOP_FRAME, Frame
 
 START_NS = 1_700_000_000_000_000_000
 JPEG_QUALITY = 85
@@ -57,7 +57,7 @@ def draw_frames(
             time_s = number / rate_hz
             span = next(span for span in spans if time_s < span.to_s)
             rgb = sense(table.picture(span.things_at(time_s)), Sensor(), np.random.default_rng((seed, number)))
-            yield Frame(rgb, START_NS + round(time_s * 1e9), f'{camera}_optical_frame', camera)
+            yield Frame(rgb, START_NS + round(time_s * 1e9), TABLETOP_FRAME, camera)
 
     return spans, frames()
 

@@ -20,12 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
 
-from jinja2 import Environment, StrictUndefined
-
 from vlm_reuse_node.demo.stills import Still
 from vlm_reuse_node.demo.summary import Look, Row, Summary
 from vlm_reuse_node.demo.table import DENOMINATOR, NO_VALUE, TIME_MEANT, WORK_MEANT, equality, number_cells
 from vlm_reuse_node.replay.figures import factor, paid_text, seconds, share_text
+from vlm_reuse_node.replay.page import page_environment
 
 TEMPLATE = Path(__file__).with_name('report.html')
 LEVELS = ('OK', 'WARN', 'ERROR', 'STALE')
@@ -52,19 +51,22 @@ def render(
     diagnostics: Sequence[dict] = (),
 ) -> str:
     """Return the page as HTML; every text in it is escaped."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(TEMPLATE.read_text(encoding='utf-8')).render(
-        verdicts=_verdicts(summary),
-        sentence=_sentence(summary),
-        columns=COLUMNS,
-        time_meant=TIME_MEANT,
-        rows=[_row_view(row) for row in summary.rows],
-        pairs=len(summary.pairs),
-        strip=_strip(summary),
-        costs=_costs(summary),
-        stills=[_still_view(still) for still in stills],
-        settings=settings,
-        diagnostics=[_diagnostic_view(status) for status in diagnostics],
+    return (
+        page_environment()
+        .from_string(TEMPLATE.read_text(encoding='utf-8'))
+        .render(
+            verdicts=_verdicts(summary),
+            sentence=_sentence(summary),
+            columns=COLUMNS,
+            time_meant=TIME_MEANT,
+            rows=[_row_view(row) for row in summary.rows],
+            pairs=len(summary.pairs),
+            strip=_strip(summary),
+            costs=_costs(summary),
+            stills=[_still_view(still) for still in stills],
+            settings=settings,
+            diagnostics=[_diagnostic_view(status) for status in diagnostics],
+        )
     )
 
 

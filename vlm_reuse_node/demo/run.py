@@ -25,6 +25,7 @@ from vlm_reuse_node.demo.outputs import write_outputs
 from vlm_reuse_node.demo.sidecar import Sidecar
 from vlm_reuse_node.demo.table import closing_lines
 from vlm_reuse_node.errors import VlmReuseError
+from vlm_reuse_node.plain_text import print_error
 
 SHORTEST_S = 3.0
 FASTEST_HZ = 1000.0
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         with Interruption() as interruption:
             return _demo(args, interruption)
     except (VlmReuseError, OSError) as error:
-        print(f'demo: {error}', file=sys.stderr)
+        print_error('demo', error)
         return EXIT_INTERRUPTED if isinstance(error, InterruptionError) else EXIT_FAILED
 
 

@@ -44,6 +44,7 @@ from vlm_reuse_node.replay.window import Window
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Refresh
 from vlm_reuse_node.session.answer import Answer, Status
+from vlm_reuse_node.session.embedded_model import means_nothing
 from vlm_reuse_node.session.question import Question
 
 T = TypeVar('T')
@@ -108,6 +109,7 @@ class Replay:
         self._rest(camera, at_s)
         self._digest.update(frame.rgb.tobytes())
         camera.begin(at_s, self.bag.restarts(frame.camera), self._job.config.max_age_s)
+        camera.is_foreign |= means_nothing(self._vlm.name, frame.frame_id)
         camera.context.window.add(frame)
         for name in camera.runners:
             self._see(camera, name, frame)

@@ -16,18 +16,17 @@
 
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
-
 from vlm_reuse_node.replay.arms import POLICY
 from vlm_reuse_node.replay.compare import arm_sentence
 from vlm_reuse_node.replay.figures import factor, share_text
 from vlm_reuse_node.replay.keep_up import keep_up_lines
 from vlm_reuse_node.replay.negatives import negatives
+from vlm_reuse_node.replay.page import page_environment
 from vlm_reuse_node.replay.report_drift import drift_view, exactness_lines
 from vlm_reuse_node.replay.report_plots import plot_views
 from vlm_reuse_node.replay.report_sample import sample_view
 from vlm_reuse_node.replay.row_index import RowIndex
-from vlm_reuse_node.replay.support import support_lines
+from vlm_reuse_node.replay.support import scene_lines, support_lines
 from vlm_reuse_node.replay.table import COLUMNS, cells
 from vlm_reuse_node.replay.times import STAGES
 from vlm_reuse_node.replay.verdict import DENOMINATOR, sentence, verdict
@@ -42,18 +41,18 @@ def write_report(results: dict, path: Path, folders: dict[str, Path], videos: li
 
 def write_nothing(why: str, lines: list[str], path: Path) -> None:
     """Write the page of a replay without an answer. lines: sentences on what was found in the bags."""
-    path.write_text(_environment().from_string(NOTHING.read_text(encoding='utf-8')).render(why=why, lines=lines))
+    path.write_text(page_environment().from_string(NOTHING.read_text(encoding='utf-8')).render(why=why, lines=lines))
 
 
 def render(results: dict, folders: dict[str, Path], videos: list[str]) -> str:
     """Return the page as HTML; every text in it is escaped."""
     rows = RowIndex(row for kind in ('questions', 'answers', 'pictures', 'bags') for row in results[kind])
     return (
-        _environment()
+        page_environment()
         .from_string(TEMPLATE.read_text(encoding='utf-8'))
         .render(
             denominator=DENOMINATOR,
-            support=support_lines(results),
+            support=[*scene_lines(results), *support_lines(results)],
             verdicts=verdict(results),
             sentence=sentence(results),
             about=_about(results),
@@ -72,10 +71,6 @@ def render(results: dict, folders: dict[str, Path], videos: list[str]) -> str:
             settings=_settings(results),
         )
     )
-
-
-def _environment() -> Environment:
-    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 def _about(results: dict) -> str:

@@ -17,23 +17,29 @@
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from importlib import import_module
 from threading import Lock
 from typing import Any
 
 from rclpy.node import Node
+from rclpy.subscription import MessageInfo
 from sensor_msgs.msg import CompressedImage, Image
 
 from vlm_reuse_node.config import FFMPEG_TRANSPORT, Config
 from vlm_reuse_node.errors import ConfigError, ImageError
+from vlm_reuse_node.ros.arrivals import Arrivals
 from vlm_reuse_node.ros.camera_state import CameraState
-from vlm_reuse_node.ros.conversion import frame_from_compressed, frame_from_image, packet_of_ffmpeg
+from vlm_reuse_node.ros.conversion import frame_from_compressed, frame_from_image, packet_of_ffmpeg, stamp_ns
+from vlm_reuse_node.ros.executor_load import ExecutorLoad
+from vlm_reuse_node.ros.graph import TRANSPORTS, hint, published_pictures, publishers_of, topic_of
 from vlm_reuse_node.ros.image_subscription import ImageSubscription
+from vlm_reuse_node.ros.node_time import NodeTime
+from vlm_reuse_node.ros.stamps import Stamps
 from vlm_reuse_node.scene.contrast import Contrast
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.lookout import RESTARTED_NS
 from vlm_reuse_node.scene.video_decoder import NEEDS_PYAV, VideoDecoder, can_decode_video
+from vlm_reuse_node.session.embedded_model import means_nothing
 
 # Packets of a video that may wait: two seconds of most cameras. One that is lost costs all pictures up to a key frame.
 VIDEO_DEPTH = 60
@@ -50,12 +56,21 @@ class CameraInput:
     """
 
     def __init__(
-        self, node: Node, name: str, config: Config, observe: Callable[[Frame], None], forget: Callable[[str], None]
+        self,
+        node: Node,
+        name: str,
+        config: Config,
+        observe: Callable[[Frame], None],
+        forget: Callable[[str], None],
+        node_time: NodeTime | None = None,
+        load: ExecutorLoad | None = None,
     ) -> None:
         """Prepare. No picture is received before `subscribe`.
 
         observe: takes a frame.
         forget: called with the camera's name when its stamps jump back, as in a looping bag.
+        node_time: the time of pictures and questions; None: this camera reads the node's clock alone.
+        load: of the thread that calls back; None: it has nothing else to do.
         Raises ConfigError when the messages or the decoder of image_transport are not installed.
         """
         self.name = name
@@ -71,17 +86,22 @@ class CameraInput:
         self._last_usable_s: float | None = None
         self._looked_at_s: float | None = None
         self._model_refuses = False
+        self._model, self._is_foreign = config.model, False
         self._counting = Lock()
         self._contrast = Contrast()
+        self._time = node_time or NodeTime(node.get_clock())
+        self._load, self._stamps = load, Stamps()
         self._node, self._observe, self._forget = node, observe, forget
         self._transport, self._kind = config.image_transport, _message_type(config.image_transport)
         self._decoder = VideoDecoder(self._refuse)
         self._asked_topic = f'{name}/image_raw'
+        self._base = node.resolve_topic_name(self._asked_topic)
         if self._transport != 'raw':  # like image_transport: remapping the base topic also moves the others
-            self._asked_topic = f'{node.resolve_topic_name(self._asked_topic)}/{self._transport}'
+            self._asked_topic = topic_of(self._base, self._transport)
         self.topic = node.resolve_topic_name(self._asked_topic)
         self._subscription: ImageSubscription | None = None
-        self._lost, self._failure = 0, ''
+        self._arrivals = Arrivals()
+        self._lost, self._lost_before, self._failure = 0, 0, ''
 
     @property
     def is_subscribed(self) -> bool:
@@ -92,8 +112,9 @@ class CameraInput:
         """Receive pictures from now on. Raises ConfigError for an invalid QoS override."""
         depth = VIDEO_DEPTH if self._transport == FFMPEG_TRANSPORT else 1
         self._decoder = VideoDecoder(self._refuse)
+        self._arrivals.forget_publishers()
         try:
-            self._subscription = ImageSubscription(self._node, self._kind, self._asked_topic, self._on_message, depth)
+            self._subscription = ImageSubscription(self._node, self._kind, self._asked_topic, self._on_taken, depth)
         except ConfigError as error:
             self._failure = str(error)
             raise
@@ -123,13 +144,20 @@ class CameraInput:
     def state(self) -> CameraState:
         """The camera's current state, for diagnostics and for messages of answers."""
         silent_s = None if self._last_usable_s is None else time.monotonic() - self._last_usable_s
+        found = publishers_of(self._node, self._asked_topic, TRANSPORTS[self._transport])
+        pictures = {} if self.received or found.nodes else published_pictures(self._node)
         return CameraState(
             name=self.name,
             topic=self.topic,
             failure=self._failure,
-            publishers=self._node.count_publishers(self.topic),
+            hint='' if self.received else hint(self.name, self._base, self._transport, found.types, pictures),
+            publishers=found.nodes,
+            way=found.way,
             received=self.received,
-            lost=self._lost + (self._subscription.lost if self._subscription else 0),
+            lost=self._lost_so_far,
+            lost_since=self._lost_so_far - self._lost_before,
+            missed=self._arrivals.missed,
+            busy=self._load.share if self._load else 0.0,
             dropped=self.dropped,
             refused=dict(self.refused),
             refused_in_a_row=self.refused_in_a_row,
@@ -137,6 +165,9 @@ class CameraInput:
             incompatible_qos=self._subscription.incompatible_qos if self._subscription else '',
             silent_s=silent_s,
             arrival_age_s=self._arrival_age_s,
+            clock=self._time.trouble,
+            stamps=self._stamps.trouble,
+            is_foreign=self._is_foreign,
             callback_ms=tuple(self.callback_ms),
         )
 
@@ -158,6 +189,14 @@ class CameraInput:
         """Count a picture that a newer one has replaced. May be called on any thread; does not block."""
         with self._counting:
             self.dropped += 1
+
+    @property
+    def _lost_so_far(self) -> int:
+        return self._lost + (self._subscription.lost if self._subscription else 0)
+
+    def _on_taken(self, message: Any, info: MessageInfo) -> None:
+        self._arrivals.note(info, stamp_ns(message.header))
+        self._on_message(message)
 
     def _on_message(self, message: Any) -> None:
         start = time.perf_counter()
@@ -183,13 +222,9 @@ class CameraInput:
 
     def _arrived(self, frame: Frame) -> Frame:
         """The frame with the time of its arrival."""
-        now_ns = self._node.get_clock().now().nanoseconds
-        if frame.stamp_ns == 0:
-            self._node.get_logger().warning(
-                f"Camera '{self.name}' sends no stamps; the time of arrival is used instead.", once=True
-            )
-            frame = replace(frame, stamp_ns=now_ns)
-        frame = replace(frame, received_ns=now_ns)
+        now_ns = 0 if self._time.is_missing else self._time.now_ns()
+        frame = self._stamps.place(frame, now_ns, time.monotonic())
+        self._is_foreign = means_nothing(self._model, frame.frame_id)
         self._arrival_age_s = (now_ns - frame.stamp_ns) / 1e9
         return frame
 
@@ -200,6 +235,7 @@ class CameraInput:
         self._last_stamp_ns = frame.stamp_ns
         if not self._model_refuses:
             self._last_usable_s, self.refused_in_a_row = time.monotonic(), 0
+            self._lost_before = self._lost_so_far
         self._observe(frame)
 
     def _refuse(self, error: ImageError) -> None:

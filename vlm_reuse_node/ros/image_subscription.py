@@ -50,10 +50,11 @@ class ImageSubscription:
     incompatible_qos: the policy that a publisher offers and this subscription does not accept; '' for none.
     """
 
-    def __init__(self, node: Node, kind: type, topic: str, on_message: Callable[[Any], None], depth: int = 1) -> None:
-        """Subscribe. topic: the name before remapping. Raises ConfigError for an invalid QoS override.
+    def __init__(self, node: Node, kind: type, topic: str, on_message: Callable[..., None], depth: int = 1) -> None:
+        """Subscribe. topic: the name before remapping. on_message: takes a message, or a message and its info.
 
         depth: how many messages wait; 1 keeps the newest. Of a video each one is needed.
+        Raises ConfigError for an invalid QoS override.
         """
         self.lost = 0
         self.incompatible_qos = ''

@@ -23,12 +23,11 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import cached_property
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from diagnostic_msgs.msg import DiagnosticStatus
-from rclpy.clock import JumpThreshold, TimeJump
-from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from std_srvs.srv import Trigger
 from vlm_reuse_interfaces.srv import AskScene
@@ -36,16 +35,20 @@ from vlm_reuse_interfaces.srv import AskScene
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, InvalidRequestError, VlmReuseError
 from vlm_reuse_node.ros.ask_server import AskServer, answered
+from vlm_reuse_node.ros.camera_diagnostics import camera_trouble
 from vlm_reuse_node.ros.cameras import Cameras
-from vlm_reuse_node.ros.diagnostics import camera_trouble, node_status
+from vlm_reuse_node.ros.diagnostics import node_status
+from vlm_reuse_node.ros.graph import twins_of
 from vlm_reuse_node.ros.messages import question_of
 from vlm_reuse_node.ros.monitor import CameraMonitor, Monitor
+from vlm_reuse_node.ros.node_time import NodeTime
+from vlm_reuse_node.ros.notices import Notices
 from vlm_reuse_node.ros.parameters import check_qos_overrides_are_used, declare_parameters, watch_parameters
+from vlm_reuse_node.ros.plain_logger import PlainLogger
 from vlm_reuse_node.ros.shutdown import while_ros_runs
-from vlm_reuse_node.ros.stage import Stage
+from vlm_reuse_node.ros.stage import Stage, remedy_of
 from vlm_reuse_node.ros.watch_server import WatchServer
 from vlm_reuse_node.scene.frame import Frame
-from vlm_reuse_node.scene.lookout import RESTARTED_NS
 from vlm_reuse_node.serving.watch import Watch
 from vlm_reuse_node.session.answer import Answer, Status
 from vlm_reuse_node.session.progress import Progress
@@ -92,8 +95,18 @@ class SceneNode(LifecycleNode):
         self._camera_monitor: CameraMonitor | None = None
         self._watches: WatchServer | None = None
         self._asks: AskServer | None = None
+        self._time = NodeTime(self.get_clock())
+        self._notices = Notices(self.get_logger())
         self._monitor = Monitor(self, self._statuses)
-        self._watch_time()
+        self._time.on_jump_back(self._on_time_jump)
+
+    def get_logger(self) -> PlainLogger:
+        """The node's logger. Every message becomes one line."""
+        return self._plain_logger
+
+    @cached_property
+    def _plain_logger(self) -> PlainLogger:
+        return PlainLogger(super().get_logger().name)
 
     def start(self) -> None:
         """Configure and activate: load the model, then serve and subscribe.
@@ -157,7 +170,8 @@ class SceneNode(LifecycleNode):
         except Exception as error:
             self.stage, self._failure = before, error
             is_ours = isinstance(error, VlmReuseError)
-            self.get_logger().error(str(error) if is_ours else traceback.format_exc())
+            for line in [str(error)] if is_ours else traceback.format_exc().splitlines():
+                self.get_logger().error(line)
             return FAILURE if is_ours else ERROR
         self.stage = after
         return SUCCESS
@@ -169,8 +183,8 @@ class SceneNode(LifecycleNode):
         from vlm_reuse_node.serving.worker import ModelWorker
 
         if self._cameras is None:
-            self._cameras = Cameras(self, self._observe, self._forget)
-            self._camera_monitor = CameraMonitor(self._cameras)
+            self._cameras = Cameras(self, self._observe, self._forget, self._time)
+            self._camera_monitor = CameraMonitor(self._cameras, Notices(self.get_logger()))
         cameras = self._cameras
         worker = ModelWorker(self.config, cameras.on_refresh, cameras.on_refused, self._on_watch, cameras.on_dropped)
         self._loading = worker
@@ -210,7 +224,7 @@ class SceneNode(LifecycleNode):
     def _serve(self) -> None:
         if self._asks:
             return
-        self._watches = WatchServer(self, self._active_worker, self._standing)
+        self._watches = WatchServer(self, self._active_worker, self._standing, self._time.now_ns)
         self.create_service(Trigger, '~/reset', self._on_reset)
         self._asks = AskServer(self, self._ask, self._with_reason)
 
@@ -233,14 +247,8 @@ class SceneNode(LifecycleNode):
 
     def _inactive(self) -> str:
         """A sentence that says why the node is not active, and what to do."""
-        if self.stage in (Stage.CONFIGURING, Stage.CLEANING_UP):
-            progress = f' ({loading})' if self._loading and (loading := self._loading.loading) else ''
-            return f'The node is {self.stage}{progress}; wait until it has finished.'
-        if self.stage is Stage.FINALIZED:
-            return 'The node was shut down; start its process again.'
-        name = self.get_fully_qualified_name()
-        transition = 'activate' if self.stage is Stage.INACTIVE else 'configure'
-        return f"The node is {self.stage}; run 'ros2 lifecycle set {name} {transition}'."
+        progress = self._loading.loading if self._loading else ''
+        return remedy_of(self.stage, self.get_fully_qualified_name(), progress)
 
     def _ask(
         self, request: AskScene.Request, cold: bool, cancel: Event | None, listener: Callable[[Progress], None] | None
@@ -248,8 +256,12 @@ class SceneNode(LifecycleNode):
         """Queue a request's question for the model."""
         if self.stage is not Stage.ACTIVE:
             return answered(Answer(Status.INACTIVE, self._inactive(), camera=request.camera))
+        state = self._cameras.state(request.camera or self.config.cameras[0])
+        if state and self._time.is_missing:
+            status = Status.NO_IMAGE if state.silent_s is None else Status.STALE
+            return answered(Answer(status, camera=state.name))
         ask = self._worker.ask_cold if cold else self._worker.ask
-        return ask(request.camera, question_of(request), self.get_clock().now().nanoseconds, cancel, listener)
+        return ask(request.camera, question_of(request), self._time.now_ns(), cancel, listener)
 
     def _observe(self, frame: Frame) -> None:
         self._worker.observe(frame)
@@ -286,20 +298,16 @@ class SceneNode(LifecycleNode):
 
     def _statuses(self, seconds: float) -> list[DiagnosticStatus]:
         name = self.get_fully_qualified_name().lstrip('/')
-        statuses = [node_status(name, self.stage, self._inactive(), self._failure)]
+        twin, clock = twins_of(self), self._time.trouble
+        self._notices.see({text.partition(' for ')[0]: text for text in (twin, clock) if text})
+        statuses = [node_status(name, self.stage, self._inactive(), self._failure, twin)]
         if self._worker:
             is_active = self.stage is Stage.ACTIVE
             statuses += self._camera_monitor.statuses(name, self._worker.stats(), self.config, is_active, seconds)
         return statuses
 
-    def _watch_time(self) -> None:
+    def _on_time_jump(self) -> None:
         """Reset every camera when (simulated) time jumps back, as with a looping bag. Ages would be wrong otherwise."""
-        backwards = JumpThreshold(
-            min_forward=None, min_backward=Duration(nanoseconds=-RESTARTED_NS), on_clock_change=True
-        )
-        self._jumps = self.get_clock().create_jump_callback(backwards, post_callback=self._on_time_jump)
-
-    def _on_time_jump(self, jump: TimeJump) -> None:
         if self._worker is None:
             return
         self.get_logger().info(

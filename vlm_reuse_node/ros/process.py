@@ -36,6 +36,8 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 
 from vlm_reuse_node.errors import ConfigError, ModelError
+from vlm_reuse_node.plain_text import log_lines, print_error
+from vlm_reuse_node.ros.middleware import make_room
 from vlm_reuse_node.ros.node import NODE_NAME, SceneNode
 from vlm_reuse_node.ros.parameters import making
 from vlm_reuse_node.ros.stage import Stage
@@ -60,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(number, lambda *_: events.put(SIGNAL))
     if hasattr(cv2, 'setLogLevel'):
         cv2.setLogLevel(0)  # the node itself counts and reports damaged pictures
+    make_room()
     try:
         _init(argv)
         running = _Running(events)
@@ -176,15 +179,19 @@ class EngineLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Forward one record."""
-        text, now_s = self.format(record), time.monotonic()
+        for line in log_lines(record):
+            self._write(record.levelno, line)
+
+    def _write(self, level: int, text: str) -> None:
+        now_s = time.monotonic()
         if now_s - self._last_s.get(text, -5.0) < 5.0:
             return
         self._last_s = {old: last_s for old, last_s in self._last_s.items() if now_s - last_s < 5.0} | {text: now_s}
-        if record.levelno >= logging.ERROR:
+        if level >= logging.ERROR:
             self._logger.error(text)
-        elif record.levelno >= logging.WARNING:
+        elif level >= logging.WARNING:
             self._logger.warning(text)
-        elif record.levelno >= logging.INFO:
+        elif level >= logging.INFO:
             self._logger.info(text)
         else:
             self._logger.debug(text)
@@ -200,7 +207,7 @@ def _init(argv: list[str] | None) -> None:
 
 
 def _say(error: Exception, exit_code: int) -> int:
-    print(f'{NODE_NAME}: {error}', file=sys.stderr)
+    print_error(NODE_NAME, error)
     return exit_code
 
 

@@ -20,6 +20,9 @@ import numpy as np
 
 from vlm_reuse_node.errors import ImageError
 
+# The frame_id of generated tabletops: the only pictures that the embedded model knows.
+TABLETOP_FRAME = 'generated_tabletop'
+
 
 @dataclass(frozen=True, eq=False)
 class Frame:

@@ -39,6 +39,7 @@ from vlm_reuse_node.serving.watch import Watch
 from vlm_reuse_node.serving.watches import Watches
 from vlm_reuse_node.serving.worker_stats import Tally, WorkerStats
 from vlm_reuse_node.session.answer import Answer, Status
+from vlm_reuse_node.session.embedded_model import check_words
 from vlm_reuse_node.session.progress import Progress
 from vlm_reuse_node.session.question import Question
 
@@ -148,6 +149,7 @@ class ModelWorker:
         watch = replace(watch, camera=watch.camera or self._config.cameras[0])
         if watch.camera not in self._config.cameras:
             raise InvalidRequestError(self._config.unknown_camera(watch.camera))
+        check_words(self._config.model, watch.question)
         return self._watches.add(watch, now_ns, self._loop.size_of(watch.camera))
 
     def unwatch(self, watch_id: int) -> None:
@@ -206,6 +208,11 @@ class ModelWorker:
     def _queue(self, queued: QueuedQuestion) -> Future[Answer]:
         """Put a question into the inbox, or answer it at once when the inbox does not take it."""
         limit = self._config.queue_size
+        try:
+            check_words(self._config.model, queued.question)
+        except InvalidRequestError as error:
+            self._loop.refuse(queued, Status.INVALID_REQUEST, str(error))
+            return queued.future
         if queued.camera not in self._config.cameras:
             self._loop.refuse(queued, Status.INVALID_REQUEST, self._config.unknown_camera(queued.camera))
         elif not self._inbox.put_question(queued, limit):

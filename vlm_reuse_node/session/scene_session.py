@@ -39,6 +39,7 @@ from vlm_reuse_node.session.answer import Answer
 from vlm_reuse_node.session.answerer import Answerer
 from vlm_reuse_node.session.auditor import Auditor
 from vlm_reuse_node.session.case import Case
+from vlm_reuse_node.session.encoded_frame import pixel_bytes
 from vlm_reuse_node.session.question import Question, question_of
 from vlm_reuse_node.session.refresher import Refresher
 from vlm_reuse_node.session.responder import Responder
@@ -217,10 +218,11 @@ class SceneSession:
     @property
     def status(self) -> SessionStatus:
         """What the session holds and has done."""
-        (frames, size), trust = self._refresher.held, self._trust
+        (frames, size), trust, state = self._refresher.held, self._trust, self._refresher.state
+        in_state = [encoded.frame for encoded in state.frames] if state else []
         return SessionStatus(
             frames,
-            size + self._auditor.held_bytes,
+            size + self._auditor.held_bytes + pixel_bytes(self._auditor.frames, in_state),
             self._auditor.counts,
             self._account.totals,
             trust.used.refresh_policy,
