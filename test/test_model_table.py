@@ -31,13 +31,15 @@ from mlx_vlm.version import __version__ as VERSION
 
 from vlm_reuse_node.errors import ModelError
 from vlm_reuse_node.model.families.base import FAMILIES, family_for
-from vlm_reuse_node.model.families.generic import KEPT_POSITIONS, missing, vision_module
+from vlm_reuse_node.model.families.generic import missing, vision_module
+from vlm_reuse_node.model.families.kept_positions import KEPT, RULE
 
 FILE = Path(__file__).parents[1] / 'docs' / 'models.md'
 # Of the generic family, those of which a tiny model is loaded, asked and compared by tests.
 RUN = {*test_generic_family.TYPES, *test_seeing.TYPES} - {*FAMILIES}
 # Refused when a tiny model of it is loaded by a test, and why.
 REFUSED = {'idefics2': 'its processor changes the text behind a picture'}
+ONE = ', one picture at a time (no history)'
 HEAD = f"""# Models
 
 Every vision-language model type of mlx-vlm {VERSION}, by the name of its package there, and what happens at load.
@@ -58,10 +60,10 @@ def types():
 
 
 def keeps_positions(name):
-    """Whether the language model keeps positions as an attribute, by its source."""
+    """Whether the language model keeps positions as an attribute and has no rule for them, by its source."""
     language = getattr(vision_module(name), 'LanguageModel', None)
     source = inspect.getsource(import_module(language.__module__)) if language else ''
-    return any(f'self.{kept} =' in source for kept in KEPT_POSITIONS)
+    return any(f'self.{kept} =' in source for kept in KEPT) and not hasattr(language, RULE)
 
 
 def row(name):
@@ -71,7 +73,7 @@ def row(name):
         levels = 'reuse, patch, frame, full' if family.encodes_cells else 'reuse, frame, full'
         return 'a family of its own', levels, 'run'
     if name in RUN:
-        return 'generic family', 'reuse, frame, full', 'run'
+        return f'generic family{ONE * (name in test_seeing.ONE_PICTURE)}', 'reuse, frame, full', 'run'
     if name in REFUSED:
         return f'refused: {REFUSED[name]}', '', 'run'
     if reason := missing(name):

@@ -17,6 +17,7 @@
 import mlx_vlm
 import numpy as np
 import pytest
+import tiny_placed
 from PIL import Image
 from tiny_model import picture, write_tiny_qwen2
 from tiny_seeing import write_tiny_seeing
@@ -32,7 +33,9 @@ from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
 
 TEXT = 'how many objects are there , and what is the color of the square on the left ?'
-TYPES = 'llava_onevision', 'internvl_chat', 'gemma3', 'qwen2_vl'
+TYPES = 'llava_onevision', 'internvl_chat', 'gemma3', 'qwen2_vl', *tiny_placed.TYPES
+# mlx-vlm's processor fails on two pictures.
+ONE_PICTURE = ('paddleocr_vl',)
 # Heights and widths of cameras and screens.
 SIZES = [
     (240, 320),
@@ -50,6 +53,8 @@ SIZES = [
 
 
 def write(folder, model_type):
+    if model_type in tiny_placed.TYPES:
+        return tiny_placed.write_tiny_placed(folder, model_type)
     return write_tiny_qwen2(folder) if model_type == 'qwen2_vl' else write_tiny_seeing(folder, model_type)
 
 
@@ -83,7 +88,7 @@ def test_an_answer_is_the_one_of_mlx_vlm_generate(vlm, upstream, size):
     assert ours.status == Status.OK and ours.exact and list(ours.token_ids) == written and written
 
 
-def test_warm_answers_equal_cold_ones_with_a_history(vlm):
+def test_warm_answers_equal_cold_ones_with_a_history(vlm, model_dir):
     session = SceneSession(vlm, Config(history_frames=1, keyframe_interval_s=0.5))
     for seed in range(3):
         session.observe(picture(seed, stamp_s=seed))
@@ -91,7 +96,8 @@ def test_warm_answers_equal_cold_ones_with_a_history(vlm):
             warm, cold = (ask(question, now_ns=int(seed * 1e9)) for ask in (session.ask, session.ask_cold))
             assert warm.status == cold.status == Status.OK and warm.tokens_reused > 0 == cold.tokens_reused
             assert (warm.token_ids, warm.choice_index) == (cold.token_ids, cold.choice_index)
-    assert session.status.frames == 2
+    assert vlm.family.one_picture == (model_dir.name in ONE_PICTURE)
+    assert session.status.frames == 2 - vlm.family.one_picture
 
 
 @pytest.mark.parametrize('size', SIZES)

@@ -36,10 +36,16 @@ def tokenized(
     tokenizer: Any, text: str, adds_special: bool, marker: tuple[re.Pattern[str], int] | None = None
 ) -> list[int]:
     """Return the tokens of a chat. marker: see `families.base.Family`."""
-    first, *rest = marker[0].split(text) if marker else [text]
+    if marker is None:
+        return list(tokenizer(text, add_special_tokens=adds_special)['input_ids'])
+    shown = tokenizer.convert_ids_to_tokens(marker[1])
+    if shown and list(tokenizer(f'{shown}{shown}')['input_ids']).count(marker[1]) == 2:
+        # As one text: some tokenizers begin each text with a token of their own.
+        return tokenized(tokenizer, marker[0].sub(lambda _: shown, text), adds_special)
+    first, *rest = marker[0].split(text)
     ids = list(tokenizer(first, add_special_tokens=adds_special)['input_ids'])
     for part in rest:
-        ids += [marker[1], *tokenizer(part, add_special_tokens=False)['input_ids']] if marker else []
+        ids += [marker[1], *tokenizer(part, add_special_tokens=False)['input_ids']]
     return ids
 
 

@@ -70,7 +70,6 @@ class PromptTemplate:
         self._processor, self._model_config, self._family = processor, model_config, family
         self._system, self._pictures = system, pictures
         self._siblings: dict[int, PromptTemplate] = older._siblings if older else {}
-        self._siblings[pictures] = self
         self._now: datetime = older._now if older else datetime.now()
         self._adds_special: bool = older._adds_special if older else adds_special_tokens(processor, model_config)
         self._tokenizer = processor.tokenizer
@@ -79,6 +78,8 @@ class PromptTemplate:
             for index, token in self._tokenizer.added_tokens_decoder.items()
             if index != self._tokenizer.unk_token_id
         }
+        if family.marker and (shown := self._tokenizer.convert_ids_to_tokens(family.marker[1])):
+            self._special[family.marker[1]] = shown
         if (token := self._special_in(system)) is not None:
             raise ConfigError(f"system_prompt holds '{token}', a special token of the model; expected plain text.")
         self._before, self._behind = self._parts()
@@ -108,6 +109,7 @@ class PromptTemplate:
         }
         self._question = lru_cache(REMEMBERED_TEXTS)(self._question_tokens)
         self._choice = lru_cache(REMEMBERED_TEXTS)(self._choice_tokens)
+        self._siblings[pictures] = self
 
     def of(self, pictures: int) -> 'PromptTemplate':
         """The same chat, rendered at the same time, with so many pictures. Raises as `__init__` does."""

@@ -22,10 +22,11 @@ import numpy as np
 
 from vlm_reuse_node.errors import ModelError
 from vlm_reuse_node.model.chat import processed, rendered, tokenized
+from vlm_reuse_node.model.families.kept_positions import KeptPositions
 from vlm_reuse_node.model.families.picture_tokens import PictureTokens, TokenSpan
 
-# How chat templates mark a picture in plain text: LLaVA's kin and InternVL-chat, and Phi.
-MARKERS = ('<image>', r'<\|image_\d+\|>')
+# How chat templates mark a picture in plain text: LLaVA's kin and InternVL-chat, Phi, and ERNIE.
+MARKERS = ('<image>', r'<\|image_\d+\|>', r'<\|image@placeholder\|>')
 
 
 class PicturePrompts:
@@ -42,6 +43,7 @@ class PicturePrompts:
     _plain: list[int]  # its tokens, with the placeholder
     _each: int  # rows that the model makes of one image token
     _tokens: PictureTokens
+    _kept: KeptPositions | None = None  # of a model that takes positions from its cache: None
 
     def slots(self, ids: Sequence[int]) -> list[int]:
         """Right behind each picture's last token, its closing separators too."""
@@ -52,11 +54,13 @@ class PicturePrompts:
         return self._tokens.expand(ids, grids)
 
     def positions(self, ids: list[int], grids: Sequence[TokenSpan]) -> np.ndarray:
-        """Every token counts one."""
-        return self.text_positions(0, len(ids))
+        """Every token counts one, unless the model has a rule of its own."""
+        return self._kept.of(ids, grids) if self._kept else self.text_positions(0, len(ids))
 
     def text_positions(self, start: int, count: int) -> np.ndarray:
-        """Counting up on the one axis."""
+        """Counting up, the same on all axes."""
+        if self._kept:
+            return self._kept.of_text(start, count)
         return np.arange(start, start + count, dtype=np.int32)[None]
 
     def cells(self, ids: Sequence[int]) -> np.ndarray:
