@@ -117,6 +117,9 @@ def test_positions_are_those_that_mlx_vlm_computes(vlm, model_dir):
     grid = vlm.grid(picture(1).rgb)
     ids = family.expand(template.prefix + template.question(TEXT), [grid])
     found = family.positions(ids, [grid])
+    if not grid.size:
+        assert np.array_equal(found, family.text_positions(0, len(ids)))
+        return
     language = mlx_vlm.load(str(model_dir))[0].language_model
     theirs = np.array(language.get_rope_index(mx.array([ids]), image_grid_thw=mx.array([grid.size]))[0])
     assert sorted(found.ravel()) == sorted(theirs.ravel()) and found.shape == (3, len(ids))
@@ -143,5 +146,5 @@ def test_a_model_without_a_rule_for_its_positions_is_refused(model_dir, monkeypa
 
 def test_a_model_that_does_not_take_the_positions_it_is_handed_is_refused(model_dir, monkeypatch):
     monkeypatch.setattr(KeptPositions, 'handed', lambda self, positions: self.forget() or {})
-    with pytest.raises(ModelError, match='off those of mlx_vlm.generate'):
+    with pytest.raises(ModelError, match='off those of mlx_vlm.generate|does not go through'):
         load(str(model_dir))

@@ -38,7 +38,9 @@ FILE = Path(__file__).parents[1] / 'docs' / 'models.md'
 # Of the generic family, those of which a tiny model is loaded, asked and compared by tests.
 RUN = {*test_generic_family.TYPES, *test_seeing.TYPES} - {*FAMILIES}
 # Refused when a tiny model of it is loaded by a test, and why.
-REFUSED = {'idefics2': 'its processor changes the text behind a picture'}
+REFUSED = {name: reason for name, (_, reason) in test_seeing.REFUSED.items()}
+# Refused at load for a reason that its source tells better than its attributes.
+HUNYUAN = 'its layers take the positions of a picture only from the first call of a prompt'
 ONE = ', one picture at a time (no history)'
 HEAD = f"""# Models
 
@@ -78,6 +80,8 @@ def row(name):
         return f'refused: {REFUSED[name]}', '', 'run'
     if reason := missing(name):
         return f'refused: {reason}', '', 'run without a model'
+    if name == 'hunyuan_vl':
+        return f'refused: {HUNYUAN}', '', "mlx-vlm's source"
     if keeps_positions(name):
         return 'refused: it keeps positions, which the next camera would inherit', '', "mlx-vlm's source"
     return 'generic family, if the check at load finds no fault', 'reuse, frame, full', 'tried at load, not run here'

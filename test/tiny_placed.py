@@ -29,8 +29,16 @@ from tiny_model import WORDS
 from tiny_seeing import CHATML
 
 GLM = '<|begin_of_image|>', '<|image|>', '<|end_of_image|>', '<|video|>', '<|begin_of_box|>', '<|end_of_box|>'
+OMNI = '<image>', '<unk>', '</image>', '<slice>', '</slice>', '<|video|>', '<|listen|>'
 BAIDU = '<|IMAGE_START|>', '<|IMAGE_PLACEHOLDER|>', '<|IMAGE_END|>', '<|video|>'
-NAMES = {'glm4v': GLM, 'glm4v_moe': GLM, 'glm_ocr': GLM, 'paddleocr_vl': BAIDU, 'ernie4_5_moe_vl': BAIDU}
+NAMES = {
+    'glm4v': GLM,
+    'glm4v_moe': GLM,
+    'glm_ocr': GLM,
+    'paddleocr_vl': BAIDU,
+    'ernie4_5_moe_vl': BAIDU,
+    'minicpmo': OMNI,
+}
 TYPES = tuple(NAMES)
 # Axes of 2, 2 and 2 numbers: heads of 12.
 _MROPE = {'type': 'default', 'rope_type': 'default', 'mrope_section': [2, 2, 2]}
@@ -66,7 +74,8 @@ def write_tiny_placed(folder: Path, model_type: str, seed: int = 0) -> Path:
     """Write the directory of one of TYPES, float32: 48 visual tokens for 640 x 480 pixels."""
     folder.mkdir(parents=True, exist_ok=True)
     begin, image, end = NAMES[model_type][:3]
-    SPECIAL[model_type] = ('<unk>', '</s>', '<pad>', '<|im_start|>', '<|im_end|>', *NAMES[model_type])
+    more = [name for name in NAMES[model_type] if name != '<unk>']
+    SPECIAL[model_type] = ('<unk>', '</s>', '<pad>', '<|im_start|>', '<|im_end|>', *more)
     CHAT_TEMPLATES[model_type] = CHATML.replace('IMAGE', f'{begin}{image}{end}')
     if model_type == 'ernie4_5_moe_vl':
         CHAT_TEMPLATES[model_type] = CHATML.replace('IMAGE', f'{begin}<|image@placeholder|>{end}').replace(
@@ -77,9 +86,14 @@ def write_tiny_placed(folder: Path, model_type: str, seed: int = 0) -> Path:
         ids = tiny_generic._write_tokenizer(folder, model_type)
     config = _config(model_type, ids, [ids[token] for token in (begin, image, end)])
     (folder / 'config.json').write_text(json.dumps(config))
+    if model_type == 'minicpmo':
+        config |= {'query_num': 16, 'patch_size': 14, 'init_audio': False, 'init_tts': False}
+        (folder / 'config.json').write_text(json.dumps(config))
     pixels = {'min_pixels': 28 * 28, 'max_pixels': 48 * 28 * 28, 'patch_size': 14, 'merge_size': 2}
     sizes = {'size': {'shortest_edge': pixels['min_pixels'], 'longest_edge': pixels['max_pixels']}}
-    (folder / 'preprocessor_config.json').write_text(json.dumps(pixels | sizes))
+    (folder / 'preprocessor_config.json').write_text(
+        json.dumps(pixels | sizes | {'scale_resolution': 112, 'image_feature_size': 16})
+    )
     (folder / 'processor_config.json').write_text('{}')
     tiny_generic._write_weights(folder, model_type, config, seed)
     return folder

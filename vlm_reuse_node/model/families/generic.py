@@ -53,7 +53,7 @@ IMAGE_TOKENS = ('image_token_index', 'image_token_id')
 NO_MATTER = ('attention_mask_4d',)
 # What it gives where this file asks its rule for positions.
 POSITIONS = ('position_ids', 'rope_deltas')
-# What the model's processor returns beside tokens, by name.
+# What the model's processor returns for a chat with one picture, by name.
 Pixels = dict[str, Any]
 
 _log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class Family(PicturePrompts):
         self._model = model
         self._processor = processor
         self._type = model.config.model_type
-        keeps = self._keeps_positions()
+        self._keeps = self._keeps_positions()
         place_ropes(model.language_model)
         self._image_token = next(
             (token for name in IMAGE_TOKENS if (token := getattr(model.config, name, None)) is not None), None
@@ -86,17 +86,19 @@ class Family(PicturePrompts):
             self._adds_special = adds_special_tokens(processor, model.config)
             small, wide = probe.pictures()
             inputs = self._processed(small)
-            if keeps:
+            if self._keeps:
                 ids = np.array(inputs['input_ids'])[0].tolist()
+                self._embed(mx.array([ids]), _pixels(inputs))
                 self._kept = KeptPositions(model.language_model, ids, _size(inputs))
             if (told := inputs.get(IMAGE_TOKENS[0])) is not None:  # InternVL's processor knows it, its model does not
                 self._image_token = int(np.array(told))
+            self._image_token = self._repeated_token(inputs)
             self._plain = self._tokenized(self._text)
             self._placeholder = self._find_placeholder()
             self._each = self._count_rows(inputs)
             span = self._span(inputs)
             self._tokens = self._learn_tokens(span)
-            features = self._refuse_inexact(span, _pixels(inputs))
+            features = self._refuse_inexact(_pixels(inputs))
             if fault := self._fault([wide]):
                 self._refuse(fault)
             self.one_picture = bool(lonely := self._two_pictures_fault([small, wide]))
@@ -129,7 +131,8 @@ class Family(PicturePrompts):
     def encode(self, pixels: Pixels, grid: TokenSpan) -> mx.array:
         """Features of the picture's image tokens, mx (cells, hidden). Raises ImageError as `prepare` does."""
         try:
-            return self._embeddings(grid.ids, pixels)[mx.array(self.cells(grid.ids))]
+            ids, embeddings = self._seen(pixels)
+            return embeddings[mx.array(self.cells(ids))]
         except ValueError as error:  # shapes that the processor lets through
             raise ImageError(
                 'size',
@@ -198,22 +201,25 @@ class Family(PicturePrompts):
                 f'a {self._type} model takes positions from its cache. Build the state again.'
             )
 
-    def _embeddings(self, ids: Sequence[int], pixels: Pixels | None = None) -> mx.array:
-        """The model's own embeddings of tokens, with at most one picture: mx (length, hidden)."""
-        if pixels is None:
-            return self._embed(mx.array([[max(token, 0) for token in ids]]))  # -200 marks a picture in some models
-        embeddings = self._embed(mx.array([self._collapsed(ids)]), pixels)
+    def _embeddings(self, ids: Sequence[int]) -> mx.array:
+        """The model's own embeddings of tokens, without pictures: mx (length, hidden)."""
+        return self._embed(mx.array([[max(token, 0) for token in ids]]))  # -200 marks a picture in some models
+
+    def _seen(self, pixels: Pixels) -> tuple[list[int], mx.array]:
+        """A whole chat with a picture, since some models look for the picture by its place: tokens and embeddings."""
+        given = np.array(pixels['input_ids'])[0].tolist()
+        ids, embeddings = self._with_rows(given), self._embed(mx.array([given]), pixels)
         if len(embeddings) != len(ids):
             raise ValueError(f'the model makes {len(embeddings)} rows of the {len(ids)} that are expected')
-        return embeddings
+        return ids, embeddings
 
     def _embed(self, tokens: mx.array, pixels: Pixels | None = None) -> mx.array:
         """`_embeddings` of tokens as they are given to the model, mx (1, length)."""
-        pixels = dict(pixels or {})
+        pixels = {name: value for name, value in (pixels or {}).items() if name != 'input_ids'}
         given = self._model.get_input_embeddings(
             tokens, pixels.pop('pixel_values', None), mask=mx.ones(tokens.shape, mx.int32), **pixels
         )
-        known = 'inputs_embeds', *NO_MATTER, *(POSITIONS if self._kept else ())
+        known = 'inputs_embeds', *NO_MATTER, *(POSITIONS if self._keeps else ())
         more = sorted(name for name, value in given.to_dict().items() if value is not None and name not in known)
         if more:
             self._refuse(
@@ -237,16 +243,16 @@ class Family(PicturePrompts):
             self._refuse(f'it keeps positions, which the next camera would inherit, and has no {RULE}')
         return keeps_positions(language)
 
-    def _refuse_inexact(self, span: tuple[int, ...], pixels: Pixels) -> mx.array:
-        """Refuse a model that this file does not compute as the model does. span, pixels: of a small picture.
+    def _refuse_inexact(self, pixels: Pixels) -> mx.array:
+        """Refuse a model that this file does not compute as the model does. pixels: of a small picture.
 
         Returns the picture's features.
         """
-        embeddings = self._embeddings(span, pixels)
-        is_image = np.isin(np.arange(len(span)), self.cells(span))
-        if fault := probe.embeddings_fault(embeddings, self._embeddings(span), is_image):
+        ids, embeddings = self._seen(pixels)
+        is_image = np.isin(np.arange(len(ids)), self.cells(ids))
+        if fault := probe.embeddings_fault(embeddings, self._embeddings(ids), is_image):
             self._refuse(fault)
-        return embeddings[mx.array(self.cells(span))]
+        return embeddings[mx.array(self.cells(ids))]
 
     def _two_pictures_fault(self, pictures: list[np.ndarray]) -> str:
         """`_fault`, which may also be an error that a model raises for more than one picture."""
@@ -298,9 +304,9 @@ def _module(model_type: str) -> ModuleType | None:
 
 
 def _pixels(inputs: dict[str, Any]) -> Pixels:
-    """What a processor returns beside tokens."""
-    tokens = ('input_ids', 'attention_mask', 'token_type_ids')
-    return {name: value for name, value in inputs.items() if name not in tokens and value is not None}
+    """What a processor returns, without what it says of its tokens."""
+    masks = ('attention_mask', 'token_type_ids')
+    return {name: value for name, value in inputs.items() if name not in masks and value is not None}
 
 
 def _size(inputs: dict[str, Any]) -> tuple[int, ...]:

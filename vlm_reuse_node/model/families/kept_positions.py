@@ -40,19 +40,22 @@ class KeptPositions:
     """
 
     def __init__(self, language_model: Any, ids: Sequence[int], size: tuple[int, ...]) -> None:
-        """Learn how the rule returns positions. ids, size: of a prompt and of its picture; see `TokenSpan`.
+        """Learn the form of positions. ids, size: of the prompt embedded last, and of its picture; see `TokenSpan`.
 
         Raises whatever the model raises.
         """
         self._language_model = language_model
         self._kept = [name for name in KEPT if hasattr(language_model, name)]
-        shape = self._found(ids, [size]).shape
+        self._has_rule = bool(size)  # else every token counts one
+        shape = self._found(ids, [size]).shape if size else language_model._position_ids.shape
         self._tokens_last = shape[-1] == len(ids)  # else the axes are
         self._has_axes = len(shape) == 3
         self.axes = 1 if not self._has_axes else shape[0] if self._tokens_last else shape[-1]
 
     def of(self, ids: Sequence[int], spans: Sequence[TokenSpan]) -> np.ndarray:
         """Return the positions of a prompt that begins at 0, with these pictures."""
+        if not self._has_rule:
+            return self.of_text(0, len(ids))
         found = self._found(ids, [span.size for span in spans])
         if not self._tokens_last:
             found = found.transpose(2, 0, 1)
@@ -60,8 +63,8 @@ class KeptPositions:
 
     def _found(self, ids: Sequence[int], sizes: list[tuple[int, ...]]) -> np.ndarray:
         """What the rule returns: (axes, 1, length), (1, length, axes) or (1, length)."""
-        told = {SIZES: mx.array(sizes)} if all(sizes) else {}
-        return np.array(getattr(self._language_model, RULE)(mx.array([list(ids)]), **told)[0])
+        rule = getattr(self._language_model, RULE)
+        return np.array(rule(mx.array([list(ids)]), **{SIZES: mx.array(sizes)})[0])
 
     def of_text(self, start: int, count: int) -> np.ndarray:
         """Return the positions of text, the first at `start`: the same number on every axis."""

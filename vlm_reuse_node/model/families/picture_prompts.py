@@ -15,6 +15,7 @@
 """Where pictures are in the prompts of a model of the generic family, as its own processor puts them there."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -101,16 +102,17 @@ class PicturePrompts:
             self._refuse('its chat template has no single token for a picture')
         return found[0]
 
+    def _repeated_token(self, inputs: dict[str, Any]) -> int | None:
+        """The token of a picture's cells: as the configuration says, or what the processor has most of instead."""
+        ids = np.array(inputs['input_ids'])[0].tolist()
+        if self._image_token in ids:
+            return self._image_token
+        more = Counter(ids) - Counter(self._tokenized(self._text))
+        return max(more, key=more.__getitem__, default=self._image_token)
+
     def _with_rows(self, ids: Sequence[int]) -> list[int]:
         """The tokens, with as many image tokens as the model makes rows of one."""
         return [token for given in ids for token in [given] * (self._each if given == self._image_token else 1)]
-
-    def _collapsed(self, ids: Sequence[int]) -> list[int]:
-        """The tokens of one picture as its processor gives them; see `_with_rows`."""
-        if self._each == 1:
-            return list(ids)
-        first = ids.index(self._image_token)
-        return [token for place, token in enumerate(ids) if token != self._image_token or place == first]
 
     def _learn_tokens(self, span: tuple[int, ...]) -> PictureTokens:
         """The model's picture tokens, from those of a small picture. Refuses a model whose pictures are not found."""

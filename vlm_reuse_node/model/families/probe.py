@@ -71,6 +71,9 @@ def embeddings_fault(embeddings: mx.array, without_picture: mx.array, is_image: 
     text = mx.array(np.flatnonzero(~is_image))
     if text.size and not mx.array_equal(embeddings[text], without_picture[text]):
         return 'its pictures change other rows than those of their image tokens'
+    image = mx.array(np.flatnonzero(is_image))
+    if mx.any(mx.all(embeddings[image] == without_picture[image], axis=-1)):
+        return 'its pictures leave some of their image tokens as they are'
     return ''
 
 
