@@ -33,7 +33,7 @@ import pytest
 from mlx_vlm.version import __version__ as VERSION
 
 from vlm_reuse_node.model.families.base import FAMILIES
-from vlm_reuse_node.model.families.generic import vision_module
+from vlm_reuse_node.model.families.model_types import vision_module
 
 PACKAGE = Path(__file__).parents[1] / 'vlm_reuse_node'
 BEGIN, END = '# The table.\n', '# The end of the table.\n'

@@ -27,14 +27,10 @@ the state behind it. That is one call more for each choice, and a call costs the
 import logging
 from collections.abc import Sequence
 from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_vlm.utils import get_model_type
 
 from vlm_reuse_node.errors import ImageError, ModelError
 from vlm_reuse_node.model.chat import adds_special_tokens, rendered
@@ -279,28 +275,6 @@ class Family(PicturePrompts):
         positions = self.positions(ids, [span for _, span in seen])
         ours = partial(probe.as_a_session_does, self, self._model, ids, positions, int(cells[len(cells) // 2]), answer)
         return probe.logits_fault(self.embed(ids, features), ours, found)
-
-
-def missing(model_type: str) -> str:
-    """Return what mlx-vlm lacks to serve a type at all, '' when a model of it can be loaded and examined."""
-    module = _module(model_type)
-    if module is None:
-        return 'mlx-vlm knows no such model'
-    model = getattr(module, 'Model', None)
-    return '' if hasattr(model, 'get_input_embeddings') else 'mlx-vlm gives no embeddings of its pictures'
-
-
-def vision_module(model_type: str) -> ModuleType | None:
-    """Return mlx-vlm's module of a type that sees; None for other types."""
-    module = _module(model_type)
-    return module if hasattr(module, 'VisionConfig') or hasattr(module, 'VisionModel') else None
-
-
-def _module(model_type: str) -> ModuleType | None:
-    name = get_model_type({'model_type': model_type}) or ''
-    if not name.isidentifier() or find_spec(f'mlx_vlm.models.{name}') is None:
-        return None
-    return import_module(f'mlx_vlm.models.{name}')
 
 
 def _pixels(inputs: dict[str, Any]) -> Pixels:
