@@ -34,6 +34,8 @@ from vlm_reuse_node.model.families.base import Family
 LONGEST_CHOICE_TOKENS = 256
 # Planners ask the same questions again and again: so many texts are tokenized once. Each takes about a millisecond.
 REMEMBERED_TEXTS = 256
+# What chat templates do with the space around a question; behind a picture some leave the space before it.
+TRIMS = str, str.rstrip, str.lstrip, str.strip
 # What begins and ends a model's thoughts.
 THOUGHTS = (
     ('<think>', '</think>'),
@@ -72,7 +74,6 @@ class PromptTemplate:
         self._processor, self._model_config, self._family = processor, model_config, family
         self._system, self._pictures = system, pictures
         self._siblings: dict[int, PromptTemplate] = older._siblings if older else {}
-        self._siblings[pictures] = self
         self._now: datetime = older._now if older else datetime.now()
         self._adds_special: bool = older._adds_special if older else adds_special_tokens(processor, model_config)
         self._tokenizer = processor.tokenizer
@@ -81,11 +82,20 @@ class PromptTemplate:
             for index, token in self._tokenizer.added_tokens_decoder.items()
             if index != self._tokenizer.unk_token_id
         }
+        if (
+            family.marker
+            and (image := family.marker[1]) >= 0
+            and (shown := self._tokenizer.convert_ids_to_tokens(image))
+        ):
+            self._special[image] = shown
         if (token := self._special_in(system)) is not None:
             raise ConfigError(f"system_prompt holds '{token}', a special token of the model; expected plain text.")
         self._before, self._behind = self._parts(thinking)
         spaced = f' {PLAIN_QUESTIONS[0]} '
-        self._strips = self._rendered(spaced, self._now) != f'{self._before}{spaced}{self._behind}'
+        shown = self._rendered(spaced, self._now)
+        self._trimmed = next(
+            (trim for trim in TRIMS if shown == f'{self._before}{trim(spaced)}{self._behind}'), str.strip
+        )
         (ids, slots), (other, other_slots) = map(self._placed, PLAIN_QUESTIONS)
         if pictures > 1 and family.one_picture:
             raise ModelError(
@@ -110,6 +120,7 @@ class PromptTemplate:
         }
         self._question = lru_cache(REMEMBERED_TEXTS)(self._question_tokens)
         self._choice = lru_cache(REMEMBERED_TEXTS)(self._choice_tokens)
+        self._siblings[pictures] = self
 
     def of(self, pictures: int) -> 'PromptTemplate':
         """The same chat, rendered at the same time, with so many pictures. Raises as `__init__` does."""
@@ -239,8 +250,7 @@ class PromptTemplate:
         return ids, self._family.slots(ids)
 
     def _ids(self, question: str, closed: bool) -> list[int]:
-        question = question.strip() if self._strips else question
-        text = f'{self._before}{question}{self._behind_closed if closed else self._behind}'
+        text = f'{self._before}{self._trimmed(question)}{self._behind_closed if closed else self._behind}'
         return tokenized(self._tokenizer, text, self._adds_special, self._family.marker)
 
     def _specials(self, ids: list[int]) -> list[int]:

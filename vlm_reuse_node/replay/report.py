@@ -22,7 +22,7 @@ from vlm_reuse_node.replay.figures import factor, share_text
 from vlm_reuse_node.replay.keep_up import keep_up_lines
 from vlm_reuse_node.replay.negatives import negatives
 from vlm_reuse_node.replay.page import page_environment
-from vlm_reuse_node.replay.report_drift import drift_view, exactness_lines
+from vlm_reuse_node.replay.report_drift import drift_view, exactness_lines, peer_lines
 from vlm_reuse_node.replay.report_plots import plot_views
 from vlm_reuse_node.replay.report_sample import sample_view
 from vlm_reuse_node.replay.row_index import RowIndex
@@ -60,7 +60,7 @@ def render(results: dict, folders: dict[str, Path], videos: list[str]) -> str:
             arms=[_arm_view(results, arm) for arm in results['counts']],
             figures=plot_views(results, rows),
             ceilings=_ceilings(results),
-            exactness=exactness_lines(results),
+            exactness=exactness_lines(results) + peer_lines(rows),
             drift=drift_view(rows, folders),
             sample=sample_view(rows, folders),
             comparison=_comparison(results['comparison']),
