@@ -18,6 +18,7 @@ ROS runs on its own thread, so the main thread can always receive a signal. Open
 down. rclpy's own signal handlers would shut it down first.
 """
 
+import argparse
 import logging
 import os
 import signal
@@ -35,6 +36,7 @@ from rclpy.executors import SingleThreadedExecutor, TimeoutException
 from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 
+from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, ModelError
 from vlm_reuse_node.ros.node import NODE_NAME, SceneNode
 from vlm_reuse_node.ros.parameters import making
@@ -42,6 +44,11 @@ from vlm_reuse_node.ros.stage import Stage
 
 READY = f'{NODE_NAME}: ready'
 EXIT_MODEL, EXIT_CONFIG, EXIT_FAULT = 1, 2, 3
+HELP = f"""The node, without `ros2 run` or `ros2 launch`. Everything is a parameter (docs/parameters.md), for example:
+  node --ros-args -p model:=tabletop -p cameras:="[front]" -r front/image_raw:=/your/topic
+Without parameters it loads the model '{Config.model}' and looks at {', '.join(Config.cameras)}/image_raw."""
+EXIT_CODES = f"""Exit codes: 0 a signal stopped it; {EXIT_MODEL} the model cannot be loaded;
+{EXIT_CONFIG} wrong parameters or arguments; {EXIT_FAULT} an internal error, with a traceback."""
 SIGNAL, END = 'a signal', 'the end'  # events: a signal arrived, or the ROS thread ended
 # Time for the middleware to deliver the last requests, and again to send the last answers, seconds.
 FLUSH_S = 0.2
@@ -55,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns 0; EXIT_MODEL when the model cannot be loaded; EXIT_CONFIG for wrong parameters or arguments; EXIT_FAULT
     after an internal error.
     """
+    _parse(argv)
     events: SimpleQueue[str] = SimpleQueue()  # the only queue that a signal handler may write to
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: events.put(SIGNAL))
@@ -188,6 +196,19 @@ class EngineLog(logging.Handler):
             self._logger.info(text)
         else:
             self._logger.debug(text)
+
+
+def _parse(argv: list[str] | None) -> None:
+    """Answer --help. All other arguments are those of ROS."""
+    parser = argparse.ArgumentParser(
+        NODE_NAME,
+        'node [-h] [--ros-args -p NAME:=VALUE -r OLD:=NEW --params-file FILE --log-level LEVEL]',
+        HELP,
+        EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.parse_known_args(argv)
 
 
 def _init(argv: list[str] | None) -> None:
