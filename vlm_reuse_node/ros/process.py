@@ -135,6 +135,8 @@ class _Running(Thread):
         try:
             if self._node.config.autostart:
                 self._node.start()
+            else:
+                self._node.say_what_it_waits_for()
             self._executor.spin_until_future_complete(self._end_future)
         except ConfigError as error:
             return _say(error, EXIT_CONFIG)
@@ -171,7 +173,10 @@ class _Running(Thread):
 
 
 class EngineLog(logging.Handler):
-    """Forwards the engine's log to a ROS logger, at its level. Repeats the same message at most every five seconds."""
+    """Forwards the engine's log to a ROS logger, at its level.
+
+    Repeats the same message at most every five seconds, except at debug.
+    """
 
     def __init__(self, logger: Any) -> None:
         """Start forwarding. logger: a node's `get_logger()`."""
@@ -185,6 +190,9 @@ class EngineLog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Forward one record."""
         text, now_s = self.format(record), time.monotonic()
+        if record.levelno < logging.INFO:
+            self._logger.debug(text)
+            return
         if now_s - self._last_s.get(text, -5.0) < 5.0:
             return
         self._last_s = {old: last_s for old, last_s in self._last_s.items() if now_s - last_s < 5.0} | {text: now_s}
@@ -192,10 +200,8 @@ class EngineLog(logging.Handler):
             self._logger.error(text)
         elif record.levelno >= logging.WARNING:
             self._logger.warning(text)
-        elif record.levelno >= logging.INFO:
-            self._logger.info(text)
         else:
-            self._logger.debug(text)
+            self._logger.info(text)
 
 
 def _parse(argv: list[str] | None) -> None:

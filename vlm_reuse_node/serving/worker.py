@@ -29,6 +29,7 @@ from vlm_reuse_node.errors import ConfigError, ImageError, InvalidRequestError
 from vlm_reuse_node.model.loading import device_bytes
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Level, Refresh
+from vlm_reuse_node.serving import steps
 from vlm_reuse_node.serving.inbox import Inbox
 from vlm_reuse_node.serving.listener import notify
 from vlm_reuse_node.serving.looks import Looks
@@ -97,6 +98,7 @@ class ModelWorker:
         """
         if frame.camera not in self._config.cameras:
             raise ImageError('camera', self._config.unknown_camera(frame.camera))
+        steps.picture_came(frame)
         if replaced := self._inbox.put_frame(frame):
             self._loop.drop(replaced)
 
@@ -197,6 +199,7 @@ class ModelWorker:
 
     def _queue(self, queued: QueuedQuestion) -> Future[Answer]:
         """Put a question into the inbox, or answer it at once when the inbox does not take it."""
+        steps.question_came(queued)
         limit = self._config.queue_size
         if queued.camera not in self._config.cameras:
             self._loop.refuse(queued, Status.INVALID_REQUEST, self._config.unknown_camera(queued.camera))
@@ -212,6 +215,7 @@ class ModelWorker:
 
     def _ask_standing(self, watch: Watch, now_ns: int, future: Future[Answer]) -> None:
         queued = QueuedQuestion(watch.camera, watch.question, now_ns, future=future, is_standing=True)
+        steps.question_came(queued)
         if not self._inbox.put_standing(queued):
             future.cancel()
 
@@ -219,6 +223,7 @@ class ModelWorker:
         if refresh.level is not Level.REUSE:
             self._tally.last_error = ''
         self._watches.see(frame, refresh, self._config.max_lag_s)
+        steps.picture_used(refresh)
         notify(self._on_refresh, frame, refresh)
 
     def _run(self) -> None:
