@@ -20,8 +20,6 @@ import logging
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
 from vlm_reuse_node.calibrate.stretches import Recording
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, VlmReuseError
@@ -38,6 +36,7 @@ from vlm_reuse_node.replay.options import (
 from vlm_reuse_node.replay.questions import read_questions
 from vlm_reuse_node.replay.stop_request import StopRequest
 from vlm_reuse_node.session.turn import Halt
+from vlm_reuse_node.terminal import HelpFormatter, progress
 
 NAME = 'calibrate'
 
@@ -49,7 +48,8 @@ def build_parser() -> argparse.ArgumentParser:
         description='Find out on recordings how far patched states of a model may be used: the limits are chosen on '
         'every other stretch of a recording, and judged on the rest.',
         epilog='Exit codes: 0 patches may be used; 3 every changed picture is computed whole; 4 there was too little '
-        'to tell; 5 the model cannot be patched; 1 failed; 2 wrong usage.',
+        'to tell; 5 the model cannot be patched; 1 failed; 2 wrong usage; 130 interrupted.',
+        formatter_class=HelpFormatter,
     )
     add_recording_options(parser)
     parser.add_argument('--out', type=Path, default=Path('out/calibrate'), help='folder for everything that is written')
@@ -88,7 +88,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     from vlm_reuse_node.replay.model_thread import run_with_model
     from vlm_reuse_node.session import calibration
 
-    bar = tqdm(total=round(2 * seconds, 1), unit='s', disable=None, file=sys.stderr, smoothing=0.1, desc=NAME)
+    bar = progress(round(2 * seconds, 1), NAME, 's')
     with StopRequest('Stopping; nothing is written (again: at once).') as stop, bar:
 
         def measure(vlm: Vlm) -> Measured | None:

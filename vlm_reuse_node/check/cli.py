@@ -29,6 +29,7 @@ from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, VlmReuseError
 from vlm_reuse_node.plain_text import log_to_stderr, print_error, print_rows
 from vlm_reuse_node.replay.options import make_folder
+from vlm_reuse_node.terminal import HelpFormatter, progress
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 FEW, MANY, DEFAULT = 6, 120, 36
@@ -39,7 +40,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='check',
         description='Check a model on this machine: warm answers equal cold ones, at which levels, in how many '
-        'milliseconds. Exit code 0: every claim held; 1: one failed, or it could not be checked.',
+        'milliseconds.',
+        epilog='Exit codes: 0 every claim held; 1 one failed, or it could not be checked; 2 wrong usage; '
+        '130 interrupted.',
+        formatter_class=HelpFormatter,
     )
     parser.add_argument('--model', default=Config().model, help='tabletop, a model directory or a hub name')
     parser.add_argument(
@@ -100,16 +104,16 @@ def _check(args: argparse.Namespace) -> int:
         found = live(args.topic, args.timeout)
     else:
         found = pictures.generated()
-    with tqdm(total=self_test.PARTS, disable=None, file=sys.stderr, leave=False) as bar:
+    with progress(self_test.PARTS, 'check') as bar:
 
-        def progress(part: str) -> None:
+        def begin(part: str) -> None:
             bar.set_description(part)
             bar.update()
 
         def on_stop() -> None:
             tqdm.write('Stopping after this part (again: at once).', file=sys.stderr)
 
-        result = self_test.run_check(config, found, args.questions, progress, on_stop)
+        result = self_test.run_check(config, found, args.questions, begin, on_stop)
     path = report.write(result, args.out)
     if args.json:
         print(json.dumps(report.to_json(result), allow_nan=False))

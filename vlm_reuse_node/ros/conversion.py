@@ -93,5 +93,15 @@ def _bridged(message: Image) -> np.ndarray:
         return _BRIDGE.imgmsg_to_cv2(message, 'rgb8')
     except (cv2.error, TypeError, ValueError, KeyError, RuntimeError) as error:
         raise ImageError(
-            'decode', f'cv_bridge could not convert the picture from {message.encoding}: {error}.'
+            'decode', f'cv_bridge could not convert the picture from {message.encoding}: {error}.{_opencv_remedy()}'
         ) from error
+
+
+def _opencv_remedy() -> str:
+    """A sentence that names the cause when it is the usual one: OpenCV 5 numbers its types anew, cv_bridge does not."""
+    if int(cv2.__version__.split('.')[0]) < 5:
+        return ''
+    return (
+        f' cv_bridge needs OpenCV 4, and this is OpenCV {cv2.__version__} ({cv2.__file__}): remove it '
+        "(pip uninstall opencv-python opencv-python-headless), or install 'opencv-python-headless<5'."
+    )

@@ -116,6 +116,10 @@ class SceneNode(LifecycleNode):
         if self.trigger_configure() != SUCCESS or self.trigger_activate() != SUCCESS:
             raise self._failure
 
+    def say_what_it_waits_for(self) -> None:
+        """Log that nothing is loaded before somebody configures the node, and by which command."""
+        self.get_logger().info(f'autostart is false: waiting for a lifecycle manager. {self._inactive()}')
+
     def dismiss(self) -> None:
         """Stop the worker and refuse new questions. The executor then answers the open questions with CANCELLED."""
         self._transition(self._unload, Stage.FINALIZED, Stage.CLEANING_UP)

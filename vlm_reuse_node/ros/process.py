@@ -18,6 +18,7 @@ ROS runs on its own thread, so the main thread can always receive a signal. Open
 down. rclpy's own signal handlers would shut it down first.
 """
 
+import argparse
 import logging
 import os
 import signal
@@ -35,6 +36,7 @@ from rclpy.executors import SingleThreadedExecutor, TimeoutException
 from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 
+from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, ModelError
 from vlm_reuse_node.plain_text import log_lines, print_error
 from vlm_reuse_node.ros.middleware import make_room
@@ -44,6 +46,11 @@ from vlm_reuse_node.ros.stage import Stage
 
 READY = f'{NODE_NAME}: ready'
 EXIT_MODEL, EXIT_CONFIG, EXIT_FAULT = 1, 2, 3
+HELP = f"""The node, without `ros2 run` or `ros2 launch`. Everything is a parameter (docs/parameters.md), for example:
+  node --ros-args -p model:=tabletop -p cameras:="[front]" -r front/image_raw:=/your/topic
+Without parameters it loads the model '{Config.model}' and looks at {', '.join(Config.cameras)}/image_raw."""
+EXIT_CODES = f"""Exit codes: 0 a signal stopped it; {EXIT_MODEL} the model cannot be loaded;
+{EXIT_CONFIG} wrong parameters or arguments; {EXIT_FAULT} an internal error, with a traceback."""
 SIGNAL, END = 'a signal', 'the end'  # events: a signal arrived, or the ROS thread ended
 # Time for the middleware to deliver the last requests, and again to send the last answers, seconds.
 FLUSH_S = 0.2
@@ -57,6 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns 0; EXIT_MODEL when the model cannot be loaded; EXIT_CONFIG for wrong parameters or arguments; EXIT_FAULT
     after an internal error.
     """
+    _parse(argv)
     events: SimpleQueue[str] = SimpleQueue()  # the only queue that a signal handler may write to
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: events.put(SIGNAL))
@@ -130,6 +138,8 @@ class _Running(Thread):
         try:
             if self._node.config.autostart:
                 self._node.start()
+            else:
+                self._node.say_what_it_waits_for()
             self._executor.spin_until_future_complete(self._end_future)
         except ConfigError as error:
             return _say(error, EXIT_CONFIG)
@@ -166,7 +176,10 @@ class _Running(Thread):
 
 
 class EngineLog(logging.Handler):
-    """Forwards the engine's log to a ROS logger, at its level. Repeats the same message at most every five seconds."""
+    """Forwards the engine's log to a ROS logger, at its level.
+
+    Repeats the same message at most every five seconds, except at debug.
+    """
 
     def __init__(self, logger: Any) -> None:
         """Start forwarding. logger: a node's `get_logger()`."""
@@ -183,6 +196,9 @@ class EngineLog(logging.Handler):
             self._write(record.levelno, line)
 
     def _write(self, level: int, text: str) -> None:
+        if level < logging.INFO:
+            self._logger.debug(text)
+            return
         now_s = time.monotonic()
         if now_s - self._last_s.get(text, -5.0) < 5.0:
             return
@@ -191,10 +207,21 @@ class EngineLog(logging.Handler):
             self._logger.error(text)
         elif level >= logging.WARNING:
             self._logger.warning(text)
-        elif level >= logging.INFO:
-            self._logger.info(text)
         else:
-            self._logger.debug(text)
+            self._logger.info(text)
+
+
+def _parse(argv: list[str] | None) -> None:
+    """Answer --help. All other arguments are those of ROS."""
+    parser = argparse.ArgumentParser(
+        NODE_NAME,
+        'node [-h] [--ros-args -p NAME:=VALUE -r OLD:=NEW --params-file FILE --log-level LEVEL]',
+        HELP,
+        EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.parse_known_args(argv)
 
 
 def _init(argv: list[str] | None) -> None:

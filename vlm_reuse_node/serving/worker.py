@@ -30,6 +30,7 @@ from vlm_reuse_node.model.load_progress import LoadProgress
 from vlm_reuse_node.model.loading import device_bytes
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Level, Refresh
+from vlm_reuse_node.serving import steps
 from vlm_reuse_node.serving.inbox import Inbox
 from vlm_reuse_node.serving.listener import notify
 from vlm_reuse_node.serving.looks import Looks
@@ -106,6 +107,7 @@ class ModelWorker:
         """
         if frame.camera not in self._config.cameras:
             raise ImageError('camera', self._config.unknown_camera(frame.camera))
+        steps.picture_came(frame)
         if replaced := self._inbox.put_frame(frame):
             self._loop.drop(replaced)
 
@@ -207,6 +209,7 @@ class ModelWorker:
 
     def _queue(self, queued: QueuedQuestion) -> Future[Answer]:
         """Put a question into the inbox, or answer it at once when the inbox does not take it."""
+        steps.question_came(queued)
         limit = self._config.queue_size
         try:
             check_words(self._config.model, queued.question)
@@ -227,6 +230,7 @@ class ModelWorker:
 
     def _ask_standing(self, watch: Watch, now_ns: int, future: Future[Answer]) -> None:
         queued = QueuedQuestion(watch.camera, watch.question, now_ns, future=future, is_standing=True)
+        steps.question_came(queued)
         if not self._inbox.put_standing(queued):
             future.cancel()
 
@@ -234,6 +238,7 @@ class ModelWorker:
         if refresh.level is not Level.REUSE:
             self._tally.last_error = ''
         self._watches.see(frame, refresh, self._config.max_lag_s)
+        steps.picture_used(refresh)
         notify(self._on_refresh, frame, refresh)
 
     def _run(self) -> None:
