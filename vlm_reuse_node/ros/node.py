@@ -23,12 +23,11 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
-from functools import cached_property
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from diagnostic_msgs.msg import DiagnosticStatus
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from std_srvs.srv import Trigger
 from vlm_reuse_interfaces.srv import AskScene
 
@@ -44,7 +43,7 @@ from vlm_reuse_node.ros.monitor import CameraMonitor, Monitor
 from vlm_reuse_node.ros.node_time import NodeTime
 from vlm_reuse_node.ros.notices import Notices
 from vlm_reuse_node.ros.parameters import check_qos_overrides_are_used, declare_parameters, watch_parameters
-from vlm_reuse_node.ros.plain_logger import PlainLogger
+from vlm_reuse_node.ros.plain_logger import PlainLogNode
 from vlm_reuse_node.ros.shutdown import while_ros_runs
 from vlm_reuse_node.ros.stage import Stage, remedy_of
 from vlm_reuse_node.ros.watch_server import WatchServer
@@ -64,7 +63,7 @@ SUCCESS, FAILURE, ERROR = (
 )
 
 
-class SceneNode(LifecycleNode):
+class SceneNode(PlainLogNode):
     """Answers planners about live cameras.
 
     A lifecycle node: configure loads the model, activate subscribes to the cameras, deactivate keeps the state, cleanup
@@ -99,14 +98,6 @@ class SceneNode(LifecycleNode):
         self._notices = Notices(self.get_logger())
         self._monitor = Monitor(self, self._statuses)
         self._time.on_jump_back(self._on_time_jump)
-
-    def get_logger(self) -> PlainLogger:
-        """The node's logger. Every message becomes one line."""
-        return self._plain_logger
-
-    @cached_property
-    def _plain_logger(self) -> PlainLogger:
-        return PlainLogger(super().get_logger().name)
 
     def start(self) -> None:
         """Configure and activate: load the model, then serve and subscribe.

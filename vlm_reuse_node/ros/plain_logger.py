@@ -14,9 +14,11 @@
 
 """A ROS logger whose every message is one harmless line."""
 
+from functools import cached_property
 from typing import Any
 
 from rclpy.impl import rcutils_logger
+from rclpy.lifecycle import LifecycleNode
 
 from vlm_reuse_node.plain_text import one_line
 
@@ -30,3 +32,15 @@ class PlainLogger(rcutils_logger.RcutilsLogger):
     def log(self, message: str, severity: int, name: str | None = None, **filters: Any) -> bool:
         """Log a message as one line; see `RcutilsLogger.log`."""
         return super().log(one_line(message), severity, name, **filters)
+
+
+class PlainLogNode(LifecycleNode):
+    """A lifecycle node with such a logger."""
+
+    def get_logger(self) -> PlainLogger:
+        """The node's logger. Every message becomes one line."""
+        return self._plain_logger
+
+    @cached_property
+    def _plain_logger(self) -> PlainLogger:
+        return PlainLogger(super().get_logger().name)
