@@ -29,7 +29,7 @@ WHEEL_NAMES = {'yaml': 'pyyaml', 'opencv': 'opencv-python', 'pil': 'pillow'}
 # What the node and its programs import or load by themselves; all others come along with them.
 ROOTS = {
     'mlx', 'mlx-cpu', 'mlx-vlm', 'huggingface-hub', 'llguidance', 'tokenizers',
-    'rosbags', 'mcap', 'mcap-protobuf-support', 'zstandard',
+    'rosbags', 'mcap', 'mcap-protobuf-support', 'zstandard', 'av',
 }  # fmt: skip
 HOST = {'extra': '', 'python_version': '3.12', 'python_full_version': '3.12.3', 'sys_platform': 'linux'}
 

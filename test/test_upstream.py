@@ -58,10 +58,10 @@ TABLE = {
         'keys offset values empty make_mask merge nbytes size state step trim update_and_fetch'
     ),
     'mlx_vlm.stream_generate': 'model processor prompt image audio video kwargs',
+    'mlx_vlm.models.base.to_mlx': 'data',
     'mlx_vlm.prompt_utils.apply_chat_template': (
         'processor config prompt add_generation_prompt return_messages num_images num_audios kwargs'
     ),
-    'mlx_vlm.models.base.to_mlx': 'data',
     'mlx_vlm.prompt_utils.get_chat_template': 'processor messages add_generation_prompt tokenize kwargs',
     'mlx_vlm.utils.prepare_inputs': (
         'processor images audio videos prompts image_token_index resize_shape add_special_tokens padding '
@@ -91,7 +91,6 @@ TABLE = {
     'mlx_vlm.models.cache.QuantizedKVCache': (
         'bits group_size keys offset values empty make_mask nbytes state step trim update_and_fetch'
     ),
-    'mlx_vlm.utils.get_model_path': 'path_or_hf_repo revision force_download allow_patterns',
     'mlx_vlm.apc': '',
     'mlx_vlm.generate': 'model processor prompt image audio video verbose kwargs',
     'mlx_vlm.generate.PromptCacheState': 'cache token_ids update',
