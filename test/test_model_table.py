@@ -18,7 +18,6 @@
 """
 
 import inspect
-import sys
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
