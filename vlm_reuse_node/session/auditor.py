@@ -28,8 +28,9 @@ from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.session.answerer import Answerer, TokenizedQuestion
 from vlm_reuse_node.session.drift_audit import AuditCounts, DriftAudit
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
+from vlm_reuse_node.session.identity import Identity
 from vlm_reuse_node.session.outcome import Outcome
-from vlm_reuse_node.session.state import Identity, State, twin
+from vlm_reuse_node.session.state import State, twin
 from vlm_reuse_node.session.turn import Halt, Turn
 
 # Most answers that wait for their audit. The frames of each are kept until then.
