@@ -180,6 +180,9 @@ class State:
         self.has_live = has_live
         self.tokens = text(frames) + frames * (CELLS + more)
 
+    def restart(self, cell):
+        """Its cells are computed in place."""
+
 
 def text(frames):
     """Tokens of the prompt without those of the frames."""

@@ -54,7 +54,8 @@ class Totals:
 class Refresh:
     """One look at a frame (level REUSE: nothing was computed), or one refresh that brought the state up to a frame.
 
-    refreshed: (rows, columns) bool, the cells that were computed.
+    refreshed: (rows, columns) bool, the cells that were computed. A recurrent model also computes cells that have not
+        changed: all those behind a point before the first one that has.
     stale: (rows, columns) bool, the cells of the state that differ from the newest frame and wait for a refresh.
     changed: (rows, columns) bool, the changed cells among the refreshed ones; of a look, among the stale ones. All
         cells when there was no frame to compare with. Other cells are refreshed too when the whole frame is.

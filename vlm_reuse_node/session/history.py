@@ -57,6 +57,10 @@ class History:
         """Bytes of the second state; 0 without a rollover."""
         return self._next.held_bytes if self._next else 0
 
+    def spare_bytes(self, state: State, config: Config) -> float:
+        """Bytes that are left for checkpoints in the live slot, once all else is held."""
+        return 1e6 * config.max_cache_mb - self.held_bytes - (state.held_bytes - state.checkpoint_bytes)
+
     @property
     def left(self) -> tuple[int, int]:
         """Number of frames that a rollover has still to compute, and that it has computed; 0 without one."""
@@ -130,6 +134,7 @@ class History:
         """
         started = time.perf_counter()
         newer = self._next
+        newer.spare_bytes = state.spare_bytes
         newer.append(self._waiting[0] if self._waiting else state.live, check)
         self.spent_ms += 1e3 * (time.perf_counter() - started)
         if self._waiting:
@@ -197,9 +202,12 @@ class History:
 
     @staticmethod
     def _frame_and_vision_mb(state: State) -> tuple[float, float]:
-        """Memory of a frame, from the held frames, and of the vision state, which only the live frame has."""
+        """Memory of a frame, from the held frames, and of the vision state, which only the live frame has.
+
+        Without checkpoints: there are fewer of them where memory is short, see `spare_bytes`.
+        """
         vision = state.live.nbytes - state.live.features.nbytes if state.has_live else 0
-        return (state.held_bytes - vision) / len(state.frames) / 1e6, vision / 1e6
+        return (state.held_bytes - vision - state.checkpoint_bytes) / len(state.frames) / 1e6, vision / 1e6
 
     def _cut(
         self, state: State, frames: tuple[EncodedFrame, ...], most: int, encoded: EncodedFrame, check: Check
