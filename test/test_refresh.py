@@ -138,7 +138,9 @@ def test_a_plan_is_within_budget_but_for_overdue_cells_and_none_of_those_waits(
     shown, patch_ms = change(stale, doubt_s), line(fixed, per_cell)
     plan = plan_of(stale, budget_ms, can_patch, doubt_s, frame_ms=frame_ms, patch_ms=patch_ms)
     overdue = shown.stale & (shown.doubt_s > LIMIT_S)
-    expected_ms = {Level.REUSE: 0.0, Level.PATCH: patch_ms(np.flatnonzero(plan.refreshed)), Level.FRAME: frame_ms}[plan.level]
+    expected_ms = {Level.REUSE: 0.0, Level.PATCH: patch_ms(np.flatnonzero(plan.refreshed)), Level.FRAME: frame_ms}[
+        plan.level
+    ]
     assert not (plan.deferred & overdue).any()
     assert not (plan.deferred & plan.refreshed).any()
     assert ((plan.deferred | plan.refreshed) >= shown.stale).all()
