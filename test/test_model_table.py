@@ -46,6 +46,9 @@ the package. Only what it calls *run* was run: a tiny model with random weights,
 `mlx_vlm.generate`. The released weights were not.
 At load every model of the generic family is compared with `mlx_vlm.generate` on small pictures, one and two. It is
 refused in one sentence if its answers differ by more than rounding. So *tried at load* is no promise.
+A `patch` of `qwen3_5` and `qwen3_5_moe` computes the prompt from a checkpoint of their recurrent layers on. It is never
+exact: every block of their vision tower looks at the whole picture, so one changed pixel changes the features of all
+cells, and with all of them computed anew there would be nothing to skip.
 
 | type | what happens | levels | known from |
 |---|---|---|---|
