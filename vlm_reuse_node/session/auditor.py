@@ -100,7 +100,8 @@ class Auditor:
         is_chosen = self._audit.chooses(config.audit_share, config.max_drift)
         self._log_trust(was_trusted, config)
         if is_chosen and len(self._waiting) < MOST_WAITING:
-            has_room = 2 * state.held_bytes <= 1e6 * config.max_cache_mb  # for the second state that an audit needs
+            # For the second state that an audit needs; it has no checkpoints.
+            has_room = 2 * state.held_bytes - state.checkpoint_bytes <= 1e6 * config.max_cache_mb
             if has_room:
                 frames = tuple(encoded.frame for encoded in state.frames)
                 answer = self._answerer.expected(tokenized)

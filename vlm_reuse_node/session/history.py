@@ -57,10 +57,6 @@ class History:
         """Bytes of the second state; 0 without a rollover."""
         return self._next.held_bytes if self._next else 0
 
-    def spare_bytes(self, state: State, config: Config) -> float:
-        """Bytes that are left for checkpoints in the live slot, once all else is held."""
-        return 1e6 * config.max_cache_mb - self.held_bytes - (state.held_bytes - state.checkpoint_bytes)
-
     @property
     def left(self) -> tuple[int, int]:
         """Number of frames that a rollover has still to compute, and that it has computed; 0 without one."""
@@ -142,6 +138,14 @@ class History:
             return None
         self.stop()
         return newer
+
+    @staticmethod
+    def spare_bytes(state: State, config: Config) -> float:
+        """Bytes that are left for checkpoints in the live slot, beside the state and a second one.
+
+        The second one is that of a rollover or of an audit.
+        """
+        return 1e6 * config.max_cache_mb - 2 * (state.held_bytes - state.checkpoint_bytes)
 
     def _is_due(self, state: State, scene_changed: bool, config: Config) -> bool:
         """Whether the live frame should become a keyframe."""
