@@ -363,7 +363,7 @@ def test_a_recurrent_model_pays_for_what_is_behind_a_checkpoint_before_the_chang
     before = recurrent.meter.done
     session.observe(changed(picture(1), 0.1, LOW))
     work, refresh = recurrent.meter.done - before, refreshes[-1]
-    assert refresh.level == Level.PATCH and refresh.visual_tokens_changed == work.vision_tokens < 4
+    assert refresh.level == Level.PATCH and refresh.visual_tokens_encoded == work.vision_tokens < 4
     assert refresh.refreshed.tolist() == [[False] * 4] * 2 + [[True] * 4]  # the language model reads the whole row
     assert work.prefill_tokens == 4 + 1  # and the end of the picture
     assert refresh.visual_tokens_stale == 0 and session.observe(changed(picture(1), 0.2, LOW)).level == Level.REUSE

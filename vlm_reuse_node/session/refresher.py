@@ -18,6 +18,7 @@ import logging
 import time
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -270,6 +271,7 @@ class Refresher:
             begun.reason,
             computed,
             changed,
+            encoded=plan.refreshed,
             change_ms=_ms_since(started_s),
             budget_ms=config.budget_ms,
             vision_ms=begun.vision_ms,
@@ -297,11 +299,11 @@ class Refresher:
         return plan.refreshed | behind & ~plan.deferred
 
     def _report(
-        self, look: Look, level: Level, reason: str, refreshed: np.ndarray, changed: np.ndarray, **amounts: float
+        self, look: Look, level: Level, reason: str, refreshed: np.ndarray, changed: np.ndarray, **more: Any
     ) -> Refresh:
         """Make and report the record of a refresh; see `Look.refreshed`."""
         now = self._lookout.newest
-        record = look.refreshed(now, self._totals(), level, reason, refreshed, changed, **amounts)
+        record = look.refreshed(now, self._totals(), level, reason, refreshed, changed, **more)
         self._on_refresh(look.frame, record)
         return record
 
