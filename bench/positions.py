@@ -14,9 +14,10 @@
 
 """What a patch costs depending on where in the picture the change is.
 
-A rectangle of 5 % of the cells changes at random positions. At each of them a session that patches and one that
-computes pictures whole see frames in random order. The second one takes two turns, `frame` and `again`, which differ by
-noise alone. Each position has the medians of its rounds: processor time of one `SceneSession.observe`.
+A rectangle of 5 % of the cells changes at some positions: evenly spread from top to bottom, anywhere between left
+and right, in random order. At each of them a session that patches and one that computes pictures whole see frames in
+random order. The second one takes two turns, `frame` and `again`, which differ by noise alone. Each position has the
+medians of its rounds: processor time of one `SceneSession.observe`.
 A recurrent language model reads everything behind the last checkpoint before the change again, so for it the position
 counts. Other models compute the changed cells alone.
 """
@@ -47,12 +48,11 @@ def measure(vlm: Vlm, patching: SceneSession, whole: SceneSession, positions: in
     chance, state = random.Random(seed), cast(State, whole.state)
     live = state.live
     cells = -(-PERCENT * live.grid.cells // 100)
-    for _ in range(positions):
+    for number in chance.sample(range(positions), positions):
         newest_ns = max(session.newest.stamp_ns for session in (patching, whole) if session.newest)
-        first, place = replace(live.frame, stamp_ns=newest_ns + 1), chance.random()
-        cameras = {
-            session: RectangleCamera(first, live.grid, cells, random.Random(place)) for session in (patching, whole)
-        }
+        first = replace(live.frame, stamp_ns=newest_ns + 1)
+        place = number / max(1, positions - 1), chance.random()
+        cameras = {session: RectangleCamera(first, live.grid, cells, place) for session in (patching, whole)}
         for session in cameras:
             session.observe(first, force=True)
         sessions = {'patch': patching, 'frame': whole, 'again': whole}

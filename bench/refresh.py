@@ -27,7 +27,7 @@ full    image processor, vision tower and prefill of all 8 pictures
 Medians in milliseconds. Beside each `_ms` there is a `_cpu_ms`, the processor time of this program, which other
 programs of the machine do not disturb. changed_percent was asked for, cells were changed. change_ms_p95 is the worst
 situation that `change.py` measures. For Qwen3.5, whose patches cost more the higher the change is in the picture, the
-rectangle is at random positions too: `positions.py`. The drift table is that of `drift.py`.
+rectangle is at other positions too: `positions.py`. The drift table is that of `drift.py`.
 """
 
 import argparse
@@ -195,7 +195,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--only', choices=('cost', 'drift'), help='one of the two parts; default: both')
     parser.add_argument('--repeats', type=int, default=5, help='runs of each; default: %(default)s')
-    parser.add_argument('--positions', type=int, default=16, help='of the changed rectangle; default: %(default)s')
+    parser.add_argument('--positions', type=int, default=13, help='of the changed rectangle; default: %(default)s')
     parser.add_argument('--tiny', action='store_true', help="the tests' model: to try this program, not to time")
     parser.add_argument(
         '--sequences', type=int, default=drift.SEQUENCES, help='tabletops of the drift table; default: %(default)s'
