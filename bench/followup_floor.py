@@ -114,8 +114,8 @@ def floor_changed(case: FollowupCase) -> Callable[[], Run]:
     """Return the arm of a new picture: one call of the vision tower, one of its slot, the question and the choices."""
     state, family = case.state, case.vlm.family
     start = state._before_live[1]
-    ids = state._ids[start:]
-    slot = WaitingTokens(ids, state.live.features, state._positions[:, start:], NO_ROWS, start + family.cells(ids))
+    ids = state._slot.ids[start:]
+    slot = WaitingTokens(ids, state.live.features, state._slot.positions[:, start:], NO_ROWS, start + family.cells(ids))
     call = OneCall(case, questions(case, [case.question]), slot)
 
     def arm() -> Run:
@@ -130,12 +130,12 @@ def floor_changed(case: FollowupCase) -> Callable[[], Run]:
 def floor_patch(case: FollowupCase, cells: np.ndarray) -> Callable[[], Run]:
     """Return the arm of some changed cells: their encoding, and one forward call of them, question and choices."""
     state, family = case.state, case.vlm.family
-    live = family.cells(state._ids)[-state.live.grid.cells :]
-    end = len(state._ids)
+    live = family.cells(state._slot.ids)[-state.live.grid.cells :]
+    end = len(state._slot.ids)
     rows = padded(np.concatenate([live[cells], np.arange(live[-1] + 1, end)]), end)
-    ids = [state._ids[row] for row in rows]
+    ids = [state._slot.ids[row] for row in rows]
     among = mx.array(np.searchsorted(live, rows[family.cells(ids)]))
-    given = WaitingTokens(ids, state.live.features[among], state._positions[:, rows], rows, live)
+    given = WaitingTokens(ids, state.live.features[among], state._slot.positions[:, rows], rows, live)
     call = OneCall(case, questions(case, [case.question]), given)
 
     def arm() -> Run:
@@ -191,7 +191,7 @@ def pass_times(case: FollowupCase, rounds: int) -> dict[int, dict]:
 
     def arm(tokens: int) -> Run:
         family, position = case.vlm.family, case.state.next_position
-        cache, ids = own_copy(case.state.cache), case.state._ids[:1] * tokens
+        cache, ids = own_copy(case.state.cache), case.state._slot.ids[:1] * tokens
         positions = family.text_positions(position, tokens)
         return case.run(lambda: mx.eval(family.forward(ids, family.embed(ids), positions, cache)))
 

@@ -22,16 +22,18 @@ from vlm_reuse_node.scene.frame import Frame
 
 
 class RectangleCamera:
-    """Gives frames in which the same cells differ from the frame before: a rectangle in the middle."""
+    """Gives frames in which the same cells differ from the frame before: a rectangle."""
 
-    def __init__(self, first: Frame, grid: Grid, cells: int) -> None:
-        """Change so many cells, in a rectangle as square as possible."""
+    def __init__(self, first: Frame, grid: Grid, cells: int, place: tuple[float, float] = (0.5, 0.5)) -> None:
+        """Change so many cells, in a rectangle as square as possible.
+
+        place: how far down and how far to the right it is, from 0 to 1.
+        """
         self._first = first
         self._count = 0
         columns = min(grid.columns, int(np.ceil(np.sqrt(cells * grid.columns / grid.rows)))) if cells else 0
         rows = -(-cells // columns) if cells else 0
-        top = (grid.rows - rows) // 2
-        left = (grid.columns - columns) // 2
+        top, left = int(place[0] * (grid.rows - rows) + 1e-6), int(place[1] * (grid.columns - columns) + 1e-6)
         self._mask = np.zeros(grid, np.uint8)
         for number in range(cells):
             self._mask[top + number // columns, left + number % columns] = 1

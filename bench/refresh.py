@@ -14,9 +14,10 @@
 
 """What a changed picture costs at each level of the refresh ladder, and how often the cheap level changes answers.
 
-Costs: one `SceneSession.observe` on the Qwen2.5-VL of `shapes.py` (random weights), in a window of 8 pictures of
-640 x 480, whose newest is changed again and again in one rectangle of cells. A picture has 54 cells, as in the other
-benchmarks, or 391, as Qwen2.5-VL itself cuts 640 x 480. There is one row for each share of changed cells:
+Costs: one `SceneSession.observe` on the Qwen2.5-VL and the Qwen3.5 of `shapes.py` (random weights), in a window of 8
+pictures of 640 x 480, whose newest is changed again and again in one rectangle of cells, in the middle. A picture has
+54 cells, as in the other benchmarks, or as many as the model itself cuts 640 x 480 into: 391 for Qwen2.5-VL and 300 for
+Qwen3.5. There is one row for each share of changed cells:
 
 reuse   the picture before once more, with a camera's noise: the change detector alone (the same in every row)
 patch   refresh_policy patch, without its limits; at 0 % this is reuse, and at 100 %, a cut, it is frame
@@ -25,7 +26,8 @@ full    image processor, vision tower and prefill of all 8 pictures
 
 Medians in milliseconds. Beside each `_ms` there is a `_cpu_ms`, the processor time of this program, which other
 programs of the machine do not disturb. changed_percent was asked for, cells were changed. change_ms_p95 is the worst
-situation that `change.py` measures. The drift table is that of `drift.py`.
+situation that `change.py` measures. For Qwen3.5, whose patches cost more the higher the change is in the picture, the
+rectangle is at other positions too: `positions.py`. The drift table is that of `drift.py`.
 """
 
 import argparse
@@ -43,11 +45,13 @@ import cv2
 import drift
 import mlx.core as mx
 import numpy as np
+import positions
 from rectangle_camera import RectangleCamera
 from results import publish
-from shapes import parameter_count, write_qwen2_5_vl
+from shapes import parameter_count, write_qwen2_5_vl, write_qwen3_5
 from timing import wall_and_cpu_ms
 from tiny_model import picture
+from tqdm import tqdm
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.model import loading
@@ -63,6 +67,7 @@ OUTPUT = Path(__file__).parents[1] / 'out' / 'bench' / 'refresh.json'
 SHAPES: dict[str, Callable[[Path, bool], Path]] = {
     'qwen2_5_vl 54 cells': write_qwen2_5_vl,
     'qwen2_5_vl 391 cells': partial(write_qwen2_5_vl, cells=400),
+    'qwen3_5 300 cells': partial(write_qwen3_5, cells=300),
 }
 PERCENT = (0, 1, 2, 5, 10, 25, 50, 100)
 FRAMES = 8
@@ -134,11 +139,9 @@ def full_ms(vlm: Vlm, repeats: int) -> tuple[float, float]:
     return _medians([wall_and_cpu_ms(build) for _ in range(repeats)])
 
 
-def measure(vlm: Vlm, repeats: int) -> Iterator[dict]:
-    """Yield one row for each share of changed cells."""
-    patching = window(vlm, PATCH)
-    whole = window(vlm, STEADY)
-    state: Any = whole._refresher.state
+def measure(vlm: Vlm, patching: SceneSession, whole: SceneSession, repeats: int) -> Iterator[dict]:
+    """Yield one row for each share of changed cells. patching, whole: sessions with policies PATCH and STEADY."""
+    state: Any = whole.state
     grid = state.live.grid
     first: Any = whole.newest
     full = full_ms(vlm, max(1, repeats // 2))
@@ -192,6 +195,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--only', choices=('cost', 'drift'), help='one of the two parts; default: both')
     parser.add_argument('--repeats', type=int, default=5, help='runs of each; default: %(default)s')
+    parser.add_argument('--positions', type=int, default=13, help='of the changed rectangle; default: %(default)s')
     parser.add_argument('--tiny', action='store_true', help="the tests' model: to try this program, not to time")
     parser.add_argument(
         '--sequences', type=int, default=drift.SEQUENCES, help='tabletops of the drift table; default: %(default)s'
@@ -208,6 +212,7 @@ def costs(arguments: argparse.Namespace) -> dict:
     cv2.setNumThreads(1)
     result: dict[str, Any] = {
         'rows': [],
+        'positions': [],
         'parameters': {},
         'change_ms_p95': change.worst(change.measure_times(DETECTIONS)),
     }
@@ -216,9 +221,15 @@ def costs(arguments: argparse.Namespace) -> dict:
         with tempfile.TemporaryDirectory() as folder:
             vlm = loading.load(str(write(Path(folder) / 'model', arguments.tiny)))
         result['parameters'][name] = parameter_count(vlm)
-        for row in measure(vlm, arguments.repeats):
+        patching, whole = window(vlm, PATCH), window(vlm, STEADY)
+        for row in measure(vlm, patching, whole, arguments.repeats):
             result['rows'].append({'shape': name, **row})
             print(line(result['rows'][-1]), flush=True)
+        state: Any = patching.state
+        if state.restart(0):
+            at = [*tqdm(positions.measure(vlm, patching, whole, arguments.positions), total=arguments.positions)]
+            result['positions'] += [{'shape': name, **row} for row in at]
+            print(positions.summary(at), flush=True)
         mx.clear_cache()
     for name, ms in result['change_ms_p95'].items():
         print(f'change detector, {name}: {ms:.1f} processor ms (p95)')

@@ -32,6 +32,7 @@ sys.path.append(str(Path(__file__).parents[1] / 'test'))
 
 import tiny_gemma4  # noqa: E402
 import tiny_model  # noqa: E402
+import tiny_qwen3  # noqa: E402
 
 from vlm_reuse_node.model.vlm import Vlm  # noqa: E402
 
@@ -69,6 +70,30 @@ QWEN_VISION = {
 }
 WEIGHT_BOUND_VISION = QWEN_VISION | {'hidden_size': 128, 'intermediate_size': 512, 'num_heads': 2}
 WEIGHT_BOUND_CELLS = 16
+# Of Qwen3.5 4B: three recurrent layers for each full one, a recurrent state of 0.3 % of the parameters, and 0.3 of the
+# arithmetic of a picture in the vision tower. Narrow heads keep the first and the second at this width.
+QWEN3_5_TEXT = {
+    'hidden_size': 512,
+    'intermediate_size': 2816,
+    'num_hidden_layers': 4,
+    'num_attention_heads': 4,
+    'num_key_value_heads': 2,
+    'head_dim': 128,
+    'full_attention_interval': 4,
+    'linear_num_key_heads': 16,
+    'linear_num_value_heads': 32,
+    'linear_key_head_dim': 32,
+    'linear_value_head_dim': 32,
+    'max_position_embeddings': CONTEXT,
+}
+QWEN3_5_ROPE = {'mrope_section': [6, 5, 5], 'rope_theta': 1e7, 'partial_rotary_factor': 0.25}
+QWEN3_5_VISION = {
+    'depth': 2,
+    'hidden_size': 256,
+    'intermediate_size': 768,
+    'num_heads': 4,
+    'num_position_embeddings': 48**2,
+}
 GEMMA_TEXT = {
     'hidden_size': 512,
     'intermediate_size': 2560,
@@ -119,6 +144,22 @@ def write_qwen2_5_vl(
         side = round(cells**0.5) * cell
         _change(folder / 'preprocessor_config.json', min_pixels=(side - cell) ** 2, max_pixels=side * side)
         tiny_model._write_weights(folder, config, SEED)
+    _set_output(folder, 'language_model.lm_head.weight', tiny_model.SPECIAL)
+    return folder
+
+
+def write_qwen3_5(folder: Path, tiny: bool = False, cells: int = CELLS) -> Path:
+    """Write a Qwen3.5 of 30 M parameters. cells: most of a picture. tiny: the tests' model with 12 cells instead."""
+    tiny_qwen3.write_tiny_qwen3(folder, 'qwen3_5', SEED)
+    config = _read(folder / 'config.json')
+    if not tiny:
+        config['text_config'] |= QWEN3_5_TEXT
+        config['text_config']['rope_parameters'] |= QWEN3_5_ROPE
+        config['vision_config'] |= QWEN3_5_VISION | {'out_hidden_size': QWEN3_5_TEXT['hidden_size']}
+        _write(folder / 'config.json', config)
+        area = cells * 32**2
+        _change(folder / 'preprocessor_config.json', size={'shortest_edge': area // 2, 'longest_edge': area})
+        tiny_qwen3._write_weights(folder, config, SEED)
     _set_output(folder, 'language_model.lm_head.weight', tiny_model.SPECIAL)
     return folder
 
@@ -189,7 +230,8 @@ def text_bytes(vlm: Vlm) -> int:
 def _set_output(folder: Path, name: str, tokens: Sequence[str], scale: float = 1.0) -> None:
     """Scale the output weights; these tokens get logits of 0, which are never the largest."""
     weights: Any = mx.load(str(folder / 'model.safetensors'))
-    vocabulary = _read(folder / 'tokenizer.json')['model']['vocab']
+    tokenizer = _read(folder / 'tokenizer.json')
+    vocabulary = tokenizer['model']['vocab'] | {added['content']: added['id'] for added in tokenizer['added_tokens']}
     weights[name] *= scale
     weights[name][mx.array([vocabulary[token] for token in tokens])] = 0.0
     mx.eval(weights)

@@ -251,7 +251,9 @@ def test_what_an_audit_is_expected_to_take_shrinks_with_every_step(vlm):
 def test_an_answer_waits_where_two_of_its_states_fit_into_the_memory(vlm, held_bytes, fits):
     answerer = SimpleNamespace(expected=lambda tokenized: Work())
     auditor = Auditor(vlm, answerer, 'front')
-    state = SimpleNamespace(held_bytes=held_bytes, frames=(), template_for=None, identity=None, tokens=0)
+    state = SimpleNamespace(
+        held_bytes=held_bytes + 7, checkpoint_bytes=14, frames=(), template_for=None, identity=None, tokens=0
+    )
     auditor.note(Outcome('red', 1.0), None, state, ALL.with_values(max_cache_mb=3))
     assert bool(auditor._waiting) == fits and auditor.held_bytes == 0
 

@@ -41,18 +41,18 @@ def written(tmp_path_factory):
         patch.setattr(refresh, 'PERCENT', (0, 5, 100))
         patch.setattr(refresh, 'FRAMES', 2)
         patch.setattr(refresh, 'WINDOW', refresh.WINDOW.with_values(history_frames=1))
-        patch.setattr(refresh, 'SHAPES', {'tiny': refresh.write_qwen2_5_vl})
+        patch.setattr(refresh, 'SHAPES', {'tiny': refresh.write_qwen2_5_vl, 'recurrent': refresh.write_qwen3_5})
         patch.setattr(refresh, 'DETECTIONS', 2)
-        assert refresh.main(['--only', 'cost', '--tiny', '--repeats', '1', '--output', str(output)]) == 0
+        patch.setattr(refresh.positions, 'ROUNDS', 1)
+        arguments = ['--only', 'cost', '--tiny', '--repeats', '1', '--positions', '3', '--output', str(output)]
+        assert refresh.main(arguments) == 0
     return json.loads(output.read_text())
 
 
 def test_there_is_a_row_for_every_share_of_changed_cells(written):
     rows = written['rows']
     assert [(row['shape'], row['changed_percent'], row['cells']) for row in rows] == [
-        ('tiny', 0, 0),
-        ('tiny', 5, 1),
-        ('tiny', 100, 12),
+        (shape, *share) for shape in ('tiny', 'recurrent') for share in ((0, 0), (5, 1), (100, 12))
     ]
     assert all(
         row[f'{name}_{clock}'] > 0
@@ -62,6 +62,15 @@ def test_there_is_a_row_for_every_share_of_changed_cells(written):
     )
     assert rows[0]['patch_ms'] == rows[0]['reuse_ms']
     assert set(written['change_ms_p95']) == {'640x480', '1920x1080'}
+
+
+def test_a_recurrent_shape_is_also_measured_where_the_change_is_elsewhere(written):
+    """What it computes then begins with a row of cells, the last one that begins before the change."""
+    for row in written['positions']:
+        behind = 12 - 4 * (row['first_cell'] // 4)
+        assert (row['shape'], row['cells'], row['computed_cells']) == ('recurrent', 1, behind)
+        assert row['patch_share'] > 0 and row['noise_share'] > 0
+    assert len({row['first_cell'] for row in written['positions']}) > 1
 
 
 @pytest.mark.parametrize('cells', [0, 1, 3, 27, 54])

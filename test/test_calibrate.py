@@ -24,8 +24,8 @@ from html_page import HOSTILE, Page
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from replay_bags import frames, write_bag
+from tiny_generic import write_tiny_generic
 from tiny_model import picture
-from tiny_qwen3 import write_tiny_qwen3
 
 from vlm_reuse_node.calibrate import search
 from vlm_reuse_node.calibrate.arm import Reference
@@ -307,7 +307,7 @@ def test_a_recording_in_which_nothing_changes_says_so(capsys, model_dir, tmp_pat
 
 
 def test_a_model_that_cannot_be_patched_has_an_exit_code_of_its_own(capsys, changing, tmp_path):
-    model = write_tiny_qwen3(tmp_path / 'model', 'qwen3_5')
+    model = write_tiny_generic(tmp_path / 'model', 'idefics3')
     code, said = run(capsys, changing, '--model', model, '--out', tmp_path / 'out')
     assert code == Exit.CANNOT_PATCH and 'cannot compute single cells' in said.err
     assert not any((tmp_path / 'out').iterdir())

@@ -16,16 +16,19 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from replay_bags import BEGIN_NS, frames, write_bag
 
 from vlm_reuse_node.calibrate import measure
+from vlm_reuse_node.calibrate.arm import Arm
 from vlm_reuse_node.calibrate.measure import Measurement
 from vlm_reuse_node.calibrate.stretches import Recording
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.model.work import Meter
 from vlm_reuse_node.replay.bag import Selection
 from vlm_reuse_node.replay.questions import QuestionEntry
+from vlm_reuse_node.scene.refresh import Level, Refresh
 from vlm_reuse_node.session.answer import Answer, Status
 from vlm_reuse_node.session.drift_bounds import DriftCount
 
@@ -35,6 +38,16 @@ QUESTIONS = (
     QuestionEntry('is it behind ?', ('yes', 'no'), camera='rear'),
 )
 SECONDS = 20  # four stretches
+
+
+def test_a_patch_is_as_large_as_what_it_encodes_and_costs_what_it_computes():
+    """A recurrent language model reads cells again that have not changed."""
+    arm, encoded, read = Arm(None, Config()), np.arange(12) == 5, np.arange(12) >= 4
+    refresh = Refresh(
+        'c', 0, '', Level.PATCH, '', refreshed=read, stale=np.zeros(12, bool), changed=encoded, encoded=encoded
+    )
+    arm._note(None, refresh)
+    assert (arm.patches, arm.largest_share, arm.paid_share) == (1, 1 / 12, 8 / 12)
 
 
 class Script:

@@ -40,6 +40,7 @@ from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.session.answer_memory import AnswerMemory
 from vlm_reuse_node.session.answerer import Answerer
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
+from vlm_reuse_node.session.live_slot import LiveSlot
 from vlm_reuse_node.session.state import State
 
 QUESTIONS = cli.FEW
@@ -95,7 +96,7 @@ def test_a_healthy_model_is_trusted(kind, check):
     assert report.is_trusted and report.faults == []
     found = marks(report)
     assert {found[name] for name in ('mlx-vlm', 'full', 'reuse', 'frame', 'history', 'one pass')} == {Mark.PASS}
-    assert (found['patch all'] == Mark.PASS) == (kind in ('qwen2_5_vl', 'qwen3_vl', 'gemma4'))
+    assert (found['patch all'] == Mark.PASS) == (kind in ('qwen2_5_vl', 'qwen3_vl', 'qwen3_5', 'gemma4'))
     assert (found['JSON schema'] == Mark.PASS) == (kind not in ('qwen2_5_vl', 'gemma4', 'gemma4 window'))
     for claim in report.claims:
         assert bool(claim.reason) == (claim.mark == Mark.NOT_AVAILABLE)
@@ -278,6 +279,27 @@ def test_a_recurrent_state_that_is_not_restored_is_found(check, monkeypatch):
     assert marks(check('qwen3_5'))['reuse'] == Mark.FAULT
 
 
+def test_a_checkpoint_behind_the_change_is_found(check, monkeypatch):
+    monkeypatch.setattr(LiveSlot, 'point_before', lambda slot, cell: (slot.begin, *slot.checkpoints)[-1])
+    found = marks(check('qwen3_5'))
+    assert found['patch all'] == Mark.FAULT and found['frame'] == Mark.PASS
+
+
+def test_a_checkpoint_that_is_the_state_before_the_slot_is_found(check, monkeypatch):
+    """The recurrent layers start from the wrong place, the others from the right one."""
+    before = LiveSlot.point_before
+
+    def mixed(slot, cell):
+        point = before(slot, cell)
+        parts = [own if isinstance(own, int) else first for own, first in zip(point.parts, slot.begin.parts)]
+        object.__setattr__(point, 'parts', tuple(parts))
+        return point
+
+    monkeypatch.setattr(LiveSlot, 'point_before', mixed)
+    found = marks(check('qwen3_5'))
+    assert found['patch same'] == Mark.FAULT and found['frame'] == Mark.PASS
+
+
 @pytest.mark.parametrize('kind', ['qwen2_5_vl', 'qwen3_vl'])
 def test_a_family_with_rows_for_columns_is_found_by_mlx_vlm_alone(kind, check, models, monkeypatch):
     """Warm and cold are broken alike."""
@@ -288,7 +310,7 @@ def test_a_family_with_rows_for_columns_is_found_by_mlx_vlm_alone(kind, check, m
     assert found['mlx-vlm'] == Mark.FAULT and found['frame'] == Mark.PASS
 
 
-@pytest.mark.parametrize('kind', ['qwen2_5_vl', 'qwen3_vl', 'gemma4'])
+@pytest.mark.parametrize('kind', ['qwen2_5_vl', 'qwen3_vl', 'qwen3_5', 'gemma4'])
 def test_a_patch_that_leaves_one_cell_is_found(kind, check, models, monkeypatch):
     family = type(models(kind).family)
     encode = family.encode_cells

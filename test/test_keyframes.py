@@ -53,6 +53,8 @@ class Ledger:
     """A state that holds no keys and values, and knows how many bytes and tokens it would."""
 
     computed = 0  # tokens, by all of them
+    checkpoint_bytes = 0
+    spare_bytes = 0.0
 
     def __init__(self, *_):
         self.clear()
@@ -71,7 +73,7 @@ class Ledger:
     @property
     def held_bytes(self):
         vision = self.live.nbytes - self.live.features.nbytes if self.has_live else 0
-        return sum(each.size for each in self.frames) + vision
+        return sum(each.size for each in self.frames) + vision + self.checkpoint_bytes
 
     def append(self, encoded, check=go_on, *, later=False):
         check()
@@ -153,6 +155,19 @@ def test_as_many_keyframes_are_kept_as_memory_holds(monkeypatch, caplog, most_mb
     assert max(lengths) == fitting
     (told,) = caplog.messages
     assert "'front'" in told and f'{fitting - 1} of 100 keyframes' in told
+
+
+@pytest.mark.parametrize('checkpoints_mb', [0, 1, 5])
+def test_checkpoints_take_no_room_from_keyframes(monkeypatch, checkpoints_mb):
+    """They are given up where keyframes need it."""
+    monkeypatch.setattr(Ledger, 'checkpoint_bytes', checkpoints_mb * MB)
+    camera, config = Camera(monkeypatch, KEEP_ALL.with_values(max_cache_mb=8)), Config(max_cache_mb=8)
+    lengths, spare = [], []
+    for stamp_s in range(10):
+        camera.see(stamp_s)
+        spare.append(camera.history.spare_bytes(camera.state, config))
+        lengths.append(len(camera.stamps))
+    assert max(lengths) == 8 and spare[0] == 6 * MB and min(spare) < 0
 
 
 @pytest.mark.parametrize('context, most', [(100, 5), (75, 4), (56, 3)])

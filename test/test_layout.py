@@ -47,7 +47,7 @@ CHECK_MLX = ('check/bits.py', 'check/cold.py', 'check/machine.py', 'check/peer.p
 LIVE_DEMO = ('demo/dds.py', 'demo/live.py', 'demo/planner.py', 'demo/play.py', 'demo/recorder.py')
 # Where a library may be imported: folders, or files in other folders.
 ONLY_IN = {
-    'mlx': {'model', 'session/state.py', 'replay/runners', *CHECK_MLX},
+    'mlx': {'model', 'session/live_slot.py', 'replay/runners', *CHECK_MLX},
     'av': {'scene/video_decoder.py'},
     'mlx_vlm': {'model', 'replay/runners', 'check/bits.py', 'check/peer.py'},
     **dict.fromkeys(ROS, {'ros', 'ask/live.py', 'check/live.py', *LIVE_DEMO}),

@@ -26,12 +26,13 @@ from tiny_model import SECOND_NS, picture
 from tiny_qwen3 import write_tiny_qwen3
 
 from vlm_reuse_node.config import Config
-from vlm_reuse_node.model import loading
+from vlm_reuse_node.model import kv_cache, loading
 from vlm_reuse_node.model.noise import apart
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Level
 from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.case import Case
+from vlm_reuse_node.session.history import History
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
 from vlm_reuse_node.session.turn import Halt, Turn
@@ -346,7 +347,78 @@ def test_a_sliding_window_is_patched_until_it_wraps(tmp_path, window, level):
     assert session.ask(QUESTION, now_ns=0).exact == (level == Level.FRAME)
 
 
-def test_a_recurrent_model_is_refreshed_whole(tmp_path):
-    session = SceneSession(loading.load(str(write_tiny_qwen3(tmp_path / 'qwen3_5', 'qwen3_5'))), PATCH)
+@pytest.fixture(scope='module', params=['qwen3_5', 'qwen3_5_moe'])
+def recurrent(request, tmp_path_factory):
+    """A model whose patches go back to a checkpoint."""
+    return loading.load(str(write_tiny_qwen3(tmp_path_factory.mktemp('models') / request.param, request.param)))
+
+
+LOW = (slice(420, 480), slice(500, 640))  # in the last row of cells
+
+
+def test_a_recurrent_model_pays_for_what_is_behind_a_checkpoint_before_the_change(recurrent):
+    refreshes = []
+    session = SceneSession(recurrent, PATCH, on_refresh=lambda frame, refresh: refreshes.append(refresh))
     session.observe(picture(1))
-    assert levels(session, flicker(2)) == [Level.FRAME] * 2 and session.ask(QUESTION, now_ns=0).exact
+    before = recurrent.meter.done
+    session.observe(changed(picture(1), 0.1, LOW))
+    work, refresh = recurrent.meter.done - before, refreshes[-1]
+    assert refresh.level == Level.PATCH and refresh.visual_tokens_encoded == work.vision_tokens < 4
+    assert refresh.refreshed.tolist() == [[False] * 4] * 2 + [[True] * 4]  # the language model reads the whole row
+    assert work.prefill_tokens == 4 + 1  # and the end of the picture
+    assert refresh.visual_tokens_stale == 0 and session.observe(changed(picture(1), 0.2, LOW)).level == Level.REUSE
+
+
+@pytest.mark.parametrize('question', [QUESTION, CHOICE])
+def test_a_recurrent_models_unsure_answer_is_given_again_from_the_whole_picture(recurrent, question):
+    never_sure = PATCH.with_values(min_confidence=1 - 1e-9, min_text_confidence=1 - 1e-9)
+    session = give_credit(SceneSession(recurrent, never_sure))
+    session.observe(picture(1))
+    assert levels(session, [changed(picture(1), 0.1, LOW), changed(picture(1), 0.2)]) == [Level.PATCH] * 2
+    answer, cold = session.ask(question, now_ns=0), session.ask_cold(question, now_ns=0)
+    assert answer.escalated and answer.exact and answer.text == cold.text and answer.token_ids == cold.token_ids
+
+
+def test_a_question_about_a_recurrent_models_patch_is_one_pass(recurrent):
+    session = give_credit(SceneSession(recurrent, PATCH))
+    session.observe(picture(1))
+    session.ask(CHOICE, now_ns=0)
+    passes, newer = recurrent.meter.done.passes, changed(picture(1), 0.1, LOW)
+    answer = session.ask(CHOICE, now_ns=SECOND_NS, newest=lambda: newer)
+    assert answer.level == Level.PATCH and not answer.exact and recurrent.meter.done.passes == passes + 1
+    assert answer.tokens_reused == session.state.tokens - 5
+
+
+@pytest.mark.parametrize('cells, level', [(12, Level.FRAME), (11, Level.PATCH)])
+def test_a_patch_that_is_no_less_work_than_the_picture_is_the_picture(recurrent, cells, level):
+    """Cells may be stale without a change, because they are in doubt for too long."""
+    session = SceneSession(recurrent, PATCH.with_values(max_patch_share=1.0))
+    levels(session, [picture(1), changed(picture(1), 0.1, LOW)])
+    look = session._refresher.newest
+    stale = np.arange(12).reshape(3, 4) < cells
+    look = replace(look, change=replace(look.change, changed=stale, stale=stale))
+    assert session._refresher._planner.plan(session.state, look, session.config, True, False).level == level
+
+
+@pytest.mark.parametrize('fitting', [0, 1, 2])
+def test_checkpoints_are_given_up_before_the_history_is(recurrent, monkeypatch, fitting):
+    config = PATCH.with_values(history_frames=3, keyframe_interval_s=0.0)
+    monkeypatch.setattr(
+        History,
+        'spare_bytes',
+        staticmethod(lambda state, config: fitting * kv_cache.snapshot_bytes(state.cache)),
+    )
+    session = SceneSession(recurrent, config)
+    for number in range(5):
+        session.observe(picture(number, number / 10))
+    size = kv_cache.snapshot_bytes(session.state.cache)
+    assert len(session.state.frames) == 4 and session.state.checkpoint_bytes == fitting * size
+
+
+def test_checkpoints_may_take_what_all_else_leaves_of_the_cameras_memory(recurrent):
+    session = SceneSession(recurrent, PATCH.with_values(history_frames=1, keyframe_interval_s=0.0, max_cache_mb=7))
+    for number in range(2):
+        session.observe(picture(number, number / 10))
+    state = session.state
+    assert state.checkpoint_bytes > 0
+    assert state.spare_bytes == 7e6 - 2 * (state.held_bytes - state.checkpoint_bytes)

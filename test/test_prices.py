@@ -25,9 +25,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_model import SECOND_NS, picture
+from tiny_qwen3 import write_tiny_qwen3
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.model.families.sparse_vision import padded, padded_length
+from vlm_reuse_node.model.loading import load
 from vlm_reuse_node.model.vlm import go_on
 from vlm_reuse_node.model.work import Meter, Work
 from vlm_reuse_node.scene.refresh import Level
@@ -41,10 +43,10 @@ PATCH = Config(refresh_policy='patch', max_patch_share=1.0)
 HISTORY = Config(history_frames=3, keyframe_interval_s=0.0)
 
 
-def at(stamp_s, cells=0, by=0x60):
-    """The first picture at a time, its first cells others."""
+def at(stamp_s, cells=0, by=0x60, top=0):
+    """The first picture at a time, the first cells of a row others."""
     rgb = picture(1).rgb.copy()
-    rgb[:40, : 40 * cells] ^= by
+    rgb[top : top + 40, : 40 * cells] ^= by
     return replace(picture(1), rgb=rgb, stamp_ns=int(stamp_s * SECOND_NS))
 
 
@@ -92,7 +94,23 @@ def stopping_at(count):
 @given(seed=st.integers(0, 2**32))
 def test_a_refresh_takes_no_more_tokens_than_were_expected(vlm, seed):
     """After any pictures, sizes, interrupted refreshes, lost states, rollovers and new parameters."""
-    random = Random(seed)
+    compare_refreshes(vlm, Random(seed))
+
+
+@settings(max_examples=15)
+@given(seed=st.integers(0, 2**32))
+def test_a_refresh_of_a_recurrent_model_takes_no_more_tokens_than_were_expected(recurrent, seed):
+    compare_refreshes(recurrent, Random(seed))
+
+
+@pytest.fixture(scope='module')
+def recurrent(tmp_path_factory):
+    """A model whose patches go back to a checkpoint."""
+    return load(str(write_tiny_qwen3(tmp_path_factory.mktemp('models') / 'qwen3_5', 'qwen3_5')))
+
+
+def compare_refreshes(vlm, random):
+    """Hold every refresh of a session to what was expected of it."""
     config = Config(
         refresh_policy=random.choice(['exact', 'patch']),
         history_frames=random.choice([0, 1, 3, 5]),
@@ -105,7 +123,7 @@ def test_a_refresh_takes_no_more_tokens_than_were_expected(vlm, seed):
     )
     priced = Priced(vlm, config)
     for _ in range(random.randint(1, 14)):
-        frame = at(0, random.randint(0, 4))
+        frame = at(0, random.randint(0, 4), top=random.choice([0, 200, 440]))
         if random.random() < 0.1:
             frame = picture(random.randint(2, 3), size=random.choice([(480, 640), (320, 320), (160, 640)]))
         priced.look(frame, random.choice([0.1, 0.5, 2.0]) if random.random() < 0.95 else -5.0)
@@ -179,6 +197,9 @@ class State:
         self.frames = [SimpleNamespace(grid=SimpleNamespace(cells=CELLS)) for _ in range(frames)]
         self.has_live = has_live
         self.tokens = text(frames) + frames * (CELLS + more)
+
+    def restart(self, cell):
+        """Its cells are computed in place."""
 
 
 def text(frames):

@@ -49,6 +49,7 @@ WRITERS = {
     'qwen2_vl': write_tiny_qwen2,
     'qwen3_vl': lambda folder: write_tiny_qwen3(folder, 'qwen3_vl'),
     'qwen3_vl_moe': lambda folder: write_tiny_qwen3(folder, 'qwen3_vl_moe'),
+    'qwen3_5': lambda folder: write_tiny_qwen3(folder, 'qwen3_5'),
     'gemma4': write_tiny_gemma4,
     'gemma4_unified': lambda folder: write_tiny_gemma4(folder, unified=True),
 }

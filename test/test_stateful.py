@@ -28,8 +28,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from patience import PATIENCE_S
 from tiny_model import picture
+from tiny_qwen3 import write_tiny_qwen3
 
 from vlm_reuse_node.config import Config
+from vlm_reuse_node.model.loading import load
 from vlm_reuse_node.model.work import Meter
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.serving.worker import ModelWorker
@@ -321,6 +323,13 @@ def make_worker_machine(model_dir):
 def test_a_session(vlm, monkeypatch):
     monkeypatch.setattr(vlm, 'meter', vlm.meter)  # put back afterwards
     hypothesis.stateful.run_state_machine_as_test(make_session_machine(vlm), settings=STATE_MACHINE)
+
+
+def test_a_session_of_a_recurrent_model(tmp_path_factory):
+    """Its patches go back to a checkpoint."""
+    vlm = load(str(write_tiny_qwen3(tmp_path_factory.mktemp('models') / 'qwen3_5', 'qwen3_5')))
+    few = settings(STATE_MACHINE, max_examples=10)
+    hypothesis.stateful.run_state_machine_as_test(make_session_machine(vlm), settings=few)
 
 
 def test_the_models_thread(model_dir):

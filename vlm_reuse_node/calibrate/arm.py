@@ -101,7 +101,8 @@ class Arm:
             self.state = next(_numbers)
         if refresh.level is Level.PATCH:
             self.patches += 1
-            self.largest_share = max(self.largest_share, share)
+            encoded_share = refresh.visual_tokens_encoded / refresh.visual_tokens_total
+            self.largest_share = max(self.largest_share, encoded_share)
         elif share:
             self.patches, self.largest_share = 0, 0.0
 

@@ -74,8 +74,9 @@ class PatchCheck:
         if why or same.faults:
             return claims
         with guarded(same):
-            cells = len(self._seen().features) // 4
-            self._patch(same, self._newer(self._first), np.arange(1, 1 + max(1, cells)), exact)
+            cells = len(self._seen().features)
+            middle = np.arange(cells // 2, cells // 2 + max(1, cells // 4))
+            self._patch(same, self._newer(self._first), middle, exact)
         with guarded(whole):
             self._patch(whole, self._newer(self._second_like_first()), None, exact)
         with guarded(drifted):

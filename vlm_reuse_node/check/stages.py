@@ -187,9 +187,12 @@ class Stages:
 
 
 def _shares(total: int) -> list[np.ndarray]:
-    """The cells of each share of a picture, at least one, each number once."""
+    """The cells of each share of a picture, at least one, each number once: from its middle, or as late as they fit.
+
+    A recurrent language model also reads what is behind them.
+    """
     counts = dict.fromkeys(max(1, round(percent * total / 100)) for percent in PERCENT)
-    return [np.arange(count) for count in counts]
+    return [min(total // 2, total - count) + np.arange(count) for count in counts]
 
 
 def _cells_text(cells: np.ndarray) -> str:

@@ -142,6 +142,11 @@ def held_bytes(cache: list, *snapshots: Snapshot) -> int:
     return _bytes([vars(part) for part in parts if type(part) in FLAT]) + sum(held.values())
 
 
+def snapshot_bytes(cache: list) -> int:
+    """Return the bytes of the arrays that a snapshot of the cache keeps; 0 for an empty one: nothing is known."""
+    return _bytes([vars(part) for part in _parts(cache) if type(part) not in FLAT])
+
+
 def growth_bytes(cache: list, tokens: int) -> int:
     """Return the bytes by which `held_bytes` grows when so many tokens are added and a snapshot is taken behind them.
 

@@ -30,6 +30,7 @@ import numpy as np
 from vlm_reuse_node.model import kv_cache, pass_cache
 from vlm_reuse_node.model import vlm as vlms
 from vlm_reuse_node.model.families.base import Family
+from vlm_reuse_node.model.kv_cache import Snapshot
 from vlm_reuse_node.model.token_tree import NO_ROWS, Block, TokenTree
 from vlm_reuse_node.model.vlm import Check, Vlm, go_on
 
@@ -42,6 +43,7 @@ class WaitingTokens:
     rows: the rows of the cache that they replace, (tokens,) ascending; (0,) for a slot, which is added behind
         the cache.
     picture: rows of all cells of the frame.
+    cuts: of a slot, how many of the tokens precede each point at which a snapshot is wanted, ascending.
     """
 
     ids: list[int]
@@ -49,6 +51,7 @@ class WaitingTokens:
     positions: np.ndarray
     rows: np.ndarray
     picture: np.ndarray
+    cuts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,10 +60,12 @@ class Reading:
 
     logits: of each block, mx (1, vocabulary), or mx (tokens, vocabulary) of one that is an answer.
     keep: cuts the cache behind so many of the blocks' tokens. May be called again until something else is added.
+    snapshots: of the cache at the cuts of the tokens that waited.
     """
 
     logits: list[mx.array]
     keep: Callable[[int], None]
+    snapshots: tuple[Snapshot, ...] = ()
 
     @property
     def joined(self) -> mx.array:
@@ -88,15 +93,18 @@ class Passes:
         count = chunk.stop - chunk.start + sum(len(block.ids) for block in blocks)
         return self.can_branch(cache) and count <= vlms.PREFILL_CHUNK
 
-    def settle(self, cache: list, waiting: WaitingTokens, before: Sequence[Any] | None, check: Check = go_on) -> None:
-        """Compute the tokens that wait, in passes of their own. `check` may raise between two chunks."""
-        if not len(waiting.rows):
+    def settle(
+        self, cache: list, waiting: WaitingTokens, before: Sequence[Any] | None, check: Check = go_on
+    ) -> tuple[Snapshot, ...]:
+        """Compute the tokens that wait, in passes of their own. `check` may raise between two chunks.
+
+        Returns snapshots of the cache at their cuts.
+        """
+        if not len(waiting.rows) and not waiting.cuts:
             embeddings = self._family.embed(waiting.ids, waiting.features)
             self._vlm.run(cache, waiting.ids, waiting.positions, embeddings=embeddings, check=check)
-            return
-        for part in self._chunks(waiting):
-            check()
-            self._run(cache, _part(self._family, waiting, part), [], before).keep(0)
+            return ()
+        return self._run_chunks(cache, waiting, self._chunks(waiting), before, check)
 
     def read(
         self,
@@ -117,11 +125,24 @@ class Passes:
         if waiting is None:
             return self._read_in_turn(cache, blocks, position, stay, check)
         *chunks, last = self._chunks(waiting)
-        for part in chunks:
-            check()
-            self._run(cache, _part(self._family, waiting, part), [], before).keep(0)
+        snapshots = self._run_chunks(cache, waiting, chunks, before, check)
         check()
-        return self._run(cache, _part(self._family, waiting, last), blocks, before, position)
+        rest = _part(self._family, waiting, last)
+        reading = self._run(cache, rest, blocks, before, position)
+        return replace(reading, snapshots=(*snapshots, *_snapshots(cache, rest, reading)))
+
+    def _run_chunks(
+        self, cache: list, waiting: WaitingTokens, chunks: list[slice], before: Sequence[Any] | None, check: Check
+    ) -> tuple[Snapshot, ...]:
+        """Compute some chunks of the tokens that wait, one call each. Returns snapshots of the cache at their cuts."""
+        snapshots: list[Snapshot] = []
+        for chunk in chunks:
+            check()
+            part = _part(self._family, waiting, chunk)
+            reading = self._run(cache, part, [], before)
+            snapshots += _snapshots(cache, part, reading)
+            reading.keep(0)
+        return tuple(snapshots)
 
     def _read_in_turn(self, cache: list, blocks: Sequence[Block], position: int, stay: int, check: Check) -> Reading:
         """Run blocks in one call if they fit, else one after the other, each with what follows it."""
@@ -167,7 +188,7 @@ class Passes:
         if waiting is not None:
             ids, positions, rows = list(waiting.ids), waiting.positions, waiting.rows
             embeddings = [family.embed(ids, waiting.features)]
-            slot = [] if len(rows) else [Block(ids)]
+            slot = [] if len(rows) else _between(waiting)
             two_way = waiting.picture if family.two_way else NO_ROWS
         first = len(ids)  # of the blocks' tokens
         behind = held + sum(len(block.ids) for block in slot)
@@ -197,6 +218,24 @@ def _joined(embeddings: list[mx.array]) -> mx.array:
     return mx.concatenate([mx.pad(part, [(0, 0), (0, 0), (0, width - part.shape[-1])]) for part in embeddings], axis=1)
 
 
+def _between(waiting: WaitingTokens) -> list[Block]:
+    """The tokens of a slot, a block up to each cut: a recurrent layer keeps its states at the ends of blocks."""
+    ends = [cut for cut in waiting.cuts if cut < len(waiting.ids)]
+    return [
+        Block(waiting.ids[start:end], number - 1)
+        for number, (start, end) in enumerate(zip([0, *ends], [*ends, len(waiting.ids)]))
+    ]
+
+
+def _snapshots(cache: list, waiting: WaitingTokens, reading: Reading) -> list[Snapshot]:
+    """Take a snapshot at each cut of tokens that a call has computed. The cache then ends at the last one."""
+    taken = []
+    for cut in waiting.cuts:
+        reading.keep(cut - len(waiting.ids))
+        taken.append(kv_cache.take(cache))
+    return taken
+
+
 def _part(family: Family, waiting: WaitingTokens, part: slice) -> WaitingTokens:
     """Some of the tokens that wait, with the features of their cells."""
     cells = np.searchsorted(family.cells(waiting.ids), [part.start, part.stop])
@@ -206,6 +245,7 @@ def _part(family: Family, waiting: WaitingTokens, part: slice) -> WaitingTokens:
         features=waiting.features[slice(*cells.tolist())],
         positions=waiting.positions[:, part],
         rows=waiting.rows[part],
+        cuts=tuple(cut - part.start for cut in waiting.cuts if part.start < cut <= part.stop),
     )
 
 

@@ -55,6 +55,12 @@ def can_rewrite(cache: list, tokens: int) -> bool:
     return is_possible(cache) and all(type(part) is KVCache or tokens <= part.max_size for part in cache)
 
 
+def can_restart(cache: list) -> bool:
+    """Whether tokens are replaced by going back before them: a layer is recurrent, and the others keep all rows."""
+    kinds = {type(part) for part in cache}
+    return ArraysCache in kinds and kinds <= {ArraysCache, KVCache}
+
+
 class PassCache(ABC):
     """Stands in for one layer's cache.
 

@@ -120,3 +120,8 @@ class Meter:
         known = self.see_cells.is_known
         ms = self.see_cells.ms(cells) + self.read.ms(again) if known else self.frame(total, tokens).ms * cells / total
         return Work(cells, again, 0, ms)
+
+    def restart(self, cells: int, total: int, tokens: int) -> Work:
+        """Expected work to encode some of the `total` cells of a picture, and to read so many tokens of its slot."""
+        see = self.see_cells.ms(cells) if self.see_cells.is_known else self.see.ms(total) * cells / total
+        return Work(cells, tokens, 0, see + self.read.ms(tokens))

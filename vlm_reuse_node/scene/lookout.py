@@ -22,6 +22,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from threading import Lock
+from typing import Any
 
 import numpy as np
 
@@ -110,11 +111,11 @@ class Look:
         reason: str,
         refreshed: np.ndarray,
         changed: np.ndarray,
-        **amounts: float,
+        **more: Any,
     ) -> Refresh:
         """The record of a refresh to this picture.
 
-        now: the look at the newest picture after that. amounts: times, by the names of `Refresh`'s fields.
+        now: the look at the newest picture after that. more: other fields of `Refresh`, by name.
         """
         return Refresh(
             self.camera,
@@ -128,7 +129,7 @@ class Look:
             oldest_cell_age_s=float(self.frame.stamp_ns - now.computed_ns.min()) / 1e9 if now.change else 0.0,
             lag_s=now.lag_s,
             totals=totals,
-            **amounts,
+            **more,
         )
 
 

@@ -54,7 +54,9 @@ class Totals:
 class Refresh:
     """One look at a frame (level REUSE: nothing was computed), or one refresh that brought the state up to a frame.
 
-    refreshed: (rows, columns) bool, the cells that were computed.
+    refreshed: (rows, columns) bool, the cells that were computed. A recurrent language model also computes cells that
+        have not changed: all those behind a point before the first one that has.
+    encoded: those of them that the vision tower computed; None: all.
     stale: (rows, columns) bool, the cells of the state that differ from the newest frame and wait for a refresh.
     changed: (rows, columns) bool, the changed cells among the refreshed ones; of a look, among the stale ones. All
         cells when there was no frame to compare with. Other cells are refreshed too when the whole frame is.
@@ -62,7 +64,8 @@ class Refresh:
     lag_s: how long the stale cells have been known to differ from the newest frame, seconds; 0 without one.
     budget_ms: the time limit of the refresh; 0: none.
     totals: of the camera, after this.
-    visual_tokens_total, visual_tokens_refreshed, visual_tokens_changed, visual_tokens_stale: counts of cells.
+    visual_tokens_total, visual_tokens_refreshed, visual_tokens_encoded, visual_tokens_changed, visual_tokens_stale:
+        counts of cells.
     spent_ms: the sum of all stages.
     """
 
@@ -81,8 +84,10 @@ class Refresh:
     prefill_ms: float = 0.0
     totals: Totals = Totals()
     changed: np.ndarray = field(kw_only=True)
+    encoded: np.ndarray | None = field(default=None, kw_only=True)
     visual_tokens_total: int = field(init=False)
     visual_tokens_refreshed: int = field(init=False)
+    visual_tokens_encoded: int = field(init=False)
     visual_tokens_changed: int = field(init=False)
     visual_tokens_stale: int = field(init=False)
     spent_ms: float = field(init=False)
@@ -91,4 +96,6 @@ class Refresh:
         object.__setattr__(self, 'visual_tokens_total', self.refreshed.size)
         for name in ('refreshed', 'changed', 'stale'):
             object.__setattr__(self, f'visual_tokens_{name}', int(getattr(self, name).sum()))
+        encoded = self.refreshed if self.encoded is None else self.encoded
+        object.__setattr__(self, 'visual_tokens_encoded', int(encoded.sum()))
         object.__setattr__(self, 'spent_ms', self.change_ms + self.vision_ms + self.prefill_ms)

@@ -56,19 +56,19 @@ def plan_refresh(
     can_patch: bool,
     whole_is_due: bool = False,
     frame_ms: float = 0.0,
-    patch_ms: Callable[[int], float] = lambda cells: 0.0,
+    patch_ms: Callable[[np.ndarray], float] = lambda cells: 0.0,
 ) -> RefreshPlan:
     """Choose level and cells.
 
     can_patch: whether single cells may be refreshed; else it is all cells or none. whole_is_due: whether to refresh all
-    cells as soon as that fits into the budget. frame_ms: expected time of a refresh of all cells; patch_ms: of a number
-    of cells.
+    cells as soon as that fits into the budget. frame_ms: expected time of a refresh of all cells; patch_ms: of some
+    cells, by their numbers.
     """
     urgent, overdue = _by_urgency(change, config.max_cell_age_s)
     total, budget_ms = change.stale.size, config.budget_ms or np.inf
     patchable = int(config.max_patch_share * total) if can_patch else 0
     most = min(len(urgent), patchable)
-    cells = next((cells for cells in range(most, 0, -1) if patch_ms(cells) <= budget_ms), 0)
+    cells = next((cells for cells in range(most, 0, -1) if patch_ms(urgent[:cells]) <= budget_ms), 0)
     # Refresh the whole frame when that fits and patching cannot cover all stale cells. Refresh it although it does
     # not fit when more cells are overdue than may be patched.
     if len(urgent) and (whole_is_due or cells < len(urgent)) if frame_ms <= budget_ms else overdue > patchable:

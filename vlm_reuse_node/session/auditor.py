@@ -28,8 +28,9 @@ from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.session.answerer import Answerer, TokenizedQuestion
 from vlm_reuse_node.session.drift_audit import AuditCounts, DriftAudit
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
+from vlm_reuse_node.session.identity import Identity
 from vlm_reuse_node.session.outcome import Outcome
-from vlm_reuse_node.session.state import Identity, State, twin
+from vlm_reuse_node.session.state import State, twin
 from vlm_reuse_node.session.turn import Halt, Turn
 
 # Most answers that wait for their audit. The frames of each are kept until then.
@@ -106,7 +107,8 @@ class Auditor:
         is_chosen = self._audit.chooses(config.audit_share, config.max_drift)
         self._log_trust(was_trusted, config)
         if is_chosen and len(self._waiting) < MOST_WAITING:
-            has_room = 2 * state.held_bytes <= 1e6 * config.max_cache_mb  # for the second state that an audit needs
+            # For the second state that an audit needs; it has no checkpoints.
+            has_room = 2 * state.held_bytes - state.checkpoint_bytes <= 1e6 * config.max_cache_mb
             if has_room:
                 frames = tuple(encoded.frame for encoded in state.frames)
                 answer = self._answerer.expected(tokenized)

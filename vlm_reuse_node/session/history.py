@@ -132,6 +132,7 @@ class History:
         """
         started = time.perf_counter()
         newer = self._next
+        newer.spare_bytes = state.spare_bytes
         newer.append(self._waiting[0] if self._waiting else state.live, check)
         self.spent_ms += 1e3 * (time.perf_counter() - started)
         if self._waiting:
@@ -139,6 +140,14 @@ class History:
             return None
         self.stop()
         return newer
+
+    @staticmethod
+    def spare_bytes(state: State, config: Config) -> float:
+        """Bytes that are left for checkpoints in the live slot, beside the state and a second one.
+
+        The second one is that of a rollover or of an audit.
+        """
+        return 1e6 * config.max_cache_mb - 2 * (state.held_bytes - state.checkpoint_bytes)
 
     def _is_due(self, state: State, scene_changed: bool, config: Config) -> bool:
         """Whether the live frame should become a keyframe."""
@@ -199,9 +208,12 @@ class History:
 
     @staticmethod
     def _frame_and_vision_mb(state: State) -> tuple[float, float]:
-        """Memory of a frame, from the held frames, and of the vision state, which only the live frame has."""
+        """Memory of a frame, from the held frames, and of the vision state, which only the live frame has.
+
+        Without checkpoints: there are fewer of them where memory is short, see `spare_bytes`.
+        """
         vision = state.live.nbytes - state.live.features.nbytes if state.has_live else 0
-        return (state.held_bytes - vision) / len(state.frames) / 1e6, vision / 1e6
+        return (state.held_bytes - vision - state.checkpoint_bytes) / len(state.frames) / 1e6, vision / 1e6
 
     def _cut(
         self, state: State, frames: tuple[EncodedFrame, ...], most: int, encoded: EncodedFrame, check: Check

@@ -14,6 +14,8 @@
 
 """Chooses the level and the cells of a camera's next refresh, and says what it is expected to cost."""
 
+import numpy as np
+
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.model.work import Work
 from vlm_reuse_node.scene.change import SceneChange
@@ -48,8 +50,8 @@ class Planner:
             return RefreshPlan(Level.FULL)
         if look.change is None or force or self._must_be_whole(state, look.frame, config, may_patch):
             return RefreshPlan(Level.FRAME)
-        change = look.change
-        return plan_refresh(
+        change, whole = look.change, self._prices.frame(state, look.cells)
+        plan = plan_refresh(
             change,
             config,
             can_patch=may_patch and state.can_rewrite and state.live.vision is not None,
@@ -58,9 +60,12 @@ class Planner:
                 or self._patches >= config.max_patches
                 or self._history.is_due(state, config)
             ),
-            frame_ms=self._prices.frame(state, look.cells).ms,
-            patch_ms=lambda cells: self._prices.patch(state, look.cells, cells).ms,
+            frame_ms=whole.ms,
+            patch_ms=lambda cells: self._patch(state, look, cells).ms,
         )
+        if plan.level != Level.PATCH or self._patch(state, look, np.flatnonzero(plan.refreshed)).tokens < whole.tokens:
+            return plan
+        return RefreshPlan(Level.FRAME)  # exact, and no dearer
 
     def expected(self, state: State | None, look: Look, config: Config, may_patch: bool) -> Work:
         """The expected work of a refresh to the frame of `look`; none when there is nothing to compute."""
@@ -70,8 +75,12 @@ class Planner:
         if plan.level == Level.FRAME:
             work = self._prices.frames(state, look.cells, *self._history.expected(state, look.was_cut, config))
         else:
-            work = self._prices.patch(state, look.cells, int(plan.refreshed.sum()))
+            work = self._patch(state, look, np.flatnonzero(plan.refreshed))
         return work + self._prices.waiting(state) if work.tokens else work
+
+    def _patch(self, state: State, look: Look, cells: np.ndarray) -> Work:
+        """The expected work to compute these cells of the frame of `look`, given by their numbers."""
+        return self._prices.patch(state, look.cells, len(cells), int(cells.min()) if len(cells) else 0)
 
     def _must_be_whole(self, state: State, frame: Frame, config: Config, may_patch: bool) -> bool:
         """Whether a patched live slot must be computed whole, even if the newest frame shows no change."""

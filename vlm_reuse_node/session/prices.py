@@ -41,10 +41,12 @@ class Prices:
         """To encode the newest picture, and to prefill so many slots, its own the last, behind `kept` others."""
         return Work(cells, 0, 0, self._meter.see.ms(cells)) + self._read(self._tokens(state, cells, slots, kept), slots)
 
-    def patch(self, state: State | None, cells: int, changed: int) -> Work:
-        """To compute some cells of the newest picture."""
+    def patch(self, state: State | None, cells: int, changed: int, first: int = 0) -> Work:
+        """To compute so many cells of the newest picture. first: the number of the first of them."""
         if not changed:
             return Work()
+        if state is not None and (restart := state.restart(first)):
+            return self._meter.restart(changed, cells, restart.tokens)
         kept = max(0, len(state.frames) - 1) if state is not None else 0
         slot = self._tokens(state, cells, 1, kept)
         work, most = self._meter.patch(changed, cells, slot), state.tokens if state is not None else slot

@@ -18,6 +18,7 @@ import logging
 import time
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from vlm_reuse_node.model.work import Work
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.lookout import Look, Lookout
 from vlm_reuse_node.scene.refresh import Level, Refresh, Totals
-from vlm_reuse_node.scene.refresh_plan import reason_of
+from vlm_reuse_node.scene.refresh_plan import RefreshPlan, reason_of
 from vlm_reuse_node.session.begun_refresh import BegunRefresh
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
 from vlm_reuse_node.session.history import History
@@ -242,9 +243,10 @@ class Refresher:
         When `check` ends the prefill, its tokens wait for the next question.
         """
         look, plan, started_s = begun.look, begun.plan, time.perf_counter()
-        halt = None
+        halt, computed = None, self._computed(plan)
         try:
             self.prefilled += self._put_slot(begun, config, check)
+            self.state.limit_checkpoints(self._history.spare_bytes(self.state, config))
         except Halt:
             if self.state is None or not self.state.has_live:
                 self._lookout.lose('the last refresh was interrupted')
@@ -267,8 +269,9 @@ class Refresher:
             look,
             plan.level,
             begun.reason,
-            plan.refreshed,
+            computed,
             changed,
+            encoded=plan.refreshed,
             change_ms=_ms_since(started_s),
             budget_ms=config.budget_ms,
             vision_ms=begun.vision_ms,
@@ -288,12 +291,19 @@ class Refresher:
             return self.state.rewrite(begun.encoded, np.flatnonzero(begun.plan.refreshed), check, later=True)
         return self._history.refresh(self.state, begun.encoded, begun.look.was_cut, config, check)
 
+    def _computed(self, plan: RefreshPlan) -> np.ndarray:
+        """The cells that the model computes, (rows, columns) bool: a recurrent one reads all from a checkpoint on."""
+        if plan.level != Level.PATCH or (restart := self.state.restart(int(plan.refreshed.argmax()))) is None:
+            return plan.refreshed
+        behind = np.arange(plan.refreshed.size).reshape(plan.refreshed.shape) >= restart.cell
+        return plan.refreshed | behind & ~plan.deferred
+
     def _report(
-        self, look: Look, level: Level, reason: str, refreshed: np.ndarray, changed: np.ndarray, **amounts: float
+        self, look: Look, level: Level, reason: str, refreshed: np.ndarray, changed: np.ndarray, **more: Any
     ) -> Refresh:
         """Make and report the record of a refresh; see `Look.refreshed`."""
         now = self._lookout.newest
-        record = look.refreshed(now, self._totals(), level, reason, refreshed, changed, **amounts)
+        record = look.refreshed(now, self._totals(), level, reason, refreshed, changed, **more)
         self._on_refresh(look.frame, record)
         return record
 

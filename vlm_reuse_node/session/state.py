@@ -21,39 +21,23 @@ A new live frame, or changed cells of it, may wait: then they go through the lan
 question.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 
 from vlm_reuse_node.errors import ModelError
 from vlm_reuse_node.model import kv_cache, pass_cache
-from vlm_reuse_node.model.families.base import Grid
-from vlm_reuse_node.model.families.sparse_vision import padded
 from vlm_reuse_node.model.one_pass import Passes, Reading, WaitingTokens
 from vlm_reuse_node.model.prompt import PromptTemplate
-from vlm_reuse_node.model.token_tree import NO_ROWS, Block
+from vlm_reuse_node.model.token_tree import Block
 from vlm_reuse_node.model.vlm import Check, Vlm, go_on
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What a state was computed from. Two states are interchangeable only when all fields are equal and both are exact.
-
-    pixels: hash of each frame's bytes, oldest first, the live frame last. grids: the grid of each frame.
-    model: fingerprint of the model, its processor and its chat template. prefix: the prompt's tokens.
-    exact: whether the whole state was computed from these frames. False when part of it comes from older frames.
-    """
-
-    pixels: tuple[bytes, ...]
-    grids: tuple[Grid, ...]
-    model: str
-    prefix: tuple[int, ...]
-    exact: bool
+from vlm_reuse_node.session.identity import Identity
+from vlm_reuse_node.session.live_slot import MOST_CHECKPOINTS, LiveSlot, Restart
 
 
 class State:
@@ -67,6 +51,7 @@ class State:
     tokens: number of tokens up to the snapshot, the waiting ones included.
     next_position: position of the question's first token.
     cache: the model's KV cache, one entry for each layer.
+    spare_bytes: most bytes that checkpoints in the live slot may take, see `LiveSlot`.
     """
 
     _versions = count()
@@ -74,7 +59,7 @@ class State:
     def __init__(self, vlm: Vlm, template_for: Callable[[int], PromptTemplate]) -> None:
         """Start with an empty cache. template_for: returns today's prompt template for a number of frames."""
         self._vlm, self._todays_template = vlm, template_for
-        self._passes = Passes(vlm)
+        self._passes, self.spare_bytes = Passes(vlm), math.inf
         self.clear()
 
     def clear(self) -> None:
@@ -83,11 +68,9 @@ class State:
         self.frames: tuple[EncodedFrame, ...] = ()
         self.template_for = self._todays_template
         self.has_live, self.tokens, self.next_position = False, 0, 0
-        # Token ids and positions of the prompt up to the snapshot, while there is a live frame.
-        self._ids: list[int] = []
-        self._positions: np.ndarray | None = None
         self.cache = self._vlm.new_cache()
         self._snapshot = self._before_live = kv_cache.take(self.cache), 0
+        self._slot = LiveSlot(self._snapshot[0])
         self._waiting: WaitingTokens | None = None
 
     @property
@@ -124,9 +107,15 @@ class State:
     @property
     def held_bytes(self) -> int:
         """Bytes of cache, snapshots, pixels and features, with the live frame's vision state, once nothing waits."""
-        features = sum(encoded.held_bytes for encoded in self.frames)
-        held = kv_cache.held_bytes(self.cache, self._snapshot[0], self._before_live[0])
-        return features + held + kv_cache.growth_bytes(self.cache, self.tokens - self._snapshot[1])
+        frames = sum(encoded.held_bytes for encoded in self.frames)
+        held = kv_cache.held_bytes(self.cache, self._snapshot[0], self._before_live[0], *self._slot.checkpoints)
+        held += kv_cache.growth_bytes(self.cache, self.tokens - self._snapshot[1])
+        return frames + held + self._coming * kv_cache.snapshot_bytes(self.cache)
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Bytes of the checkpoints in the live slot, once nothing waits any more."""
+        return (len(self._slot.checkpoints) + self._coming) * kv_cache.snapshot_bytes(self.cache)
 
     @property
     def can_rewrite(self) -> bool:
@@ -147,43 +136,38 @@ class State:
         family, grids = self._vlm.family, [frame.grid for frame in frames]
         ids = family.expand(self.template_for(len(frames)).prefix, grids)
         start, positions = self.tokens, family.positions(ids, grids)
-        slot = ids[start:]
-        picture = start + family.cells(slot)
         older = tuple(replace(frame, vision=None) for frame in self.frames)  # keyframes are never patched
         if not self._has_rows(start, len(ids)):
             encoded = replace(encoded, vision=None)
         self.frames, self.has_live, self.tokens = (*older, encoded), True, len(ids)
-        self._ids, self._positions = ids, positions
         self.next_position = int(positions.max()) + 1
         self._before_live = self._snapshot
-        self._waiting = WaitingTokens(slot, encoded.features, positions[:, start:], NO_ROWS, picture)
-        self.version = next(self._versions)
+        self._slot = LiveSlot(self._snapshot[0], ids, positions, start + family.cells(ids[start:]))
+        self._wait_from_snapshot(encoded)
         if not later:
             try:
                 self.settle(check)
             except BaseException:
                 vars(self).update(before)
                 raise
-        return len(slot)
+        return len(ids) - start
 
     def rewrite(self, encoded: EncodedFrame, cells: np.ndarray, check: Check = go_on, *, later: bool = False) -> int:
         """Replace the live frame by a newer one with the same grid, and recompute the tokens of some cells in place.
 
         cells: indices of the cells, ascending. With all cells the slot equals the one that `append` computes. The
-        tokens behind the cells in the slot are recomputed too. Returns the number of tokens computed.
+        tokens behind the cells in the slot are recomputed too; of a recurrent model all tokens from `restart` on, with
+        the features that `encoded` has. Returns the number of tokens computed.
         later: let the tokens wait for `read` or `settle`. `check` may raise between two chunks. After any exception
         there is no live frame.
         """
-        family, ids = self._vlm.family, self._ids  # the ids depend on the grid alone
-        live = family.cells(ids)[-encoded.grid.cells :]
-        rows = np.concatenate([live[cells], np.arange(live[-1] + 1, len(ids))])
-        rows, paid = padded(rows, len(ids)), len(rows)
-        given = [ids[row] for row in rows]
-        features = encoded.features[mx.array(np.searchsorted(live, rows[family.cells(given)]))]
         try:
-            self.settle(check)
-            self._waiting = WaitingTokens(given, features, self._positions[:, rows], rows, live)
-            self.version = next(self._versions)
+            if pass_cache.can_restart(self.cache):
+                paid = self._go_back(encoded, int(cells[0]))
+            else:
+                self.settle(check)
+                self._waiting, paid = self._slot.cells_and_end(cells, encoded.features, self._vlm.family)
+                self.version = next(self._versions)
             exact = encoded.exact and len(cells) == encoded.grid.cells
             self.frames = (*self.frames[:-1], replace(encoded, exact=exact))
             if not later:
@@ -193,6 +177,15 @@ class State:
             raise
         return paid
 
+    def restart(self, cell: int) -> Restart | None:
+        """Where `rewrite` starts computing if this is its first cell; None: it computes its cells in place."""
+        return self._slot.restart(cell) if self.has_live and pass_cache.can_restart(self.cache) else None
+
+    def limit_checkpoints(self, spare_bytes: float) -> None:
+        """Keep no more checkpoints than take so many bytes, now and later."""
+        self.spare_bytes = spare_bytes
+        self._slot = self._slot.with_checkpoints((), self._most_checkpoints)
+
     def settle(self, check: Check = go_on) -> None:
         """Compute the tokens that wait, if any, in passes of their own.
 
@@ -201,11 +194,11 @@ class State:
         if self._waiting is None:
             return
         try:
-            self._passes.settle(self.cache, self._waiting, self._rings_before_live, check)
+            snapshots = self._passes.settle(self.cache, self._waiting, self._rings_before_live, check)
         except BaseException:
             self.restore()
             raise
-        self._end_wait()
+        self._end_wait(snapshots)
 
     def read(self, blocks: Sequence[Block], *, stay: int = 0, check: Check = go_on) -> Reading:
         """Run blocks of text behind the snapshot, in one pass with the tokens that wait, where that is possible.
@@ -222,7 +215,7 @@ class State:
             )
             if self._waiting is not None:
                 reading.keep(0)
-                self._end_wait()
+                self._end_wait(reading.snapshots)
             reading.keep(sum(len(block.ids) for block in blocks[:stay]))
         except BaseException:
             self.restore()
@@ -243,6 +236,7 @@ class State:
         if self.has_live:
             self.version = next(self._versions)
             self._snapshot, self._waiting = self._before_live, None
+            self._slot = LiveSlot(self._snapshot[0])
             self.frames, self.has_live, self.tokens = self.frames[:-1], False, self._snapshot[1]
             self.restore()
 
@@ -250,13 +244,40 @@ class State:
         """Remove everything behind the snapshot."""
         kv_cache.restore(self.cache, self._snapshot[0])
 
-    def _end_wait(self) -> None:
-        """Take the snapshot behind the tokens that waited: the cache ends there."""
+    def _go_back(self, encoded: EncodedFrame, first: int) -> int:
+        """Let the live slot wait from before its cell `first` on, in place of what waits. Returns the tokens."""
+        point = self._slot.point_before(first)
+        self._snapshot, self._slot = (point, point.tokens), self._slot.up_to(point.tokens)
+        self.restore()
+        self._wait_from_snapshot(encoded)
+        return self.tokens - point.tokens
+
+    def _wait_from_snapshot(self, encoded: EncodedFrame) -> None:
+        """Let the live slot's tokens behind the snapshot wait. Checkpoints are for a frame that can be patched."""
+        most = self._most_checkpoints if pass_cache.can_restart(self.cache) and encoded.vision is not None else 0
+        self._waiting = self._slot.tokens_from(self._snapshot[1], encoded.features, encoded.grid, most)
+        self.version = next(self._versions)
+
+    def _end_wait(self, snapshots: Sequence[kv_cache.Snapshot]) -> None:
+        """Take the snapshot behind the tokens that waited, and keep those on the way: the cache ends there."""
         self._waiting, self._snapshot = None, (kv_cache.take(self.cache), self.tokens)
+        self._slot = self._slot.with_checkpoints(snapshots, self._most_checkpoints)
+
+    @property
+    def _most_checkpoints(self) -> int:
+        """How many checkpoints fit; the most there are while it is not known what one takes."""
+        size = kv_cache.snapshot_bytes(self.cache)
+        return int(max(0, min(self.spare_bytes, MOST_CHECKPOINTS * size)) // size) if size else MOST_CHECKPOINTS
+
+    @property
+    def _coming(self) -> int:
+        """Number of checkpoints that are taken with the tokens that wait."""
+        return len(self._waiting.cuts) if self._waiting else 0
 
     def _has_rows(self, first: int, end: int) -> bool:
         """Whether the cache keeps the rows of these tokens, once all are computed, and the family can rewrite them."""
-        return self._vlm.family.encodes_cells and pass_cache.can_rewrite(self.cache, end - first)
+        can = pass_cache.can_restart(self.cache) or pass_cache.can_rewrite(self.cache, end - first)
+        return self._vlm.family.encodes_cells and can
 
     @property
     def _rings_before_live(self) -> Sequence[Any]:

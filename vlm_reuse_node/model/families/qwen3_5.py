@@ -16,32 +16,25 @@
 
 Source: mlx_vlm/models/qwen3_5 and qwen3_5_moe. A gated-delta layer has no positions. Every call replaces its whole
 state, so its cache cannot be trimmed, only restored. One sequence needs no mask; a tree of tokens goes through such a
-layer block by block (`gated_delta`).
+layer block by block (`gated_delta`). A changed cell is replaced by going back to a state from before it
+(`session/live_slot.py`). With every feature computed anew that would be exact, but skip nothing: every block of the
+tower looks at the whole picture, so every feature differs. So only single cells are encoded for it.
 Off Metal, mlx-vlm has one method for a call of one token and another one for more, whose roundings differ most where
 heads forget fast. That is noise between chunk grids (`model/noise.py`); on one grid warm and cold are equal.
 """
 
 from typing import Any
 
-import mlx.core as mx
-
-from vlm_reuse_node.model.families.base import Grid
 from vlm_reuse_node.model.families.gated_delta import run_by_blocks
-from vlm_reuse_node.model.families.qwen_vision import QwenFamily
+from vlm_reuse_node.model.families.qwen3_vision import Qwen3VisionFamily
 
 
-class Family(QwenFamily):
+class Family(Qwen3VisionFamily):
     """See `families.base.Family`."""
 
-    branches = True
     branches_recurrent = True
 
     def __init__(self, model: Any, processor: Any) -> None:
         """Serve a model and a processor as `mlx_vlm.load` returns them."""
         super().__init__(model, processor)
         run_by_blocks(self._language.model)
-
-    def encode(self, pixels: mx.array, grid: Grid) -> mx.array:
-        """Vision features, mx (cells, hidden)."""
-        features, _ = self._vision(pixels, self.patch_grid(grid))
-        return features

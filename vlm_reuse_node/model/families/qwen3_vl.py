@@ -14,64 +14,21 @@
 
 """Qwen3-VL: square cells of 32 px, interleaved M-RoPE, DeepStack, a flat KV cache; serves the mixture of experts too.
 
-Source: mlx_vlm/models/qwen3_vl and qwen3_vl_moe. With DeepStack the vision tower gives each cell one vector for the
-prompt and one more, a level, for each of the first language layers. Here they are one array, side by side. mlx-vlm
-drops the levels when features come from its cache (`cached_image_features`), or when their number is not that of the
-mask: this file gives every call the levels of exactly its own tokens.
+Source: mlx_vlm/models/qwen3_vl and qwen3_vl_moe. mlx-vlm drops the levels of DeepStack (`qwen3_vision`) when features
+come from its cache (`cached_image_features`), or when their number is not that of the mask: this file gives every call
+the levels of exactly its own tokens.
 """
 
 from collections.abc import Sequence
-from functools import cache, partial
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from vlm_reuse_node.model.families import qwen_blocks
-from vlm_reuse_node.model.families.base import Grid, VisionState
-from vlm_reuse_node.model.families.picture_parts import CellPixels
-from vlm_reuse_node.model.families.qwen_vision import QwenFamily
+from vlm_reuse_node.model.families.qwen3_vision import Qwen3VisionFamily
 
 
-class Family(QwenFamily):
+class Family(Qwen3VisionFamily):
     """See `families.base.Family`. The width of features is hidden * (1 + levels), that of text alone is hidden."""
-
-    branches = True
-    encodes_cells = True
-
-    def __init__(self, model: Any, processor: Any) -> None:
-        """Serve a model and a processor as `mlx_vlm.load` returns them."""
-        super().__init__(model, processor)
-        self._layout = cache(self._one_window)
-
-    def encode(self, pixels: mx.array, grid: Grid) -> mx.array:
-        """Vision features and their levels side by side, mx (cells, hidden * (1 + levels))."""
-        return self._encode(pixels, grid)
-
-    def _encode(self, pixels: Any, grid: Grid) -> mx.array:
-        """See `encode`."""
-        features, levels = self._vision(pixels, self.patch_grid(grid))
-        return mx.concatenate([features, *levels], axis=-1)
-
-    def encode_cells(
-        self, pixels: mx.array | CellPixels, grid: Grid, cells: np.ndarray, older: VisionState | None
-    ) -> VisionState:
-        """Against the older picture in every block; levels too."""
-        if older is None:
-            run = partial(self._encode, pixels, grid)
-            return qwen_blocks.encode_all_cells(self._vision, self._layout(grid), run, 0)
-        levels = dict(zip(self._vision.deepstack_visual_indexes, self._vision.deepstack_merger_list))
-        return qwen_blocks.encode_cells(self._vision, self._layout(grid), pixels, cells, older, 0, levels)
-
-    def _one_window(self, grid: Grid) -> qwen_blocks.Layout:
-        """Cells row by row; all of them are one window."""
-        patch_grid = self.patch_grid(grid)
-        return qwen_blocks.Layout(
-            np.arange(grid.cells),
-            np.array([0, grid.cells]),
-            self._vision.rot_pos_emb(patch_grid),
-            self._vision.fast_pos_embed_interpolate(patch_grid),
-        )
 
     def embed(self, ids: list[int], features: mx.array | None = None) -> mx.array:
         """Token embeddings, mx (1, length, hidden); with features as wide as these, and 0 in the levels of text."""
