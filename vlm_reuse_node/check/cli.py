@@ -28,11 +28,12 @@ from tqdm import tqdm
 from vlm_reuse_node.check.lines import one_line
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, VlmReuseError
-from vlm_reuse_node.replay.options import make_folder
+from vlm_reuse_node.replay.options import add_out_options, keep_results, make_folder
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 FEW, MANY, DEFAULT = 6, 120, 36
 LONGEST_ERROR = 1000
+RESULT = 'check.json'
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -53,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar='N',
         help=f'about how many, {FEW} to {MANY}; default: {DEFAULT}',
     )
-    parser.add_argument('--out', type=Path, default=Path('out/check'), help='folder for check.json')
+    add_out_options(parser, Path('out/check'))
     parser.add_argument('--json', action='store_true', help='print the JSON instead of a table')
     return parser
 
@@ -85,6 +86,7 @@ def _check(args: argparse.Namespace) -> int:
         raise ConfigError(f'--questions is {args.questions}; expected {FEW} to {MANY}.')
     if math.isnan(args.timeout) or args.timeout <= 0:
         raise ConfigError(f'--timeout is {args.timeout:g}; expected more than 0 seconds.')
+    keep_results(args, RESULT)
     make_folder(args.out)
     # Imported here because they load MLX, which --help and a wrong option need not wait for.
     from vlm_reuse_node.check import pictures, report, self_test, table
@@ -107,7 +109,8 @@ def _check(args: argparse.Namespace) -> int:
             tqdm.write('Stopping after this part (again: at once).', file=sys.stderr)
 
         result = self_test.run_check(args.model, found, args.questions, progress, on_stop)
-    path = report.write(result, args.out)
+    path = args.out / RESULT
+    report.write(result, path)
     if args.json:
         print(json.dumps(report.to_json(result), allow_nan=False))
     else:

@@ -32,9 +32,10 @@ from vlm_reuse_node.replay.counts import count_rows
 from vlm_reuse_node.replay.journal import NAME, read_rows
 from vlm_reuse_node.replay.ratios import derive_ratios
 from vlm_reuse_node.replay.row_index import RowIndex
-from vlm_reuse_node.replay.times import measure_times
+from vlm_reuse_node.replay.sessions import choose_sessions, timed_rows
+from vlm_reuse_node.replay.times import measure_times, timing_floor
 
-FORMAT = 4
+FORMAT = 5
 SCHEMA = Path(__file__).with_name('results.schema.json')
 PACKAGES = ('mlx', 'mlx-vlm', 'numpy', 'opencv-python', 'opencv-python-headless', 'rosbags')
 _OF_A_BAG = ('bag', 'files', 'questions')
@@ -73,6 +74,8 @@ def collect(folders: dict[str, Path], failed: dict[str, str], complete: bool) ->
     if not rows.answers:
         raise NothingAnsweredError(_why_nothing(rows.bags, failed), [*problems, *notes])
     counts = count_rows(rows)
+    sessions = choose_sessions(rows)
+    timed = timed_rows(rows, sessions)
     return {
         'format': FORMAT,
         'complete': complete,
@@ -88,7 +91,11 @@ def collect(folders: dict[str, Path], failed: dict[str, str], complete: bool) ->
         'answers': rows.answers,
         'pictures': rows.pictures,
         'upkeep': rows.upkeep,
-        'times': {'arms': measure_times(rows)},
+        'times': {
+            'arms': {arm: {'pairs': 0} for arm in rows.arms} | measure_times(timed),
+            'floor': timing_floor(timed),
+            'sessions': sessions,
+        },
     }
 
 
