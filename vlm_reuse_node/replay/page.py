@@ -1,0 +1,42 @@
+# Copyright 2026 vlm_reuse_node maintainers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""How every page is made: one frame and style (base.html), parts that all use (parts.html), and a template for each."""
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+
+def render_page(template: Path, **values: Any) -> str:
+    """Return a self-contained page as HTML; every text in it is escaped.
+
+    template: extends base.html. It calls `heading(id, text)` for each section, which also enters it in the contents.
+    """
+    sections: list[tuple[str, str]] = []
+
+    def heading(name: str, text: str) -> Markup:
+        sections.append((name, text))
+        return Markup('<h2 id="{0}"><a href="#{0}">{1}</a></h2>').format(name, text)
+
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=FileSystemLoader([template.parent, Path(__file__).parent]),
+    )
+    return environment.get_template(template.name).render(heading=heading, sections=sections, **values)
