@@ -38,7 +38,8 @@ def summary(text='red', warm_ms=10.0, cold_ms=50.0, paid=(100, 0, 0, 100, 0), ro
 def page(result, text='x'):
     stills = [Still(look, b'\xff\xd8jpeg') for look in result.looks[:3]]
     diagnostics = [{'name': text, 'level': 1, 'message': text, 'values': {text: 'value of a diagnostic'}}]
-    return render(result, settings=[(text, text)], stills=stills, video='overlay.webm', diagnostics=diagnostics)
+    html = render(result, settings=[(text, text)], stills=stills, video='overlay.webm', diagnostics=diagnostics)
+    return html.replace('\N{NO-BREAK SPACE}%', ' %').replace('\N{NO-BREAK SPACE}×', ' ×')
 
 
 def test_hostile_text_stays_text():

@@ -187,6 +187,12 @@ def test_no_caption_names_a_colour_that_another_scheme_changes(page):
     assert not re.search(r'\b(black|white|blue|red)\b', captions)
 
 
+@pytest.mark.parametrize('name', ['replay', 'calibrate'])
+def test_no_line_ends_between_a_figure_and_its_unit(pages, name):
+    text = re.sub(r'<style>.*?</style>', '', pages[name], flags=re.S)
+    assert not re.search(r'\d [%×]', text) and re.search(r'\d\N{NO-BREAK SPACE}%', text)
+
+
 def test_all_pages_have_one_style(pages):
     styles = {re.search('<style>.*?</style>', page, re.S).group() for page in pages.values()}
     assert len(styles) == 1 and not any(

@@ -142,7 +142,7 @@ def test_plots_take_their_colours_from_the_page_and_share_no_names(page):
 
 def test_the_verdict_comes_first_with_its_denominators():
     html = render(results(), {'a': Path('none')}, [])
-    first = re.sub(r'<[^>]+>|\s+', ' ', html.split('<h2')[0].split('</style>')[1])
+    first = re.sub(r'<[^>]+>|\s+', ' ', html.split('<h2')[0].split('</style>')[1])  # \s: the no-break space, too
     assert first.index('No, do not trust it on this recording: 1 of 6 answers drifted') < first.index('the total work')
     for figure in (
         '0.40 ×',

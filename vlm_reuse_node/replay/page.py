@@ -14,11 +14,14 @@
 
 """How every page is made: one frame and style (base.html), parts that all use (parts.html), and a template for each."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+
+_UNIT = re.compile(r'(?<=\d) (?=[%×])')  # between a figure and its unit, where no line is to end
 
 
 def render_page(template: Path, **values: Any) -> str:
@@ -39,4 +42,5 @@ def render_page(template: Path, **values: Any) -> str:
         lstrip_blocks=True,
         loader=FileSystemLoader([template.parent, Path(__file__).parent]),
     )
-    return environment.get_template(template.name).render(heading=heading, sections=sections, **values)
+    page = environment.get_template(template.name).render(heading=heading, sections=sections, **values)
+    return _UNIT.sub('\N{NO-BREAK SPACE}', page)
