@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 _UNIT = re.compile(r'(?<=\d) (?=[%×])')  # between a figure and its unit, where no line is to end
 
@@ -27,14 +26,8 @@ _UNIT = re.compile(r'(?<=\d) (?=[%×])')  # between a figure and its unit, where
 def render_page(template: Path, **values: Any) -> str:
     """Return a self-contained page as HTML; every text in it is escaped.
 
-    template: extends base.html. It calls `heading(id, text)` for each section, which also enters it in the contents.
+    template: extends base.html. Its sections begin with `heading` of parts.html, which enters them in the contents.
     """
-    sections: list[tuple[str, str]] = []
-
-    def heading(name: str, text: str) -> Markup:
-        sections.append((name, text))
-        return Markup('<h2 id="{0}"><a href="#{0}">{1}</a></h2>').format(name, text)
-
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
@@ -42,5 +35,5 @@ def render_page(template: Path, **values: Any) -> str:
         lstrip_blocks=True,
         loader=FileSystemLoader([template.parent, Path(__file__).parent]),
     )
-    page = environment.get_template(template.name).render(heading=heading, sections=sections, **values)
+    page = environment.get_template(template.name).render(sections=[], **values)
     return _UNIT.sub('\N{NO-BREAK SPACE}', page)
