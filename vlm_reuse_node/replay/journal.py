@@ -33,7 +33,7 @@ class JournalError(VlmReuseError):
 class Journal:
     """Writes one bag's rows. With `resume` the rows of an earlier run can be looked up while all are written anew.
 
-    Every row with times says in which session they were measured: 1 for the first run, one more for each that resumed
+    Every row of an arm says in which session its times were measured: 1 for the first run, one more for each that resumed
     it. What an earlier session did, and this one does again to get its state back, keeps the times of the earlier one;
     so the times of all arms on one question are of the same session.
 
@@ -58,9 +58,9 @@ class Journal:
         self.is_complete = bool(earlier) and earlier[-1]['row'] == 'bag'
         self._earlier = {_key(row, row['arm']): row for row in earlier if row['row'] == 'answer'}
         self._earlier_times: dict[bytes, list[dict]] = defaultdict(list)
-        for row in (row for row in earlier if 'times' in row):
+        for row in (row for row in earlier if 'arm' in row):
             self._earlier_times[_digest(row)].append(row['times'])
-        self._session = 1 + max((row['times']['session'] for row in earlier if 'times' in row), default=0)
+        self._session = 1 + max((row['times']['session'] for row in earlier if 'arm' in row), default=0)
         self._written = self._path
         self._file: TextIO | None = None
 
@@ -79,7 +79,7 @@ class Journal:
         """Add a row to the file; it is on disk when this returns. To be called after `start`."""
         if self._file is None:
             raise RuntimeError('The journal is not open; call start first.')
-        if 'times' in row:
+        if 'arm' in row:
             row = row | {'times': self._times(row)}
         self._file.write(json.dumps(row, ensure_ascii=False) + '\n')
         self._file.flush()
