@@ -12,11 +12,54 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+import os
 from glob import glob
+from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+from setuptools.command.develop import develop
 
 package_name = 'vlm_reuse_node'
+interfaces = 'vlm_reuse_interfaces'
+
+
+def require_interfaces() -> None:
+    """Stop the build when ROS is sourced and the interfaces are not there: without them the node dies when it starts.
+
+    colcon only warns of a missing dependency, and its crawl ends at this folder's package.xml, above the interfaces.
+    """
+    prefixes = os.environ.get('AMENT_PREFIX_PATH', '')
+    index = Path('share', 'ament_index', 'resource_index', 'packages', interfaces)
+    if not prefixes or any((prefix / index).exists() for prefix in map(Path, prefixes.split(os.pathsep))):
+        return
+    folder = Path(__file__).resolve().parent
+    raise SystemExit(
+        f'\n{package_name} needs the package {interfaces}, which is not built. It lies in this folder, and colcon does '
+        'not look for packages inside of packages. Link it beside this folder, then build again:\n\n'
+        f'  ln -sfn {folder.name}/{interfaces} {folder.parent}/{interfaces}\n\n'
+        f'If this folder is the workspace itself: colcon build --base-paths . {interfaces}\n'
+    )
+
+
+class BuildPython(build_py):
+    """Part of `setup.py build`, `install` and `bdist_wheel`."""
+
+    def run(self) -> None:
+        """Build, if the interfaces are there."""
+        require_interfaces()
+        super().run()
+
+
+class Develop(develop):
+    """What `colcon build --symlink-install` calls, also to undo an earlier one."""
+
+    def run(self) -> None:
+        """Link, if the interfaces are there."""
+        if not self.uninstall:
+            require_interfaces()
+        super().run()
+
 
 setup(
     name=package_name,
@@ -28,12 +71,14 @@ setup(
         (f'share/{package_name}', ['package.xml']),
         (f'share/{package_name}/launch', glob('launch/*.launch.py')),
         (f'share/{package_name}/config', glob('config/*')),
+        (f'share/{package_name}/examples', glob('examples/*')),
         # ROS keeps console scripts out of PATH (setup.cfg), for ros2 run; this one is called by its name.
         ('bin', ['tools/vlm-reuse-replay']),
     ],
     install_requires=['setuptools'],
-    extras_require={'ray': ['ray[default]']},
+    extras_require={'ray': ['ray[default]'], 'video': ['av']},
     zip_safe=False,
+    cmdclass={'build_py': BuildPython, 'develop': Develop},
     maintainer='vlm_reuse_node maintainers',
     maintainer_email='maintainers@vlm-reuse-node.dev',
     description='Answers questions about live cameras with a vision-language model '

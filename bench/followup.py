@@ -54,7 +54,8 @@ rows    row, passes (calls of the language model, the most of any run), speedup 
         `null` after a patch), max_logprob_difference (between warm and cold; after a patch between one pass and in
         turn), noise_floor (the largest difference between cold runs that only rounding explains, see
         `model/noise.py`: the first pictures' features moved by one unit in the last place, and two chunk grids: the
-        state's own, and half a picture's tokens). peers: by name ms, cpu_ms, tokens_reused, answer_right (equal to
+        state's own, and half a picture's tokens). peers: by name ms, cpu_ms (of a question after another one),
+        same_question_ms, same_question_cpu_ms (of it once more), tokens_reused, answer_right (equal to
         generate's cold tokens), answer_right_after_new_picture (the newest picture replaced by another one of its
         size, and the other question asked again), and a reason where something is missing
 states  a number of pictures: snapshot_restore_ms (`kv_cache.take` and `restore`), frame_ms (a new picture in the

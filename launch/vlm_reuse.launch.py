@@ -17,10 +17,11 @@
 The launch file has no defaults of its own: without an argument, the parameter comes from params_file or the node.
 """
 
+from pathlib import Path
 from typing import Any
 
-from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction, RegisterEventHandler
-from launch.event_handlers import OnProcessIO
+from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction, RegisterEventHandler, Shutdown
+from launch.event_handlers import OnProcessExit, OnProcessIO
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
@@ -104,6 +105,7 @@ def bring_up(context: LaunchContext) -> list:
             'bag',
         )
     }
+    check_params_file(given)
     node = Node(
         package=PACKAGE,
         executable='node',
@@ -114,7 +116,26 @@ def bring_up(context: LaunchContext) -> list:
         remappings=remappings_of(given),
         ros_arguments=['--log-level', given['log_level']],
     )
-    return [node, play_when_ready(node, given['bag'])] if given['bag'] else [node]
+    end_together = RegisterEventHandler(OnProcessExit(target_action=node, on_exit=end_with_node))
+    return [node, end_together, *([play_when_ready(node, given['bag'])] if given['bag'] else [])]
+
+
+def end_with_node(event: Any, context: LaunchContext) -> list[Shutdown] | None:
+    """End the launch when the node ends, with exit code 1 when the node has failed.
+
+    `ros2 launch` returns an error only for an exception, so a failure raises one. launch logs it and ends the rest.
+    """
+    if context.is_shutdown:
+        return None
+    if event.returncode:
+        raise RuntimeError(f'the node has ended with exit code {event.returncode}; its last lines say why')
+    return [Shutdown(reason='the node has ended')]
+
+
+def check_params_file(given: dict[str, str]) -> None:
+    """Refuse a parameter file that does not exist. The launch system alone only warns, and the node gets defaults."""
+    if not Path(given['params_file']).is_file():
+        raise RuntimeError(f"params_file is '{given['params_file']}', which is no file; expected a YAML file.")
 
 
 def parameters_of(given: dict[str, str]) -> list[dict]:

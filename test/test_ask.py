@@ -15,17 +15,19 @@
 """The program `ask`: about a picture, about a recording, and a running node over real DDS."""
 
 import json
-import os
+import signal
 import subprocess
 import sys
 
 import cv2
 import pytest
+from patience import PATIENCE_S
+from programs import environment
 from replay_bags import frames, write_bag
 from tiny_model import picture
 
 from vlm_reuse_node.ask.answer_lines import answer_lines
-from vlm_reuse_node.ask.cli import main
+from vlm_reuse_node.ask.cli import EXIT_INTERRUPTED, main
 from vlm_reuse_node.session.answer import Answer, Status
 
 QUESTION = 'what color is the square ?'
@@ -96,9 +98,15 @@ def test_what_was_said_is_shown_as_harmless_lines():
     assert 'had this answer before' in remembered[-1]
 
 
+def command(namespace, *arguments):
+    node = f'{namespace}/vlm_reuse_node'
+    return [sys.executable, '-m', 'vlm_reuse_node.ask.cli', QUESTION, '--node', node, *arguments]
+
+
 def live(namespace, *arguments):
-    command = [sys.executable, '-m', 'vlm_reuse_node.ask.cli', QUESTION, '--node', f'{namespace}/vlm_reuse_node']
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120, env=os.environ)
+    return subprocess.run(
+        command(namespace, *arguments), capture_output=True, text=True, timeout=PATIENCE_S, env=environment()
+    )
 
 
 def test_a_running_node_is_asked_over_dds(robot, namespace):
@@ -115,6 +123,22 @@ def test_a_running_node_is_asked_over_dds(robot, namespace):
     assert found['stamp_ns'] == stamp.sec * 10**9 + stamp.nanosec and found['camera'] == 'camera' and found['exact']
     unknown = live(namespace, '--camera', 'rear')
     assert unknown.returncode == 1 and unknown.stdout.startswith('INVALID_REQUEST: ') and 'rear' in unknown.stdout
+
+
+def test_ctrl_c_cancels_a_question_also_while_the_model_is_busy(robot, namespace, brake):
+    from ros_harness import BUDGET, show
+    from vlm_reuse_interfaces.msg import RefreshBudget
+
+    show(robot, robot.camera(), robot.listen(RefreshBudget, BUDGET), seed=1)
+    brake.hold()  # meanwhile the node sends nothing that would wake the program
+    with subprocess.Popen(command(namespace), stderr=subprocess.PIPE, text=True, env=environment()) as process:
+        try:
+            assert brake.held.wait(PATIENCE_S)
+            process.send_signal(signal.SIGINT)
+            _, error = process.communicate(timeout=PATIENCE_S)
+        finally:
+            process.kill()
+    assert process.returncode == EXIT_INTERRUPTED and error.endswith('ask: Stopped.\n')
 
 
 def test_a_node_that_is_not_there_is_said(namespace, ros):

@@ -274,3 +274,17 @@ def test_a_live_switch_of_the_policy_changes_nothing_in_a_whole_picture_s_audit(
         session.config = after
         counts = audit_all(session)
         assert (counts.exact_answers, counts.exact_drifted) == (1, 0)
+
+
+def test_held_bytes_count_the_pixels_of_every_picture_that_is_kept_once(vlm):
+    session = observed(vlm, 1, 2, 3, config=ALL.with_values(history_frames=3))
+    pixels = picture(1).rgb.nbytes
+    state = session._refresher.state
+    held = session.status.held_bytes
+    assert held >= 3 * pixels + sum(encoded.nbytes for encoded in state.frames)
+    session.ask(QUESTION, now_ns=0)  # it waits for its audit, and shares the state's pictures
+    assert session.status.held_bytes == held and len(session._auditor.frames) == 3
+    state.clear()  # now the audit alone keeps them
+    assert session.status.held_bytes == 3 * pixels
+    session.reset()
+    assert session.status.held_bytes == 0

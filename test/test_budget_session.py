@@ -309,9 +309,9 @@ def test_a_plan_without_a_time_budget_never_depends_on_the_clock(vlm, monkeypatc
 
 def test_an_audit_that_does_not_fit_beside_the_state_is_left_out(vlm):
     """It computes a second state: twice the held bytes must be within max_cache_mb, and are told while it lasts."""
-    session = SceneSession(vlm, Config(audit_share=1.0, max_cache_mb=1, keyframe_interval_s=0.0, history_frames=200))
+    session = SceneSession(vlm, Config(audit_share=1.0, max_cache_mb=10, keyframe_interval_s=0.0, history_frames=200))
     number = 0
-    while 2 * session.status.held_bytes <= 1e6:
+    while 2 * session.status.held_bytes <= 10e6:
         number += 1
         session.observe(picture(number, float(number)))
         assert session.ask(QUESTION, now_ns=0).status == Status.OK

@@ -29,19 +29,23 @@ from hypothesis import strategies as st
 from patience import PATIENCE_S
 from replay_bags import frames as bag_frames
 from replay_bags import scene, storage_file, write_bag
+from tiny_generic import write_tiny_generic
 from tiny_model import picture
 
-from vlm_reuse_node.check import advice, cli, machine, pictures, self_test
+from vlm_reuse_node.check import advice, cli, machine, pictures, self_test, sizes
 from vlm_reuse_node.check.claim import Claim, Mark
 from vlm_reuse_node.check.cold import Difference
 from vlm_reuse_node.check.lines import WIDTH, one_line
 from vlm_reuse_node.check.patches import partly
 from vlm_reuse_node.check.report import PictureFacts, Report, to_json
+from vlm_reuse_node.check.sizes import Size
 from vlm_reuse_node.check.stages import COLD, IMAGE, LOOK, QUESTION, SLOT, TOKEN, VISION, Stage, Stages
 from vlm_reuse_node.check.table import table_lines
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.model.families.base import Grid
+from vlm_reuse_node.model.loading import load
 from vlm_reuse_node.replay.storage.channel import BagError
+from vlm_reuse_node.session.question import Question
 
 PAGE = (Path(__file__).parents[1] / 'docs' / 'check.md').read_text()
 FACTS = machine.ModelFacts('tabletop', 'qwen2_5_vl', 'qwen2_5_vl', 'float32', 12.0, 4096)
@@ -66,9 +70,11 @@ def report(claims=(), **values):
         'pictures': PictureFacts('generated tabletops', 4, 640, 480, (9, 12)),
         'claims': tuple(claims),
         'stages': tuple(stages.found),
+        'sizes': (Size(0, 108, 108, 112, 1.0, 2.0, 3.0, 4.0), Size(54, 54, 54, 50)),
+        'sizes_note': 'Not all sizes were timed.',
         'rates': advice.rates(stages),
         'memory': fits,
-        'suggestions': tuple(advice.suggestions('tabletop', stages, fits, False, '')),
+        'suggestions': tuple(advice.suggestions(Config(), stages, fits, False, '')),
         'seconds': 12.0,
     }
     return Report(**(made | values))
@@ -106,7 +112,7 @@ def test_the_table_is_at_most_80_wide_and_texts_from_outside_are_harmless(name, 
         model=replace(FACTS, name=name, precision=name),
         machine=replace(HERE, processor=name, device=topic),
         pictures=PictureFacts(f'of live topic {topic}', 2, 640, 480, (9, 12)),
-        suggestions=tuple(advice.suggestions(name, timed(), report().memory, True, fault)),
+        suggestions=tuple(advice.suggestions(Config(model=name), timed(), report().memory, True, fault)),
     )
     lines = table_lines(made)
     assert max(map(len, lines)) <= WIDTH
@@ -146,7 +152,7 @@ def test_the_json_is_valid_and_its_page_names_every_field():
     assert json.loads(json.dumps(content, allow_nan=False)) == content
     assert content['claims'][0]['differences'] == {'visual features': {'apart': None, 'bound': None}}
     assert (content['trusted'], content['claims'][0]['mark']) == (True, 'PASS')
-    records = (machine.ModelFacts, machine.Machine, PictureFacts, Claim, Stage, advice.Memory, advice.Suggestion)
+    records = (machine.ModelFacts, machine.Machine, PictureFacts, Claim, Stage, Size, advice.Memory, advice.Suggestion)
     names = {*content, *(field.name for record in records for field in fields(record))}
     assert {name for name in names if f'`{name}`' not in PAGE} == set()
 
@@ -164,7 +170,7 @@ def test_what_is_said_to_fit_fits(memory_mb, picture_mb, tokens, context):
 @pytest.mark.parametrize('ms', [0.001, 10.0, 1e5])
 @pytest.mark.parametrize('can_patch', [True, False])
 def test_suggested_parameters_are_parameters_of_the_node(ms, can_patch):
-    found = advice.suggestions('tabletop', timed(ms), report().memory, can_patch, 'here it is patch.')
+    found = advice.suggestions(Config(), timed(ms), report().memory, can_patch, 'here it is patch.')
     config = Config().with_values(**{each.name: each.value for each in found})
     assert config.refresh_policy == ('auto' if can_patch else 'exact')
     assert config.timeout_s >= min((ms + config.max_tokens * ms) / 1e3, advice.LONGEST_TIMEOUT_S)
@@ -279,7 +285,32 @@ def test_ctrl_c_ends_before_the_next_part(model_dir):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process of several test runners ignores it
     try:
         with pytest.raises(KeyboardInterrupt):
-            self_test.run_check(str(model_dir), four, cli.FEW, progress, told.set)
+            self_test.run_check(Config(model=str(model_dir)), four, cli.FEW, progress, told.set)
     finally:
         signal.signal(signal.SIGINT, before)
     assert parts[-1] == 'frame' and told.is_set() and threading.current_thread() is threading.main_thread()
+
+
+def test_sizes_begin_with_the_one_that_was_checked_and_become_smaller(vlm, monkeypatch):
+    measured, frame = timed(), picture(1, size=(480, 640))
+    measured.choice = Question('is it red ?', choices=('yes', 'no'))
+    found, note = sizes.sizes(vlm, 0, measured, frame)
+    assert found[0].visual_tokens == 0 and found[0].cells == vlm.grid(frame.rgb).cells and note == ''
+    assert len(found) > 2 and all(after.cells < before.cells for before, after in zip(found, found[1:]))
+    for size in found[1:]:
+        assert (
+            size.cells <= size.visual_tokens and min(size.vision_ms, size.frame_ms, size.cold_ms, size.picture_mb) > 0
+        )
+        other = vlm.with_visual_tokens(size.visual_tokens)
+        assert size.cells_1080 == other.grid(picture(2, size=(1080, 1920)).rgb).cells
+    monkeypatch.setattr(sizes, 'LONGEST_S', 0.0)
+    slow, note = sizes.sizes(vlm, 0, measured, frame)
+    assert [size.cells for size in slow] == [size.cells for size in found] and 'Not all sizes were timed' in note
+    assert slow[0].cold_ms and all(size.cold_ms is None for size in slow[1:])
+
+
+def test_a_model_with_one_size_of_pictures_has_one_row_and_says_why(tmp_path):
+    vlm, measured = load(str(write_tiny_generic(tmp_path / 'tiny', 'llava'))), timed()
+    measured.choice = Question('is it red ?', choices=('yes', 'no'))
+    found, note = sizes.sizes(vlm, 0, measured, picture(1))
+    assert len(found) == 1 and 'has no setting for the size' in note

@@ -30,6 +30,7 @@ from tiny_qwen3 import write_tiny_qwen3
 from vlm_reuse_node.check import cli, pictures, self_test, stages
 from vlm_reuse_node.check.claim import Mark
 from vlm_reuse_node.check.levels import why_no_branches
+from vlm_reuse_node.config import Config
 from vlm_reuse_node.model import kv_cache
 from vlm_reuse_node.model.families.base import VisionState, family_for
 from vlm_reuse_node.model.loading import load
@@ -81,7 +82,7 @@ def check(models, monkeypatch):
     """Checks a tiny model on four pictures, without measuring times."""
     monkeypatch.setattr(stages.Stages, 'measure', lambda self: [])
     four = pictures.in_turn([picture(seed) for seed in range(4)], 'of blocks')
-    return lambda kind: self_test.check(models(kind), kind, four, QUESTIONS, lambda part: None)
+    return lambda kind: self_test.check(models(kind), Config(model=kind), four, QUESTIONS, lambda part: None)
 
 
 def marks(report):

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip('diagnostic_msgs', reason='diagnostic_msgs is missing: install ROS 2 (make setup)')
+from vlm_reuse_node.ros.camera_diagnostics import camera_notices, camera_status, camera_trouble
 from vlm_reuse_node.ros.camera_state import CameraState
 from vlm_reuse_node.ros.diagnostics import (
     ERROR,
@@ -27,17 +28,18 @@ from vlm_reuse_node.ros.diagnostics import (
     WARN,
     audit_status,
     budget_status,
-    camera_status,
-    camera_trouble,
     model_status,
 )
 from vlm_reuse_node.ros.refresh_window import RefreshWindow
+from vlm_reuse_node.ros.stamps import NONE
 from vlm_reuse_node.scene.refresh import Level, Refresh, Totals
 from vlm_reuse_node.session.drift_audit import AuditCounts
 from vlm_reuse_node.session.drift_bounds import DriftCount
 from vlm_reuse_node.session.session_status import SessionStatus
 
-FINE = dict(name='front', topic='/front/image_raw', publishers=1, received=30, silent_s=0.03, arrival_age_s=0.01)
+FINE = dict(
+    name='front', topic='/front/image_raw', publishers=('/driver',), received=30, silent_s=0.03, arrival_age_s=0.01
+)
 
 
 def camera(**changes):
@@ -53,13 +55,14 @@ def values(status):
     'changes, level, words',
     [
         ({}, OK, ''),
-        ({'received': 0, 'publishers': 0, 'silent_s': None}, WARN, 'remap front/image_raw'),
+        ({'received': 0, 'publishers': (), 'silent_s': None, 'hint': 'Do this.'}, WARN, 'Do this.'),
         ({'received': 0, 'silent_s': None}, WARN, 'ros2 topic info -v /front/image_raw'),
         ({'received': 0, 'silent_s': None, 'incompatible_qos': 'RELIABILITY'}, ERROR, 'RELIABILITY'),
         ({'silent_s': None, 'refused': {'step': 30}, 'last_refusal': 'step is 3.'}, ERROR, 'step is 3.'),
-        ({'received': 0, 'silent_s': None, 'lost': 9}, ERROR, 'Make the publisher reliable'),
+        ({'received': 0, 'silent_s': None, 'lost': 9, 'way': 'Fast DDS, UDP'}, ERROR, 'Fast DDS'),
         ({'silent_s': 4.0}, WARN, 'silent'),
-        ({'silent_s': 4.0, 'publishers': 0}, ERROR, 'gone'),
+        ({'silent_s': 4.0, 'publishers': ()}, ERROR, 'gone'),
+        ({'silent_s': 4.0, 'lost_since': 3}, ERROR, '3 were lost on their way'),
         (
             {'silent_s': 4.0, 'refused_in_a_row': 7, 'last_refusal': 'step is 3.'},
             ERROR,
@@ -67,6 +70,8 @@ def values(status):
         ),
         ({'arrival_age_s': 3600.0}, ERROR, 'use_sim_time'),
         ({'arrival_age_s': -3600.0}, WARN, 'in the future'),
+        ({'arrival_age_s': -3600.0, 'clock': 'No time.'}, WARN, 'No time.'),
+        ({'silent_s': 4.0, 'publishers': (), 'clock': 'No time.'}, ERROR, 'gone'),
     ],
 )
 def test_trouble_names_the_reason_and_the_remedy(changes, level, words):
@@ -77,17 +82,19 @@ def test_trouble_names_the_reason_and_the_remedy(changes, level, words):
 def test_a_camera_reports_rates_ages_and_refusals_by_cause():
     before = camera(received=0)
     now = camera(received=30, dropped=4, refused={'step': 1, 'encoding': 2}, last_refusal='why.', callback_ms=(1, 2, 2))
-    status = camera_status('robot/vlm', now, before, seconds=2.0, max_age_s=2.0)
+    status = camera_status('robot/vlm', now, [before], seconds=2.0, max_age_s=2.0)
     assert (status.name, status.level, status.hardware_id) == ('robot/vlm: camera front', WARN, 'front')
     assert status.message == '3 of 30 pictures were refused. The last: why.'
     assert values(status) == {
         'topic': '/front/image_raw',
         'publishers': '1',
+        'transport': 'no publisher',
         'rate': '15.0 Hz',
         'image age': '0.04 s',
         'pictures received': '30',
         'pictures lost': '0',
         'pictures dropped': '4',
+        'pictures missed': '0',
         'pictures refused': '3',
         'refused: encoding': '2',
         'refused: step': '1',
@@ -96,14 +103,34 @@ def test_a_camera_reports_rates_ages_and_refusals_by_cause():
     }
 
 
-def test_pictures_lost_on_the_way_are_a_warning_with_the_remedy():
-    status = camera_status('vlm', camera(received=40, lost=20), camera(received=30), 1.0, 2.0)
-    assert status.level == WARN and status.message.startswith('20 pictures were lost in transport while 10 arrived.')
+@pytest.mark.parametrize('changes', [{'lost': 20}, {'missed': 20}, {'missed': 20, 'lost': 3}])
+def test_pictures_lost_on_the_way_are_a_warning_with_the_remedy(changes):
+    state = camera(**{'received': 40, 'way': 'Fast DDS, shared memory'} | changes)
+    status = camera_status('vlm', state, [camera(received=30)], 1.0, 2.0)
+    assert status.level == WARN
+    assert status.message.startswith('20 pictures were lost between /driver and this node while 10 arrived (Fast DDS')
+    assert 'config/fastdds_large_pictures.xml' in status.message and 'compressed' in status.message
+    (notice,) = camera_notices(state, [camera(received=30)]).values()
+    assert status.message in notice
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [{}, {'dropped': 20}, {'missed': 20, 'busy': 0.5}, {'missed': 2}, {'lost': 1}, {'received': 31}],
+)
+def test_pictures_that_a_busy_node_or_a_slow_driver_leaves_out_are_no_loss(changes):
+    state, before = camera(**{'received': 40} | changes), camera(received=30)
+    assert camera_status('vlm', state, [before], 1.0, 2.0).level == OK and camera_notices(state, [before]) == {}
+
+
+def test_two_publishers_on_one_topic_and_stamps_that_tell_nothing_are_warnings():
+    status = camera_status('vlm', camera(publishers=('/one', '/two'), stamps=NONE), [camera()], 1.0, 2.0)
+    assert status.level == WARN and '/one, /two' in status.message and NONE in status.message
 
 
 def test_refusals_of_long_ago_are_no_warning():
     state = camera(refused={'step': 3})
-    assert camera_status('vlm', state, state, 1.0, 2.0).level == OK
+    assert camera_status('vlm', state, [state], 1.0, 2.0).level == OK
 
 
 def refresh(paid, total=10, stale=0, level=Level.FRAME):

@@ -164,14 +164,14 @@ def test_memory_is_bounded_and_the_log_says_so(vlm, caplog, monkeypatch):
     for name in ('held_bytes', 'growth_bytes'):  # as if the model were larger
         real = getattr(kv_cache, name)
         monkeypatch.setattr(kv_cache, name, lambda *args, real=real: 4 * real(*args))
-    session = observed(vlm, 0, history_frames=200, max_cache_mb=1)
+    session = observed(vlm, 0, history_frames=200, max_cache_mb=25)
     lengths = []
     for step in range(1, 45):
         session.observe(picture(step % 7, float(step)))
         finish(session)
-        assert session._refresher.state.held_bytes <= 1e6
+        assert session._refresher.state.held_bytes <= 25e6
         lengths.append(len(session._refresher.state.frames))
-    assert 'max_cache_mb 1' in caplog.text and 10 < max(lengths) < 44
+    assert 'max_cache_mb 25' in caplog.text and 10 < max(lengths) < 44
     answers_equal(session)
 
 

@@ -206,7 +206,7 @@ def test_a_shorter_history_is_computed_beside_the_kept_one_where_both_fit(monkey
         assert camera.stamps == [0, 1, 2, 3, 5]  # the kept state serves on, and its live frame is the newest
         for held in (1, 2):
             assert camera.history.step(camera.state, go_on) is None
-            assert camera.history.held_bytes == held * MB
+            assert camera.history.held_bytes == pytest.approx(held * MB, rel=1e-4)  # its pixels are a few bytes
         camera.work()
     assert camera.stamps == [3, 4, 5] and not camera.history.can_step(camera.state) and camera.history.held_bytes == 0
 

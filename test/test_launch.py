@@ -113,6 +113,21 @@ def test_what_is_asked_for_becomes_a_parameter(launch_file, asked, parameters):
     assert launch_file.parameters_of(NOTHING | asked) == [parameters]
 
 
+def test_a_parameter_file_that_does_not_exist_is_refused(launch_file, tmp_path):
+    for path in (tmp_path / 'no_such.yaml', tmp_path):
+        with pytest.raises(RuntimeError, match=re.escape(str(path))):
+            launch_file.check_params_file(NOTHING | {'params_file': str(path)})
+    launch_file.check_params_file(NOTHING | {'params_file': str(PARAMETER_FILE)})
+
+
+def test_bringing_up_checks_the_parameter_file(launch_file):
+    """The launch system is stood in for: whatever argument is read has this value."""
+    with mock.patch.object(launch_file, 'LaunchConfiguration') as argument:
+        argument.return_value.perform.return_value = '/nowhere/robot.yaml'
+        with pytest.raises(RuntimeError, match='/nowhere/robot.yaml'):
+            launch_file.bring_up(mock.Mock())
+
+
 def test_the_first_camera_can_be_given_its_topic(launch_file):
     given = NOTHING | {'cameras': 'front,rear', 'image_topic': '/lens/picture'}
     assert launch_file.remappings_of(given) == [('front/image_raw', '/lens/picture')]
@@ -206,6 +221,7 @@ def test_without_autostart_it_waits_for_a_lifecycle_manager(tmp_path, monkeypatc
         tmp_path, monkeypatch, 'Ready', beside=[sys.executable, str(manager)], model=str(model_dir), autostart='false'
     )
     assert code == 0 and output.index('unconfigured') < output.index('Loading') < output.index('Ready')
+    assert 'ros2 lifecycle set /vlm_reuse_node configure' in output
 
 
 @needs_launch
@@ -215,6 +231,27 @@ def test_a_parameter_file_is_read(tmp_path, monkeypatch, model_dir):
     )
     code, output = launched(tmp_path, monkeypatch, 'Ready', params_file=str(tmp_path / 'robot.yaml'))
     assert code == 0 and 'looks at /hand/image_raw' in output
+
+
+@needs_launch
+def test_the_launch_fails_when_the_node_does(tmp_path, monkeypatch):
+    """Whatever else was launched ends too."""
+    code, output = launched(
+        tmp_path, monkeypatch, 'never said', beside=['sleep', '1000'], model=str(tmp_path / 'no_model')
+    )
+    assert code == 1 and 'no_model' in output
+
+
+@pytest.mark.parametrize('is_shutdown', [False, True])
+@pytest.mark.parametrize('returncode', [0, 1, -9])
+def test_a_failed_node_is_told_unless_everything_ends_anyway(launch_file, returncode, is_shutdown):
+    ended = mock.Mock(returncode=returncode), mock.Mock(is_shutdown=is_shutdown)
+    if returncode and not is_shutdown:
+        with pytest.raises(RuntimeError, match=str(returncode)):
+            launch_file.end_with_node(*ended)
+    else:
+        actions = launch_file.end_with_node(*ended)
+        assert actions is None if is_shutdown else actions == [launch_file.Shutdown.return_value]
 
 
 def test_the_player_waits_for_the_line_that_no_log_level_hides(launch_file, capfd):

@@ -41,12 +41,14 @@ MAY_IMPORT = {
 ROS = {
     'rclpy', 'cv_bridge', 'sensor_msgs', 'std_msgs', 'std_srvs', 'diagnostic_msgs', 'builtin_interfaces',
     'rcl_interfaces', 'rosgraph_msgs', 'lifecycle_msgs', 'ament_index_python', 'vlm_reuse_interfaces',
+    'ffmpeg_image_transport_msgs',
 }  # fmt: skip
 CHECK_MLX = ('check/bits.py', 'check/cold.py', 'check/machine.py', 'check/peer.py')
 LIVE_DEMO = ('demo/dds.py', 'demo/live.py', 'demo/planner.py', 'demo/play.py', 'demo/recorder.py')
 # Where a library may be imported: folders, or files in other folders.
 ONLY_IN = {
     'mlx': {'model', 'session/state.py', 'replay/runners', *CHECK_MLX},
+    'av': {'scene/video_decoder.py'},
     'mlx_vlm': {'model', 'replay/runners', 'check/bits.py', 'check/peer.py'},
     **dict.fromkeys(ROS, {'ros', 'ask/live.py', 'check/live.py', *LIVE_DEMO}),
 }

@@ -407,7 +407,7 @@ def test_a_live_parameter_changes_the_next_answer(robot):
         ({'cameras': ['/front']}, 'cannot begin a topic name'),
         ({'cameras': ['front', '']}, 'cameras'),
         ({'max_tokenz': 3}, "no parameter 'max_tokenz'"),
-        ({'image_transport': 'theora'}, 'raw, compressed'),
+        ({'image_transport': 'theora'}, 'raw, compressed, ffmpeg'),
         ({'cameras': ['a' * 228]}, 'short enough'),
         ({'qos_overrides.nonsense': 3}, 'overrides nothing'),
         ({'qos_overrides./camera/image_raw.subscription.colour': 3}, 'overrides nothing'),

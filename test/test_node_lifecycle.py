@@ -117,15 +117,20 @@ def test_a_model_that_does_not_load_leaves_it_unconfigured_and_says_why(unconfig
 
 
 def test_while_it_loads_the_diagnostics_say_so(unconfigured, monkeypatch):
-    from vlm_reuse_node.serving import model_loop
+    import mlx_vlm
 
-    load, let = model_loop.load, threading.Event()
-    monkeypatch.setattr(model_loop, 'load', lambda name: let.wait(PATIENCE_S) and load(name))
+    load, let = mlx_vlm.load, threading.Event()
+    monkeypatch.setattr(mlx_vlm, 'load', lambda *args, **kwargs: let.wait(PATIENCE_S) and load(*args, **kwargs))
     diagnostics = unconfigured.listen(DiagnosticArray, '/diagnostics')
     configured = transition(unconfigured, CONFIGURE)
 
     def told():
-        return [status for message in diagnostics for status in message.status if 'configuring' in status.message]
+        return [
+            status
+            for message in diagnostics
+            for status in message.status
+            if 'configuring (loading weights: 0.0 of' in status.message
+        ]
 
     unconfigured.until(lambda: len(told()) >= 2, 'what it is busy with, more than once')
     let.set()

@@ -95,6 +95,25 @@ def test_it_says_once_that_it_is_ready_whatever_the_log_level(model_dir):
     assert exit_code == 0 and said == 'vlm_reuse_node: ready\n'
 
 
+def test_debug_shows_each_step_from_the_picture_to_the_answer(start, robot):
+    node = start('--log-level', 'debug')
+    show(robot)
+    assert robot.ask('is it red ?').status == Answer.OK
+    code, said = node.end(signal.SIGINT)
+    assert code == 0
+    steps = (' s came', 'looked at picture', "question 'is it red ?' waits", "refresh '", 'answer OK')
+    assert [step for step in steps if step not in said] == []
+    assert said.index(steps[2]) < said.index('answer OK')
+
+
+def test_without_autostart_it_says_what_it_waits_for(model_dir):
+    node = NodeProcess('-p', f'model:={model_dir}', '-p', 'autostart:=false')
+    line = node.wait_for_line('autostart is false')
+    assert 'ros2 lifecycle set /vlm_reuse_node configure' in line
+    code, said = node.end(signal.SIGINT)
+    assert code == 0 and 'Loading' not in said
+
+
 def test_it_ends_cleanly_while_it_still_loads(model_dir):
     node = NodeProcess('-p', f'model:={model_dir}')
     node.wait_for_line('Loading')

@@ -114,8 +114,8 @@ def test_package_is_in_the_ament_index(package):
     assert Path(get_package_share_directory(package), 'package.xml').exists()
 
 
-@pytest.mark.parametrize('folder, pattern', [('launch', '*.launch.py'), ('config', '*')])
-def test_launch_and_config_files_are_installed(folder, pattern):
+@pytest.mark.parametrize('folder, pattern', [('launch', '*.launch.py'), ('config', '*'), ('examples', '*')])
+def test_launch_config_and_example_files_are_installed(folder, pattern):
     installed = Path(get_package_share_directory('vlm_reuse_node'), folder)
     assert {path.name for path in installed.glob(pattern)} == {path.name for path in (ROOT / folder).glob(pattern)}
 

@@ -15,12 +15,17 @@
 """What a Mac gets by pixi is what the package needs; nothing here can run it, so it is held against what is tested."""
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 PIXI = tomllib.loads((ROOT / 'pixi.toml').read_text())
+DISTRIBUTIONS = ('kilted', 'jazzy', 'lyrical')
 LOOPBACK = ROOT / 'config' / 'cyclonedds_loopback.xml'
 
 # Packages of rosdep or PyPI that conda-forge calls otherwise.
@@ -29,10 +34,10 @@ CONDA_NAMES = {'pil': 'pillow', 'yaml': 'pyyaml', 'opencv': 'py-opencv', 'matplo
 NOT_NAMED = {'huggingface_hub', 'llguidance', 'tokenizers', 'ruff', 'mypy', 'pytest-randomly', 'pytest-xdist'}
 
 
-def conda_name(rosdep_key):
+def conda_name(rosdep_key, distribution):
     """Name the conda package of a key of package.xml."""
     if not rosdep_key.startswith('python3-'):
-        return 'ros-kilted-' + rosdep_key.replace('_', '-')
+        return f'ros-{distribution}-' + rosdep_key.replace('_', '-')
     name = rosdep_key.removeprefix('python3-')
     return CONDA_NAMES.get(name, name)
 
@@ -62,8 +67,50 @@ def locked_wheels():
     return dict(line.split('==') for line in lines if '==' in line)
 
 
-def test_everything_that_the_packages_declare_comes_along():
-    assert {conda_name(key) for key in declared_keys()} <= set(PIXI['dependencies'])
+@pytest.mark.parametrize('distribution', DISTRIBUTIONS)
+def test_everything_that_the_packages_declare_comes_along(distribution):
+    provided = {*PIXI['dependencies'], *PIXI['feature'][distribution]['dependencies']}
+    assert {conda_name(key, distribution) for key in declared_keys()} <= provided
+
+
+def test_the_distributions_differ_in_their_name_alone():
+    names = [
+        {name.replace(f'ros-{each}-', 'ros-') for name in PIXI['feature'][each]['dependencies']} - {'python'}
+        for each in DISTRIBUTIONS
+    ]
+    assert names[0] == names[1] == names[2]
+    assert all(f'robostack-{each}' in PIXI['feature'][each]['channels'][0] for each in DISTRIBUTIONS)
+
+
+def test_each_distribution_has_folders_of_its_own_and_an_environment_for_the_m5():
+    scripts = {each: PIXI['feature'][each]['activation'] for each in DISTRIBUTIONS}
+    assert all(each['scripts'] == [f'install{each["env"]["SUFFIX"]}/setup.bash'] for each in scripts.values())
+    assert len({each['env']['SUFFIX'] for each in scripts.values()}) == len(DISTRIBUTIONS)
+    assert {tuple(features) for features in PIXI['environments'].values()} == {
+        (each, *more) for each in DISTRIBUTIONS for more in ((), ('m5',))
+    }
+    assert PIXI['feature']['m5']['system-requirements']['macos'] > PIXI['system-requirements']['macos']
+
+
+def test_the_build_names_python_as_robostack_says():
+    words = PIXI['tasks']['build']['cmd'].split()
+    names = ('Python_EXECUTABLE', 'Python3_EXECUTABLE', 'PYTHON_EXECUTABLE')
+    assert {f'-D{name}=$CONDA_PREFIX/bin/python' for name in names} <= set(words)
+
+
+def test_the_opencv_task_refuses_the_wheel(tmp_path):
+    """The wheel's cv2 is one library for every Python; conda's is not."""
+    program = PIXI['tasks']['opencv']['cmd'].split('python -c ')[1].strip().strip('"')
+    (tmp_path / 'cv2').mkdir()
+    package = tmp_path / 'cv2' / '__init__.py'
+
+    def accepts(version):
+        package.write_text(f"__version__ = '{version}'")
+        return subprocess.run([sys.executable, '-c', program], cwd=tmp_path, capture_output=True).returncode == 0
+
+    assert accepts('4.12.0') and not accepts('5.0.0')
+    (tmp_path / 'cv2' / 'cv2.abi3.so').touch()
+    assert not accepts('4.12.0')
 
 
 def test_every_wheel_asked_for_comes_along():
@@ -87,7 +134,7 @@ def test_opencv_5_comes_neither_way():
 def test_the_middleware_is_cyclone_on_the_loopback_interface_with_multicast():
     environment = PIXI['activation']['env']
     assert environment['RMW_IMPLEMENTATION'] == 'rmw_cyclonedds_cpp'
-    assert 'ros-kilted-rmw-cyclonedds-cpp' in PIXI['dependencies']
+    assert 'ros-kilted-rmw-cyclonedds-cpp' in PIXI['feature']['kilted']['dependencies']
     assert environment['CYCLONEDDS_URI'] == f'file://$PIXI_PROJECT_ROOT/{LOOPBACK.relative_to(ROOT)}'
     interfaces = [element for element in ElementTree.parse(LOOPBACK).iter() if element.tag.endswith('NetworkInterface')]
     assert [element.attrib for element in interfaces] == [{'name': 'lo0', 'multicast': 'true'}]
@@ -97,5 +144,5 @@ def test_tasks_name_what_there_is():
     tasks = {name: task['cmd'].split() for name, task in PIXI['tasks'].items()}
     package, launch_file = tasks['node'][2:]
     assert package == PIXI['workspace']['name'] and (ROOT / 'launch' / launch_file).exists()
-    folders = tasks['build'][tasks['build'].index('--base-paths') + 1 : tasks['build'].index('--cmake-args')]
+    folders = tasks['build'][tasks['build'].index('--base-paths') + 1 : tasks['build'].index('--build-base')]
     assert [folder for folder in folders if not (ROOT / folder / 'package.xml').exists()] == []

@@ -21,11 +21,10 @@ computes for dense models; it has no half-precision kernel for mixtures of exper
 import json
 
 import mlx.core as mx
-import mlx.nn as nn
-import mlx_vlm
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
+from quantised import quantise
 from rounding import choice_bound, choices_apart
 from tiny_gemma4 import write_tiny_gemma4
 from tiny_generic import write_tiny_generic
@@ -67,23 +66,9 @@ TEXTS = [Question(text, max_tokens=8) for text in ('what is it ?', 'how many obj
 
 
 def write(folder, model_type, kind):
-    """A tiny model directory, quantised as `mlx_vlm.convert` does it: config.json tells how."""
+    """A tiny model directory."""
     WRITERS[model_type](folder)
-    if KINDS[kind] is None:
-        return folder
-    model, _ = mlx_vlm.load(str(folder))
-
-    def fits(name, module):
-        is_text = 'language_model' in name and hasattr(module, 'to_quantized')
-        return is_text and module.weight.shape[-1] % KINDS[kind]['group_size'] == 0
-
-    nn.quantize(model, class_predicate=fits, **KINDS[kind])
-    weights = dict(tree_flatten(model.parameters()))
-    mx.eval(weights)
-    mx.save_safetensors(str(folder / 'model.safetensors'), weights)
-    config = json.loads((folder / 'config.json').read_text())
-    (folder / 'config.json').write_text(json.dumps(config | {'quantization': KINDS[kind]}))
-    return folder
+    return quantise(folder, KINDS[kind]) if KINDS[kind] else folder
 
 
 @pytest.fixture(scope='module', params=[(model_type, kind) for model_type in WRITERS for kind in KINDS])

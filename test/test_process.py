@@ -27,6 +27,15 @@ from vlm_reuse_node.ros.process import EngineLog
 @pytest.fixture
 def said():
     """(level, text) of all that reaches ROS from a logger of the engine, at ROS's level INFO."""
+    yield from said_at(20)
+
+
+@pytest.fixture
+def said_at_debug():
+    yield from said_at(10)
+
+
+def said_at(lowest):
     said, engine = [], logging.getLogger('vlm_reuse_node')
     before = engine.level
 
@@ -35,7 +44,8 @@ def said():
 
     handler = EngineLog(
         SimpleNamespace(
-            get_effective_level=lambda: 20, **{level: writer(level) for level in ('error', 'warning', 'info', 'debug')}
+            get_effective_level=lambda: lowest,
+            **{level: writer(level) for level in ('error', 'warning', 'info', 'debug')},
         )
     )
     yield said
@@ -56,3 +66,10 @@ def test_one_sentence_is_written_once_in_five_seconds(said):
         log.warning("Camera '%s' is slow", 'front')
         log.warning("Camera '%s' is slow", 'rear')
     assert [text for _, text in said] == ["Camera 'front' is slow", "Camera 'rear' is slow"]
+
+
+def test_at_debug_every_line_is_written(said_at_debug):
+    log = logging.getLogger('vlm_reuse_node.serving.steps')
+    for _ in range(3):
+        log.debug('a picture')
+    assert said_at_debug == [('debug', 'a picture')] * 3

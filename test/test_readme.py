@@ -18,32 +18,47 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
+import pytest
+
 from vlm_reuse_node.config import Config
 
-README = (Path(__file__).parent.parent / 'README.md').read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / 'README.md').read_text()
 
 
 def test_the_readme_names_the_ten_parameters_that_people_set_and_the_docs_all():
     """The tables themselves are compared with the code in test_interfaces.py."""
-    root = Path(__file__).parent.parent
     named = re.search(r'<!-- parameters: ([\w ]+) -->', README)[1].split()
     assert len(named) == 10 and set(named) <= {parameter.name for parameter in fields(Config)}
-    page = (root / 'docs' / 'parameters.md').read_text()
+    page = (ROOT / 'docs' / 'parameters.md').read_text()
     assert all(f'| `{parameter.name}` |' in page for parameter in fields(Config))
 
 
-def test_what_the_readme_links_to_is_there():
-    """Pictures and files; and the figures are filled in."""
-    root = Path(__file__).parent.parent
-    linked = re.findall(r'\]\(([^)#]+)\)', README)
-    assert linked and [name for name in linked if not (root / name).exists()] == []
-    assert len(README.split('<!-- measured -->')[1].split('<!-- /measured -->')[0].strip()) > 200
+@pytest.mark.parametrize(
+    'page', [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))], ids=lambda page: page.name
+)
+def test_what_a_page_links_to_is_there(page: Path) -> None:
+    """Pictures, files, and headings of pages, as GitHub makes anchors from them."""
+    for name, anchor in re.findall(r'\]\(([^)#]*)(?:#([^)]+))?\)', page.read_text()):
+        target = page.parent / name if name else page
+        assert target.exists(), name
+        if anchor:
+            headings = re.findall(r'^#+ (.+)$', target.read_text(), re.M)
+            assert anchor in [re.sub(r'[^\w -]', '', heading.lower()).replace(' ', '-') for heading in headings]
+
+
+def test_the_figures_are_filled_in():
+    """Of the README, and of the page with all of them."""
+    assert all(
+        len((ROOT / page).read_text().split('<!-- measured -->')[1].split('<!-- /measured -->')[0].strip()) > 200
+        for page in ('README.md', 'docs/measurements.md')
+    )
 
 
 def test_the_file_tree_names_files_that_exist():
-    """What the README sends a newcomer to is there, in the folder it is shown in."""
-    package = Path(__file__).parent.parent / 'vlm_reuse_node'
-    tree = README.split('## Files')[1].split('```')[1]
+    """What the page sends a newcomer to is there, in the folder it is shown in."""
+    package = ROOT / 'vlm_reuse_node'
+    tree = (ROOT / 'docs' / 'architecture.md').read_text().split('## Files')[1].split('```')[1]
     folder, named, missing = '', 0, []
     for line in tree.splitlines():
         words = line.split('  ')
@@ -59,10 +74,8 @@ def test_the_file_tree_names_files_that_exist():
 
 
 def test_what_the_architecture_page_names_is_there():
-    """Files, as `folder/file.py`, and links."""
-    root = Path(__file__).parent.parent
-    page = (root / 'docs' / 'architecture.md').read_text()
+    """Files, as `folder/file.py`."""
+    page = (ROOT / 'docs' / 'architecture.md').read_text()
     files = re.findall(r'`((?:[a-z_]+/)+[a-z_]*(?:\.py)?)', page)
     assert len(files) > 30
-    assert [name for name in files if not any((root / at / name).exists() for at in ('vlm_reuse_node', ''))] == []
-    assert [name for name in re.findall(r'\]\(([^)#]+)\)', page) if not (root / 'docs' / name).exists()] == []
+    assert [name for name in files if not any((ROOT / at / name).exists() for at in ('vlm_reuse_node', ''))] == []

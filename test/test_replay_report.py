@@ -23,6 +23,7 @@ from replay_bags import frames
 from test_replay_metrics import answer, picture, question, upkeep
 
 from vlm_reuse_node.replay.counts import count_rows
+from vlm_reuse_node.replay.keep_up import measure_keep_up
 from vlm_reuse_node.replay.negatives import negatives
 from vlm_reuse_node.replay.plots import drift
 from vlm_reuse_node.replay.ratios import derive_ratios
@@ -72,13 +73,14 @@ def results(drifted=1, warm_ms=2.0, text='blue', complete=True, problems=()):
                 'pictures_used': 3,
                 'pictures_refused': {},
                 'pictures_left_out': {},
+                'times': {'conversion_ms': 1.0},
             }
         ],
     }
     sorted_rows = RowIndex([*rows, *looks, upkeep('auto'), bag])
     counts = count_rows(sorted_rows)
     return {
-        'format': 5,
+        'format': 6,
         'complete': complete,
         'problems': list(problems),
         'notes': [],
@@ -89,6 +91,7 @@ def results(drifted=1, warm_ms=2.0, text='blue', complete=True, problems=()):
             'arms': measure_times(sorted_rows),
             'floor': timing_floor(sorted_rows),
             'sessions': choose_sessions(sorted_rows),
+            'keep_up': measure_keep_up(sorted_rows),
         },
         'settings': {
             'model': text,

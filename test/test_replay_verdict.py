@@ -34,6 +34,7 @@ from vlm_reuse_node.replay.figures import (
 from vlm_reuse_node.replay.negatives import EXACT, negatives
 from vlm_reuse_node.replay.support import support_lines
 from vlm_reuse_node.replay.verdict import sentence, verdict
+from vlm_reuse_node.session.embedded_model import MEANS_NOTHING
 
 TIMES = {
     'pairs': 60,
@@ -91,7 +92,7 @@ def results(arm='auto', times=(), counts=(), ratios=(), **changes):
     parts = {'counts': COUNTS, 'ratios': RATIOS}
     found = {name: {each: deepcopy(value) for each in ARMS} for name, value in parts.items()}
     found |= {'times': {'arms': {each: deepcopy(TIMES) for each in ARMS}, 'floor': dict(FLOOR)}}
-    found |= {'problems': [], 'complete': True}
+    found |= {'problems': [], 'notes': [], 'complete': True}
     found['times']['arms'][arm] |= dict(times)
     found['counts'][arm] |= dict(counts)
     for name, value in dict(ratios).items():
@@ -254,6 +255,7 @@ def test_the_first_line_begins_with_yes_only_when_nothing_speaks_against_it(drif
 def test_the_first_line_says_that_there_is_none_or_that_a_part_is_missing():
     assert conclusion(results(times={'pairs': 0})).startswith('No verdict')
     assert conclusion(results(complete=False)).endswith('The replay is not complete.')
+    assert conclusion(results(notes=[f'Here: {MEANS_NOTHING}'])) == f'No verdict: {MEANS_NOTHING}'
 
 
 # --- the sentence -----------------------------------------------------------------------------------------------------

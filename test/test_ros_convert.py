@@ -569,3 +569,18 @@ def test_a_converter_that_fails_is_a_refusal(monkeypatch):
 def test_eight_bit_data_marked_big_endian_is_read_as_it_is():
     pixels = picture()
     assert np.array_equal(rgb_of(message_of(pixels, 'rgb8', mark=True)), pixels)
+
+
+@pytest.mark.parametrize('version, is_named', [('4.14.0', False), ('5.0.0', True)])
+def test_opencv_5_is_named_as_the_cause_with_the_remedy(monkeypatch, version, is_named):
+    """cv_bridge alone says 'buffer is too small for requested array' or the like."""
+
+    class Bridge:
+        def imgmsg_to_cv2(self, *_):
+            raise TypeError('buffer is too small for requested array')
+
+    monkeypatch.setattr(ros_convert, '_BRIDGE', Bridge())
+    monkeypatch.setattr(cv2, '__version__', version)
+    with pytest.raises(ImageError) as error:
+        rgb_of(message_of(picture(), 'bgr8'))
+    assert (f'OpenCV {version}' in str(error.value)) == ("'opencv-python-headless<5'" in str(error.value)) == is_named

@@ -118,7 +118,7 @@ def test_a_frame_that_waits_is_in_the_state_and_in_no_cache_until_it_is_computed
         expected.next_position,
         expected.identity,
     )
-    assert state.held_bytes == held + encoded.nbytes  # its rows fit into what the cache has allocated
+    assert state.held_bytes == held + encoded.held_bytes  # its rows fit into what the cache has allocated
     state.settle()
     assert (vlm.meter.done - before).passes == 1 and equal(state, expected)
     state.settle()
@@ -241,7 +241,8 @@ def test_the_held_bytes_are_those_of_the_cache_and_of_what_was_seen(vlm):
         cache = sum(each.nbytes for layer in state.cache for each in (layer.keys, layer.values))
         old, live = state.frames
         assert old.nbytes == old.features.nbytes and (live.nbytes > live.features.nbytes) == keep
-        assert state.held_bytes == cache + old.nbytes + live.nbytes
+        pixels = old.frame.rgb.nbytes + live.frame.rgb.nbytes
+        assert state.held_bytes == cache + old.nbytes + live.nbytes + pixels
 
 
 def test_only_the_live_frame_keeps_what_patches_it(vlm):

@@ -189,7 +189,14 @@ def test_any_other_file_is_refused(vlm, tmp_path, content):
 
 @pytest.mark.parametrize(
     'name, value',
-    [('change_threshold', 40), ('history_frames', 2), ('system_prompt', 'be kind'), ('temperature', 0.5)],
+    [
+        ('visual_tokens', 64),
+        ('thinking', True),
+        ('change_threshold', 40),
+        ('history_frames', 2),
+        ('system_prompt', 'be kind'),
+        ('temperature', 0.5),
+    ],
 )
 def test_a_calibration_holds_for_the_parameters_it_was_made_with(vlm, tmp_path, name, value):
     decided = trust(vlm, tmp_path, calibration(vlm), **{name: value})

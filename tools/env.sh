@@ -1,13 +1,17 @@
 # Source this file in bash to run programs of this checkout. It sets up the ROS 2 wheels, both packages, an offline model
-# hub and a fast BLAS. It only changes this shell and its children.
+# hub and a fast BLAS. It only changes this shell and its children. With ROS=jazzy before it, it takes what
+# `make setup ROS=jazzy` has made.
 
 _root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-export PATH="$_root/.venv/bin:${PATH//"$_root/.venv/bin:"/}"
-export AMENT_PREFIX_PATH=$_root/.venv CMAKE_PREFIX_PATH=$_root/.venv
-if [ -e "$_root/install/local_setup.bash" ]; then
+case ${ROS:-kilted} in kilted) _suffix='' ;; *) _suffix=-$ROS ;; esac
+_venv=$_root/.venv$_suffix
+
+export PATH="$_venv/bin:${PATH//"$_venv/bin:"/}"
+export AMENT_PREFIX_PATH=$_venv CMAKE_PREFIX_PATH=$_venv
+if [ -e "$_root/install$_suffix/local_setup.bash" ]; then
   # colcon's script reads unset variables.
-  case $- in *u*) set +u; . "$_root/install/local_setup.bash"; set -u ;; *) . "$_root/install/local_setup.bash" ;; esac
+  case $- in *u*) set +u; . "$_root/install$_suffix/local_setup.bash"; set -u ;; *) . "$_root/install$_suffix/local_setup.bash" ;; esac
 fi
 
 # Only this machine, and a domain that other robots are unlikely to use. Values that are already set are kept.
@@ -18,7 +22,7 @@ export HF_HUB_OFFLINE=1
 
 # MLX's CPU wheel contains a reference BLAS, which is many times slower in float32. A library that is preloaded replaces
 # it. The Fortran runtime is preloaded too, because the machine may have none.
-for _blas in "$_root/.venv/blas" /usr/lib/x86_64-linux-gnu/openblas-pthread; do
+for _blas in "$_venv/blas" /usr/lib/x86_64-linux-gnu/openblas-pthread; do
   case "${LD_PRELOAD:-}" in *libblas.so.3*) break ;; esac
   [ -e "$_blas/libblas.so.3" ] || continue
   for _library in libquadmath.so.0 libgfortran.so.5 libopenblas.so.0 libblas.so.3; do
@@ -30,4 +34,4 @@ done
 # BLAS threads spin while they wait. Half of the cores stay free for the processes of cameras and planners.
 _cores=$(nproc 2>/dev/null || echo 2)
 export OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-$((_cores > 1 ? _cores / 2 : 1))}
-unset _root _blas _library _cores
+unset _root _suffix _venv _blas _library _cores

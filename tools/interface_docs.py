@@ -12,28 +12,33 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Write the tables of the docs: interfaces from the interface files, parameters from config.py.
+"""Write the tables of the docs: interfaces from the interface files, parameters from config.py, the engine's API.
 
 It does not change the text outside the tables.
 
 python tools/interface_docs.py
 """
 
+import ast
 import re
 import sys
 from dataclasses import Field, fields
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from vlm_reuse_node.config import Config  # noqa: E402
 
-PAGES = [ROOT / 'docs' / 'interfaces.md', ROOT / 'docs' / 'parameters.md', ROOT / 'README.md']
+PAGES = [*(ROOT / 'docs' / name for name in ('interfaces.md', 'parameters.md', 'engine.md')), ROOT / 'README.md']
 FOLDER = ROOT / 'vlm_reuse_interfaces'
 PARTS = {'.msg': ('',), '.srv': ('request', 'response'), '.action': ('goal', 'result', 'feedback')}
 BLOCK = re.compile(r'<!-- table: (\S+) -->\n(.*?)<!-- /table -->', re.S)
 # All parameters, or those that are named.
 PARAMETERS = re.compile(r'<!-- parameters: ([\w ]+) -->\n(.*?)<!-- /parameters -->', re.S)
+
+# A function of a file of the package, or a class and some of its functions.
+API = re.compile(r'<!-- api: (\S+) (\w+)([\w ]*) -->\n(.*?)<!-- /api -->', re.S)
 
 
 def interfaces() -> list[str]:
@@ -85,9 +90,40 @@ def parameter_row(parameter: Field) -> str:
     return f'| `{parameter.name}` | `{default}` | {values} | {live} | {parameter.metadata["description"]} |'
 
 
+def api(file: str, name: str, functions: list[str]) -> str:
+    """Return the signature and the docstring of a function, or of a class, with its fields and these functions."""
+    source = (ROOT / 'vlm_reuse_node' / file).read_text()
+    lines, named = source.splitlines(), by_name(ast.parse(source))
+    parts = [declaration(lines, named[name])]
+    if isinstance(named[name], ast.ClassDef):
+        # A record's fields, and the members of an enumeration.
+        held = [node for node in named[name].body if isinstance(node, (ast.AnnAssign, ast.Assign))]
+        parts += ['\n'.join(line for node in held for line in lines[node.lineno - 1 : node.end_lineno])]
+        parts += [declaration(lines, by_name(named[name])[function]) for function in functions]
+    return '```python\n' + '\n\n'.join(part for part in parts if part) + '\n```\n'
+
+
+def by_name(parent: ast.Module | ast.ClassDef) -> dict[str, Any]:
+    """Return the functions and classes in a file or class; of a property its getter, which comes first."""
+    named = [node for node in parent.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    return {node.name: node for node in reversed(named)}
+
+
+def declaration(lines: list[str], node: Any) -> str:
+    """Return the source of a function or class from its decorators to the end of its docstring."""
+    first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
+    return '\n'.join(lines[first - 1 : node.body[0].end_lineno])
+
+
 def page(text: str) -> str:
     """Return a page with every table as the files have it now."""
     text = BLOCK.sub(lambda block: f'<!-- table: {block[1]} -->\n{table(block[1])}<!-- /table -->', text)
+    text = API.sub(
+        lambda block: (
+            f'<!-- api: {block[1]} {block[2]}{block[3]} -->\n{api(block[1], block[2], block[3].split())}<!-- /api -->'
+        ),
+        text,
+    )
     return PARAMETERS.sub(
         lambda block: f'<!-- parameters: {block[1]} -->\n{parameter_table(block[1])}<!-- /parameters -->', text
     )

@@ -24,6 +24,8 @@ from vlm_reuse_node.errors import ConfigError
 
 # The values of refresh_policy.
 AUTO_POLICY, EXACT_POLICY, PATCH_POLICY = 'auto', 'exact', 'patch'
+# The value of image_transport that is a video.
+FFMPEG_TRANSPORT = 'ffmpeg'
 
 
 def _parameter(
@@ -45,6 +47,18 @@ class Config:
     """The whole configuration. Construction raises `ConfigError` for a wrong type or a value out of range."""
 
     model: str = _parameter('tabletop', "'tabletop' (embedded), a model directory in mlx-vlm's format, or a hub name")
+    visual_tokens: int = _parameter(
+        0,
+        'about the most visual tokens of a picture: the first dial between cost and sight. The nearest size that the '
+        "model's processor allows is taken; 0: as the processor says",
+        low=0,
+        high=65_536,
+    )
+    thinking: bool = _parameter(
+        False,
+        'true: the model thinks before it answers in free text; its thoughts are left out of the answer. Choices and '
+        'documents are answered without thoughts in any case',
+    )
     autostart: bool = _parameter(
         True, "true: load the model and take pictures at the start; false: wait for 'ros2 lifecycle set'"
     )
@@ -53,8 +67,9 @@ class Config:
     )
     image_transport: str = _parameter(
         'raw',
-        'raw: sensor_msgs/Image; compressed: sensor_msgs/CompressedImage on <topic>/compressed',
-        choices=('raw', 'compressed'),
+        'raw: sensor_msgs/Image; compressed: sensor_msgs/CompressedImage on <topic>/compressed; ffmpeg: video, '
+        'ffmpeg_image_transport_msgs/FFMPEGPacket on <topic>/ffmpeg, which needs PyAV',
+        choices=('raw', 'compressed', FFMPEG_TRANSPORT),
     )
     system_prompt: str = _parameter('', 'text before the pictures in the prompt; empty: the chat template decides')
     max_tokens: int = _parameter(

@@ -27,6 +27,7 @@ from vlm_reuse_node.replay.storage.channel import BagError
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.picture_file import rgb_of_file
 from vlm_reuse_node.session.answer import Answer
+from vlm_reuse_node.session.embedded_model import check_words, marked
 from vlm_reuse_node.session.progress import Progress
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
@@ -37,26 +38,27 @@ class PictureError(VlmReuseError):
     """A file that holds no usable picture."""
 
 
-def ask(model: str, frame: Frame, question: Question, follow: TextIO | None) -> Answer:
-    """Load the model and answer about one picture. follow: where to show a text while it grows.
+def ask(config: Config, frame: Frame, question: Question, follow: TextIO | None) -> Answer:
+    """Load the configuration's model and answer about one picture. follow: where to show a text while it grows.
 
-    Raises ModelError or PictureError.
+    Raises ModelError, PictureError, or InvalidRequestError for words that the embedded model does not know.
     """
+    check_words(config.model, question)
     follower = Follower(follow)
 
     def listen(progress: Progress) -> None:
         follower.show(progress.text)
 
     def answer(vlm: Vlm) -> Answer:
-        session = SceneSession(vlm, Config(model=model, refresh_policy='exact'), frame.camera)
+        session = SceneSession(vlm, config.with_values(refresh_policy='exact'), frame.camera)
         try:
             session.look(frame)
         except ImageError as error:
             raise PictureError(f'The model cannot take this picture: {error}') from error
-        return session.ask(question, now_ns=frame.stamp_ns, turn=Turn(listener=listen))
+        return marked(session.ask(question, now_ns=frame.stamp_ns, turn=Turn(listener=listen)))
 
     try:
-        return run_with_model(model, answer)
+        return run_with_model(config, answer)
     finally:
         follower.end()
 

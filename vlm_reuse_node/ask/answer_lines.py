@@ -20,19 +20,24 @@ from typing import Any
 
 from vlm_reuse_node.plain_text import printable
 from vlm_reuse_node.session.answer import Answer, Status
+from vlm_reuse_node.session.embedded_model import MEANS_NOTHING
 
 
 def answer_lines(answer: Answer, choices: tuple[str, ...]) -> Iterator[str]:
-    """Yield the answer, how sure it is, the picture it comes from, and what it cost."""
+    """Yield whether it means anything, the answer, how sure it is, the picture it comes from, and what it cost."""
     if answer.status is not Status.OK:
         yield f'{answer.status}: {_plain(answer.message)}'
         return
+    message = answer.message
+    if MEANS_NOTHING in message:
+        yield MEANS_NOTHING
+        message = message.replace(MEANS_NOTHING, '').strip()
     yield _plain(answer.text)
     if answer.choice_scores:
         ranked = sorted(zip(answer.choice_scores, choices, strict=True), reverse=True)
         yield '  ' + ', '.join(f'{_plain(choice)} {score:.2f}' for score, choice in ranked)
     else:
-        yield f'  least likely token {answer.confidence:.2f}' + (f'; {answer.message}' if answer.message else '')
+        yield f'  least likely token {answer.confidence:.2f}' + (f'; {message}' if message else '')
     yield (
         f'  {"exact" if answer.exact else "approximate (patched)"}, picture {answer.image_age_s:.2f} s old, camera '
         f'{_plain(answer.camera)}, model {_plain(answer.model)}'

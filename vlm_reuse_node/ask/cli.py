@@ -24,8 +24,10 @@ from pathlib import Path
 from vlm_reuse_node.ask.answer_lines import answer_lines, as_json
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, VlmReuseError
+from vlm_reuse_node.plain_text import log_to_stderr, print_error, print_rows
 from vlm_reuse_node.session.answer import Answer, Status
 from vlm_reuse_node.session.question import Question
+from vlm_reuse_node.terminal import HelpFormatter
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -37,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         description='Ask one question: a running node about its camera, or, without ROS, a model about a picture or a '
         'recording.',
         epilog='Exit codes: 0 there is an answer; 1 there is none, and why is said; 2 wrong usage.',
+        formatter_class=HelpFormatter,
     )
     parser.add_argument('question', help='for example "is the door open?"')
     parser.add_argument('--choices', nargs='+', default=[], metavar='TEXT', help='the answer is one of these')
@@ -57,6 +60,8 @@ def build_parser() -> argparse.ArgumentParser:
     alone.add_argument('--topic', default='', help='of the recording; default: the only one with pictures')
     alone.add_argument('--at', type=float, default=0.0, metavar='S', help='seconds from its first picture')
     alone.add_argument('--model', default=Config().model, help='tabletop, a model directory or a hub name')
+    alone.add_argument('--visual-tokens', type=int, default=0, metavar='N', help='about the most of the picture')
+    alone.add_argument('--thinking', action='store_true', help='let the model think before a text')
     return parser
 
 
@@ -66,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.picture and args.recording:
         parser.error('--picture and --recording were both given; expected at most one of them.')
-    logging.basicConfig(level=logging.WARNING, format='%(message)s')
+    log_to_stderr(logging.WARNING)
     try:
         answer = _ask(args)
     except ConfigError as error:
@@ -74,12 +79,12 @@ def main(argv: list[str] | None = None) -> int:
     except (VlmReuseError, OSError) as error:
         return _say(error, EXIT_FAILED)
     except KeyboardInterrupt:
-        print('ask: Stopped.', file=sys.stderr)
+        print_error('ask', 'Stopped.')
         return EXIT_INTERRUPTED
     if args.json:
-        print(json.dumps(as_json(answer), ensure_ascii=False))
+        print(json.dumps(as_json(answer)))
     else:
-        print('\n'.join(answer_lines(answer, tuple(args.choices))))
+        print_rows(answer_lines(answer, tuple(args.choices)))
     return 0 if answer.status is Status.OK else EXIT_FAILED
 
 
@@ -100,7 +105,8 @@ def _ask(args: argparse.Namespace) -> Answer:
         from vlm_reuse_node.ask.alone import frame_of_file, frame_of_recording
 
         frame = frame_of_file(args.picture) if args.picture else frame_of_recording(args.recording, args.topic, args.at)
-        return ask_alone(args.model, frame, replace(question, max_age_s=0.0), follow)
+        config = Config(model=args.model, visual_tokens=args.visual_tokens, thinking=args.thinking)
+        return ask_alone(config, frame, replace(question, max_age_s=0.0), follow)
     try:
         from vlm_reuse_node.ask.live import ask as ask_node
     except ImportError as error:
@@ -111,7 +117,7 @@ def _ask(args: argparse.Namespace) -> Answer:
 
 
 def _say(error: Exception, exit_code: int) -> int:
-    print(f'ask: {" ".join(str(error).split())}', file=sys.stderr)
+    print_error('ask', error)
     return exit_code
 
 

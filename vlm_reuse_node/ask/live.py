@@ -96,7 +96,9 @@ def _goal(camera: str, question: Question) -> AskScene.Goal:
 
 
 def _result(executor: SingleThreadedExecutor, future: Future) -> Any:
-    executor.spin_until_future_complete(future)
+    """Spin until it is done. Python sees Ctrl-C between two short spins only."""
+    while not future.done():
+        executor.spin_once(timeout_sec=0.1)
     return future.result()
 
 

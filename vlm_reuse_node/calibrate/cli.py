@@ -20,11 +20,10 @@ import logging
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
 from vlm_reuse_node.calibrate.stretches import Recording
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, VlmReuseError
+from vlm_reuse_node.plain_text import log_to_stderr, print_error, print_rows
 from vlm_reuse_node.replay.bag import Bag
 from vlm_reuse_node.replay.options import (
     add_out_options,
@@ -39,6 +38,7 @@ from vlm_reuse_node.replay.options import (
 from vlm_reuse_node.replay.questions import read_questions
 from vlm_reuse_node.replay.stop_request import StopRequest
 from vlm_reuse_node.session.turn import Halt
+from vlm_reuse_node.terminal import HelpFormatter, progress
 
 NAME = 'calibrate'
 PAGE = 'calibration.html'
@@ -51,7 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
         description='Find out on recordings how far patched states of a model may be used: the limits are chosen on '
         'every other stretch of a recording, and judged on the rest.',
         epilog='Exit codes: 0 patches may be used; 3 every changed picture is computed whole; 4 there was too little '
-        'to tell; 5 the model cannot be patched; 1 failed; 2 wrong usage.',
+        'to tell; 5 the model cannot be patched; 1 failed; 2 wrong usage; 130 interrupted.',
+        formatter_class=HelpFormatter,
     )
     add_recording_options(parser)
     add_out_options(parser, Path('out/calibrate'))
@@ -64,17 +65,17 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Calibrate. Returns an exit code, see `verdict.Exit`."""
     args = build_parser().parse_intermixed_args(argv)
-    logging.basicConfig(level=logging.ERROR, format='%(message)s')
+    log_to_stderr(logging.ERROR)
     try:
         return _calibrate(args)
     except ConfigError as error:
-        print(f'{NAME}: {error}', file=sys.stderr)
+        print_error(NAME, error)
         return 2
     except (VlmReuseError, OSError) as error:
-        print(f'{NAME}: {error}', file=sys.stderr)
+        print_error(NAME, error)
         return 1
     except (Halt, KeyboardInterrupt):
-        print(f'{NAME}: Stopped; nothing was written.', file=sys.stderr)
+        print_error(NAME, 'Stopped; nothing was written.')
         return 130
 
 
@@ -91,7 +92,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     from vlm_reuse_node.replay.model_thread import run_with_model
     from vlm_reuse_node.session import calibration
 
-    bar = tqdm(total=round(2 * seconds, 1), unit='s', disable=None, file=sys.stderr, smoothing=0.1, desc=NAME)
+    bar = progress(round(2 * seconds, 1), NAME, 's')
     with StopRequest('Stopping; nothing is written (again: at once).') as stop, bar:
 
         def measure(vlm: Vlm) -> Measured | None:
@@ -99,12 +100,12 @@ def _calibrate(args: argparse.Namespace) -> int:
                 return None
             return Measurement(vlm, config, recordings, args.every, bar.update, lambda: stop.is_set).run()
 
-        measured = run_with_model(config.model, measure)
+        measured = run_with_model(config, measure)
     if measured is None:
-        print(
-            f"{NAME}: The model '{config.model}' cannot compute single cells of a picture, so there is nothing to "
+        print_error(
+            NAME,
+            f"The model '{config.model}' cannot compute single cells of a picture, so there is nothing to "
             'calibrate: refresh_policy auto computes every changed picture whole.',
-            file=sys.stderr,
         )
         return Exit.CANNOT_PATCH
     found = verdicts(measured, config.max_drift)
@@ -112,12 +113,15 @@ def _calibrate(args: argparse.Namespace) -> int:
     path.write_text(json.dumps(measured.calibration.as_json(), indent=1) + '\n', encoding='utf-8')
     (args.out / 'params.yaml').write_text(_parameters(config, path), encoding='utf-8')
     write_page(measured, found, config, args.out / PAGE)
-    print(headline(found))
-    for verdict in found:
-        print(f'  {verdict.name}: {verdict.sentence}')
-    for message, count in measured.failures.most_common(3):
-        print(f'  {count} answers could not be compared: {message}')
-    print(f'Written to {args.out}: {path.name}, params.yaml, {PAGE}.')
+    failures = measured.failures.most_common(3)
+    print_rows(
+        [
+            headline(found),
+            *(f'  {verdict.name}: {verdict.sentence}' for verdict in found),
+            *(f'  {count} answers could not be compared: {message}' for message, count in failures),
+            f'Written to {args.out}: {path.name}, params.yaml, {PAGE}.',
+        ]
+    )
     return exit_code(found)
 
 

@@ -82,11 +82,15 @@ def memory(machine: Machine, model: ModelFacts, picture_mb: float, picture_token
     )
 
 
-def suggestions(model: str, stages: Stages, fits: Memory, can_patch: bool, auto: str) -> list[Suggestion]:
+def suggestions(config: Config, stages: Stages, fits: Memory, can_patch: bool, auto: str) -> list[Suggestion]:
     """Return parameters for the node. auto: what refresh_policy auto comes to for this model, and why."""
     default = Config()
+    visual_tokens = []
+    if config.visual_tokens:
+        visual_tokens.append(Suggestion('visual_tokens', config.visual_tokens, 'the size that was checked'))
     found = [
-        Suggestion('model', model, 'the model that was checked'),
+        Suggestion('model', config.model, 'the model that was checked'),
+        *visual_tokens,
         Suggestion('refresh_policy', AUTO_POLICY, auto)
         if can_patch
         else Suggestion('refresh_policy', EXACT_POLICY, 'this model gets no patches'),

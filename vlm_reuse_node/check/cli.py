@@ -25,14 +25,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vlm_reuse_node.check.lines import one_line
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, VlmReuseError
+from vlm_reuse_node.plain_text import log_to_stderr, print_error, print_rows
 from vlm_reuse_node.replay.options import add_out_options, keep_results, make_folder
+from vlm_reuse_node.terminal import HelpFormatter, progress
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 FEW, MANY, DEFAULT = 6, 120, 36
-LONGEST_ERROR = 1000
 RESULT = 'check.json'
 
 
@@ -41,9 +41,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='check',
         description='Check a model on this machine: warm answers equal cold ones, at which levels, in how many '
-        'milliseconds. Exit code 0: every claim held; 1: one failed, or it could not be checked.',
+        'milliseconds.',
+        epilog='Exit codes: 0 every claim held; 1 one failed, or it could not be checked; 2 wrong usage; '
+        '130 interrupted.',
+        formatter_class=HelpFormatter,
     )
     parser.add_argument('--model', default=Config().model, help='tabletop, a model directory or a hub name')
+    parser.add_argument(
+        '--visual-tokens', type=int, default=0, metavar='N', help="the node's visual_tokens; default: the model's own"
+    )
     parser.add_argument('--recording', type=Path, metavar='BAG', help='take the pictures from a bag')
     parser.add_argument('--topic', default='', help='take them from this live topic; of a bag with several, this one')
     parser.add_argument('--timeout', type=float, default=10.0, metavar='S', help='longest wait for live pictures')
@@ -62,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Check. Returns 0 only when every claim that was made held."""
     args = build_parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format='%(message)s')
+    log_to_stderr(logging.WARNING)
     sessions = logging.getLogger('vlm_reuse_node.session')
     before = sessions.level
     sessions.setLevel(logging.CRITICAL)  # what fails in a session becomes a fault in the table
@@ -73,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     except (VlmReuseError, OSError) as error:
         return _say(error, EXIT_FAILED)
     except KeyboardInterrupt:
-        print('check: Stopped; nothing was written.', file=sys.stderr, flush=True)
+        print_error('check', 'Stopped; nothing was written.')
         if threading.active_count() > 1:  # a second Ctrl-C: the model still runs, and MLX would abort at the end
             os._exit(EXIT_INTERRUPTED)
         return EXIT_INTERRUPTED
@@ -86,6 +92,7 @@ def _check(args: argparse.Namespace) -> int:
         raise ConfigError(f'--questions is {args.questions}; expected {FEW} to {MANY}.')
     if math.isnan(args.timeout) or args.timeout <= 0:
         raise ConfigError(f'--timeout is {args.timeout:g}; expected more than 0 seconds.')
+    config = Config(model=args.model, visual_tokens=args.visual_tokens)
     keep_results(args, RESULT)
     make_folder(args.out)
     # Imported here because they load MLX, which --help and a wrong option need not wait for.
@@ -99,28 +106,27 @@ def _check(args: argparse.Namespace) -> int:
         found = live(args.topic, args.timeout)
     else:
         found = pictures.generated()
-    with tqdm(total=self_test.PARTS, disable=None, file=sys.stderr, leave=False) as bar:
+    with progress(self_test.PARTS, 'check') as bar:
 
-        def progress(part: str) -> None:
+        def begin(part: str) -> None:
             bar.set_description(part)
             bar.update()
 
         def on_stop() -> None:
             tqdm.write('Stopping after this part (again: at once).', file=sys.stderr)
 
-        result = self_test.run_check(args.model, found, args.questions, progress, on_stop)
+        result = self_test.run_check(config, found, args.questions, begin, on_stop)
     path = args.out / RESULT
     report.write(result, path)
     if args.json:
         print(json.dumps(report.to_json(result), allow_nan=False))
     else:
-        print('\n'.join(table.table_lines(result)))
-        print(f'Written to {path}.')
+        print_rows([*table.table_lines(result), f'Written to {path}.'])
     return 0 if result.is_trusted else EXIT_FAILED
 
 
 def _say(error: Exception, exit_code: int) -> int:
-    print(f'check: {one_line(str(error), LONGEST_ERROR)}', file=sys.stderr)
+    print_error('check', error)
     return exit_code
 
 

@@ -14,7 +14,7 @@
 
 """Lines for a terminal."""
 
-from vlm_reuse_node.plain_text import printable
+from vlm_reuse_node import plain_text
 
 WIDTH = 80
 LONGEST = 60  # of a text from outside
@@ -22,8 +22,7 @@ LONGEST = 60  # of a text from outside
 
 def one_line(text: str, longest: int = LONGEST) -> str:
     """Return a text from outside as one line without control characters, of at most so many characters."""
-    plain = ' '.join(printable(text).split())
-    return plain if len(plain) <= longest else plain[: longest - 1] + '…'
+    return plain_text.one_line(text, longest)
 
 
 def cut(line: str) -> str:

@@ -20,12 +20,12 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from mlx_vlm import stream_generate
-from mlx_vlm.prompt_utils import apply_chat_template
 from PIL import Image
 
 from vlm_reuse_node.check.claim import Claim
 from vlm_reuse_node.check.cold import Cold, columns_of, log_table
 from vlm_reuse_node.check.questions import TEXT_TOKENS
+from vlm_reuse_node.model.chat import rendered
 from vlm_reuse_node.model.prompt import PromptTemplate
 from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.plain_text import error_line
@@ -70,9 +70,8 @@ def compare_with_mlx_vlm(claim: Claim, vlm: Vlm, frame: Frame, template: PromptT
 
 def _answer(vlm: Vlm, frame: Frame, text: str) -> tuple[list[int], np.ndarray]:
     """An answer's tokens, and the log-probabilities before each and at its end, (tokens or one more, vocabulary)."""
-    chat = [{'role': 'user', 'content': text}]
     options: dict[str, Any] = {
-        'prompt': apply_chat_template(vlm._processor, vlm._model.config, chat, num_images=1),
+        'prompt': rendered(vlm._processor, vlm._model.config, text, 1),
         'image': [Image.fromarray(frame.rgb)],
         'max_tokens': TEXT_TOKENS,
         'temperature': 0.0,

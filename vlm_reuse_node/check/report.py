@@ -24,6 +24,7 @@ from typing import Any
 from vlm_reuse_node.check.advice import Memory, Suggestion
 from vlm_reuse_node.check.claim import Claim, Mark
 from vlm_reuse_node.check.machine import Machine, ModelFacts
+from vlm_reuse_node.check.sizes import Size
 from vlm_reuse_node.check.stages import Stage
 
 FORMAT = 1
@@ -42,13 +43,18 @@ class PictureFacts:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that a check found. stages, rates, memory, suggestions: empty or None when a fault prevented them."""
+    """Everything that a check found. stages, sizes, rates, memory, suggestions: empty or None after a fault.
+
+    sizes_note: why there are not more sizes, or not all were timed; '' where nothing is missing.
+    """
 
     model: ModelFacts
     machine: Machine
     pictures: PictureFacts
     claims: tuple[Claim, ...]
     stages: tuple[Stage, ...]
+    sizes: tuple[Size, ...]
+    sizes_note: str
     rates: dict[str, float]
     memory: Memory | None
     suggestions: tuple[Suggestion, ...]

@@ -27,6 +27,7 @@ from vlm_reuse_node.check.peer import compare_with_mlx_vlm
 from vlm_reuse_node.check.pictures import Pictures
 from vlm_reuse_node.check.questions import SCHEMA, make_questions
 from vlm_reuse_node.check.report import PictureFacts, Report
+from vlm_reuse_node.check.sizes import Size, sizes
 from vlm_reuse_node.check.stages import Stages
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.model.vlm import Vlm
@@ -38,7 +39,7 @@ from vlm_reuse_node.session.trust import decide
 REUSE, FRAME, HISTORY, PATCH, DRIFT = 0.3, 0.2, 0.2, 0.1, 0.2
 LEAST = 3
 PEER_TEXTS = 3
-PARTS = 8
+PARTS = 9
 
 Progress = Callable[[str], None]
 
@@ -48,11 +49,12 @@ class Stopped(Exception):
 
 
 def run_check(
-    model: str, pictures: Pictures, questions: int, progress: Progress, on_stop: Callable[[], None]
+    config: Config, pictures: Pictures, questions: int, progress: Progress, on_stop: Callable[[], None]
 ) -> Report:
     """Check a model, in a thread of its own, which is of no use to MLX afterwards.
 
-    questions: how many, about. progress: called at the start of each of PARTS parts.
+    config: says which model, and its visual_tokens. questions: how many, about. progress: called at the start of each
+    of PARTS parts.
     Ctrl-C stops before the next part, a second one at once; on_stop is called at the first one.
     Raises ModelError when there is no model, KeyboardInterrupt, or what a picture that the model cannot take raises.
     """
@@ -72,13 +74,13 @@ def run_check(
 
     begin('loading the model')
     try:
-        return run_with_model(model, lambda vlm: check(vlm, model, pictures, questions, begin), take_interrupt)
+        return run_with_model(config, lambda vlm: check(vlm, config, pictures, questions, begin), take_interrupt)
     finally:
         if stop.is_set():
             raise KeyboardInterrupt
 
 
-def check(vlm: Vlm, model: str, pictures: Pictures, count: int, begin: Progress) -> Report:
+def check(vlm: Vlm, config: Config, pictures: Pictures, count: int, begin: Progress) -> Report:
     """Check a loaded model, on the thread that loaded it. Raises ImageError for a picture that it cannot take."""
     started_s, frames = time.perf_counter(), pictures.frames
     grid = vlm.grid(frames[0].rgb)
@@ -114,13 +116,19 @@ def check(vlm: Vlm, model: str, pictures: Pictures, count: int, begin: Progress)
     timed = Claim('stages', 'every stage runs')
     with guarded(timed):
         stages.measure()
+    begin('sizes')
+    found_sizes: list[Size] = []
+    sizes_note = ''
+    if not timed.faults:
+        with guarded(timed):
+            found_sizes, sizes_note = sizes(vlm, config.visual_tokens, stages, frames[0])
     begin('report')
     facts, machine = model_facts(vlm), this_machine()
     fits = None
     if levels.picture_tokens:
         fits = advice.memory(machine, facts, levels.picture_mb, levels.picture_tokens, peak_mb())
     can_patch = any(claim.name == 'patch all' and claim.mark == Mark.PASS for claim in claims)
-    trust = decide(vlm, Config(model=model))
+    trust = decide(vlm, config)
     auto = f'here it is {trust.used.refresh_policy}. {trust.why}'
     height, width = frames[0].size
     return Report(
@@ -129,9 +137,11 @@ def check(vlm: Vlm, model: str, pictures: Pictures, count: int, begin: Progress)
         PictureFacts(pictures.source, pictures.different, width, height, (grid.rows, grid.columns)),
         tuple(claims + [timed] * bool(timed.faults)),
         tuple(stages.found),
+        tuple(found_sizes),
+        sizes_note,
         advice.rates(stages),
         fits,
-        tuple(advice.suggestions(model, stages, fits, can_patch, auto)) if fits and not timed.faults else (),
+        tuple(advice.suggestions(config, stages, fits, can_patch, auto)) if fits and not timed.faults else (),
         time.perf_counter() - started_s,
     )
 

@@ -51,12 +51,12 @@ class Stage:
 
 
 class Stages:
-    """Measures the stages of one model. `ms` finds a stage's time by its name, or by name and amount."""
+    """Measures the stages of one model. choice: the question with choices that is timed. found: so far."""
 
     def __init__(self, vlm: Vlm, frames: Sequence[Frame], questions: Sequence[Question]) -> None:
         """Take pictures, and questions with choices and without."""
         self._vlm, self._frames = vlm, frames
-        self._choice = next(question for question in questions if question.choices)
+        self.choice = next(question for question in questions if question.choices)
         self._text = next(question for question in questions if not question.choices and not question.json_schema)
         self._template = vlm.template('', 1)
         self._answerer = Answerer(vlm, self._template)
@@ -71,7 +71,7 @@ class Stages:
         frame = self._frames[0]
         seen = EncodedFrame.see(self._vlm, frame)
         cells, state = seen.grid.cells, self._build(seen)
-        tokenized = self._answerer.tokenize(self._choice, STEADY)
+        tokenized = self._answerer.tokenize(self.choice, STEADY)
         blocks = tokenized.blocks()
         text = self._answerer.tokenize(self._text, STEADY)
 
@@ -156,14 +156,14 @@ class Stages:
         answers = []
 
         def cold() -> None:
-            answers.append(asker.session.ask_cold(self._choice, now_ns=self._frames[0].stamp_ns))
+            answers.append(asker.session.ask_cold(self.choice, now_ns=self._frames[0].stamp_ns))
 
         self._add(COLD, cold, f'{self._build_tokens(session)} tokens', 'all from nothing')
         if not answers[-1].text:
             raise InvalidRequestError(answers[-1].message)
 
     def _build_tokens(self, session: SceneSession) -> int:
-        return session.state.tokens + self._answerer.tokenize(self._choice, STEADY).cost
+        return session.state.tokens + self._answerer.tokenize(self.choice, STEADY).cost
 
     def _build(self, seen: EncodedFrame) -> State:
         return build(self._vlm, lambda frames: self._template, [seen])

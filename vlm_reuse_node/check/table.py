@@ -24,6 +24,7 @@ from vlm_reuse_node.check.stages import Stage
 
 HEAD = ('', 'equal', 'log-prob apart', 'noise up to', 'restored', '')
 SIZES = (12, 9, 14, 11, 9, 13)
+SIZE_WIDTHS = (7, 8, 10, 8, 8, 8, 6)
 NOISY = 0.5  # log-probabilities: noise above this hides what a planner would see
 NONE = '-'
 LONGEST_WHY = 1000
@@ -36,6 +37,7 @@ def table_lines(report: Report) -> list[str]:
         (f'Check of {one_line(report.model.name)}', _about(report)),
         ('Is a warm answer the cold one?', _claims(report)),
         ('Milliseconds of each stage (medians)', _stages(report.stages)),
+        ('The picture at other sizes (visual_tokens; ms, MB of the state)', _sizes(report)),
         ('What that gives, and memory', _rates(report)),
         ('Suggested parameters', _suggestions(report)),
     ):
@@ -117,6 +119,23 @@ def _stages(stages: Sequence[Stage]) -> Iterator[str]:
     for stage in stages:
         passes = f'{stage.passes} pass{"es" * (stage.passes > 1)}' if stage.passes else ''
         yield f'  {stage.name:<19} {stage.amount:>11} {stage.ms:>9.1f}  {passes:<9} {stage.about}'
+
+
+def _sizes(report: Report) -> Iterator[str]:
+    if report.sizes:
+        titles = 'visual_tokens', 'tokens', '640x480', '1920x1080', 'vision', 'frame', 'cold', 'MB'
+        yield _size_row(titles)
+    for size in report.sizes:
+        times = (size.vision_ms, size.frame_ms, size.cold_ms, size.picture_mb)
+        numbers = (NONE if each is None else f'{each:.1f}' for each in times)
+        yield _size_row([size.visual_tokens or 'as it is', size.cells, size.cells_480, size.cells_1080, *numbers])
+    if report.sizes_note:
+        yield from _wrapped('  ', one_line(report.sizes_note, 300))
+
+
+def _size_row(cells: Iterable[object]) -> str:
+    first, *others = map(str, cells)
+    return '  ' + ' '.join([first.ljust(13), *(cell.rjust(size) for cell, size in zip(others, SIZE_WIDTHS))])
 
 
 def _rates(report: Report) -> Iterator[str]:

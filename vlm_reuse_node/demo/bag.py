@@ -33,7 +33,8 @@ from vlm_reuse_node.demo.questions import TabletopQuestion, single_question
 from vlm_reuse_node.demo.scene_truth import single_truth
 from vlm_reuse_node.demo.story import StorySpan, tell
 from vlm_reuse_node.demo.tabletop import Sensor, Tabletop, sense
-from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.scene.frame import TABLETOP_FRAME, Frame
+from vlm_reuse_node.terminal import HelpFormatter
 
 START_NS = 1_700_000_000_000_000_000
 JPEG_QUALITY = 85
@@ -57,7 +58,7 @@ def draw_frames(
             time_s = number / rate_hz
             span = next(span for span in spans if time_s < span.to_s)
             rgb = sense(table.picture(span.things_at(time_s)), Sensor(), np.random.default_rng((seed, number)))
-            yield Frame(rgb, START_NS + round(time_s * 1e9), f'{camera}_optical_frame', camera)
+            yield Frame(rgb, START_NS + round(time_s * 1e9), TABLETOP_FRAME, camera)
 
     return spans, frames()
 
@@ -156,13 +157,17 @@ def _compressed(frame: Frame) -> Any:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.split('\n')[0],
+        epilog='Exit codes: 0 the bag is written; 1 failed; 2 wrong usage.',
+        formatter_class=HelpFormatter,
+    )
     parser.add_argument('directory', type=Path, help='the bag to write, a directory that does not exist yet')
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--seconds', type=float, default=30.0)
+    parser.add_argument('--seed', type=int, default=0, help='of the scene and its questions')
+    parser.add_argument('--seconds', type=float, default=30.0, help='length of the bag')
     parser.add_argument('--rate', type=float, default=10.0, help='pictures a second')
     parser.add_argument('--size', default='640x480', help='width x height in pixels, 4:3')
-    parser.add_argument('--transport', choices=('raw', 'compressed'), default='raw')
+    parser.add_argument('--transport', choices=('raw', 'compressed'), default='raw', help='how pictures are stored')
     parser.add_argument('--camera', default='camera', help='name of the camera; the topic is /<camera>/image_raw')
     return parser
 

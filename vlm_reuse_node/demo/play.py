@@ -38,6 +38,7 @@ from rosgraph_msgs.msg import Clock
 
 from vlm_reuse_node.demo.interruption import Interruption, InterruptionError
 from vlm_reuse_node.errors import VlmReuseError
+from vlm_reuse_node.plain_text import print_error
 
 HOLD_S = 0.3
 ALL_OUT = 'all messages are out'
@@ -191,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
     except InterruptionError:
         pass
     except PlaybackError as error:
-        print(f'play: {error}', file=sys.stderr)
+        print_error('play', error)
         return 2
     return 0
 

@@ -25,7 +25,9 @@ from vlm_reuse_node.demo.outputs import VIDEO, write_outputs
 from vlm_reuse_node.demo.sidecar import Sidecar
 from vlm_reuse_node.demo.table import closing_lines
 from vlm_reuse_node.errors import VlmReuseError
+from vlm_reuse_node.plain_text import print_error
 from vlm_reuse_node.replay.options import add_out_options, keep_results
+from vlm_reuse_node.terminal import HelpFormatter
 
 SHORTEST_S = 3.0
 FASTEST_HZ = 1000.0
@@ -34,7 +36,12 @@ EXIT_UNANSWERED, EXIT_FAILED, EXIT_INTERRUPTED = 1, 1, 130
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.split('\n')[0],
+        epilog='Exit codes: 0 every question was answered; 1 one was not, or the demo failed; 2 wrong usage; '
+        '130 interrupted.',
+        formatter_class=HelpFormatter,
+    )
     add_out_options(parser, Path('out/demo'))
     parser.add_argument('--model', default='tabletop', help="the node's model: tabletop, a directory or a hub name")
     parser.add_argument('--seconds', type=float, default=30.0, help='length of the bag')
@@ -57,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         with Interruption() as interruption:
             return _demo(args, interruption)
     except (VlmReuseError, OSError) as error:
-        print(f'demo: {error}', file=sys.stderr)
+        print_error('demo', error)
         return EXIT_INTERRUPTED if isinstance(error, InterruptionError) else EXIT_FAILED
 
 

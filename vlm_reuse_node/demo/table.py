@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 from vlm_reuse_node.demo.sidecar import PlannedQuestion
 from vlm_reuse_node.demo.summary import Row, Summary
+from vlm_reuse_node.plain_text import one_line
 from vlm_reuse_node.replay.figures import factor, paid_text, seconds
 
 NO_VALUE = '-'
@@ -60,7 +61,7 @@ class QuestionTable:
         texts = (row.question.text, row.warm.text if row.warm.is_answer else row.warm.status, row.truth or NO_VALUE)
         cells = [_fit(text, size) for text, (_, size) in zip(texts, self._texts)]
         cells += [cell.rjust(size) for cell, (_, size) in zip(number_cells(row), NUMBERS)]
-        return GAP.join(cells) + ('' if row.warm.is_answer else f'\n    {row.warm.message}')
+        return GAP.join(cells) + ('' if row.warm.is_answer else f'\n    {one_line(row.warm.message)}')
 
 
 def number_cells(row: Row) -> tuple[str, ...]:
@@ -147,4 +148,4 @@ def _shares(summary: Summary) -> str:
 
 
 def _fit(text: str, size: int) -> str:
-    return (text if len(text) <= size else f'{text[: size - 1]}…').ljust(size)
+    return one_line(text, size).ljust(size)

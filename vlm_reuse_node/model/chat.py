@@ -21,10 +21,13 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 from mlx_vlm.models.base import to_mlx
-from mlx_vlm.prompt_utils import apply_chat_template
+from mlx_vlm.prompt_utils import apply_chat_template, get_chat_template
 from mlx_vlm.utils import prepare_inputs, should_add_special_tokens
 from PIL import Image
+
+from vlm_reuse_node.errors import ConfigError
 
 # They neither begin nor end alike.
 PLAIN_QUESTIONS = 'what is this?', 'how many are there'
@@ -36,10 +39,16 @@ def tokenized(
     tokenizer: Any, text: str, adds_special: bool, marker: tuple[re.Pattern[str], int] | None = None
 ) -> list[int]:
     """Return the tokens of a chat. marker: see `families.base.Family`."""
-    first, *rest = marker[0].split(text) if marker else [text]
+    if marker is None:
+        return list(tokenizer(text, add_special_tokens=adds_special)['input_ids'])
+    shown = tokenizer.convert_ids_to_tokens(marker[1]) if marker[1] >= 0 else None  # below 0: no token of the tokenizer
+    if shown and list(tokenizer(f'{shown}{shown}')['input_ids']).count(marker[1]) == 2:
+        # As one text: some tokenizers begin each text with a token of their own.
+        return tokenized(tokenizer, marker[0].sub(lambda _: shown, text), adds_special)
+    first, *rest = marker[0].split(text)
     ids = list(tokenizer(first, add_special_tokens=adds_special)['input_ids'])
     for part in rest:
-        ids += [marker[1], *tokenizer(part, add_special_tokens=False)['input_ids']] if marker else []
+        ids += [marker[1], *tokenizer(part, add_special_tokens=False)['input_ids']]
     return ids
 
 
@@ -79,19 +88,52 @@ def processed(processor: Any, model_config: Any, text: str, pictures: Sequence[n
 
 
 def rendered(
-    processor: Any, model_config: Any, question: str, pictures: int, system: str = '', now: datetime | None = None
+    processor: Any,
+    model_config: Any,
+    question: str,
+    pictures: int,
+    system: str = '',
+    now: datetime | None = None,
+    thinking: bool = False,
 ) -> str:
-    """Return a chat with so many pictures and a question behind them, as text. See `PromptTemplate`."""
+    """Return a chat with so many pictures and a question behind them, as text. See `PromptTemplate`.
+
+    thinking: whether to tell the chat template so; else mlx-vlm tells it not to think, where the template asks.
+    As mlx-vlm renders it. It makes a list of the system text, which some templates take for a text: then the text is
+    given to them. Raises ConfigError for a template without a place for it.
+    """
     content = [{'type': 'image'}] * pictures + [{'type': 'text', 'text': question}]
-    chat: list[dict[str, Any]] = [{'role': 'system', 'content': system}] if system else []
-    chat.append({'role': 'user', 'content': content})
-    told = _dated(processor, now) if now else {}
-    return str(apply_chat_template(processor, model_config, chat, num_images=pictures, **told))
+    chat: list[dict[str, Any]] = [{'role': 'user', 'content': content}]
+    told: dict[str, Any] = _dated(processor, now) if now else {}
+    if thinking:
+        told['enable_thinking'] = True
+    if not system:
+        return str(apply_chat_template(processor, model_config, chat, num_images=pictures, **told))
+    chat.insert(0, {'role': 'system', 'content': system})
+    messages: Any = apply_chat_template(processor, model_config, chat, num_images=pictures, return_messages=True)
+    reason: object = 'it leaves it out'
+    plain = [{'role': 'system', 'content': system}, *messages[1:]]
+    # Gemma 4's processor makes a list of it again, its tokenizer does not.
+    for renders, given in (processor, messages), (processor, plain), (processor.tokenizer, plain):
+        try:
+            text = str(get_chat_template(renders, given, add_generation_prompt=True, **told))
+        except (TypeError, TemplateError) as error:
+            reason = error
+        else:
+            if system.strip() in text and f"'text': {system!r}" not in text:
+                return text
+    raise ConfigError(f"system_prompt is set, and the model's chat template takes none ({reason}); leave it empty.")
+
+
+def template_text(processor: Any) -> str:
+    """Return the chat template itself; '' for a model without one, or with several."""
+    template = getattr(processor, 'chat_template', None) or getattr(processor.tokenizer, 'chat_template', None)
+    return template if isinstance(template, str) else ''
 
 
 def _dated(processor: Any, now: datetime) -> dict[str, Any]:
     """The chat template with this time where it asks for the present one; nothing for a template that does not ask."""
-    template = getattr(processor, 'chat_template', None) or getattr(processor.tokenizer, 'chat_template', None)
-    if not isinstance(template, str) or not ASKS_TIME.search(template):
+    template = template_text(processor)
+    if not ASKS_TIME.search(template):
         return {}
     return {'chat_template': ASKS_TIME.sub(lambda asked: repr(now.strftime(asked[2])), template)}

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""MLX's use of memory on Metal and CUDA while a model is loaded. On a CPU nothing here does anything.
+"""The memory that a model may take, and MLX's use of it on Metal and CUDA. On a CPU no limit is set.
 
 The wired limit (Metal, macOS 15 and later) is how much memory the system leaves in place: within it, a model that was
 idle answers at full speed. The cache limit is how many bytes of freed buffers MLX keeps for later calls; its own
@@ -26,6 +26,7 @@ import logging
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import psutil
 from mlx.utils import tree_flatten
 
 # Of the working set, for freed buffers. A forward call has at most 512 tokens, and its largest buffers in a 7B model
@@ -54,6 +55,13 @@ def working_set_bytes() -> int:
         return 0
     info = mx.device_info()
     return int(info['max_recommended_working_set_size' if mx.metal.is_available() else 'total_memory'])
+
+
+def available_bytes() -> int:
+    """Return the memory that a model may still take, bytes: of the device's working set, or else of the host."""
+    if most := working_set_bytes():
+        return max(0, most - mx.get_active_memory())
+    return int(psutil.virtual_memory().available)
 
 
 def set_limits(model: Any) -> None:

@@ -18,21 +18,29 @@ import gc
 import json
 import logging
 import re
+from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx_vlm
+from mlx.utils import tree_flatten
 
 from vlm_reuse_node.errors import ModelError
 from vlm_reuse_node.model import device_memory
 from vlm_reuse_node.model.families.base import can_see, family_for
+from vlm_reuse_node.model.hub import download
+from vlm_reuse_node.model.load_progress import Amount, LoadProgress, sized
+from vlm_reuse_node.model.visual_tokens import limited
 from vlm_reuse_node.model.vlm import Vlm
+from vlm_reuse_node.model.weights import disk_bytes, float32_bytes, weight_files
 from vlm_reuse_node.plain_text import error_line
 
 EMBEDDED = {'tabletop': Path(__file__).parents[1] / 'demo' / 'tabletop_model'}
 HUB_NAME = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*')
+READ_AT_ONCE_BYTES = 256_000_000  # of weights, between two looks at how far the loading is
 # Of weights, and of other files above this size, so many evenly spread blocks are read to tell models apart.
 LARGE_FILE_BYTES = 10_000_000
 BLOCKS, BLOCK_BYTES = 1024, 4096
@@ -42,36 +50,74 @@ BESIDE_THE_POINT = re.compile(r'calibration.*\.json|.*\.(md|png|jpe?g|gif|webp|p
 _log = logging.getLogger(__name__)
 
 
-def load(name: str) -> Vlm:
+def load(name: str, visual_tokens: int = 0, thinking: bool = False, progress: LoadProgress | None = None) -> Vlm:
     """Load 'tabletop' (the embedded model), a model directory, or a hub name of the form 'org/name'.
+
+    visual_tokens, thinking: the parameters of these names; whatever sees pictures or renders chats with the model does
+    it by them. progress: is told how far it is; None: the log.
 
     On MLX's CPU backend half-precision weights become float32, which is an order of magnitude faster there; elsewhere
     the weights keep their type. On Metal and CUDA MLX's memory limits are set until `release_thread`. Python files in a
-    model's directory are never run. Raises ModelError with one sentence that says what to do.
+    model's directory are never run. Raises ModelError with one sentence that says what to do: also for a model that is
+    larger than the memory that is available, before anything is loaded.
     """
-    folder = _folder(name)
+    progress = progress or LoadProgress()
+    folder = _folder(name, progress)
     family = family_for(_model_type(folder))
+    given_folder = name not in EMBEDDED and Path(name).expanduser().is_dir()
+    shown = folder.name if given_folder else name
+    model, processor = _load(folder, shown, progress)
+    if visual_tokens:
+        processor = limited(processor, model.config, visual_tokens)
+    vlm = Vlm(shown, model, processor, family(model, processor), _fingerprint(folder), folder, thinking)
+    vlm.template('', 1)  # refuses a chat template that cannot be used
+    device_memory.set_limits(model)
+    return vlm
+
+
+def _load(folder: Path, shown: str, progress: LoadProgress) -> tuple[Any, Any]:
+    """Model and processor as mlx-vlm loads them, where there is room for them. shown: the model's name."""
+    files = weight_files(folder)
+    size, is_cpu = disk_bytes(files), mx.default_device() == mx.Device(mx.cpu)
+    needed, available = float32_bytes(files) if is_cpu else size, device_memory.available_bytes()
+    wide = f', {sized(needed)} in float32' if needed > size else ''
+    if needed > available:
+        raise ModelError(
+            f"The model '{shown}' has {sized(size)} of weights{wide}, and {sized(available)} of memory is available; "
+            'take a smaller or more quantised model, or close other programs.'
+        )
+    progress.tell(f"Loading '{shown}': {sized(size)} of weights{wide}; {sized(available)} of memory is available.")
+    loaded = Amount(0, needed)
+    progress.begin('loading weights', lambda: loaded)
     try:
-        model, processor = mlx_vlm.load(str(folder), trust_remote_code=False)
+        model, processor = mlx_vlm.load(str(folder), lazy=True, trust_remote_code=False)
+        if is_cpu:
+            model.set_dtype(mx.float32)
+            _embed_in_float32(model)
+        for loaded in _read_weights(model):
+            pass
+        return model, processor
     except Exception as error:
         raise ModelError(
             f"The model in '{folder}' cannot be loaded by mlx-vlm: {error_line(error)}. Expected the files "
             f'of one complete model; copy or convert it again (python -m mlx_vlm.convert).'
         ) from error
-    if mx.default_device() == mx.Device(mx.cpu):
-        model.set_dtype(mx.float32)
-        _embed_in_float32(model)
-    given_folder = name not in EMBEDDED and Path(name).expanduser().is_dir()
-    shown = folder.name if given_folder else name
-    vlm = Vlm(shown, model, processor, family(model, processor), _fingerprint(folder), folder)
-    if vlm.template('', 1).opens_thought:
-        _log.info(
-            "'%s' thinks before it answers: choices and documents are asked for without a thought, and of a text only "
-            'what comes behind the thoughts is handed out.',
-            shown,
-        )
-    device_memory.set_limits(model)
-    return vlm
+    finally:
+        progress.end()
+
+
+def _read_weights(model: nn.Module) -> Iterator[Amount]:
+    """Let MLX read the weights, some at a time; yields how much of them is there."""
+    arrays = [array for _, array in cast(list[tuple[str, mx.array]], tree_flatten(model.parameters()))]
+    total, done = sum(array.nbytes for array in arrays), 0
+    batch: list[mx.array] = []
+    for array in arrays:
+        batch.append(array)
+        if sum(each.nbytes for each in batch) >= READ_AT_ONCE_BYTES or array is arrays[-1]:
+            mx.eval(batch)
+            done += sum(each.nbytes for each in batch)
+            batch = []
+            yield Amount(done, total)
 
 
 class _Float32Embedding(nn.QuantizedEmbedding):
@@ -106,13 +152,13 @@ def device_bytes() -> int:
     return mx.get_active_memory() + mx.get_cache_memory()
 
 
-def _folder(name: str) -> Path:
+def _folder(name: str, progress: LoadProgress) -> Path:
     """The local directory of a model. Only a name of the form 'org/name' is looked up in the hub."""
     path = EMBEDDED.get(name, Path(name).expanduser())
     if name.strip() and path.is_dir():
         return path.resolve()
     if HUB_NAME.fullmatch(name) and not path.exists():
-        return _from_hub(name)
+        return _from_hub(name, progress)
     raise ModelError(
         f"There is no model directory '{EMBEDDED.get(name, name)}'; expected 'tabletop', a directory with "
         f'config.json and *.safetensors, or a hub name such as '
@@ -120,17 +166,16 @@ def _folder(name: str) -> Path:
     )
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, progress: LoadProgress) -> Path:
     """The directory of a model in this host's hub cache, downloaded when it is not there."""
     from huggingface_hub import snapshot_download
-    from mlx_vlm.utils import get_model_path
 
     try:
         return Path(snapshot_download(name, local_files_only=True))
     except Exception:
         _log.warning("'%s' is no directory and not in this host's hub cache; asking the hub for it.", name)
     try:
-        return get_model_path(name)
+        return download(name, progress)
     except Exception as error:
         raise ModelError(
             f"The model '{name}' is neither a directory, nor in this host's hub cache, and the hub did not "

@@ -28,12 +28,14 @@ from functools import lru_cache
 from typing import Any
 
 from vlm_reuse_node.errors import ConfigError, InvalidRequestError, ModelError
-from vlm_reuse_node.model.chat import PLAIN_QUESTIONS, adds_special_tokens, rendered, tokenized
+from vlm_reuse_node.model.chat import PLAIN_QUESTIONS, adds_special_tokens, rendered, template_text, tokenized
 from vlm_reuse_node.model.families.base import Family
 
 LONGEST_CHOICE_TOKENS = 256
 # Planners ask the same questions again and again: so many texts are tokenized once. Each takes about a millisecond.
 REMEMBERED_TEXTS = 256
+# What chat templates do with the space around a question; behind a picture some leave the space before it.
+TRIMS = str, str.rstrip, str.lstrip, str.strip
 # What begins and ends a model's thoughts.
 THOUGHTS = (
     ('<think>', '</think>'),
@@ -49,7 +51,7 @@ class PromptTemplate:
     """A chat with a fixed system text and number of pictures, and a question to be filled in.
 
     prefix: tokens up to the snapshot, one token per picture (`Family.expand` makes them one per cell).
-    opens_thought: whether an answer begins inside a thought, because the chat template has opened one.
+    thinking: whether texts are answered with thoughts before them. All other answers are given behind closed thoughts.
     """
 
     def __init__(
@@ -59,18 +61,19 @@ class PromptTemplate:
         family: Family,
         system: str,
         pictures: int,
+        thinking: bool = False,
         older: 'PromptTemplate | None' = None,
     ) -> None:
         """Render the chat with two plain questions, to find its prefix and its special tokens.
 
         older: the same chat with another number of pictures, whose time the template is told; None: the present one.
-        Raises ModelError when the chat template leaves pictures out, or has a question before them; ConfigError for
-        special tokens in `system`.
+        Raises ModelError when the chat template leaves pictures out, has a question before them, or has no thoughts
+        where `thinking` wants them; ConfigError for special tokens in `system`.
         """
+        self.thinking = thinking
         self._processor, self._model_config, self._family = processor, model_config, family
         self._system, self._pictures = system, pictures
         self._siblings: dict[int, PromptTemplate] = older._siblings if older else {}
-        self._siblings[pictures] = self
         self._now: datetime = older._now if older else datetime.now()
         self._adds_special: bool = older._adds_special if older else adds_special_tokens(processor, model_config)
         self._tokenizer = processor.tokenizer
@@ -79,11 +82,20 @@ class PromptTemplate:
             for index, token in self._tokenizer.added_tokens_decoder.items()
             if index != self._tokenizer.unk_token_id
         }
+        if (
+            family.marker
+            and (image := family.marker[1]) >= 0
+            and (shown := self._tokenizer.convert_ids_to_tokens(image))
+        ):
+            self._special[image] = shown
         if (token := self._special_in(system)) is not None:
             raise ConfigError(f"system_prompt holds '{token}', a special token of the model; expected plain text.")
-        self._before, self._behind = self._parts()
+        self._before, self._behind = self._parts(thinking)
         spaced = f' {PLAIN_QUESTIONS[0]} '
-        self._strips = self._rendered(spaced, self._now) != f'{self._before}{spaced}{self._behind}'
+        shown = self._rendered(spaced, self._now)
+        self._trimmed = next(
+            (trim for trim in TRIMS if shown == f'{self._before}{trim(spaced)}{self._behind}'), str.strip
+        )
         (ids, slots), (other, other_slots) = map(self._placed, PLAIN_QUESTIONS)
         if pictures > 1 and family.one_picture:
             raise ModelError(
@@ -102,18 +114,21 @@ class PromptTemplate:
                 'another state; expected the pictures first. Look at chat_template in tokenizer_config.json.'
             )
         self._suffix = ids[slots[-1] :]
-        self.opens_thought, self._closing = _open_thought(self._behind)
+        self._opened, self._behind_closed = self._closed()
         self._plain_specials = {
             closed: self._specials(self._ids(PLAIN_QUESTIONS[0], closed)) for closed in (False, True)
         }
         self._question = lru_cache(REMEMBERED_TEXTS)(self._question_tokens)
         self._choice = lru_cache(REMEMBERED_TEXTS)(self._choice_tokens)
+        self._siblings[pictures] = self
 
     def of(self, pictures: int) -> 'PromptTemplate':
         """The same chat, rendered at the same time, with so many pictures. Raises as `__init__` does."""
         if (known := self._siblings.get(pictures)) is not None:
             return known
-        return PromptTemplate(self._processor, self._model_config, self._family, self._system, pictures, self)
+        return PromptTemplate(
+            self._processor, self._model_config, self._family, self._system, pictures, self.thinking, self
+        )
 
     def is_current(self) -> bool:
         """Whether the chat template renders the same now: it may hold today's date."""
@@ -127,11 +142,11 @@ class PromptTemplate:
     def question(self, text: str, thinks: bool = True) -> list[int]:
         """Return the tokens behind the snapshot, up to where the answer starts.
 
-        thinks: False closes the thought that the chat template opens, if it does.
+        thinks: False closes the thoughts, if the chat template opens them or lets the model do it.
         Raises InvalidRequestError when the text holds one of the model's special tokens: it must never become a
         picture or a turn of the chat.
         """
-        return list(self._question(text, self.opens_thought and not thinks))
+        return list(self._question(text, not thinks and self._behind_closed != self._behind))
 
     def choices(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of each possible answer.
@@ -163,7 +178,7 @@ class PromptTemplate:
         for begin, end in THOUGHTS:
             if goes_on and begin.startswith(written.lstrip()):
                 return []
-            if not (written.lstrip().startswith(begin) or (self.opens_thought and self._closing.strip() == end)):
+            if not (written.lstrip().startswith(begin) or (self.thinking and self._opened == end)):
                 continue
             if end not in written:
                 return []
@@ -185,9 +200,9 @@ class PromptTemplate:
         self._refuse_special(text, 'A choice')
         return list(self._tokenizer(text.strip(), add_special_tokens=False)['input_ids'])
 
-    def _parts(self) -> tuple[str, str]:
+    def _parts(self, thinking: bool) -> tuple[str, str]:
         """The chat before and behind the question."""
-        one, other = (self._rendered(question, self._now) for question in PLAIN_QUESTIONS)
+        one, other = (self._rendered(question, self._now, thinking) for question in PLAIN_QUESTIONS)
         before = os.path.commonprefix([one, other])
         behind = os.path.commonprefix([one[::-1], other[::-1]])[::-1]
         if (one, other) != tuple(f'{before}{question}{behind}' for question in PLAIN_QUESTIONS):
@@ -197,10 +212,32 @@ class PromptTemplate:
             )
         return before, behind
 
-    def _rendered(self, question: str, now: datetime) -> str:
+    def _closed(self) -> tuple[str, str]:
+        """What ends the thought that the chat template opens, '' where it opens none; and the chat with it closed.
+
+        Raises ModelError for a template without thoughts, where there should be some.
+        """
+        opened, closing = _open_thought(self._behind)
+        if opened or not self.thinking:
+            return opened, self._behind + closing
+        without = self._parts(thinking=False)
+        if without[1] != self._behind:  # Qwen3 closes an empty thought, and Gemma 4
+            return '', without[1]
+        if without[0] != self._before:  # the small Gemma 4 are told in the system turn alone
+            source = template_text(self._processor)
+            for begin, end in THOUGHTS:
+                if begin in source or end in source:
+                    return '', f'{self._behind}{begin}\n{end}'
+        raise ModelError(
+            "thinking is true, and the model's chat template has no thoughts to switch on (enable_thinking); expected "
+            'false, or a model that can think.'
+        )
+
+    def _rendered(self, question: str, now: datetime, thinking: bool | None = None) -> str:
         """The chat with a question behind the pictures, as text, as if it were asked at that time."""
+        thinks = self.thinking if thinking is None else thinking
         try:
-            return rendered(self._processor, self._model_config, question, self._pictures, self._system, now)
+            return rendered(self._processor, self._model_config, question, self._pictures, self._system, now, thinks)
         except ValueError as error:
             raise ModelError(
                 f"The model's chat template takes no {self._pictures} pictures ({error}); expected a model that "
@@ -213,8 +250,7 @@ class PromptTemplate:
         return ids, self._family.slots(ids)
 
     def _ids(self, question: str, closed: bool) -> list[int]:
-        question = question.strip() if self._strips else question
-        text = f'{self._before}{question}{self._behind}{self._closing if closed else ""}'
+        text = f'{self._before}{self._trimmed(question)}{self._behind_closed if closed else self._behind}'
         return tokenized(self._tokenizer, text, self._adds_special, self._family.marker)
 
     def _specials(self, ids: list[int]) -> list[int]:
@@ -230,10 +266,10 @@ class PromptTemplate:
             raise InvalidRequestError(f"{what} holds '{token}', a special token of the model; expected plain text.")
 
 
-def _open_thought(behind: str) -> tuple[bool, str]:
-    """Whether the start of an answer opens a thought, and what closes it, as templates write an empty one."""
+def _open_thought(behind: str) -> tuple[str, str]:
+    """What ends the thought that the start of an answer opens, and what closes it, as templates write an empty one."""
     for begin, end in THOUGHTS:
         if behind.rstrip().endswith(begin):
             space = behind[len(behind.rstrip()) :]
-            return True, f'{space}{end}{2 * space or chr(10)}'
-    return False, ''
+            return end, f'{space}{end}{2 * space or chr(10)}'
+    return '', ''

@@ -14,6 +14,7 @@
 
 """How a token is picked from logits. All of it stays on the device; whoever decodes reads the token from there."""
 
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import mlx.core as mx
@@ -45,7 +46,7 @@ class RandomSampler(Sampler):
 
 
 class ConfidenceSampler(Sampler):
-    """A sampler that notes how probable its tokens were."""
+    """A sampler that notes how probable its tokens were, since it was told to forget."""
 
     def __init__(self, sample: Sampler) -> None:
         """Pick with `sample`."""
@@ -63,10 +64,58 @@ class ConfidenceSampler(Sampler):
         """Hand it on."""
         self._sample.accept(token)
 
+    def forget(self) -> None:
+        """Count from the next token on."""
+        self._least = mx.array(1.0)
+
     @property
     def least(self) -> float:
         """Probability of the least probable token picked so far, the one that ended the answer included."""
         return cast(float, self._least.item())
+
+
+class TextSampler(Sampler):
+    """A sampler of thoughts and the text behind them: each ends at a bound of its own, and only the text counts.
+
+    thoughts: number of tokens before the first one of the text, so far.
+    """
+
+    def __init__(
+        self,
+        sample: ConfidenceSampler,
+        spoken: Callable[..., Sequence[int]],
+        most_thoughts: int,
+        most_text: int,
+        stop_ids: Sequence[int],
+    ) -> None:
+        """Pick with `sample`, and one of `stop_ids` at a bound. spoken: as `PromptTemplate.spoken`."""
+        self._sample, self._spoken, self._stop_ids = sample, spoken, stop_ids
+        self._most_thoughts, self._most_text = most_thoughts, most_text
+        self._ids: list[int] = []
+        self._speaks = False
+        self.thoughts = 0
+
+    def __call__(self, logits: mx.array) -> mx.array:
+        """Pick from logits, mx (vocabulary,)."""
+        is_over = len(self._ids) - self.thoughts >= self._most_text if self._speaks else self.is_cut
+        return mx.array(self._stop_ids[0]) if is_over else self._sample(logits)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the thoughts took all the tokens that they may take."""
+        return not self._speaks and self.thoughts >= self._most_thoughts
+
+    def accept(self, token: int) -> None:
+        """Find out whether the text has begun, and hand the token on."""
+        self._sample.accept(token)
+        self._ids.append(token)
+        if self._speaks or token in self._stop_ids:
+            return
+        if not self._spoken(self._ids):
+            self.thoughts = len(self._ids)
+            self._sample.forget()
+        else:  # what may still become the beginning of a thought is no text yet
+            self._speaks = bool(self._spoken(self._ids, goes_on=True))
 
 
 def sampler(temperature: float, seed: int) -> Sampler:

@@ -32,6 +32,7 @@ from vlm_reuse_node.model.pass_cache import PassCache
 from vlm_reuse_node.model.prompt import PromptTemplate
 from vlm_reuse_node.model.sampling import Sampler
 from vlm_reuse_node.model.token_tree import TokenTree
+from vlm_reuse_node.model.visual_tokens import limited
 from vlm_reuse_node.model.work import Cost, Meter, Work
 
 # Most tokens in one forward call, the same everywhere: keys and values depend slightly on the sizes of the calls.
@@ -58,13 +59,24 @@ class Vlm:
     """
 
     def __init__(
-        self, name: str, model: Any, processor: Any, family: Family, fingerprint: str, folder: Path | None = None
+        self,
+        name: str,
+        model: Any,
+        processor: Any,
+        family: Family,
+        fingerprint: str,
+        folder: Path | None = None,
+        thinking: bool = False,
     ) -> None:
-        """Wrap the model and the processor that `mlx_vlm.load` returned."""
+        """Wrap the model and the processor that `mlx_vlm.load` returned.
+
+        thinking: whether it answers in free text with thoughts, see `PromptTemplate`.
+        """
         self.name = name
         self.family = family
         self.fingerprint = fingerprint
         self.folder = folder
+        self._thinking = thinking
         self.precision = _precision(model, family)
         self.device = _device()
         self.meter = Meter()
@@ -83,9 +95,18 @@ class Vlm:
         """
         known = self._templates.get(system)
         if known is None or not known.is_current():
-            known = PromptTemplate(self._processor, self._model.config, self.family, system, 1)
+            known = PromptTemplate(self._processor, self._model.config, self.family, system, 1, self._thinking)
             self._templates[system] = known
         return known.of(pictures)
+
+    def with_visual_tokens(self, most: int) -> 'Vlm':
+        """Return the same model that sees pictures in about `most` tokens at most. Raises ModelError as `limited` does.
+
+        The weights are shared; meter and templates are its own.
+        """
+        processor = limited(self._processor, self._model.config, most)
+        family = type(self.family)(self._model, processor)
+        return Vlm(self.name, self._model, processor, family, self.fingerprint, self.folder, self._thinking)
 
     def new_cache(self) -> list:
         """Return an empty cache. Raises ModelError for a kind that cannot be restored."""

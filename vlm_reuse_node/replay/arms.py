@@ -21,6 +21,7 @@ each sees and what it is compared with. `runners/` has the code that answers, on
 from dataclasses import dataclass
 
 REFERENCE, POLICY = 'cold', 'auto'
+PEERS = 'mlx-vlm', 'mlx-vlm-apc'
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,13 @@ ARMS = {
         Arm('newest', 'from nothing on the newest picture alone'),
         Arm(
             'mlx-vlm',
-            "mlx-vlm's generate with its own prompt cache, given the newest picture; it answers in text, also "
-            'where there are choices',
+            "mlx-vlm's generate with its PromptCacheState, given the newest picture and the same prompt; it answers in "
+            'text, also where there are choices',
+            keeps_state=True,
+        ),
+        Arm(
+            'mlx-vlm-apc',
+            "the same with mlx-vlm's automatic prefix cache (APC) instead",
             keeps_state=True,
         ),
     )

@@ -15,24 +15,39 @@
 """Recordings as `Frame`s, read in process and without ROS; damaged ones as far as they can be read."""
 
 import math
-from collections import Counter
-from collections.abc import Iterator
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from vlm_reuse_node.errors import ImageError
 from vlm_reuse_node.replay.bag_reader import BagReader
 from vlm_reuse_node.replay.camera_clock import CameraClock
 from vlm_reuse_node.replay.image_topics import ImageTopic, choose_topics
-from vlm_reuse_node.replay.picture_message import PictureMessage, read_picture
+from vlm_reuse_node.replay.picture_message import read_packet, read_picture
 from vlm_reuse_node.replay.storage.channel import Message
 from vlm_reuse_node.scene.contrast import Contrast
 from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.scene.video_decoder import VideoDecoder, VideoPicture
 
 NOT_NEWER, BEFORE_FIRST = 'not newer than the one before', "with a stamp before the bag's first picture"
 OUTSIDE, TOO_SOON = 'outside of --start and --duration', 'above --rate-limit'
 # Two cameras' clocks that are further apart than this are compared by the recorder's clock.
 ONE_CLOCK_NS = 60_000_000_000
+
+
+@dataclass(frozen=True)
+class RecordedPicture:
+    """A picture of a recording. recorded_ns: when, on the recorder's clock. rgb: converts it; raises ImageError."""
+
+    stamp_ns: int
+    recorded_ns: int
+    frame_id: str
+    rgb: Callable[[], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -56,6 +71,7 @@ class Bag:
     topics: those that are replayed. seconds: from the first to the last message, as far as is known; 0 where it is not.
     read, used: pictures of each camera that were read, and that were replayed.
     refused, left_out: pictures of each camera that could not be used, by cause; and that were not replayed, by reason.
+    conversion_s: what decoding and converting each camera's pictures took so far, seconds.
     damage: sentences on what is wrong with the bag; notes: on what else a reader of the results has to know. Both are
     complete after everything was read.
     """
@@ -76,10 +92,16 @@ class Bag:
         self.used: Counter[str] = Counter()
         self.refused: dict[str, Counter[str]] = {}
         self.left_out: dict[str, Counter[str]] = {}
+        self.conversion_s: defaultdict[str, float] = defaultdict(float)
         self.damage: list[str] = []
         self.notes = list(choice.passed_over)
         self._clocks: dict[str, CameraClock] = {}
         self._contrasts = {topic.camera: Contrast() for topic in self.topics}
+        self._decoders = {
+            topic.camera: VideoDecoder(partial(self._refuse_video, topic.camera))
+            for topic in self.topics
+            if topic.is_video
+        }
         self._without_stamp: Counter[str] = Counter()
         self._first_ns: int | None = None
         self._first_recorded_ns = 0
@@ -101,22 +123,17 @@ class Bag:
         Their stamps are times of the bag: where a camera's clock jumps they go on as the recorder's clock does, see
         `CameraClock`. A picture without a stamp gets the time at which it was recorded.
         """
-        topics = {topic.name: topic for topic in self.topics}
         used_ns: dict[str, int] = {}
-        for message in self._reader.messages(set(topics)):
-            topic = topics[message.channel.topic]
-            picture = self._picture(topic, message)
-            if picture is None:
-                continue
-            time_ns = self._time_ns(topic.camera, picture.stamp_ns, message.time_ns)
-            reason = self._why_not(time_ns, used_ns.get(topic.camera))
+        for camera, picture in self._pictures():
+            time_ns = self._time_ns(camera, picture.stamp_ns, picture.recorded_ns)
+            reason = self._why_not(time_ns, used_ns.get(camera))
             if reason or time_ns is None:
-                self.left_out.setdefault(topic.camera, Counter())[reason] += 1
+                self.left_out.setdefault(camera, Counter())[reason] += 1
                 continue
-            frame = self._frame(topic, picture, time_ns)
+            frame = self._frame(camera, picture, time_ns)
             if frame is not None:
-                used_ns[topic.camera] = time_ns
-                self.used[topic.camera] += 1
+                used_ns[camera] = time_ns
+                self.used[camera] += 1
                 yield frame
         self._report()
 
@@ -126,6 +143,9 @@ class Bag:
         if not counts[cause]:
             self.damage.append(f"Some pictures of '{camera}' cannot be used ({cause}). The first one: {why}")
         counts[cause] += 1
+
+    def _refuse_video(self, camera: str, error: ImageError) -> None:
+        self.refuse(camera, error.cause, str(error))
 
     def steps(self, camera: str) -> Counter[str]:
         """How often a camera's clock jumped so far, by kind."""
@@ -143,23 +163,42 @@ class Bag:
         """Convert a stamp to seconds from the bag's first picture, to the microsecond."""
         return round((stamp_ns - self.first_ns) / 1e9, 6)
 
-    def _picture(self, topic: ImageTopic, message: Message) -> PictureMessage | None:
-        """The decoded message, or None for one that cannot be; both are counted."""
-        self.read[topic.camera] += 1
-        try:
-            return read_picture(message.channel, message.data)
-        except ImageError as error:
-            self.refuse(topic.camera, error.cause, str(error))
-            return None
+    def _pictures(self) -> Iterator[tuple[str, RecordedPicture]]:
+        """The pictures with their cameras, by the time they were recorded; those that cannot be read are counted."""
+        topics = {topic.name: topic for topic in self.topics}
+        for message in self._reader.messages(set(topics)):
+            topic = topics[message.channel.topic]
+            self.read[topic.camera] += 1
+            try:
+                yield from ((topic.camera, each) for each in self._pictures_of(topic, message))
+            except ImageError as error:
+                self.refuse(topic.camera, error.cause, str(error))
+        for camera, decoder in self._decoders.items():
+            yield from ((camera, _of_video(each)) for each in decoder.finish(self._selection.max_pixels))
 
-    def _frame(self, topic: ImageTopic, picture: PictureMessage, time_ns: int) -> Frame | None:
+    def _pictures_of(self, topic: ImageTopic, message: Message) -> list[RecordedPicture]:
+        """The pictures that are complete with a message: one, or of a video any number. Raises ImageError."""
+        max_pixels = self._selection.max_pixels
+        if not topic.is_video:
+            picture = read_picture(message.channel, message.data)
+            convert = partial(picture.rgb, max_pixels, self._contrasts[topic.camera])
+            return [RecordedPicture(picture.stamp_ns, message.time_ns, picture.frame_id, convert)]
+        packet = read_packet(message.channel, message.data, message.time_ns)
+        start_s = time.perf_counter()
+        pictures = [_of_video(each) for each in self._decoders[topic.camera].decode(packet, max_pixels)]
+        self.conversion_s[topic.camera] += time.perf_counter() - start_s
+        return pictures
+
+    def _frame(self, camera: str, picture: RecordedPicture, time_ns: int) -> Frame | None:
         """The picture's pixels; None for one that cannot be used, which is counted."""
+        start_s = time.perf_counter()
         try:
-            rgb = picture.rgb(self._selection.max_pixels, self._contrasts[topic.camera])
-            return Frame(rgb, time_ns, picture.frame_id, topic.camera)
+            frame = Frame(picture.rgb(), time_ns, picture.frame_id, camera)
         except ImageError as error:
-            self.refuse(topic.camera, error.cause, str(error))
+            self.refuse(camera, error.cause, str(error))
             return None
+        self.conversion_s[camera] += time.perf_counter() - start_s
+        return frame
 
     def _time_ns(self, camera: str, stamp_ns: int, recorded_ns: int) -> int | None:
         """A picture's time in the bag; None for one that is not newer than its camera's one before."""
@@ -222,3 +261,8 @@ class Bag:
                 self.notes.append(
                     f"The clock of '{camera}' jumped ({steps}); from there on its times follow the recorder's clock."
                 )
+
+
+def _of_video(picture: VideoPicture) -> RecordedPicture:
+    packet = picture.packet
+    return RecordedPicture(packet.stamp_ns, packet.recorded_ns, packet.frame_id, picture.rgb)

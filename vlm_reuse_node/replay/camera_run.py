@@ -22,6 +22,7 @@ from vlm_reuse_node.replay.runners.runner import ArmContext, Runner
 from vlm_reuse_node.replay.samples import Samples
 from vlm_reuse_node.replay.schedule import Schedule
 from vlm_reuse_node.replay.video import Video
+from vlm_reuse_node.session.embedded_model import MEANS_NOTHING
 from vlm_reuse_node.session.session_status import SessionStatus
 
 
@@ -31,7 +32,8 @@ class CameraRun:
 
     samples: pictures of a few questions. stills: how many were kept of each arm's drifted answers.
     last_s: time of the newest picture. has_rested: whether the arms have used the idle time after it.
-    restarts: how often time went back. gaps: times without a picture that are longer than an answer's picture may be
+    restarts: how often time went back. is_foreign: whether the embedded model saw pictures that are no generated
+    tabletops. gaps: times without a picture that are longer than an answer's picture may be
     old; longest_gap_s: the longest of them.
     """
 
@@ -44,6 +46,7 @@ class CameraRun:
     last_s: float | None = None
     has_rested: bool = False
     restarts: int = 0
+    is_foreign: bool = False
     gaps: int = 0
     longest_gap_s: float = 0.0
 
@@ -78,11 +81,13 @@ class CameraRun:
         }
 
     def notes(self, max_age_s: float) -> list[str]:
-        """Say what interrupted the pictures."""
+        """Say what interrupted the pictures, and whether the model can know them."""
+        foreign = [f"'{self.context.camera}': {MEANS_NOTHING}"] if self.is_foreign else []
         if not self.gaps and not self.schedule.skipped:
-            return []
+            return foreign
         return [
+            *foreign,
             f"Gaps of more than {max_age_s:g} s (max_age_s) in the pictures of '{self.context.camera}': {self.gaps}, "
             f'the longest of {self.longest_gap_s:,.1f} s. {self.schedule.skipped:,} questions were due when the newest '
-            'picture was older than that; they were not asked, as the node answers STALE then.'
+            'picture was older than that; they were not asked, as the node answers STALE then.',
         ]

@@ -27,6 +27,7 @@ from typing import Any
 from tqdm import tqdm
 
 from vlm_reuse_node.errors import ConfigError, VlmReuseError
+from vlm_reuse_node.plain_text import log_to_stderr, print_error, print_rows
 from vlm_reuse_node.replay import results
 from vlm_reuse_node.replay.compare import compare, comparison_lines
 from vlm_reuse_node.replay.conclusion import conclusion
@@ -41,23 +42,24 @@ from vlm_reuse_node.replay.table import table_lines, verdict_lines
 from vlm_reuse_node.replay.verdict import is_answered
 from vlm_reuse_node.replay.video_file import SUFFIX
 
+NAME = 'vlm-reuse-replay'
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def main(argv: list[str] | None = None) -> int:
     """Replay. Returns 0 only when every bag was replayed to its end, and a question was answered."""
     args = build_parser().parse_intermixed_args(argv)
-    logging.basicConfig(level=logging.WARNING, format='%(message)s')
+    log_to_stderr(logging.WARNING)
     try:
         return _replay(args)
     except ConfigError as error:
-        print(f'vlm-reuse-replay: {error}', file=sys.stderr)
+        print_error(NAME, error)
         return EXIT_USAGE
     except (VlmReuseError, OSError) as error:
-        print(f'vlm-reuse-replay: {error}', file=sys.stderr)
+        print_error(NAME, error)
         return EXIT_FAILED
     except KeyboardInterrupt:
-        print('vlm-reuse-replay: Stopped at once; the same command with --resume goes on.', file=sys.stderr)
+        print_error(NAME, 'Stopped at once; the same command with --resume goes on.')
         return EXIT_INTERRUPTED
 
 
@@ -77,7 +79,7 @@ def _replay(args: argparse.Namespace) -> int:
         outcomes = _run(args, todo, bar.update, lambda: stop.is_set)
     failed |= {outcome.name: outcome.error for outcome in outcomes if outcome.error}
     for why in failed.values():
-        print(f'vlm-reuse-replay: {why}', file=sys.stderr)
+        print_error(NAME, why)
     # 3. What came of it?
     started = {outcome.name for outcome in outcomes if outcome.started}
     done = [job for job in todo if job.name in started]
@@ -121,10 +123,10 @@ def _run(
     from vlm_reuse_node.replay import jobs, ray_jobs
 
     if args.ray:
-        return ray_jobs.run_on_ray(todo, args.model, args.ray, progress, stopped)
+        return ray_jobs.run_on_ray(todo, args.ray, progress, stopped)
     if args.jobs > 1 and len(todo) > 1:
-        return jobs.run_processes(todo, args.model, args.resume, min(args.jobs, len(todo)), progress, stopped)
-    return jobs.run_here(todo, args.model, args.resume, progress, stopped)
+        return jobs.run_processes(todo, args.resume, min(args.jobs, len(todo)), progress, stopped)
+    return jobs.run_here(todo, args.resume, progress, stopped)
 
 
 def _place_videos(todo: list[Job], out: Path) -> list[str]:
@@ -143,12 +145,23 @@ def _print(found: dict, args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(results.summary(found)))
         return
-    print('\n'.join([conclusion(found), '', *table_lines(found), '', *verdict_lines(found)]))
-    for sentence in (*found['problems'], *session_lines(found['times']['sessions']), *found['notes']):
-        print(sentence)
+    print_rows(
+        [
+            conclusion(found),
+            '',
+            *table_lines(found),
+            '',
+            *verdict_lines(found),
+            *found['problems'],
+            *session_lines(found['times']['sessions']),
+            *found['notes'],
+        ]
+    )
     if found['comparison']:
-        print('\n'.join(['', *comparison_lines(found['comparison'])]))
-    print(f'\nWritten to {args.out}: report.html, results.json, overlay video, and a folder of rows for each bag.')
+        print_rows(['', *comparison_lines(found['comparison'])])
+    print_rows(
+        ['', f'Written to {args.out}: report.html, results.json, overlay video, and a folder of rows for each bag.']
+    )
 
 
 if __name__ == '__main__':

@@ -46,6 +46,7 @@ from vlm_reuse_node.replay.window import Window
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Refresh
 from vlm_reuse_node.session.answer import Answer, Status
+from vlm_reuse_node.session.embedded_model import means_nothing
 from vlm_reuse_node.session.question import Question
 
 T = TypeVar('T')
@@ -111,6 +112,7 @@ class Replay:
         self._rest(camera, at_s)
         self._digest.update(frame.rgb.tobytes())
         camera.begin(at_s, self.bag.restarts(frame.camera), self._job.config.max_age_s)
+        camera.is_foreign |= means_nothing(self._vlm.name, frame.frame_id)
         camera.context.window.add(frame)
         self._take_turns(camera, lambda name: self._see(camera, name, frame))
         return self._ask_all(camera, camera.schedule.at(at_s, frame), stopped)
@@ -268,6 +270,7 @@ class Replay:
                     'pictures_used': bag.used[topic.camera],
                     'pictures_refused': dict(sorted(bag.refused.get(topic.camera, {}).items())),
                     'pictures_left_out': dict(sorted(bag.left_out.get(topic.camera, {}).items())),
+                    'times': {'conversion_ms': 1e3 * bag.conversion_s[topic.camera] / max(1, bag.used[topic.camera])},
                 }
                 for topic in bag.topics
             ],

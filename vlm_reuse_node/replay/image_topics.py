@@ -19,10 +19,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlm_reuse_node.replay.picture_message import COMPRESSED, ENCODINGS, RAW, VIDEO
+from vlm_reuse_node.replay.picture_message import COMPRESSED, ENCODINGS, OTHER_VIDEO, RAW, VIDEO
 from vlm_reuse_node.replay.storage.channel import BagError, Channel
+from vlm_reuse_node.scene.video_decoder import NEEDS_PYAV, can_decode_video
 
-_NO_CAMERA = re.compile(r'/(image_raw|image_color|image_rect|image|compressed|compressedDepth)$')
+_NO_CAMERA = re.compile(r'/(image_raw|image_color|image_rect|image|compressed|compressedDepth|ffmpeg)$')
 _DEPTH = re.compile(r'(^|[/_])(depth|disparity)|compressedDepth$')
 
 
@@ -51,6 +52,11 @@ class ImageTopic:
         return self.channel.type in COMPRESSED
 
     @property
+    def is_video(self) -> bool:
+        """Whether its pictures are a video, whose packets only make sense one after the other."""
+        return self.channel.type in VIDEO
+
+    @property
     def is_depth(self) -> bool:
         """Whether its pictures are distances, as far as its name tells."""
         return _DEPTH.search(self.name) is not None
@@ -76,7 +82,7 @@ def choose_topics(
     topics = {
         each.topic: ImageTopic(each)
         for each in channels
-        if each.type in (*RAW, *COMPRESSED) and each.encoding in ENCODINGS
+        if each.type in (*RAW, *COMPRESSED, *VIDEO) and each.encoding in ENCODINGS
     }
     if not topics:
         raise BagError(_nothing_to_see(path, channels))
@@ -95,21 +101,23 @@ def choose_topics(
             f"The bag '{path}' has pictures on {', '.join(sorted(topics))}; say which to replay: "
             '--topic, once for each camera.'
         )
+    if videos := [topic.name for topic in chosen if topic.is_video and not can_decode_video()]:
+        raise BagError(f"The pictures on {', '.join(videos)} in the bag '{path}' are a video; {NEEDS_PYAV}.")
     return TopicChoice(tuple(chosen), tuple(_passed_over(channels, topics, set(empty), chosen)))
 
 
 def _one_per_camera(topics: Iterable[ImageTopic]) -> list[ImageTopic]:
-    """Of a camera that has raw and compressed pictures, the raw ones."""
+    """Of a camera that has several kinds of pictures, the raw ones, else the compressed ones, else the video."""
     cameras: dict[str, ImageTopic] = {}
-    for topic in sorted(topics, key=lambda topic: (topic.is_compressed, topic.name)):
+    for topic in sorted(topics, key=lambda topic: (topic.is_video, topic.is_compressed, topic.name)):
         cameras.setdefault(topic.camera, topic)
     return list(cameras.values())
 
 
 def _nothing_to_see(path: Path, channels: list[Channel]) -> str:
     for channel in channels:
-        if remedy := VIDEO.get(channel.type):
-            return f"The bag '{path}' has a video on {channel.topic} ({channel.type}), no pictures: {remedy}."
+        if remedy := OTHER_VIDEO.get(channel.type):
+            return f"The bag '{path}' has only a video on {channel.topic} ({channel.type}): {remedy}."
     found = ', '.join(f'{each.topic} ({each.type})' for each in sorted(channels, key=lambda each: each.topic))
     return (
         f"The bag '{path}' has no pictures: its topics are {found or 'none'}; expected one of type {RAW[0]} or "
@@ -124,10 +132,10 @@ def _passed_over(
     cameras = {topic.camera for topic in chosen}
     for channel in sorted(channels, key=lambda each: each.topic):
         topic = topics.get(channel.topic)
-        if topic in chosen or (topic is None and channel.type not in (*VIDEO, *RAW, *COMPRESSED)):
+        if topic in chosen or (topic is None and channel.type not in (*OTHER_VIDEO, *VIDEO, *RAW, *COMPRESSED)):
             continue
         if topic is None:
-            remedy = VIDEO.get(channel.type, f'its messages are in {channel.encoding}')
+            remedy = OTHER_VIDEO.get(channel.type, f'its messages are in {channel.encoding}')
             yield f'{channel.topic} ({channel.type}) is not replayed: {remedy}.'
         elif topic.name in empty:
             yield f'{topic.name} is not replayed: it has no message.'

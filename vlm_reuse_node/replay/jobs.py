@@ -23,22 +23,23 @@ from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
+from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import VlmReuseError
 from vlm_reuse_node.model import loading
 from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.replay.evaluate import Replay
 from vlm_reuse_node.replay.job import Job, JobOutcome
 from vlm_reuse_node.replay.journal import Journal
-from vlm_reuse_node.replay.model_thread import POLL_S, run_with_model
+from vlm_reuse_node.replay.model_thread import POLL_S, load, run_with_model
 from vlm_reuse_node.replay.storage.channel import one_line
 
 
 def run_here(
-    jobs: list[Job], model: str, resume: bool, progress: Callable[[float], None], stopped: Callable[[], bool]
+    jobs: list[Job], resume: bool, progress: Callable[[float], None], stopped: Callable[[], bool]
 ) -> list[JobOutcome]:
     """Replay one bag after the other, in a thread of its own. Raises ModelError when there is no model."""
     return run_with_model(
-        model, lambda vlm: [run_job(job, vlm, resume, progress, stopped) for job in jobs if not stopped()]
+        jobs[0].config, lambda vlm: [run_job(job, vlm, resume, progress, stopped) for job in jobs if not stopped()]
     )
 
 
@@ -74,7 +75,6 @@ def remove_pictures(folder: Path) -> None:
 
 def run_processes(
     jobs: list[Job],
-    model: str,
     resume: bool,
     count: int,
     progress: Callable[[float], None],
@@ -87,7 +87,7 @@ def run_processes(
     stop = context.Event()
     for job in [*jobs, *[None] * count]:
         todo.put(job)
-    arguments = (todo, reports, stop, model, resume)
+    arguments = (todo, reports, stop, jobs[0].config, resume)
     workers = [context.Process(target=_work, args=arguments, daemon=True) for _ in range(count)]
     for worker in workers:
         worker.start()
@@ -113,12 +113,12 @@ def run_processes(
 
 
 def _work(
-    todo: 'Queue[Job | None]', reports: 'Queue[JobOutcome | float]', stop: Event, model: str, resume: bool
+    todo: 'Queue[Job | None]', reports: 'Queue[JobOutcome | float]', stop: Event, config: Config, resume: bool
 ) -> None:
     """One process: jobs until there are none. reports: outcomes, and the seconds that were replayed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and sets stop
     try:
-        vlm = loading.load(model)
+        vlm = load(config)
     except VlmReuseError as error:
         while (job := todo.get()) is not None:
             reports.put(JobOutcome(job.name, False, str(error)))

@@ -33,9 +33,9 @@ class JournalError(VlmReuseError):
 class Journal:
     """Writes one bag's rows. With `resume` the rows of an earlier run can be looked up while all are written anew.
 
-    Every row of an arm says in which session its times were measured: 1 for the first run, one more for each that resumed
-    it. What an earlier session did, and this one does again to get its state back, keeps the times of the earlier one;
-    so the times of all arms on one question are of the same session.
+    Every row of an arm says in which session its times were measured: 1 for the first run, one more for each that
+    resumed it. What an earlier session did, and this one does again to get its state back, keeps the times of the
+    earlier one; so the times of all arms on one question are of the same session.
 
     is_complete: whether the earlier run reached the bag's end.
     """

@@ -14,11 +14,16 @@
 
 """Runs a function with a model, on a thread of its own: MLX's arrays belong to the thread that made them."""
 
+import sys
 import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from tqdm import tqdm
+
+from vlm_reuse_node.config import Config
 from vlm_reuse_node.model import loading
+from vlm_reuse_node.model.load_progress import LoadProgress
 from vlm_reuse_node.model.vlm import Vlm
 
 T = TypeVar('T')
@@ -26,12 +31,18 @@ T = TypeVar('T')
 POLL_S = 0.5
 
 
-def run_with_model(model: str, call: Callable[[Vlm], T], on_interrupt: Callable[[], bool] = lambda: False) -> T:
+def load(config: Config, progress: LoadProgress | None = None) -> Vlm:
+    """Load the model of a configuration, as it wants it. Raises ModelError."""
+    return loading.load(config.model, config.visual_tokens, config.thinking, progress)
+
+
+def run_with_model(config: Config, call: Callable[[Vlm], T], on_interrupt: Callable[[], bool] = lambda: False) -> T:
     """Load a model, call the function with it, and return its result. Raises ModelError, or what the function raises.
 
-    Signals are handled meanwhile. on_interrupt: called at Ctrl-C; returns whether to go on waiting, else
-    KeyboardInterrupt is raised. The thread is of no use to MLX afterwards.
+    Lines on stderr say how far the loading is. Signals are handled meanwhile. on_interrupt: called at Ctrl-C; returns
+    whether to go on waiting, else KeyboardInterrupt is raised. The thread is of no use to MLX afterwards.
     """
+    progress = LoadProgress(_say)
     over = threading.Event()
     results: list[T] = []
     errors: list[Exception] = []
@@ -39,7 +50,7 @@ def run_with_model(model: str, call: Callable[[Vlm], T], on_interrupt: Callable[
     def work() -> None:
         vlm: Vlm | None = None
         try:
-            vlm = loading.load(model)
+            vlm = load(config, progress)
             results.append(call(vlm))
         except Exception as error:
             errors.append(error.with_traceback(None))  # its frames hold the model
@@ -53,6 +64,7 @@ def run_with_model(model: str, call: Callable[[Vlm], T], on_interrupt: Callable[
     while not over.is_set():
         try:
             over.wait(POLL_S)  # no join: Python 3.11 takes a thread for ended when Ctrl-C comes meanwhile
+            progress.tell_when_due()
         except KeyboardInterrupt:
             if not on_interrupt():
                 raise
@@ -60,3 +72,8 @@ def run_with_model(model: str, call: Callable[[Vlm], T], on_interrupt: Callable[
     if errors:
         raise errors[0]
     return results[0]
+
+
+def _say(line: str) -> None:
+    """Write a line on stderr, above a progress bar if there is one."""
+    tqdm.write(line, file=sys.stderr)

@@ -20,20 +20,32 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from vlm_reuse_node.plain_text import printable
+
 _UNIT = re.compile(r'(?<=\d) (?=[%×])')  # between a figure and its unit, where no line is to end
 
 
 def render_page(template: Path, **values: Any) -> str:
-    """Return a self-contained page as HTML; every text in it is escaped.
+    """Return a self-contained page as HTML; every text in it is escaped and harmless.
 
     template: extends base.html. Its sections begin with `heading` of parts.html, which enters them in the contents.
     """
-    environment = Environment(
+    page = page_environment(template.parent).get_template(template.name).render(sections=[], **values)
+    return _UNIT.sub('\N{NO-BREAK SPACE}', page)
+
+
+def page_environment(folder: Path) -> Environment:
+    """Return the environment of the templates in a folder."""
+    return Environment(
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        loader=FileSystemLoader([template.parent, Path(__file__).parent]),
+        finalize=_harmless,
+        loader=FileSystemLoader([folder, Path(__file__).parent]),
     )
-    page = environment.get_template(template.name).render(sections=[], **values)
-    return _UNIT.sub('\N{NO-BREAK SPACE}', page)
+
+
+def _harmless(value: Any) -> Any:
+    """A text from outside without control characters: some change the order in which a browser shows a line."""
+    return printable(value) if type(value) is str else value  # markup is a subclass, and the page's own

@@ -12,14 +12,14 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Pictures in messages: of ROS 2, ROS 1, and Foxglove's in JSON and protobuf."""
+"""Pictures and packets of videos in messages: of ROS 2, ROS 1, and Foxglove's in JSON and protobuf."""
 
 import base64
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from typing import Any
+from functools import lru_cache
+from typing import Any, TypeVar
 
 import numpy as np
 from mcap.records import Schema
@@ -31,24 +31,33 @@ from vlm_reuse_node.replay.storage.channel import CDR, JSON, PROTOBUF, ROS1, Cha
 from vlm_reuse_node.scene.contrast import Contrast
 from vlm_reuse_node.scene.picture_file import rgb_of_file
 from vlm_reuse_node.scene.pixels import rgb_of_image
+from vlm_reuse_node.scene.video_decoder import KEY_FLAG, VideoPacket
+
+T = TypeVar('T')
 
 RAW = ('sensor_msgs/msg/Image', 'foxglove_msgs/msg/RawImage', 'foxglove.RawImage')
 COMPRESSED = ('sensor_msgs/msg/CompressedImage', 'foxglove_msgs/msg/CompressedImage', 'foxglove.CompressedImage')
-# Pictures that only make sense one after the other, and what to do about them.
-_TO_PICTURES = 'play the bag through `ros2 run image_transport republish {} raw` and record the raw pictures'
-VIDEO = {
-    'theora_image_transport/msg/Packet': _TO_PICTURES.format('theora'),
-    'ffmpeg_image_transport_msgs/msg/FFMPEGPacket': _TO_PICTURES.format('ffmpeg'),
-    'foxglove_msgs/msg/CompressedVideo': 'decode the video (H.264, H.265, VP9, AV1) to pictures with FFmpeg first',
-    'foxglove.CompressedVideo': 'decode the video (H.264, H.265, VP9, AV1) to pictures with FFmpeg first',
+FFMPEG = 'ffmpeg_image_transport_msgs/msg/FFMPEGPacket'
+VIDEO = (FFMPEG, 'foxglove_msgs/msg/CompressedVideo', 'foxglove.CompressedVideo')
+# Videos that are not decoded, and what to do about them.
+OTHER_VIDEO = {
+    'theora_image_transport/msg/Packet': 'Theora is not decoded; play the bag through `ros2 run image_transport '
+    'republish theora raw` and record the raw pictures'
 }
 ENCODINGS = (CDR, ROS1, JSON, PROTOBUF)
-_FOXGLOVE = {
+# Definitions for recordings without them. ROS 1's packet has other fields.
+_OURS = {
     'foxglove_msgs/msg/RawImage': '{time} timestamp\nstring frame_id\nuint32 width\nuint32 height\nstring encoding\n'
     'uint32 step\nuint8[] data\n',
     'foxglove_msgs/msg/CompressedImage': '{time} timestamp\nstring frame_id\nuint8[] data\nstring format\n',
+    'foxglove_msgs/msg/CompressedVideo': '{time} timestamp\nstring frame_id\nuint8[] data\nstring format\n',
+    FFMPEG: 'std_msgs/Header header\nint32 {size}width\nint32 {size}height\nstring encoding\nuint64 pts\nuint8 flags\n'
+    '{byte_order}uint8[] data\n',
 }
-_TIME = {CDR: 'builtin_interfaces/Time', ROS1: 'time'}
+_WORDS = {
+    CDR: {'time': 'builtin_interfaces/Time', 'size': '', 'byte_order': 'bool is_bigendian\n'},
+    ROS1: {'time': 'time', 'size': 'img_', 'byte_order': ''},
+}
 
 
 @dataclass(frozen=True)
@@ -77,8 +86,17 @@ class PictureMessage:
 
 def read_picture(channel: Channel, data: bytes) -> PictureMessage:
     """Decode a message. Raises ImageError with cause 'message'."""
+    return _read(channel, data, lambda message: _picture(message, is_compressed=channel.type in COMPRESSED))
+
+
+def read_packet(channel: Channel, data: bytes, recorded_ns: int) -> VideoPacket:
+    """Decode a message with a packet of a video. Raises ImageError with cause 'message'."""
+    return _read(channel, data, lambda message: _packet(message, recorded_ns))
+
+
+def _read(channel: Channel, data: bytes, of_fields: Callable[[Any], T]) -> T:
     try:
-        return _of_fields(_decoder(channel)(data), is_compressed=channel.type in COMPRESSED)
+        return of_fields(_decoder(channel)(data))
     except ImageError:
         raise
     except Exception as error:  # a torn message makes every decoder raise nearly anything
@@ -86,16 +104,30 @@ def read_picture(channel: Channel, data: bytes) -> PictureMessage:
         raise ImageError('message', f'The message cannot be decoded as {channel.type}: {text[:200]}.') from error
 
 
-def _of_fields(message: Any, is_compressed: bool) -> PictureMessage:
-    header = getattr(message, 'header', None)
-    stamp, frame_id = (header.stamp, header.frame_id) if header else (message.timestamp, message.frame_id)
-    head = (_nanoseconds(stamp), frame_id, message.data)
+def _picture(message: Any, is_compressed: bool) -> PictureMessage:
+    head = (*_header(message), message.data)
     if is_compressed:
         return PictureMessage(*head, format=message.format)
     is_bigendian = getattr(message, 'is_bigendian', False)
     return PictureMessage(
         *head, None, message.encoding, message.width, message.height, message.step, is_bigendian=is_bigendian
     )
+
+
+def _packet(message: Any, recorded_ns: int) -> VideoPacket:
+    stamp_ns, frame_id = _header(message)
+    data = bytes(message.data)
+    if hasattr(message, 'format'):
+        return VideoPacket(data, message.format, stamp_ns, frame_id, recorded_ns)
+    is_key = bool(message.flags & KEY_FLAG)
+    return VideoPacket(data, message.encoding, stamp_ns, frame_id, recorded_ns, int(message.pts), is_key)
+
+
+def _header(message: Any) -> tuple[int, str]:
+    """Stamp and coordinate frame."""
+    header = getattr(message, 'header', None)
+    stamp, frame_id = (header.stamp, header.frame_id) if header else (message.timestamp, message.frame_id)
+    return _nanoseconds(stamp), frame_id
 
 
 def _nanoseconds(stamp: Any) -> int:
@@ -111,18 +143,27 @@ def _decoder(channel: Channel) -> Callable[[bytes], Any]:
         return _json_message
     if channel.encoding == PROTOBUF:
         return _protobuf_decoder(channel)
-    types = _types(channel.encoding)
+    types = _types(channel.encoding, channel.type, channel.schema)
     if channel.encoding == ROS1:
         return lambda data: types.deserialize_ros1(data, channel.type)
     return lambda data: types.deserialize_cdr(data, channel.type)
 
 
-@cache
-def _types(encoding: str) -> Typestore:
-    """The message types of ROS 1 or 2, and Foxglove's for it."""
+@lru_cache(maxsize=64)
+def _types(encoding: str, kind: str, definition: bytes) -> Typestore:
+    """The message types of ROS 1 or 2; others as the recording defines them, else as they are known here."""
     store = get_typestore(Stores.ROS1_NOETIC if encoding == ROS1 else Stores.ROS2_KILTED)
-    for name, text in _FOXGLOVE.items():
-        store.register(get_types_from_msg(text.format(time=_TIME[encoding]), name))
+    if kind in store.types:
+        return store
+    try:
+        found = get_types_from_msg(definition.decode(), kind)
+        if kind in found and found[kind][1]:
+            store.register({name: each for name, each in found.items() if name not in store.types})
+            return store
+    except Exception:  # a damaged definition makes the parser raise nearly anything
+        pass
+    if text := _OURS.get(kind):
+        store.register(get_types_from_msg(text.format(**_WORDS[encoding]), kind))
     return store
 
 

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from vlm_reuse_node.errors import VlmReuseError
-from vlm_reuse_node.model import loading
 from vlm_reuse_node.replay.job import Job, JobOutcome
 from vlm_reuse_node.replay.jobs import POLL_S, remove_pictures, run_job
+from vlm_reuse_node.replay.model_thread import load
 
 
 class RayError(VlmReuseError):
@@ -32,7 +32,7 @@ class RayError(VlmReuseError):
 
 
 def run_on_ray(
-    jobs: list[Job], model: str, address: str, progress: Callable[[float], None], stopped: Callable[[], bool]
+    jobs: list[Job], address: str, progress: Callable[[float], None], stopped: Callable[[], bool]
 ) -> list[JobOutcome]:
     """Run one task for each bag on a Ray cluster; the files they write come back through Ray.
 
@@ -42,7 +42,7 @@ def run_on_ray(
     ray = _connect(address)
     try:
         task = ray.remote(_ray_task)
-        running = {task.remote(job, model): job for job in jobs}
+        running = {task.remote(job): job for job in jobs}
         outcomes: list[JobOutcome] = []
         while running and not stopped():
             done, _ = ray.wait(list(running), timeout=POLL_S)
@@ -71,12 +71,12 @@ def _connect(address: str) -> Any:
     return ray
 
 
-def _ray_task(job: Job, model: str) -> tuple[JobOutcome, dict[str, bytes]]:
+def _ray_task(job: Job) -> tuple[JobOutcome, dict[str, bytes]]:
     """Replay in a folder of the machine it runs on. Returns the files by name."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
-            vlm = loading.load(model)
+            vlm = load(job.config)
         except VlmReuseError as error:
             return JobOutcome(job.name, False, str(error)), {}
         outcome = run_job(replace(job, folder=folder), vlm, False, lambda _: None, lambda: False)

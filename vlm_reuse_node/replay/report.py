@@ -20,9 +20,10 @@ from vlm_reuse_node.replay.arms import POLICY
 from vlm_reuse_node.replay.compare import arm_sentence
 from vlm_reuse_node.replay.conclusion import conclusion, floor_text
 from vlm_reuse_node.replay.figures import factor, share_text
+from vlm_reuse_node.replay.keep_up import keep_up_lines
 from vlm_reuse_node.replay.negatives import negatives
 from vlm_reuse_node.replay.page import render_page
-from vlm_reuse_node.replay.report_drift import drift_view, exactness_lines
+from vlm_reuse_node.replay.report_drift import drift_view, exactness_lines, peer_lines
 from vlm_reuse_node.replay.report_plots import plot_views
 from vlm_reuse_node.replay.report_sample import sample_view
 from vlm_reuse_node.replay.row_index import RowIndex
@@ -72,10 +73,11 @@ def render(results: dict, folders: dict[str, Path], videos: list[str]) -> str:
         figures=plot_views(results, rows, timed_rows(rows, sessions)),
         ceiling_columns=CEILING_COLUMNS,
         ceilings=_ceilings(results),
-        exactness=exactness_lines(results),
+        exactness=exactness_lines(results) + peer_lines(rows),
         drift=drift_view(rows, folders),
         sample=sample_view(rows, folders),
         comparison=_comparison(results['comparison']),
+        keep_up=keep_up_lines(results),
         negatives=negatives(results),
         notes=results['notes'],
         videos=videos,

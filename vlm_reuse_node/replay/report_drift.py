@@ -16,10 +16,11 @@
 
 from base64 import b64encode
 from pathlib import Path
+from statistics import median
 from textwrap import shorten
 
-from vlm_reuse_node.replay.arms import ARMS, POLICY
-from vlm_reuse_node.replay.figures import NO_VALUE, counted, span_text
+from vlm_reuse_node.replay.arms import ARMS, PEERS, POLICY
+from vlm_reuse_node.replay.figures import NO_VALUE, counted, milliseconds, span_text
 from vlm_reuse_node.replay.negatives import EXACT
 from vlm_reuse_node.replay.row_index import AnswerPair, RowIndex
 from vlm_reuse_node.replay.rows import differs
@@ -57,6 +58,31 @@ def exactness_lines(results: dict) -> list[str]:
                 f'{_score_text(ratios[arm])}.'
             )
     return lines
+
+
+def peer_lines(rows: RowIndex) -> list[str]:
+    """Return a line for each of mlx-vlm's caches: they keep more where the same question is asked again."""
+    lines = []
+    for arm in PEERS:
+        last: dict[tuple[str, str], str] = {}
+        sorted_pairs: dict[bool, list[AnswerPair]] = {True: [], False: []}
+        for pair in rows.pairs(arm):
+            camera, text = (pair.answer['bag'], pair.answer['camera']), pair.question['text']
+            sorted_pairs[last.get(camera) == text].append(pair)
+            last[camera] = text
+        told = [
+            f'{len(pairs)} after {"the same" if is_same else "another"} question in {milliseconds(_median_ms(pairs))} '
+            f'(median), of which {sum(differs(pair.answer, pair.reference) for pair in pairs)} differ from cold-dense'
+            for is_same, pairs in sorted_pairs.items()
+            if pairs
+        ]
+        if told:
+            lines.append(f'{arm}: {"; ".join(told)}.')
+    return lines
+
+
+def _median_ms(pairs: list[AnswerPair]) -> float:
+    return median(pair.answer['times']['total_ms'] for pair in pairs)
 
 
 def drift_view(rows: RowIndex, folders: dict[str, Path]) -> dict:

@@ -30,12 +30,13 @@ from vlm_reuse_node.errors import VlmReuseError
 from vlm_reuse_node.replay.arms import ARMS, REFERENCE
 from vlm_reuse_node.replay.counts import count_rows
 from vlm_reuse_node.replay.journal import NAME, read_rows
+from vlm_reuse_node.replay.keep_up import measure_keep_up
 from vlm_reuse_node.replay.ratios import derive_ratios
 from vlm_reuse_node.replay.row_index import RowIndex
 from vlm_reuse_node.replay.sessions import choose_sessions, timed_rows
 from vlm_reuse_node.replay.times import measure_times, timing_floor
 
-FORMAT = 5
+FORMAT = 6
 SCHEMA = Path(__file__).with_name('results.schema.json')
 PACKAGES = ('mlx', 'mlx-vlm', 'numpy', 'opencv-python', 'opencv-python-headless', 'rosbags')
 _OF_A_BAG = ('bag', 'files', 'questions')
@@ -95,6 +96,7 @@ def collect(folders: dict[str, Path], failed: dict[str, str], complete: bool) ->
             'arms': {arm: {'pairs': 0} for arm in rows.arms} | measure_times(timed),
             'floor': timing_floor(timed),
             'sessions': sessions,
+            'keep_up': measure_keep_up(rows),
         },
     }
 

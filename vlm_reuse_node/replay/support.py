@@ -20,6 +20,7 @@ from collections import Counter
 from vlm_reuse_node.replay.arms import POLICY
 from vlm_reuse_node.replay.figures import factor, share_text
 from vlm_reuse_node.session.drift_bounds import LEAST_GAIN, DriftCount
+from vlm_reuse_node.session.embedded_model import MEANS_NOTHING
 
 EXACT, PATCH = 'exact', 'patch'
 CALIBRATE = 'ros2 run vlm_reuse_node calibrate'
@@ -28,6 +29,11 @@ CALIBRATE = 'ros2 run vlm_reuse_node calibrate'
 def support_lines(results: dict) -> list[str]:
     """Say which policy the recording supports, and which one auto used and why."""
     return [_supported(results), *_used(results)]
+
+
+def scene_lines(results: dict) -> list[str]:
+    """Say whether the embedded model saw pictures that it cannot know."""
+    return [MEANS_NOTHING] if any(MEANS_NOTHING in note for note in results['notes']) else []
 
 
 def _supported(results: dict) -> str:

@@ -16,6 +16,7 @@
 
 from vlm_reuse_node.replay.conclusion import floor_text
 from vlm_reuse_node.replay.figures import NO_VALUE, factor, milliseconds, paid_text, span_text
+from vlm_reuse_node.replay.keep_up import keep_up_lines
 from vlm_reuse_node.replay.support import support_lines
 from vlm_reuse_node.replay.verdict import sentence, verdict
 
@@ -66,9 +67,9 @@ def cells(results: dict, arm: str) -> list[str]:
 
 
 def verdict_lines(results: dict) -> list[str]:
-    """Return the policy that the recording supports, the figures of the verdict, and what they mean."""
+    """Return the policy that the recording supports, the figures of the verdict, what they mean, and the live rates."""
     figures = (f'{each["figure"]} {each["label"]}.' for each in verdict(results))
-    return [*support_lines(results), *figures, sentence(results)]
+    return [*support_lines(results), *figures, sentence(results), *keep_up_lines(results)]
 
 
 def _padded(row: list[str]) -> list[str]:

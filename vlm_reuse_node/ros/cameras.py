@@ -24,7 +24,9 @@ from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, ImageError
 from vlm_reuse_node.ros.camera_input import CameraInput
 from vlm_reuse_node.ros.camera_state import CameraState
+from vlm_reuse_node.ros.executor_load import ExecutorLoad
 from vlm_reuse_node.ros.messages import budget_message
+from vlm_reuse_node.ros.node_time import NodeTime
 from vlm_reuse_node.ros.overlay_output import OverlayOutput
 from vlm_reuse_node.ros.parameters import making, overridable
 from vlm_reuse_node.ros.refresh_window import RefreshWindow
@@ -39,16 +41,20 @@ class Cameras:
     refreshes: the refreshes since the last diagnostics message.
     """
 
-    def __init__(self, node: Node, observe: Callable[[Frame], None], forget: Callable[[str], None]) -> None:
+    def __init__(
+        self, node: Node, observe: Callable[[Frame], None], forget: Callable[[str], None], node_time: NodeTime
+    ) -> None:
         """Start without cameras.
 
         observe: takes a frame.
         forget: called with the name of a camera whose stamps jumped back.
+        node_time: the time of pictures and questions.
         Raises ConfigError for an invalid QoS override.
         """
-        self._node, self._observe, self._forget = node, observe, forget
+        self._node, self._observe, self._forget, self._time = node, observe, forget, node_time
         self._inputs: dict[str, CameraInput] = {}
         self._overlays: dict[str, OverlayOutput] = {}
+        self._load = ExecutorLoad(node)
         self.refreshes = RefreshWindow()
         with making('~/refresh_budget'):
             self._budget_publisher = node.create_publisher(
@@ -63,7 +69,9 @@ class Cameras:
     def join(self, name: str, config: Config) -> None:
         """Add a camera. An existing camera keeps its counts. Raises ConfigError for an invalid QoS override."""
         if name not in self._inputs:
-            self._inputs[name] = CameraInput(self._node, name, config, self._observe, self._forget)
+            self._inputs[name] = CameraInput(
+                self._node, name, config, self._observe, self._forget, self._time, self._load
+            )
             self.refreshes.forget(name)
         if name not in self._overlays:
             self._overlays[name] = OverlayOutput(self._node, name)

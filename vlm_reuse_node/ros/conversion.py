@@ -19,6 +19,7 @@ every image as 8 bit rows without padding, in an encoding that both convert corr
 """
 
 import array
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,6 +32,7 @@ from vlm_reuse_node.scene.contrast import Contrast
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.picture_file import rgb_of_file
 from vlm_reuse_node.scene.pixels import eight_bit_rows, rgb_of_rows
+from vlm_reuse_node.scene.video_decoder import KEY_FLAG, VideoPacket
 
 BRIDGED = ('rgb8', 'bgr8', 'rgba8', 'bgra8', 'mono8', 'bayer_rggb8', 'bayer_bggr8', 'bayer_gbrg8')
 _BRIDGE = CvBridge()
@@ -60,6 +62,18 @@ def frame_from_compressed(
     return Frame(rgb, stamp_ns(message.header), message.header.frame_id, camera)
 
 
+def packet_of_ffmpeg(message: Any) -> VideoPacket:
+    """Convert an `ffmpeg_image_transport_msgs/FFMPEGPacket`."""
+    return VideoPacket(
+        bytes(message.data),
+        message.encoding,
+        stamp_ns(message.header),
+        message.header.frame_id,
+        pts=message.pts,
+        is_key=bool(message.flags & KEY_FLAG),
+    )
+
+
 def image_message(pixels: np.ndarray, header: Header, encoding: str = 'rgb8') -> Image:
     """Build a `sensor_msgs/Image` from (height, width[, channels]) uint8 pixels and a header."""
     message = Image(header=header, height=pixels.shape[0], width=pixels.shape[1], encoding=encoding)
@@ -79,5 +93,15 @@ def _bridged(message: Image) -> np.ndarray:
         return _BRIDGE.imgmsg_to_cv2(message, 'rgb8')
     except (cv2.error, TypeError, ValueError, KeyError, RuntimeError) as error:
         raise ImageError(
-            'decode', f'cv_bridge could not convert the picture from {message.encoding}: {error}.'
+            'decode', f'cv_bridge could not convert the picture from {message.encoding}: {error}.{_opencv_remedy()}'
         ) from error
+
+
+def _opencv_remedy() -> str:
+    """A sentence that names the cause when it is the usual one: OpenCV 5 numbers its types anew, cv_bridge does not."""
+    if int(cv2.__version__.split('.')[0]) < 5:
+        return ''
+    return (
+        f' cv_bridge needs OpenCV 4, and this is OpenCV {cv2.__version__} ({cv2.__file__}): remove it '
+        "(pip uninstall opencv-python opencv-python-headless), or install 'opencv-python-headless<5'."
+    )

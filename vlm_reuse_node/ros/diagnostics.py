@@ -20,11 +20,10 @@ The functions here only turn counts into statuses. The node gathers the counts a
 from collections import Counter
 from collections.abc import Mapping
 
-import numpy as np
 import psutil
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
-from vlm_reuse_node.ros.camera_state import CameraState
+from vlm_reuse_node.plain_text import one_line
 from vlm_reuse_node.ros.stage import Stage
 from vlm_reuse_node.scene.refresh import Level, Refresh
 from vlm_reuse_node.serving.worker_stats import WorkerStats
@@ -32,96 +31,8 @@ from vlm_reuse_node.session.drift_bounds import DriftCount
 from vlm_reuse_node.session.session_status import SessionStatus
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
-FUTURE_S = 1.0
 # Warn when less than this share of the host's memory is available: the host starts to swap, and answers take seconds.
 LEAST_MEMORY = 0.05
-LOST_REMEDY = (
-    'Make the publisher reliable, send smaller or compressed pictures, or give its process larger DDS '
-    'buffers (Fast DDS: config/fastdds_large_pictures.xml).'
-)
-
-
-def camera_trouble(state: CameraState, max_age_s: float) -> tuple[bytes, str]:
-    """Level and message of what keeps this camera from answering, with the remedy; (OK, '') when nothing does."""
-    if state.failure:
-        return ERROR, f'{state.failure} Correct it, then remove and add the camera again (parameter cameras).'
-    if state.incompatible_qos and state.silent_s is None:
-        return ERROR, (
-            f'A publisher on {state.topic} offers a {state.incompatible_qos} policy that the subscription '
-            'does not accept; change the publisher or qos_overrides.'
-        )
-    if state.received == 0 and state.lost:
-        return ERROR, f'All {state.lost} pictures on {state.topic} were lost in transport. {LOST_REMEDY}'
-    if state.received == 0 and state.publishers == 0:
-        return WARN, f'Nobody publishes {state.topic}; start the camera, or remap {state.name}/image_raw to its topic.'
-    if state.received == 0:
-        return WARN, f"No picture yet on {state.topic}; compare the QoS with 'ros2 topic info -v {state.topic}'."
-    if state.silent_s is None:
-        return ERROR, f'All {state.received} pictures were refused. The last: {state.last_refusal}'
-    if state.silent_s > max_age_s:
-        level, why = _why_silent(state)
-        return level, f'No usable picture for {state.silent_s:.1f} s on {state.topic}. {why}'
-    return _clock_trouble(state, max_age_s)
-
-
-def _why_silent(state: CameraState) -> tuple[bytes, str]:
-    if state.refused_in_a_row:
-        return ERROR, f'All {state.refused_in_a_row} since then were refused. The last: {state.last_refusal}'
-    if state.publishers:
-        return WARN, 'Its publisher exists but is silent or slow; check the camera driver, or raise max_age_s.'
-    return ERROR, 'Its publisher is gone; start the camera again.'
-
-
-def _clock_trouble(state: CameraState, max_age_s: float) -> tuple[bytes, str]:
-    if state.arrival_age_s > max_age_s:
-        return ERROR, (
-            f'Pictures are {state.arrival_age_s:.1f} s old when they arrive. Synchronise the clocks; for a '
-            'bag, play it with --clock and set use_sim_time.'
-        )
-    if state.arrival_age_s < -FUTURE_S:
-        return WARN, (
-            f'Pictures are stamped {-state.arrival_age_s:.1f} s in the future. Synchronise the clocks; with '
-            'use_sim_time, check that /clock is published.'
-        )
-    return OK, ''
-
-
-def camera_status(
-    node: str, state: CameraState, before: CameraState, seconds: float, max_age_s: float
-) -> DiagnosticStatus:
-    """Status of a camera. before: its state `seconds` ago."""
-    received = state.received - before.received
-    refused = state.refused_total - before.refused_total
-    lost = state.lost - before.lost
-    level, message = camera_trouble(state, max_age_s)
-    if level == OK and lost > received // 10:
-        level, message = WARN, f'{lost} pictures were lost in transport while {received} arrived. {LOST_REMEDY}'
-    if level == OK and refused:
-        level, message = WARN, f'{refused} of {received} pictures were refused. The last: {state.last_refusal}'
-    values = {
-        'topic': state.topic,
-        'publishers': state.publishers,
-        'rate': f'{received / seconds:.1f} Hz',
-        'image age': 'no image' if state.silent_s is None else f'{state.image_age_s:.2f} s',
-        'pictures received': state.received,
-        'pictures lost': state.lost,
-        'pictures dropped': state.dropped,
-        'pictures refused': state.refused_total,
-        **{f'refused: {cause}': count for cause, count in sorted(state.refused.items())},
-        'callback median': _milliseconds(state.callback_ms, 50),
-        'callback p95': _milliseconds(state.callback_ms, 95),
-    }
-    return status(
-        f'{node}: camera {state.name}',
-        level,
-        message or f'{received / seconds:.1f} pictures/s',
-        values,
-        hardware_id=state.name,
-    )
-
-
-def _milliseconds(times: tuple[float, ...], percentile: int) -> str:
-    return f'{np.percentile(times, percentile):.2f} ms' if times else 'none yet'
 
 
 def budget_status(
@@ -169,8 +80,13 @@ def _work(sessions: Mapping[str, SessionStatus]) -> str:
     return f'{spent / cold:.2f} times the work of cold-dense' + (f' ({each})' if len(asked) > 1 else '')
 
 
-def node_status(node: str, stage: Stage, waits_for: str, failure: Exception | None) -> DiagnosticStatus:
-    """Status of the life cycle. failure: the error of the last transition, if it failed."""
+def node_status(node: str, stage: Stage, waits_for: str, failure: Exception | None, twin: str = '') -> DiagnosticStatus:
+    """Status of the life cycle.
+
+    failure: the error of the last transition, if it failed. twin: what there is to say about other nodes of its name.
+    """
+    if twin and not failure:
+        return status(f'{node}: life cycle', WARN, twin, {'stage': stage})
     if stage is Stage.ACTIVE:
         return status(f'{node}: life cycle', OK, 'Active', {'stage': stage})
     if failure:
@@ -279,6 +195,8 @@ def _drift(count: DriftCount) -> str:
 
 
 def status(name: str, level: bytes, message: str, values: Mapping, hardware_id: str = '') -> DiagnosticStatus:
-    """Build one status. Every value is converted to text."""
-    pairs = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
-    return DiagnosticStatus(name=name, level=level, message=message, hardware_id=hardware_id, values=pairs)
+    """Build one status. Every value is converted to text, and every text to one line."""
+    pairs = [KeyValue(key=one_line(key), value=one_line(str(value))) for key, value in values.items()]
+    return DiagnosticStatus(
+        name=one_line(name), level=level, message=one_line(message), hardware_id=one_line(hardware_id), values=pairs
+    )

@@ -43,21 +43,25 @@ RELIABLE, BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFOR
 
 
 class ImageSubscription:
-    """A subscription with depth 1. `qos_overrides` win; the reliability `best_available` follows the publishers.
+    """A subscription of pictures. `qos_overrides` win; the reliability `best_available` follows the publishers.
 
     topic: the full name after remapping.
     lost: pictures that the middleware began to receive and could not complete.
     incompatible_qos: the policy that a publisher offers and this subscription does not accept; '' for none.
     """
 
-    def __init__(self, node: Node, kind: type, topic: str, on_message: Callable[[Any], None]) -> None:
-        """Subscribe. topic: the name before remapping. Raises ConfigError for an invalid QoS override."""
+    def __init__(self, node: Node, kind: type, topic: str, on_message: Callable[..., None], depth: int = 1) -> None:
+        """Subscribe. topic: the name before remapping. on_message: takes a message, or a message and its info.
+
+        depth: how many messages wait; 1 keeps the newest. Of a video each one is needed.
+        Raises ConfigError for an invalid QoS override.
+        """
         self.lost = 0
         self.incompatible_qos = ''
         self._node, self._kind, self._asked_topic, self._on_message = node, kind, topic, on_message
         self._qos = QoSProfile(
             history=HistoryPolicy.KEEP_LAST,
-            depth=1,
+            depth=depth,
             durability=DurabilityPolicy.VOLATILE,
             reliability=ReliabilityPolicy.BEST_AVAILABLE,
         )

@@ -26,9 +26,11 @@ from vlm_reuse_interfaces.msg import RefreshBudget, WatchAnswer
 from vlm_reuse_interfaces.msg import Watch as WatchMessage
 from vlm_reuse_interfaces.srv import AddWatch, AskScene
 
+from vlm_reuse_node.plain_text import one_line
 from vlm_reuse_node.scene.refresh import Level, Refresh
 from vlm_reuse_node.serving.watch import Region, Watch
 from vlm_reuse_node.session.answer import Answer, Status
+from vlm_reuse_node.session.embedded_model import marked
 from vlm_reuse_node.session.progress import Progress
 from vlm_reuse_node.session.question import Question
 
@@ -77,16 +79,17 @@ def question_of(request: AskScene.Request | AskSceneAction.Goal) -> Question:
 
 
 def answer_message(answer: Answer) -> AnswerMessage:
-    """Convert an answer to `msg/Answer`."""
+    """Convert an answer to `msg/Answer`. An answer of the embedded model about another scene is marked."""
+    answer = marked(answer)
     return AnswerMessage(
         header=header_of(answer.stamp_ns, answer.frame_id),
         status=_STATUS_NUMBERS[answer.status],
-        message=answer.message,
+        message=one_line(answer.message),
         text=answer.text,
         choice_index=answer.choice_index,
         choice_scores=[float(score) for score in answer.choice_scores],
         confidence=float(answer.confidence),
-        camera=answer.camera,
+        camera=one_line(answer.camera),
         cached_stamp=_time(answer.cached_stamp_ns),
         image_age=duration_of(answer.image_age_s),
         lag=duration_of(answer.lag_s),
@@ -149,7 +152,7 @@ def watch_message(watch: Watch) -> WatchMessage:
     region = watch.region
     return WatchMessage(
         watch_id=watch.watch_id,
-        camera=watch.camera,
+        camera=one_line(watch.camera),
         question=watch.question.text,
         choices=list(watch.question.choices),
         margin=float(watch.margin),
@@ -173,7 +176,7 @@ def budget_message(refresh: Refresh, received: int, dropped: int, refused: int) 
         header=header_of(refresh.stamp_ns, refresh.frame_id),
         camera=refresh.camera,
         level=_LEVEL_NUMBERS[refresh.level],
-        reason=refresh.reason,
+        reason=one_line(refresh.reason),
         visual_tokens_total=refresh.visual_tokens_total,
         visual_tokens_refreshed=refresh.visual_tokens_refreshed,
         visual_tokens_changed=refresh.visual_tokens_changed,

@@ -23,19 +23,22 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
 from vlm_reuse_node.config import Config
+from vlm_reuse_node.ros.camera_diagnostics import camera_notices, camera_status
 from vlm_reuse_node.ros.camera_state import CameraState
 from vlm_reuse_node.ros.cameras import Cameras
 from vlm_reuse_node.ros.diagnostics import (
     audit_status,
     budget_status,
-    camera_status,
     memory_status,
     model_status,
 )
+from vlm_reuse_node.ros.notices import Notices
 from vlm_reuse_node.ros.shutdown import while_ros_runs
 from vlm_reuse_node.serving.worker_stats import WorkerStats
 
 PERIOD_S = 1.0
+# Statuses over which lost pictures are counted: one second at which much begins is no loss that stays.
+WINDOW = 5
 
 
 class Monitor:
@@ -62,20 +65,24 @@ class Monitor:
 class CameraMonitor:
     """Makes the statuses of model, cameras, budget, audit and memory while a model is loaded."""
 
-    def __init__(self, cameras: Cameras) -> None:
-        """Start without earlier states."""
-        self._cameras = cameras
-        self._before: dict[str, CameraState] = {}
+    def __init__(self, cameras: Cameras, notices: Notices) -> None:
+        """Start without earlier states. notices: of what only the log says."""
+        self._cameras, self._notices = cameras, notices
+        self._earlier: dict[str, list[CameraState]] = {}
 
     def statuses(
         self, name: str, stats: WorkerStats, config: Config, is_active: bool, seconds: float
     ) -> list[DiagnosticStatus]:
         """The current statuses. name: of the node. seconds: since the last call."""
         states = self._cameras.states()
+        earlier = {state.name: self._earlier_of(state) for state in states.values()}
         cameras = [
-            camera_status(name, state, self._before_of(state), seconds, config.max_age_s) for state in states.values()
+            camera_status(name, state, earlier[state.name], seconds, config.max_age_s) for state in states.values()
         ]
-        self._before = states
+        if is_active:
+            each = (camera_notices(state, earlier[state.name]) for state in states.values())
+            self._notices.see({key: text for notices in each for key, text in notices.items()})
+        self._earlier = {camera: [*earlier[camera][1 - WINDOW :], state] for camera, state in states.items()}
         return [
             model_status(name, stats, config.queue_size),
             *(cameras if is_active else []),
@@ -84,7 +91,7 @@ class CameraMonitor:
             memory_status(name, stats),
         ]
 
-    def _before_of(self, state: CameraState) -> CameraState:
-        """The camera's state at the last call. For a camera that was added since then: its current state."""
-        before = self._before.get(state.name, state)
-        return before if before.received <= state.received else state
+    def _earlier_of(self, state: CameraState) -> list[CameraState]:
+        """The camera's states at the last calls. For a camera that was added since then: its current state."""
+        earlier = self._earlier.get(state.name, [state])
+        return earlier if earlier[-1].received <= state.received else [state]

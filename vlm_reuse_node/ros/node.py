@@ -27,25 +27,27 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from diagnostic_msgs.msg import DiagnosticStatus
-from rclpy.clock import JumpThreshold, TimeJump
-from rclpy.duration import Duration
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from std_srvs.srv import Trigger
 from vlm_reuse_interfaces.srv import AskScene
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, InvalidRequestError, VlmReuseError
 from vlm_reuse_node.ros.ask_server import AskServer, answered
+from vlm_reuse_node.ros.camera_diagnostics import camera_trouble
 from vlm_reuse_node.ros.cameras import Cameras
-from vlm_reuse_node.ros.diagnostics import camera_trouble, node_status
+from vlm_reuse_node.ros.diagnostics import node_status
+from vlm_reuse_node.ros.graph import twins_of
 from vlm_reuse_node.ros.messages import question_of
 from vlm_reuse_node.ros.monitor import CameraMonitor, Monitor
+from vlm_reuse_node.ros.node_time import NodeTime
+from vlm_reuse_node.ros.notices import Notices
 from vlm_reuse_node.ros.parameters import check_qos_overrides_are_used, declare_parameters, watch_parameters
+from vlm_reuse_node.ros.plain_logger import PlainLogNode
 from vlm_reuse_node.ros.shutdown import while_ros_runs
-from vlm_reuse_node.ros.stage import Stage
+from vlm_reuse_node.ros.stage import Stage, remedy_of
 from vlm_reuse_node.ros.watch_server import WatchServer
 from vlm_reuse_node.scene.frame import Frame
-from vlm_reuse_node.scene.lookout import RESTARTED_NS
 from vlm_reuse_node.serving.watch import Watch
 from vlm_reuse_node.session.answer import Answer, Status
 from vlm_reuse_node.session.progress import Progress
@@ -61,7 +63,7 @@ SUCCESS, FAILURE, ERROR = (
 )
 
 
-class SceneNode(LifecycleNode):
+class SceneNode(PlainLogNode):
     """Answers planners about live cameras.
 
     A lifecycle node: configure loads the model, activate subscribes to the cameras, deactivate keeps the state, cleanup
@@ -86,13 +88,16 @@ class SceneNode(LifecycleNode):
         self._on_active = on_active
         self._failure: Exception | None = None  # of the last transition
         self._worker: ModelWorker | None = None
+        self._loading: ModelWorker | None = None  # the worker whose model is being loaded
         # Created with the first model, and kept through cleanup and configure, so that clients keep their services.
         self._cameras: Cameras | None = None
         self._camera_monitor: CameraMonitor | None = None
         self._watches: WatchServer | None = None
         self._asks: AskServer | None = None
+        self._time = NodeTime(self.get_clock())
+        self._notices = Notices(self.get_logger())
         self._monitor = Monitor(self, self._statuses)
-        self._watch_time()
+        self._time.on_jump_back(self._on_time_jump)
 
     def start(self) -> None:
         """Configure and activate: load the model, then serve and subscribe.
@@ -101,6 +106,10 @@ class SceneNode(LifecycleNode):
         """
         if self.trigger_configure() != SUCCESS or self.trigger_activate() != SUCCESS:
             raise self._failure
+
+    def say_what_it_waits_for(self) -> None:
+        """Log that nothing is loaded before somebody configures the node, and by which command."""
+        self.get_logger().info(f'autostart is false: waiting for a lifecycle manager. {self._inactive()}')
 
     def dismiss(self) -> None:
         """Stop the worker and refuse new questions. The executor then answers the open questions with CANCELLED."""
@@ -156,7 +165,8 @@ class SceneNode(LifecycleNode):
         except Exception as error:
             self.stage, self._failure = before, error
             is_ours = isinstance(error, VlmReuseError)
-            self.get_logger().error(str(error) if is_ours else traceback.format_exc())
+            for line in [str(error)] if is_ours else traceback.format_exc().splitlines():
+                self.get_logger().error(line)
             return FAILURE if is_ours else ERROR
         self.stage = after
         return SUCCESS
@@ -168,11 +178,15 @@ class SceneNode(LifecycleNode):
         from vlm_reuse_node.serving.worker import ModelWorker
 
         if self._cameras is None:
-            self._cameras = Cameras(self, self._observe, self._forget)
-            self._camera_monitor = CameraMonitor(self._cameras)
+            self._cameras = Cameras(self, self._observe, self._forget, self._time)
+            self._camera_monitor = CameraMonitor(self._cameras, Notices(self.get_logger()))
         cameras = self._cameras
         worker = ModelWorker(self.config, cameras.on_refresh, cameras.on_refused, self._on_watch, cameras.on_dropped)
-        worker.start(self._monitor.publish)
+        self._loading = worker
+        try:
+            worker.start(self._monitor.publish)
+        finally:
+            self._loading = None
         self._worker = worker
         try:
             self._serve()
@@ -205,7 +219,7 @@ class SceneNode(LifecycleNode):
     def _serve(self) -> None:
         if self._asks:
             return
-        self._watches = WatchServer(self, self._active_worker, self._standing)
+        self._watches = WatchServer(self, self._active_worker, self._standing, self._time.now_ns)
         self.create_service(Trigger, '~/reset', self._on_reset)
         self._asks = AskServer(self, self._ask, self._with_reason)
 
@@ -228,13 +242,8 @@ class SceneNode(LifecycleNode):
 
     def _inactive(self) -> str:
         """A sentence that says why the node is not active, and what to do."""
-        if self.stage in (Stage.CONFIGURING, Stage.CLEANING_UP):
-            return f'The node is {self.stage}; wait until it has finished.'
-        if self.stage is Stage.FINALIZED:
-            return 'The node was shut down; start its process again.'
-        name = self.get_fully_qualified_name()
-        transition = 'activate' if self.stage is Stage.INACTIVE else 'configure'
-        return f"The node is {self.stage}; run 'ros2 lifecycle set {name} {transition}'."
+        progress = self._loading.loading if self._loading else ''
+        return remedy_of(self.stage, self.get_fully_qualified_name(), progress)
 
     def _ask(
         self, request: AskScene.Request, cold: bool, cancel: Event | None, listener: Callable[[Progress], None] | None
@@ -242,8 +251,12 @@ class SceneNode(LifecycleNode):
         """Queue a request's question for the model."""
         if self.stage is not Stage.ACTIVE:
             return answered(Answer(Status.INACTIVE, self._inactive(), camera=request.camera))
+        state = self._cameras.state(request.camera or self.config.cameras[0])
+        if state and self._time.is_missing:
+            status = Status.NO_IMAGE if state.silent_s is None else Status.STALE
+            return answered(Answer(status, camera=state.name))
         ask = self._worker.ask_cold if cold else self._worker.ask
-        return ask(request.camera, question_of(request), self.get_clock().now().nanoseconds, cancel, listener)
+        return ask(request.camera, question_of(request), self._time.now_ns(), cancel, listener)
 
     def _observe(self, frame: Frame) -> None:
         self._worker.observe(frame)
@@ -280,20 +293,16 @@ class SceneNode(LifecycleNode):
 
     def _statuses(self, seconds: float) -> list[DiagnosticStatus]:
         name = self.get_fully_qualified_name().lstrip('/')
-        statuses = [node_status(name, self.stage, self._inactive(), self._failure)]
+        twin, clock = twins_of(self), self._time.trouble
+        self._notices.see({text.partition(' for ')[0]: text for text in (twin, clock) if text})
+        statuses = [node_status(name, self.stage, self._inactive(), self._failure, twin)]
         if self._worker:
             is_active = self.stage is Stage.ACTIVE
             statuses += self._camera_monitor.statuses(name, self._worker.stats(), self.config, is_active, seconds)
         return statuses
 
-    def _watch_time(self) -> None:
+    def _on_time_jump(self) -> None:
         """Reset every camera when (simulated) time jumps back, as with a looping bag. Ages would be wrong otherwise."""
-        backwards = JumpThreshold(
-            min_forward=None, min_backward=Duration(nanoseconds=-RESTARTED_NS), on_clock_change=True
-        )
-        self._jumps = self.get_clock().create_jump_callback(backwards, post_callback=self._on_time_jump)
-
-    def _on_time_jump(self, jump: TimeJump) -> None:
         if self._worker is None:
             return
         self.get_logger().info(

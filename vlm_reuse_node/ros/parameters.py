@@ -27,6 +27,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError
+from vlm_reuse_node.plain_text import one_line
 
 NAMES = tuple(parameter.name for parameter in fields(Config))
 QOS_OVERRIDES = 'qos_overrides.'
@@ -102,7 +103,7 @@ def watch_parameters(
                 _check_live(node, config, changed)
             _check_cameras(node, changed)
         except ConfigError as error:
-            return SetParametersResult(successful=False, reason=str(error))
+            return SetParametersResult(successful=False, reason=one_line(str(error)))
         return SetParametersResult(successful=True)
 
     def take(parameters: list[Parameter]) -> None:

@@ -18,6 +18,7 @@ ROS runs on its own thread, so the main thread can always receive a signal. Open
 down. rclpy's own signal handlers would shut it down first.
 """
 
+import argparse
 import logging
 import os
 import signal
@@ -35,13 +36,21 @@ from rclpy.executors import SingleThreadedExecutor, TimeoutException
 from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 
+from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, ModelError
+from vlm_reuse_node.plain_text import log_lines, print_error
+from vlm_reuse_node.ros.middleware import make_room
 from vlm_reuse_node.ros.node import NODE_NAME, SceneNode
 from vlm_reuse_node.ros.parameters import making
 from vlm_reuse_node.ros.stage import Stage
 
 READY = f'{NODE_NAME}: ready'
 EXIT_MODEL, EXIT_CONFIG, EXIT_FAULT = 1, 2, 3
+HELP = f"""The node, without `ros2 run` or `ros2 launch`. Everything is a parameter (docs/parameters.md), for example:
+  node --ros-args -p model:=tabletop -p cameras:="[front]" -r front/image_raw:=/your/topic
+Without parameters it loads the model '{Config.model}' and looks at {', '.join(Config.cameras)}/image_raw."""
+EXIT_CODES = f"""Exit codes: 0 a signal stopped it; {EXIT_MODEL} the model cannot be loaded;
+{EXIT_CONFIG} wrong parameters or arguments; {EXIT_FAULT} an internal error, with a traceback."""
 SIGNAL, END = 'a signal', 'the end'  # events: a signal arrived, or the ROS thread ended
 # Time for the middleware to deliver the last requests, and again to send the last answers, seconds.
 FLUSH_S = 0.2
@@ -55,11 +64,13 @@ def main(argv: list[str] | None = None) -> int:
     Returns 0; EXIT_MODEL when the model cannot be loaded; EXIT_CONFIG for wrong parameters or arguments; EXIT_FAULT
     after an internal error.
     """
+    _parse(argv)
     events: SimpleQueue[str] = SimpleQueue()  # the only queue that a signal handler may write to
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: events.put(SIGNAL))
     if hasattr(cv2, 'setLogLevel'):
         cv2.setLogLevel(0)  # the node itself counts and reports damaged pictures
+    make_room()
     try:
         _init(argv)
         running = _Running(events)
@@ -127,6 +138,8 @@ class _Running(Thread):
         try:
             if self._node.config.autostart:
                 self._node.start()
+            else:
+                self._node.say_what_it_waits_for()
             self._executor.spin_until_future_complete(self._end_future)
         except ConfigError as error:
             return _say(error, EXIT_CONFIG)
@@ -163,7 +176,10 @@ class _Running(Thread):
 
 
 class EngineLog(logging.Handler):
-    """Forwards the engine's log to a ROS logger, at its level. Repeats the same message at most every five seconds."""
+    """Forwards the engine's log to a ROS logger, at its level.
+
+    Repeats the same message at most every five seconds, except at debug.
+    """
 
     def __init__(self, logger: Any) -> None:
         """Start forwarding. logger: a node's `get_logger()`."""
@@ -176,18 +192,36 @@ class EngineLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Forward one record."""
-        text, now_s = self.format(record), time.monotonic()
+        for line in log_lines(record):
+            self._write(record.levelno, line)
+
+    def _write(self, level: int, text: str) -> None:
+        if level < logging.INFO:
+            self._logger.debug(text)
+            return
+        now_s = time.monotonic()
         if now_s - self._last_s.get(text, -5.0) < 5.0:
             return
         self._last_s = {old: last_s for old, last_s in self._last_s.items() if now_s - last_s < 5.0} | {text: now_s}
-        if record.levelno >= logging.ERROR:
+        if level >= logging.ERROR:
             self._logger.error(text)
-        elif record.levelno >= logging.WARNING:
+        elif level >= logging.WARNING:
             self._logger.warning(text)
-        elif record.levelno >= logging.INFO:
-            self._logger.info(text)
         else:
-            self._logger.debug(text)
+            self._logger.info(text)
+
+
+def _parse(argv: list[str] | None) -> None:
+    """Answer --help. All other arguments are those of ROS."""
+    parser = argparse.ArgumentParser(
+        NODE_NAME,
+        'node [-h] [--ros-args -p NAME:=VALUE -r OLD:=NEW --params-file FILE --log-level LEVEL]',
+        HELP,
+        EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.parse_known_args(argv)
 
 
 def _init(argv: list[str] | None) -> None:
@@ -200,7 +234,7 @@ def _init(argv: list[str] | None) -> None:
 
 
 def _say(error: Exception, exit_code: int) -> int:
-    print(f'{NODE_NAME}: {error}', file=sys.stderr)
+    print_error(NODE_NAME, error)
     return exit_code
 
 

@@ -26,3 +26,16 @@ class Stage(StrEnum):
     ACTIVE = 'active'
     CLEANING_UP = 'cleaning up'
     FINALIZED = 'finalized'
+
+
+def remedy_of(stage: Stage, name: str, progress: str = '') -> str:
+    """A sentence that says why a node is not active, and what to do.
+
+    name: its full name. progress: how far it has got with what it is doing; '' if that is not known.
+    """
+    if stage in (Stage.CONFIGURING, Stage.CLEANING_UP):
+        return f'The node is {stage}{f" ({progress})" if progress else ""}; wait until it has finished.'
+    if stage is Stage.FINALIZED:
+        return 'The node was shut down; start its process again.'
+    transition = 'activate' if stage is Stage.INACTIVE else 'configure'
+    return f"The node is {stage}; run 'ros2 lifecycle set {name} {transition}'."

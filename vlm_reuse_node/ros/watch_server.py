@@ -28,6 +28,7 @@ from vlm_reuse_interfaces.msg import WatchAnswer
 from vlm_reuse_interfaces.srv import AddWatch, ListWatches, RemoveWatch
 
 from vlm_reuse_node.errors import InvalidRequestError
+from vlm_reuse_node.plain_text import one_line
 from vlm_reuse_node.ros.ask_server import awaitable
 from vlm_reuse_node.ros.messages import watch_answer_message, watch_message, watch_of
 from vlm_reuse_node.serving.watch import Watch
@@ -48,13 +49,15 @@ class WatchServer:
         node: Node,
         worker: Callable[[], ModelWorker],
         standing: Callable[[], list[Watch]],
+        now_ns: Callable[[], int],
     ) -> None:
         """Create the services and the topic.
 
         worker: returns the worker. Raises InvalidRequestError when the node is not active.
         standing: returns the standing questions, the oldest first, in every state of the node.
+        now_ns: returns the time of pictures and questions.
         """
-        self._node, self._worker, self._standing = node, worker, standing
+        self._node, self._worker, self._standing, self._now_ns = node, worker, standing, now_ns
         self._publisher = self._kept_publisher()
         group = ReentrantCallbackGroup()
         node.create_service(AddWatch, '~/add_watch', self._on_add, callback_group=group)
@@ -79,7 +82,7 @@ class WatchServer:
             response.watch_id = await self._add(self._worker(), watch_of(request))
             response.success = True
         except InvalidRequestError as error:
-            response.message = str(error)
+            response.message = one_line(str(error))
         return response
 
     def _on_remove(self, request: RemoveWatch.Request, response: RemoveWatch.Response) -> RemoveWatch.Response:
@@ -87,7 +90,7 @@ class WatchServer:
             self._worker().unwatch(request.watch_id)
             response.success = True
         except InvalidRequestError as error:
-            response.message = str(error)
+            response.message = one_line(str(error))
         return response
 
     def _on_list(self, request: ListWatches.Request, response: ListWatches.Response) -> ListWatches.Response:
@@ -96,7 +99,7 @@ class WatchServer:
 
     async def _add(self, worker: ModelWorker, watch: Watch) -> int:
         """Add a standing question and wait for its first answer, because only the model can check it fully."""
-        watch, asked = worker.watch(watch, self._node.get_clock().now().nanoseconds)
+        watch, asked = worker.watch(watch, self._now_ns())
         answer = await awaitable(asked, self._node.executor)
         if answer.status in (Status.INVALID_REQUEST, Status.CANCELLED):
             with suppress(InvalidRequestError):  # it was removed in the meantime

@@ -18,6 +18,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vlm_reuse_node.errors import ImageError
+
+# The frame_id of generated tabletops: the only pictures that the embedded model knows.
+TABLETOP_FRAME = 'generated_tabletop'
+
 
 @dataclass(frozen=True, eq=False)
 class Frame:
@@ -61,3 +66,19 @@ class Frame:
     def since_s(self, now_ns: int) -> float:
         """Seconds from the picture to `now_ns`; negative when the picture was taken later."""
         return (now_ns - self.taken_ns) / 1e9
+
+
+def frame_of_pixels(pixels: np.ndarray, stamp_ns: int, camera: str) -> Frame:
+    """Make a frame of a picture that somebody else may still write to: it is copied.
+
+    pixels: (height, width, 3) uint8, channels in the order red, green, blue; an array, or what NumPy makes one of.
+    Raises ImageError with cause 'encoding' for anything else.
+    """
+    rgb = np.array(pixels)
+    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
+        raise ImageError(
+            'encoding',
+            f'The picture is an array of shape {rgb.shape} and type {rgb.dtype}; expected (height, width, 3) of uint8, '
+            'channels in the order red, green, blue.',
+        )
+    return Frame(rgb, stamp_ns, camera=camera)

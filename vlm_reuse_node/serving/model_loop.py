@@ -26,6 +26,7 @@ from functools import partial
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ImageError
+from vlm_reuse_node.model.load_progress import LoadProgress
 from vlm_reuse_node.model.loading import load, release_thread
 from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.scene.frame import Frame
@@ -70,9 +71,9 @@ class ModelLoop:
         self._wait_s: float | None = None  # until upkeep may be due
         self._kept_up = ''  # the camera that did the last stage of upkeep
 
-    def load(self) -> None:
+    def load(self, progress: LoadProgress) -> None:
         """Load the model and test it. Raises ModelError or ConfigError as `loading.load` and `rehearse` do."""
-        self._vlm = load(self.config.model)
+        self._vlm = load(self.config.model, self.config.visual_tokens, self.config.thinking, progress)
         rehearse(self._vlm, self.config)
         self._tally.model = self._vlm.name
 

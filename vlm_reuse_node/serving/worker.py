@@ -26,9 +26,11 @@ from threading import Event
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, ImageError, InvalidRequestError
+from vlm_reuse_node.model.load_progress import LoadProgress
 from vlm_reuse_node.model.loading import device_bytes
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Level, Refresh
+from vlm_reuse_node.serving import steps
 from vlm_reuse_node.serving.inbox import Inbox
 from vlm_reuse_node.serving.listener import notify
 from vlm_reuse_node.serving.looks import Looks
@@ -38,6 +40,7 @@ from vlm_reuse_node.serving.watch import Watch
 from vlm_reuse_node.serving.watches import Watches
 from vlm_reuse_node.serving.worker_stats import Tally, WorkerStats
 from vlm_reuse_node.session.answer import Answer, Status
+from vlm_reuse_node.session.embedded_model import check_words
 from vlm_reuse_node.session.progress import Progress
 from vlm_reuse_node.session.question import Question
 
@@ -70,6 +73,7 @@ class ModelWorker:
         self._loop = ModelLoop(config, self._inbox, self._tally, self._on_frame_refreshed, on_refused, on_dropped)
         self._looks = Looks(self._inbox, self._loop)
         self._ready: Future[None] = Future()
+        self._progress = LoadProgress()
         self._thread = threading.Thread(target=self._run, name='model', daemon=True)
 
     def start(self, meanwhile: Callable[[], None] = lambda: None) -> None:
@@ -83,12 +87,18 @@ class ModelWorker:
         """
         self._thread.start()
         while not wait([self._ready], MEANWHILE_S).done:
+            self._progress.tell_when_due()
             meanwhile()
         try:
             self._ready.result()
         except Exception:
             self._thread.join()  # MLX aborts the process if it exits while this thread still frees its streams
             raise
+
+    @property
+    def loading(self) -> str:
+        """What is being loaded, and how far that is, such as 'loading weights: 3.1 of 8.2 GB'; '' at other times."""
+        return self._progress.text
 
     def observe(self, frame: Frame) -> None:
         """Hand over a frame of `frame.camera`. Never blocks. An older frame that still waits is dropped.
@@ -97,6 +107,7 @@ class ModelWorker:
         """
         if frame.camera not in self._config.cameras:
             raise ImageError('camera', self._config.unknown_camera(frame.camera))
+        steps.picture_came(frame)
         if replaced := self._inbox.put_frame(frame):
             self._loop.drop(replaced)
 
@@ -140,6 +151,7 @@ class ModelWorker:
         watch = replace(watch, camera=watch.camera or self._config.cameras[0])
         if watch.camera not in self._config.cameras:
             raise InvalidRequestError(self._config.unknown_camera(watch.camera))
+        check_words(self._config.model, watch.question)
         return self._watches.add(watch, now_ns, self._loop.size_of(watch.camera))
 
     def unwatch(self, watch_id: int) -> None:
@@ -197,7 +209,13 @@ class ModelWorker:
 
     def _queue(self, queued: QueuedQuestion) -> Future[Answer]:
         """Put a question into the inbox, or answer it at once when the inbox does not take it."""
+        steps.question_came(queued)
         limit = self._config.queue_size
+        try:
+            check_words(self._config.model, queued.question)
+        except InvalidRequestError as error:
+            self._loop.refuse(queued, Status.INVALID_REQUEST, str(error))
+            return queued.future
         if queued.camera not in self._config.cameras:
             self._loop.refuse(queued, Status.INVALID_REQUEST, self._config.unknown_camera(queued.camera))
         elif not self._inbox.put_question(queued, limit):
@@ -212,6 +230,7 @@ class ModelWorker:
 
     def _ask_standing(self, watch: Watch, now_ns: int, future: Future[Answer]) -> None:
         queued = QueuedQuestion(watch.camera, watch.question, now_ns, future=future, is_standing=True)
+        steps.question_came(queued)
         if not self._inbox.put_standing(queued):
             future.cancel()
 
@@ -219,12 +238,13 @@ class ModelWorker:
         if refresh.level is not Level.REUSE:
             self._tally.last_error = ''
         self._watches.see(frame, refresh, self._config.max_lag_s)
+        steps.picture_used(refresh)
         notify(self._on_refresh, frame, refresh)
 
     def _run(self) -> None:
         """The body of the model's thread. It ends after the looks have ended."""
         try:
-            self._loop.load()
+            self._loop.load(self._progress)
         except Exception as error:
             self._inbox.close()
             self._ready.set_exception(error)

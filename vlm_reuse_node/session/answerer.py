@@ -26,7 +26,7 @@ import numpy as np
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import InvalidRequestError
 from vlm_reuse_node.model.prompt import PromptTemplate
-from vlm_reuse_node.model.sampling import ConfidenceSampler, sampler
+from vlm_reuse_node.model.sampling import ConfidenceSampler, TextSampler, sampler
 from vlm_reuse_node.model.token_tree import Block
 from vlm_reuse_node.model.vlm import Vlm
 from vlm_reuse_node.model.work import Work
@@ -38,6 +38,8 @@ from vlm_reuse_node.session.turn import SharedTurn, Turn
 # Decodes an answer with a sampler and a listener (`sample`, `on_token`), and returns its tokens.
 Decode = Callable[..., list[int]]
 
+# A text may have so many tokens of thoughts before its max_tokens begin to count, if the context has room for them.
+MOST_THOUGHTS = 2048
 INCOMPLETE_CHARACTER = '\ufffd'  # decoded from a character whose remaining bytes are in later tokens
 
 
@@ -46,12 +48,14 @@ class TokenizedQuestion:
     """A checked question in tokens.
 
     needed: tokens that the context must have room for: those of the longest choice, or the question's max_tokens.
+    thoughts: most tokens of thoughts before the text; 0: it is answered without.
     temperature, seed: see `sampling.sampler`.
     grammar: compiled from the question's json_schema; '' without one.
     """
 
     question: Question
     needed: int
+    thoughts: int
     tokens: list[int]
     choices: list[list[int]]
     temperature: float
@@ -92,10 +96,12 @@ class Answerer:
         """Check a question and convert it to tokens. Raises InvalidRequestError."""
         complete = question.completed(config)
         choices = self._template.choices(complete.choices)
+        thinks = self._template.thinking and not (choices or complete.json_schema)
         return TokenizedQuestion(
             complete,
             max(map(len, choices), default=question.max_tokens or 1),
-            self._template.question(complete.text, thinks=not (choices or complete.json_schema)),
+            MOST_THOUGHTS if thinks else 0,
+            self._template.question(complete.text, thinks),
             choices,
             config.temperature,
             config.seed,
@@ -105,7 +111,7 @@ class Answerer:
     def expected(self, tokenized: TokenizedQuestion) -> Work:
         """The most tokens that an answer to this question may take, and the time that it is likely to take."""
         meter = self._vlm.meter
-        decoded = 0 if tokenized.choices else tokenized.question.max_tokens
+        decoded = 0 if tokenized.choices else tokenized.question.max_tokens + tokenized.thoughts
         ms = meter.read.ms(len(tokenized.tokens)) + min(decoded, self._mean_decoded) * meter.decode.ms(1)
         ms += sum(meter.read.ms(len(choice)) for choice in tokenized.choices)
         return Work(0, tokenized.cost, decoded, ms)
@@ -197,9 +203,10 @@ class Answerer:
             )
 
     def _most(self, state: State, tokenized: TokenizedQuestion) -> int:
-        """Most tokens of a text: max_tokens, or what the context leaves."""
+        """Most tokens of a text and its thoughts: all that are allowed, or what the context leaves."""
         context = self._vlm.context or sys.maxsize
-        return min(tokenized.question.max_tokens, context - state.tokens - len(tokenized.tokens))
+        allowed = tokenized.question.max_tokens + tokenized.thoughts
+        return min(allowed, context - state.tokens - len(tokenized.tokens))
 
     def _write(self, tokenized: TokenizedQuestion, most: int, turn: Turn, decode: Decode) -> Outcome:
         """Write free text, or a document under a grammar, of at most `most` tokens."""
@@ -207,14 +214,23 @@ class Answerer:
         if tokenized.grammar:
             text, ids = self._write_document(tokenized, most, turn, decode, confident)
             return Outcome(text, confident.least, token_ids=ids)
-        ids = tuple(decode(sample=confident, on_token=_listener(turn, partial(self._said, goes_on=True))))
-        spoken = len(self._template.spoken(ids))
-        if ids and not spoken:
-            raise InvalidRequestError(
-                f'The model was still thinking after {len(ids)} tokens, and thoughts are no answer. Allow more '
-                'tokens (max_tokens), or ask with choices or a json_schema, which are answered without thoughts.'
+        allowed = min(most, tokenized.question.max_tokens)
+        thoughts = most - allowed if tokenized.thoughts else most
+        writer = TextSampler(confident, self._template.spoken, thoughts, allowed, self._vlm.stop_ids)
+        ids = tuple(
+            decode(
+                sample=writer,
+                on_token=_listener(turn, partial(self._said, goes_on=True), thinks=tokenized.thoughts > 0),
             )
-        message = f'The answer was cut at max_tokens {most}.' if len(ids) == most else ''
+        )
+        spoken = len(self._template.spoken(ids))
+        if not spoken and (ids or writer.is_cut):
+            more = 'set thinking to false' if tokenized.thoughts else 'allow more tokens (max_tokens)'
+            raise InvalidRequestError(
+                f'The model was still thinking after {len(ids)} tokens, and thoughts are no answer. Ask with choices '
+                f'or a json_schema, which are answered without thoughts, or {more}.'
+            )
+        message = f'The answer was cut at max_tokens {allowed}.' if spoken == allowed else ''
         if spoken < len(ids):
             message = f'{len(ids) - spoken} of {len(ids)} tokens were thoughts, which are left out. {message}'.rstrip()
         return Outcome(self._said(list(ids)), confident.least, token_ids=ids, message=message)
@@ -240,11 +256,12 @@ class Answerer:
         return text, ids
 
 
-def _listener(turn: Turn, text: Callable[[list[int]], str]) -> Callable[[list[int]], None]:
-    """What reports the text after every token."""
+def _listener(turn: Turn, text: Callable[[list[int]], str], thinks: bool = False) -> Callable[[list[int]], None]:
+    """What reports the text after every token. thinks: whether thoughts come before it."""
 
     def on_token(ids: list[int]) -> None:
         if turn.has_listener:
-            turn.report('decode', text(ids).rstrip(INCOMPLETE_CHARACTER), len(ids))
+            said = text(ids).rstrip(INCOMPLETE_CHARACTER)
+            turn.report('thinking' if thinks and not said else 'decode', said, len(ids))
 
     return on_token

@@ -75,8 +75,15 @@ class Auditor:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of the cold-dense state that the current audit has computed."""
-        return self._twin.held_bytes if self._twin else 0
+        """Bytes of the cold-dense state that the current audit has computed, without the pixels, which are `frames`."""
+        if self._twin is None:
+            return 0
+        return self._twin.held_bytes - sum(encoded.frame.rgb.nbytes for encoded in self._twin.frames)
+
+    @property
+    def frames(self) -> list[Frame]:
+        """The frames that are kept for answers that wait for their audit."""
+        return [frame for sample in self._waiting for frame in sample.frames]
 
     def expected(self, meter: Meter) -> Work | None:
         """The expected work of the rest of the first waiting audit; None without one."""

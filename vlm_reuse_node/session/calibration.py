@@ -36,8 +36,8 @@ LONGEST_NAME, MOST_NAMES = 100, 20
 LEAST_STATES = 20
 # Parameters that change what patched states answer, or which cells are patched.
 PARAMETERS = (
-    'system_prompt', 'temperature', 'history_frames', 'change_threshold', 'exposure_compensation', 'max_cell_age_s',
-    'budget_ms',
+    'visual_tokens', 'thinking', 'system_prompt', 'temperature', 'history_frames', 'change_threshold',
+    'exposure_compensation', 'max_cell_age_s', 'budget_ms',
 )  # fmt: skip
 
 

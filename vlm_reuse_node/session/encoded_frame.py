@@ -14,6 +14,7 @@
 
 """A frame with the visual features that the model computed from it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -64,3 +65,14 @@ class EncodedFrame:
     def nbytes(self) -> int:
         """Bytes of features and vision state, without the frame itself."""
         return self.vision.nbytes if self.vision else self.features.nbytes
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all that is kept: features, vision state, and the pixels, from which audits compute again."""
+        return self.nbytes + self.frame.rgb.nbytes
+
+
+def pixel_bytes(frames: Iterable[Frame], beside: Iterable[Frame] = ()) -> int:
+    """Bytes of these frames' pixels, each picture once, without those that `beside` holds too."""
+    counted = {id(frame.rgb) for frame in beside}
+    return sum({id(frame.rgb): frame.rgb.nbytes for frame in frames if id(frame.rgb) not in counted}.values())

@@ -54,8 +54,10 @@ class History:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of the second state; 0 without a rollover."""
-        return self._next.held_bytes if self._next else 0
+        """Bytes of the second state, without its pixels, which the old state holds too; 0 without a rollover."""
+        if self._next is None:
+            return 0
+        return self._next.held_bytes - sum(encoded.frame.rgb.nbytes for encoded in self._next.frames)
 
     @property
     def left(self) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 class Progress:
     """Progress of an answer.
 
-    stage: 'queue', 'refresh', 'prefill' or 'decode'. An escalation goes back to 'refresh'.
+    stage: 'queue', 'refresh', 'prefill', 'thinking' or 'decode'. An escalation goes back to 'refresh'.
     text: the answer so far. tokens_generated: for it; 0 for a remembered answer, whose text comes at once.
     """
 

@@ -15,7 +15,9 @@
 """The record of a question, and its checks."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import InvalidRequestError
@@ -83,6 +85,13 @@ class Question:
         if self.json_schema:
             return 1.0
         return config.min_confidence if self.choices else config.min_text_confidence
+
+
+def question_of(question: Question | str, choices: Sequence[str] = ()) -> Question:
+    """Make a question of its text. choices: take the place of its own ones; (): they stay."""
+    given: Any = choices if isinstance(choices, str) else tuple(choices)  # a single text is refused by `completed`
+    asked = question if isinstance(question, Question) else Question(question)
+    return replace(asked, choices=given) if given else asked
 
 
 def _check_types(question: Question) -> None:

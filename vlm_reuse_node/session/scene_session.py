@@ -14,8 +14,8 @@
 
 """One camera's conversation with the model. Start reading here.
 
-`look(frame)` finds out what changed, on every frame, without the model.
-`ask(question)` brings the model's state up to the newest frame if the question needs that, answers, and restores it.
+`look(picture)` finds out what changed, on every picture, without the model.
+`ask(question)` brings the model's state up to the newest picture if the question needs that, answers, and restores it.
 `work()` does upkeep between questions, as far as the camera's credit pays for it.
 Prompt: `[system] [history keyframe 1] ... [history keyframe n] [live frame] | snapshot | [question] -> answer`.
 """
@@ -27,17 +27,20 @@ from contextlib import suppress
 from functools import partial
 from threading import Lock
 
+import numpy as np
+
 from vlm_reuse_node.config import AUTO_POLICY, Config
 from vlm_reuse_node.errors import ImageError
 from vlm_reuse_node.model.vlm import Check, Vlm, go_on
-from vlm_reuse_node.scene.frame import Frame
+from vlm_reuse_node.scene.frame import Frame, frame_of_pixels
 from vlm_reuse_node.scene.refresh import Refresh
 from vlm_reuse_node.session.account import Account
 from vlm_reuse_node.session.answer import Answer
 from vlm_reuse_node.session.answerer import Answerer
 from vlm_reuse_node.session.auditor import Auditor
 from vlm_reuse_node.session.case import Case
-from vlm_reuse_node.session.question import Question
+from vlm_reuse_node.session.encoded_frame import pixel_bytes
+from vlm_reuse_node.session.question import Question, question_of
 from vlm_reuse_node.session.refresher import Refresher
 from vlm_reuse_node.session.responder import Responder
 from vlm_reuse_node.session.session_status import SessionStatus
@@ -62,7 +65,7 @@ class SceneSession:
     def __init__(
         self,
         vlm: Vlm,
-        config: Config,
+        config: Config = Config(),
         camera: str = 'camera',
         on_refresh: Callable[[Frame, Refresh], None] = lambda frame, refresh: None,
         on_refused: Callable[[Frame, ImageError], None] = lambda frame, error: None,
@@ -71,6 +74,7 @@ class SceneSession:
     ) -> None:
         """Start without a frame.
 
+        vlm: from `model.loading.load`.
         on_refresh: called after every look at a frame, and after every refresh; on the thread that does it.
         on_refused: called after every frame that the model cannot take.
         clock: seconds; upkeep takes the rhythm of the questions from it.
@@ -105,25 +109,30 @@ class SceneSession:
         """Whether `look` needs no model for a frame of this size."""
         return self._refresher.can_look(frame)
 
-    def look(self, frame: Frame) -> Refresh | None:
-        """Find out which cells of the state differ from a new frame. Milliseconds of a CPU; no model runs.
+    def look(self, picture: Frame | np.ndarray) -> Refresh | None:
+        """Find out which cells of the state differ from a new picture. Milliseconds of a CPU; no model runs.
 
+        picture: a Frame; or (height, width, 3) uint8 in the order red, green, blue, which gets time.monotonic_ns() as
+            its stamp.
         Returns None for a frame that is a little older than the newest: it is skipped.
-        Raises ImageError for a frame that the model cannot take: nothing changes then, and on_refused is called.
+        Raises ImageError for a picture that the model cannot take: nothing changes then, and on_refused is called.
         """
+        now_ns = time.monotonic_ns()
+        frame = picture if isinstance(picture, Frame) else frame_of_pixels(picture, now_ns, self.camera)
         try:
             return self._refresher.look(frame, self._trust.used)
         except ImageError as error:
             self._on_refused(frame, error)
             raise
 
-    def observe(self, frame: Frame, *, force: bool = False, check: Check = go_on) -> Refresh | None:
-        """Look at a frame and compute it at once, asked or not. This is the eager way; `look` and `work` cost less.
+    def observe(self, picture: Frame | np.ndarray, *, force: bool = False, check: Check = go_on) -> Refresh | None:
+        """Look at a picture and compute it at once, asked or not. This is the eager way; `look` and `work` cost less.
 
-        force: compute the state of exactly this frame, even when no change is found.
+        picture: as for `look`.
+        force: compute the state of exactly this picture, even when no change is found.
         Raises as `look` and `Refresher.refresh` do.
         """
-        record = self.look(frame)
+        record = self.look(picture)
         if record is None:
             return None
         before, config = self._vlm.meter.done, self._trust.used
@@ -134,19 +143,28 @@ class SceneSession:
             self._account.book_upkeep(self._vlm.meter.done - before)
 
     def ask(
-        self, question: Question, *, now_ns: int, turn: Turn | None = None, newest: TakeFrame = lambda: None
+        self,
+        question: Question | str,
+        choices: Sequence[str] = (),
+        *,
+        now_ns: int | None = None,
+        turn: Turn | None = None,
+        newest: TakeFrame = lambda: None,
     ) -> Answer:
         """Answer from the newest picture, or from the kept state if its lag is within the question's max_lag_s.
 
         Afterwards the state is restored bit for bit.
         The same question to the same state gets the remembered answer.
         When a patched state's answer is below min_confidence, the state is computed whole and answers again.
-        now_ns: the time of the question on the clock of the frames' stamps, for the image age.
+        question: a text; or a Question, which can also limit times and ask for a JSON document.
+        choices: the answer is one of them, scored by logits; (): the question's own ones, of a text none.
+        now_ns: the time of the question on the clock of the frames' stamps, for the image age. None: the time of the
+            newest picture, so that this is never too old.
         turn: clock, cancellation and listener of the question. None: a turn that begins now.
         newest: returns a frame that was not looked at yet.
         Does not raise: an error in the question or in the model becomes the answer's status.
         """
-        case = Case(question, now_ns, turn or Turn())
+        case = self._case(question_of(question, choices), now_ns, turn)
         self.ask_together([case], newest=newest)
         return case.answer
 
@@ -159,7 +177,13 @@ class SceneSession:
         self._responder.respond(cases, self._trust.used, self._look_at(newest))
 
     def ask_cold(
-        self, question: Question, *, now_ns: int, turn: Turn | None = None, newest: TakeFrame = lambda: None
+        self,
+        question: Question | str,
+        choices: Sequence[str] = (),
+        *,
+        now_ns: int | None = None,
+        turn: Turn | None = None,
+        newest: TakeFrame = lambda: None,
     ) -> Answer:
         """Answer cold-dense: the same question on the same cached frame, computed from nothing on a separate cache.
 
@@ -167,7 +191,7 @@ class SceneSession:
         same chunks. For a patched state the cached frame is the newest frame that it was patched from, as a whole.
         The kept state is first brought up to date as for `ask`; it does not change otherwise, unless the model fails.
         """
-        case = Case(question, now_ns, turn or Turn())
+        case = self._case(question_of(question, choices), now_ns, turn)
         self._responder.respond_cold(case, self._trust.used, self._look_at(newest))
         return case.answer
 
@@ -194,10 +218,11 @@ class SceneSession:
     @property
     def status(self) -> SessionStatus:
         """What the session holds and has done."""
-        (frames, size), trust = self._refresher.held, self._trust
+        (frames, size), trust, state = self._refresher.held, self._trust, self._refresher.state
+        in_state = [encoded.frame for encoded in state.frames] if state else []
         return SessionStatus(
             frames,
-            size + self._auditor.held_bytes,
+            size + self._auditor.held_bytes + pixel_bytes(self._auditor.frames, in_state),
             self._auditor.counts,
             self._account.totals,
             trust.used.refresh_policy,
@@ -218,6 +243,11 @@ class SceneSession:
             level = logging.WARNING if trust.is_refused else logging.INFO
             _log.log(level, "Camera '%s': refresh_policy is %s. %s", self.camera, trust.used.refresh_policy, trust.why)
         return trust
+
+    def _case(self, question: Question, now_ns: int | None, turn: Turn | None) -> Case:
+        newest = self.newest
+        newest_ns = newest.taken_ns if newest else 0
+        return Case(question, newest_ns if now_ns is None else now_ns, turn or Turn())
 
     def _look_at(self, newest: TakeFrame) -> Callable[[], None]:
         """Look at the frame that waits, if there is one."""

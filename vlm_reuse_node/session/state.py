@@ -123,8 +123,8 @@ class State:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of cache, snapshots and features, with the live frame's vision state, once nothing waits any more."""
-        features = sum(encoded.nbytes for encoded in self.frames)
+        """Bytes of cache, snapshots, pixels and features, with the live frame's vision state, once nothing waits."""
+        features = sum(encoded.held_bytes for encoded in self.frames)
         held = kv_cache.held_bytes(self.cache, self._snapshot[0], self._before_live[0])
         return features + held + kv_cache.growth_bytes(self.cache, self.tokens - self._snapshot[1])
 

@@ -27,6 +27,7 @@ import mlx.core as mx
 import numpy as np
 
 from vlm_reuse_node.errors import ModelError
+from vlm_reuse_node.model.families import model_types
 
 # model_type in config.json -> the module whose class `Family` serves it.
 FAMILIES = {
@@ -181,7 +182,7 @@ def even_chunks(length: int, limit: int) -> list[slice]:
 
 def can_see(model_type: str) -> bool:
     """Whether mlx-vlm has a vision tower for this model_type: FastVLM's and Phi-3-V's config.json does not tell."""
-    return bool(import_module('vlm_reuse_node.model.families.generic').vision_module(model_type))
+    return bool(model_types.vision_module(model_type))
 
 
 def family_for(model_type: str) -> type[Family]:
@@ -192,11 +193,10 @@ def family_for(model_type: str) -> type[Family]:
     """
     if model_type in FAMILIES:
         return import_module(FAMILIES[model_type]).Family
-    generic = import_module('vlm_reuse_node.model.families.generic')
-    if missing := generic.missing(model_type):
+    if missing := model_types.missing(model_type):
         raise ModelError(
             f"The model's type is '{model_type}', and {missing}; supported are "
             f'{", ".join(sorted(FAMILIES))}, and most vision-language models of mlx-vlm. '
             f'Choose a model of one of these types.'
         )
-    return generic.Family
+    return import_module('vlm_reuse_node.model.families.generic').Family

@@ -14,9 +14,10 @@
 
 """Every other vision-language model of mlx-vlm whose pictures are rows among those of the text: reuse, frame and full.
 
-Such a model counts one position per token, takes positions from its cache, and looks back only. The tokens of a picture
-come from the model's own processor, their embeddings from its `get_input_embeddings`. Which token sees which part of
-the picture is not known, so a changed picture is computed as a whole.
+Such a model looks back only. It counts one position per token and takes positions from its cache, or it has a rule for
+them (`kept_positions`). The tokens of a picture come from the model's own processor, their embeddings from its
+`get_input_embeddings`. Which token sees which part of the picture is not known, so a changed picture is computed as a
+whole.
 
 A live picture, a question and its choices share a call where a model takes positions and masks from its cache. That is
 tried at load. Elsewhere a picture is computed before the question, then the question, then each choice from a copy of
@@ -26,32 +27,29 @@ the state behind it. That is one call more for each choice, and a call costs the
 import logging
 from collections.abc import Sequence
 from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_vlm.utils import get_model_type
 
 from vlm_reuse_node.errors import ImageError, ModelError
 from vlm_reuse_node.model.chat import adds_special_tokens, rendered
 from vlm_reuse_node.model.families import probe
 from vlm_reuse_node.model.families.base import even_chunks
+from vlm_reuse_node.model.families.kept_positions import RULE, SIZES, KeptPositions, keeps_positions
 from vlm_reuse_node.model.families.picture_prompts import PicturePrompts
 from vlm_reuse_node.model.families.picture_tokens import TokenSpan, rows_and_columns
 from vlm_reuse_node.model.families.placed_rope import place_ropes
 from vlm_reuse_node.model.pass_cache import PassCache
 
-# A model that keeps positions here would answer wrong without a sign: a second camera inherits the first one's.
-KEPT_POSITIONS = ('_rope_deltas', '_position_ids')
 # Both names of the image token in a model's configuration.
 IMAGE_TOKENS = ('image_token_index', 'image_token_id')
 # What a model gives beside embeddings that changes no answer where the checks at load find none: `mlx_vlm.generate`
 # hands it on, and Gemma 3's language model does not look at it.
 NO_MATTER = ('attention_mask_4d',)
-# What the model's processor returns beside tokens, by name.
+# What it gives where this file asks its rule for positions.
+POSITIONS = ('position_ids', 'rope_deltas')
+# What the model's processor returns for a chat with one picture, by name.
 Pixels = dict[str, Any]
 
 _log = logging.getLogger(__name__)
@@ -74,7 +72,7 @@ class Family(PicturePrompts):
         self._model = model
         self._processor = processor
         self._type = model.config.model_type
-        self._refuse_positions_kept()
+        self._keeps = self._keeps_positions()
         place_ropes(model.language_model)
         self._image_token = next(
             (token for name in IMAGE_TOKENS if (token := getattr(model.config, name, None)) is not None), None
@@ -84,14 +82,19 @@ class Family(PicturePrompts):
             self._adds_special = adds_special_tokens(processor, model.config)
             small, wide = probe.pictures()
             inputs = self._processed(small)
+            if self._keeps:
+                ids = np.array(inputs['input_ids'])[0].tolist()
+                self._embed(mx.array([ids]), _pixels(inputs))
+                self._kept = KeptPositions(model.language_model, ids, _size(inputs))
             if (told := inputs.get(IMAGE_TOKENS[0])) is not None:  # InternVL's processor knows it, its model does not
                 self._image_token = int(np.array(told))
+            self._image_token = self._repeated_token(inputs)
             self._plain = self._tokenized(self._text)
             self._placeholder = self._find_placeholder()
             self._each = self._count_rows(inputs)
             span = self._span(inputs)
             self._tokens = self._learn_tokens(span)
-            features = self._refuse_inexact(span, _pixels(inputs))
+            features = self._refuse_inexact(_pixels(inputs))
             if fault := self._fault([wide]):
                 self._refuse(fault)
             self.one_picture = bool(lonely := self._two_pictures_fault([small, wide]))
@@ -99,8 +102,9 @@ class Family(PicturePrompts):
             raise
         except Exception as error:  # of any of sixty model types
             self._refuse(f'a small picture does not go through it ({type(error).__name__}: {error})')
-        chat = self.expand(self._plain, [TokenSpan(1, len(self.cells(span)), span)])
-        fault = probe.branch_fault(self, model, processor.tokenizer, chat, features)
+        known = TokenSpan(1, len(self.cells(span)), span, _size(inputs))
+        chat = self.expand(self._plain, [known])
+        fault = probe.branch_fault(self, model, processor.tokenizer, chat, self.positions(chat, [known]), features)
         self.branches = not fault
         if lonely:
             _log.info("A '%s' model sees one picture at a time: %s", self._type, lonely)
@@ -118,12 +122,13 @@ class Family(PicturePrompts):
             raise _size_error(rgb, 'its tokens cannot be told from the text')
         height, width = rgb.shape[:2]
         rows, columns = rows_and_columns(span.count(self._image_token), height / width)
-        return _pixels(inputs), TokenSpan(rows, columns, span)
+        return _pixels(inputs), TokenSpan(rows, columns, span, _size(inputs))
 
     def encode(self, pixels: Pixels, grid: TokenSpan) -> mx.array:
         """Features of the picture's image tokens, mx (cells, hidden). Raises ImageError as `prepare` does."""
         try:
-            return self._embeddings(grid.ids, pixels)[mx.array(self.cells(grid.ids))]
+            ids, embeddings = self._seen(pixels)
+            return embeddings[mx.array(self.cells(ids))]
         except ValueError as error:  # shapes that the processor lets through
             raise ImageError(
                 'size',
@@ -152,7 +157,7 @@ class Family(PicturePrompts):
     ) -> mx.array:
         """Logits of some tokens, mx (kept, vocabulary).
 
-        The layers take positions from their caches. Raises ModelError when `positions` are others.
+        Layers that take positions from their caches: raises ModelError when `positions` are others.
         """
         return self._run_layers(mx.array([ids]), embeddings, positions, cache, keep)
 
@@ -166,40 +171,51 @@ class Family(PicturePrompts):
     ) -> mx.array:
         """`forward` of tokens, mx (1, length)."""
         length = tokens.shape[1]
+        given = self._kept.handed(positions) if self._kept else {}
+        for part in cache:
+            if self._kept and isinstance(part, PassCache):
+                part.offset = part.tree.held  # masks may be cut by it; no layer counts positions from it
+        if not self._kept:
+            self._refuse_other_positions(positions, cache)
+        # Some models compute the whole vocabulary for all tokens unless told not to; the others ignore it.
+        first = min(index % length for index in keep)
+        output = self._model.language_model(
+            tokens, inputs_embeds=embeddings, cache=cache, logits_to_keep=length - first, **given
+        )
+        kept = [index % length - length for index in keep]  # from the end, because some models ignore it
+        return output.logits[0, mx.array(kept)].astype(mx.float32)
+
+    def _refuse_other_positions(self, positions: np.ndarray, cache: list) -> None:
         if isinstance(cache[0], PassCache):
             held, expected = cache[0].tree.held, cache[0].tree.places[None]
         else:
             held = next((entry.offset for entry in cache if hasattr(entry, 'offset')), None)
-            expected = None if held is None else self.text_positions(int(held), length)
+            expected = None if held is None else self.text_positions(int(held), positions.shape[1])
         if expected is None or not np.array_equal(positions, expected):
             raise ModelError(
                 f'The cache holds {held} tokens, and the positions of the next ones begin with {positions[:, :1]}; '
                 f'a {self._type} model takes positions from its cache. Build the state again.'
             )
-        # Some models compute the whole vocabulary for all tokens unless told not to; the others ignore it.
-        first = min(index % length for index in keep)
-        output = self._model.language_model(
-            tokens, inputs_embeds=embeddings, cache=cache, logits_to_keep=length - first
-        )
-        kept = [index % length - length for index in keep]  # from the end, because some models ignore it
-        return output.logits[0, mx.array(kept)].astype(mx.float32)
 
-    def _embeddings(self, ids: Sequence[int], pixels: Pixels | None = None) -> mx.array:
-        """The model's own embeddings of tokens, with at most one picture: mx (length, hidden)."""
-        if pixels is None:
-            return self._embed(mx.array([[max(token, 0) for token in ids]]))  # -200 marks a picture in some models
-        embeddings = self._embed(mx.array([self._collapsed(ids)]), pixels)
+    def _embeddings(self, ids: Sequence[int]) -> mx.array:
+        """The model's own embeddings of tokens, without pictures: mx (length, hidden)."""
+        return self._embed(mx.array([[max(token, 0) for token in ids]]))  # -200 marks a picture in some models
+
+    def _seen(self, pixels: Pixels) -> tuple[list[int], mx.array]:
+        """A whole chat with a picture, since some models look for the picture by its place: tokens and embeddings."""
+        given = np.array(pixels['input_ids'])[0].tolist()
+        ids, embeddings = self._with_rows(given), self._embed(mx.array([given]), pixels)
         if len(embeddings) != len(ids):
             raise ValueError(f'the model makes {len(embeddings)} rows of the {len(ids)} that are expected')
-        return embeddings
+        return ids, embeddings
 
     def _embed(self, tokens: mx.array, pixels: Pixels | None = None) -> mx.array:
         """`_embeddings` of tokens as they are given to the model, mx (1, length)."""
-        pixels = dict(pixels or {})
+        pixels = {name: value for name, value in (pixels or {}).items() if name != 'input_ids'}
         given = self._model.get_input_embeddings(
             tokens, pixels.pop('pixel_values', None), mask=mx.ones(tokens.shape, mx.int32), **pixels
         )
-        known = 'inputs_embeds', *NO_MATTER
+        known = 'inputs_embeds', *NO_MATTER, *(POSITIONS if self._keeps else ())
         more = sorted(name for name, value in given.to_dict().items() if value is not None and name not in known)
         if more:
             self._refuse(
@@ -215,24 +231,24 @@ class Family(PicturePrompts):
             return 1
         return len(self._embed(mx.array(ids)[None], _pixels(inputs))) - len(ids) + 1
 
-    def _refuse_positions_kept(self) -> None:
+    def _keeps_positions(self) -> bool:
         language = getattr(self._model, 'language_model', None)
         if language is None or not hasattr(self._model, 'get_input_embeddings'):
             self._refuse('it has no separate language_model and get_input_embeddings')
-        kept = [name for name in KEPT_POSITIONS if hasattr(language, name)]
-        if kept:
-            self._refuse(f'it keeps positions in {", ".join(kept)}, which the next camera would inherit')
+        if keeps_positions(language) and not hasattr(language, RULE):
+            self._refuse(f'it keeps positions, which the next camera would inherit, and has no {RULE}')
+        return keeps_positions(language)
 
-    def _refuse_inexact(self, span: tuple[int, ...], pixels: Pixels) -> mx.array:
-        """Refuse a model that this file does not compute as the model does. span, pixels: of a small picture.
+    def _refuse_inexact(self, pixels: Pixels) -> mx.array:
+        """Refuse a model that this file does not compute as the model does. pixels: of a small picture.
 
         Returns the picture's features.
         """
-        embeddings = self._embeddings(span, pixels)
-        is_image = np.isin(np.arange(len(span)), self.cells(span))
-        if fault := probe.embeddings_fault(embeddings, self._embeddings(span), is_image):
+        ids, embeddings = self._seen(pixels)
+        is_image = np.isin(np.arange(len(ids)), self.cells(ids))
+        if fault := probe.embeddings_fault(embeddings, self._embeddings(ids), is_image):
             self._refuse(fault)
-        return embeddings[mx.array(self.cells(span))]
+        return embeddings[mx.array(self.cells(ids))]
 
     def _two_pictures_fault(self, pictures: list[np.ndarray]) -> str:
         """`_fault`, which may also be an error that a model raises for more than one picture."""
@@ -256,36 +272,20 @@ class Family(PicturePrompts):
         features = mx.concatenate([self.encode(pixels, span) for pixels, span in seen])
         answer, found = probe.generated(self._model, inputs)
         cells = self.cells(ids)
-        ours = partial(probe.as_a_session_does, self, self._model, ids, int(cells[len(cells) // 2]), answer)
+        positions = self.positions(ids, [span for _, span in seen])
+        ours = partial(probe.as_a_session_does, self, self._model, ids, positions, int(cells[len(cells) // 2]), answer)
         return probe.logits_fault(self.embed(ids, features), ours, found)
 
 
-def missing(model_type: str) -> str:
-    """Return what mlx-vlm lacks to serve a type at all, '' when a model of it can be loaded and examined."""
-    module = _module(model_type)
-    if module is None:
-        return 'mlx-vlm knows no such model'
-    model = getattr(module, 'Model', None)
-    return '' if hasattr(model, 'get_input_embeddings') else 'mlx-vlm gives no embeddings of its pictures'
-
-
-def vision_module(model_type: str) -> ModuleType | None:
-    """Return mlx-vlm's module of a type that sees; None for other types."""
-    module = _module(model_type)
-    return module if hasattr(module, 'VisionConfig') or hasattr(module, 'VisionModel') else None
-
-
-def _module(model_type: str) -> ModuleType | None:
-    name = get_model_type({'model_type': model_type}) or ''
-    if not name.isidentifier() or find_spec(f'mlx_vlm.models.{name}') is None:
-        return None
-    return import_module(f'mlx_vlm.models.{name}')
-
-
 def _pixels(inputs: dict[str, Any]) -> Pixels:
-    """What a processor returns beside tokens."""
-    tokens = ('input_ids', 'attention_mask', 'token_type_ids')
-    return {name: value for name, value in inputs.items() if name not in tokens and value is not None}
+    """What a processor returns, without what it says of its tokens."""
+    masks = ('attention_mask', 'token_type_ids')
+    return {name: value for name, value in inputs.items() if name not in masks and value is not None}
+
+
+def _size(inputs: dict[str, Any]) -> tuple[int, ...]:
+    """Of one picture's patches, as the processor tells it; see `TokenSpan`."""
+    return tuple(np.array(inputs[SIZES]).reshape(-1).tolist()) if inputs.get(SIZES) is not None else ()
 
 
 def _size_error(rgb: np.ndarray, reason: object) -> ImageError:

@@ -15,6 +15,7 @@
 """Where pictures are in the prompts of a model of the generic family, as its own processor puts them there."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -22,10 +23,11 @@ import numpy as np
 
 from vlm_reuse_node.errors import ModelError
 from vlm_reuse_node.model.chat import processed, rendered, tokenized
+from vlm_reuse_node.model.families.kept_positions import KeptPositions
 from vlm_reuse_node.model.families.picture_tokens import PictureTokens, TokenSpan
 
-# How chat templates mark a picture in plain text: LLaVA's kin and InternVL-chat, and Phi.
-MARKERS = ('<image>', r'<\|image_\d+\|>')
+# How chat templates mark a picture in plain text: LLaVA's kin and InternVL-chat, Phi, and ERNIE.
+MARKERS = ('<image>', r'<\|image_\d+\|>', r'<\|image@placeholder\|>')
 
 
 class PicturePrompts:
@@ -42,6 +44,7 @@ class PicturePrompts:
     _plain: list[int]  # its tokens, with the placeholder
     _each: int  # rows that the model makes of one image token
     _tokens: PictureTokens
+    _kept: KeptPositions | None = None  # of a model that takes positions from its cache: None
 
     def slots(self, ids: Sequence[int]) -> list[int]:
         """Right behind each picture's last token, its closing separators too."""
@@ -52,11 +55,13 @@ class PicturePrompts:
         return self._tokens.expand(ids, grids)
 
     def positions(self, ids: list[int], grids: Sequence[TokenSpan]) -> np.ndarray:
-        """Every token counts one."""
-        return self.text_positions(0, len(ids))
+        """Every token counts one, unless the model has a rule of its own."""
+        return self._kept.of(ids, grids) if self._kept else self.text_positions(0, len(ids))
 
     def text_positions(self, start: int, count: int) -> np.ndarray:
-        """Counting up on the one axis."""
+        """Counting up, the same on all axes."""
+        if self._kept:
+            return self._kept.of_text(start, count)
         return np.arange(start, start + count, dtype=np.int32)[None]
 
     def cells(self, ids: Sequence[int]) -> np.ndarray:
@@ -97,16 +102,17 @@ class PicturePrompts:
             self._refuse('its chat template has no single token for a picture')
         return found[0]
 
+    def _repeated_token(self, inputs: dict[str, Any]) -> int | None:
+        """The token of a picture's cells: as the configuration says, or what the processor has most of instead."""
+        ids = np.array(inputs['input_ids'])[0].tolist()
+        if self._image_token in ids:
+            return self._image_token
+        more = Counter(ids) - Counter(self._tokenized(self._text))
+        return max(more, key=more.__getitem__, default=self._image_token)
+
     def _with_rows(self, ids: Sequence[int]) -> list[int]:
         """The tokens, with as many image tokens as the model makes rows of one."""
         return [token for given in ids for token in [given] * (self._each if given == self._image_token else 1)]
-
-    def _collapsed(self, ids: Sequence[int]) -> list[int]:
-        """The tokens of one picture as its processor gives them; see `_with_rows`."""
-        if self._each == 1:
-            return list(ids)
-        first = ids.index(self._image_token)
-        return [token for place, token in enumerate(ids) if token != self._image_token or place == first]
 
     def _learn_tokens(self, span: tuple[int, ...]) -> PictureTokens:
         """The model's picture tokens, from those of a small picture. Refuses a model whose pictures are not found."""

@@ -33,19 +33,23 @@ class TokenSpan(Grid):
     The grid has as many cells as there are image tokens, or a few less, in rows and columns near the picture's shape.
     It says how finely two pictures are compared, not which token sees which pixels: such models refresh all cells or
     none.
+    size: what the processor says of the picture's patches, (time, rows, columns); empty if it says nothing.
     """
 
     ids: tuple[int, ...]
+    size: tuple[int, ...]
 
-    def __new__(cls, rows: int, columns: int, ids: tuple[int, ...]) -> 'TokenSpan':
+    def __new__(cls, rows: int, columns: int, ids: tuple[int, ...], size: tuple[int, ...] = ()) -> 'TokenSpan':
         """Lay out the image tokens among `ids` in rows and columns."""
         span = super().__new__(cls, rows, columns)
-        span.ids = ids
+        span.ids, span.size = ids, size
         return span
 
     def __eq__(self, other: object) -> bool:
-        """Compare the tokens too: two pictures with equally many image tokens may have other separators."""
-        return isinstance(other, TokenSpan) and self.ids == other.ids and tuple(self) == tuple(other)
+        """Compare all: pictures with equally many image tokens may have other separators, or other positions."""
+        if not isinstance(other, TokenSpan):
+            return False
+        return (self.ids, self.size, *self) == (other.ids, other.size, *other)
 
     def __ne__(self, other: object) -> bool:
         """Override the tuple's, which compares rows and columns only."""
@@ -53,7 +57,7 @@ class TokenSpan(Grid):
 
     def __hash__(self) -> int:
         """Agree with equality."""
-        return hash((*self, self.ids))
+        return hash((*self, self.ids, self.size))
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,9 @@ def embeddings_fault(embeddings: mx.array, without_picture: mx.array, is_image: 
     text = mx.array(np.flatnonzero(~is_image))
     if text.size and not mx.array_equal(embeddings[text], without_picture[text]):
         return 'its pictures change other rows than those of their image tokens'
+    image = mx.array(np.flatnonzero(is_image))
+    if mx.any(mx.all(embeddings[image] == without_picture[image], axis=-1)):
+        return 'its pictures leave some of their image tokens as they are'
     return ''
 
 
@@ -92,40 +95,54 @@ def logits_fault(embeddings: mx.array, ours: Callable[[mx.array], mx.array], the
 
 
 def as_a_session_does(
-    family: Any, model: Any, ids: list[int], middle: int, answer: Sequence[int], embeddings: mx.array
+    family: Any,
+    model: Any,
+    ids: list[int],
+    positions: np.ndarray,
+    middle: int,
+    answer: Sequence[int],
+    embeddings: mx.array,
 ) -> mx.array:
     """Compute log-probabilities, mx (tokens, vocabulary), of an answer's tokens behind a chat.
 
-    The chat is cut before token `middle`, and the answer decoded token by token.
+    positions: of the chat, (axes, length). The chat is cut before token `middle`, and the answer decoded token by
+    token.
     """
-    cache, positions = make_prompt_cache(model.language_model), family.text_positions(0, len(ids))
+    cache = make_prompt_cache(model.language_model)
     given = embeddings[:]  # some models scale what they are given in place
     for part in (slice(0, middle), slice(middle, len(ids))):
         logits = family.forward(ids[part], given[:, part], positions[:, part], cache)
     found = [logits[-1]]
-    for place, token in enumerate(answer[:-1], len(ids)):
+    for place, token in enumerate(answer[:-1], int(positions.max()) + 1):
         found.append(family.step(mx.array([token]), place, cache)[-1])
     logits = mx.stack(found)
     return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 
-def branch_fault(family: Any, model: Any, tokenizer: Any, ids: list[int], features: mx.array) -> str:
+def branch_fault(
+    family: Any, model: Any, tokenizer: Any, ids: list[int], positions: np.ndarray, features: mx.array
+) -> str:
     """Return why tokens that must not see each other cannot share a call, '' when they can.
 
-    family: see `families.base.Family`. ids, features: of a chat with the picture, and of the picture's cells.
+    family: see `families.base.Family`. ids, positions: of a chat with a picture. features: of the picture's cells.
     """
     try:
         questions = [
             [list(tokenizer(text, add_special_tokens=False)['input_ids']) for text in (question, *choices)]
             for question, choices in QUESTIONS.items()
         ]
-        return _branch_fault(family, model, ids, family.embed(ids, features), questions)
+        return _branch_fault(family, model, ids, positions, family.embed(ids, features), questions)
     except Exception as error:  # of any of sixty model types
         return f'{type(error).__name__}: {error}'
 
 
 def _branch_fault(
-    family: Any, model: Any, ids: list[int], embeddings: mx.array, questions: Sequence[Sequence[list[int]]]
+    family: Any,
+    model: Any,
+    ids: list[int],
+    positions: np.ndarray,
+    embeddings: mx.array,
+    questions: Sequence[Sequence[list[int]]],
 ) -> str:
     """See `branch_fault`. questions: of each the tokens, then those of its choices. Raises whatever a model raises."""
     cache = make_prompt_cache(model.language_model)
@@ -139,7 +156,9 @@ def _branch_fault(
     tree, tokens = TokenTree.of(len(ids), blocks), [token for block in blocks for token in block.ids]
     # A model that knows nothing of branches computes the first one right.
     branches = _branches(tree)[1:]
-    mx.eval(family.forward(ids, embeddings, family.text_positions(0, len(ids)), cache))
+    mx.eval(family.forward(ids, embeddings, positions, cache))
+    start = int(positions.max()) + 1
+    behind_chat = family.text_positions(start, len(tokens))[:, tree.places - len(ids)]
     here, windows = kv_cache.take(cache), set[int]()
 
     def at_once(embeddings: mx.array) -> mx.array:
@@ -147,7 +166,7 @@ def _branch_fault(
         for part, kept in zip(parts, cache):
             part.make_mask = _noting(part.make_mask, windows, getattr(kept, 'max_size', None))  # type: ignore
         given = embeddings[:]  # some models scale what they are given in place
-        logits = family.forward(tokens, given, tree.places[None], parts, range(len(tokens)))
+        logits = family.forward(tokens, given, behind_chat, parts, range(len(tokens)))
         mx.eval(logits)
         pass_cache.keep(parts, 0)
         return logits[mx.array(np.concatenate(branches))]
@@ -155,8 +174,8 @@ def _branch_fault(
     def in_turn() -> Iterator[mx.array]:
         for branch in branches:
             kv_cache.restore(cache, here)
-            positions, given = family.text_positions(len(ids), len(branch)), [tokens[token] for token in branch]
-            yield family.forward(given, behind[:, mx.array(branch)], positions, cache, range(len(branch)))
+            places, given = family.text_positions(start, len(branch)), [tokens[token] for token in branch]
+            yield family.forward(given, behind[:, mx.array(branch)], places, cache, range(len(branch)))
 
     behind = family.embed(tokens)
     found = at_once(behind)

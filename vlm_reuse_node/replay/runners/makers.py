@@ -20,7 +20,7 @@ from vlm_reuse_node.config import EXACT_POLICY, PATCH_POLICY
 from vlm_reuse_node.replay.arms import ARMS, POLICY, REFERENCE
 from vlm_reuse_node.replay.runners.dense import Dense
 from vlm_reuse_node.replay.runners.kept_state import Eager, Policy, StaleReuse
-from vlm_reuse_node.replay.runners.prompt_cache import PromptCache
+from vlm_reuse_node.replay.runners.prompt_cache import MlxVlm
 from vlm_reuse_node.replay.runners.runner import ArmContext, Runner
 from vlm_reuse_node.scene.frame import Frame
 
@@ -64,5 +64,6 @@ _MAKERS: dict[str, Callable[[ArmContext, Policy], Runner]] = {
     'low-rate': lambda context, policy: Dense(context, context.window.spread),
     'last-4': lambda context, policy: Dense(context, context.window.last),
     'newest': lambda context, policy: Dense(context, lambda: [context.window.newest]),
-    'mlx-vlm': lambda context, policy: PromptCache(context),
+    'mlx-vlm': lambda context, policy: MlxVlm.with_prompt_cache(context),
+    'mlx-vlm-apc': lambda context, policy: MlxVlm.with_prefix_cache(context),
 }

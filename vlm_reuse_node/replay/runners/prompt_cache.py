@@ -12,30 +12,41 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The runner of mlx-vlm's own prompt cache."""
+"""The runner of mlx-vlm's own caches."""
 
 from typing import Any
 
 import mlx.core as mx
-from mlx_vlm import generate
+from mlx_vlm import apc, generate
 from mlx_vlm.generate import PromptCacheState
-from mlx_vlm.prompt_utils import apply_chat_template
 from PIL import Image
 
+from vlm_reuse_node.model.chat import rendered
 from vlm_reuse_node.replay.answer_text import plain
 from vlm_reuse_node.replay.arm_answer import ArmAnswer
 from vlm_reuse_node.replay.runners.runner import ArmContext, WaitsForQuestions, timed
 from vlm_reuse_node.session.answer import Answer, Status
+from vlm_reuse_node.session.answerer import MOST_THOUGHTS
 from vlm_reuse_node.session.question import Question
 
 
-class PromptCache(WaitsForQuestions):
-    """mlx-vlm's own `generate` with one `PromptCacheState` for the whole bag, on the newest picture, in text."""
+class MlxVlm(WaitsForQuestions):
+    """mlx-vlm's own `generate` on the newest picture, in text, with one cache for the whole bag. The prompt is ours."""
 
-    def __init__(self, context: ArmContext) -> None:
-        """Start with an empty prompt cache."""
+    def __init__(self, context: ArmContext, **cache: Any) -> None:
+        """Take the cache as `generate` takes it, by name."""
         self._context = context
-        self._cache = PromptCacheState()
+        self._cache = cache
+
+    @classmethod
+    def with_prompt_cache(cls, context: ArmContext) -> 'MlxVlm':
+        """Start with an empty `PromptCacheState`, which keeps the last prompt and compares tokens only."""
+        return cls(context, prompt_cache_state=PromptCacheState())
+
+    @classmethod
+    def with_prefix_cache(cls, context: ArmContext) -> 'MlxVlm':
+        """Start with an empty automatic prefix cache, which keeps many prompts and knows pictures by their pixels."""
+        return cls(context, apc_manager=apc.APCManager())
 
     def ask(self, question: Question, now_ns: int) -> ArmAnswer:
         """Answer in text; a choice is the one that the text names, and none is a parse failure."""
@@ -43,21 +54,22 @@ class PromptCache(WaitsForQuestions):
         config = self._context.config
         frame = self._context.window.newest
         question = question.completed(config)
-        chat = [{'role': 'system', 'content': config.system_prompt}] if config.system_prompt else []
-        chat.append({'role': 'user', 'content': question.text})
+        template = vlm.template(config.system_prompt, 1)
+        thinks = template.thinking and not question.choices
         options: dict[str, Any] = {
-            'prompt': apply_chat_template(vlm._processor, vlm._model.config, chat, num_images=1),
+            'prompt': rendered(
+                vlm._processor, vlm._model.config, question.text, 1, config.system_prompt, thinking=thinks
+            ),
             'image': [Image.fromarray(frame.rgb)],
-            'max_tokens': question.max_tokens,
+            'max_tokens': question.max_tokens + (MOST_THOUGHTS if thinks else 0),
             'temperature': config.temperature,
-            'prompt_cache_state': self._cache,
-        }
+        } | self._cache
         mx.random.seed(config.seed)
         ms, result = timed(lambda: generate(vlm._model, vlm._processor, **options))
         ids = tuple(token for token in result.token_ids or () if token not in vlm.stop_ids)
         answer = Answer(
             Status.OK,
-            text=result.text.strip(),
+            text=vlm.text(template.spoken(ids)) if thinks else result.text.strip(),
             choice_index=_choice_in(result.text, question.choices),
             camera=self._context.camera,
             model=vlm.name,

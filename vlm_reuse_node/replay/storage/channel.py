@@ -35,7 +35,7 @@ class Channel:
     """A topic of one file.
 
     type: the message's, in ROS 2's long form where it is one of ROS. encoding: how messages are serialized, see CDR.
-    schema: the descriptors that a protobuf message is decoded with.
+    schema: the definition of the type, as the recording holds it: protobuf's descriptors, or ROS's text; empty: none.
     """
 
     topic: str

@@ -29,6 +29,8 @@ from vlm_reuse_node.replay.storage.channel import CDR, PROTOBUF, ROS1, BagError,
 
 # A broken length must not make a reader ask for more memory than a chunk of pictures needs.
 LARGEST_RECORD_BYTES = 2**29
+# Encodings of definitions that a message can be decoded with.
+ROS_DEFINITIONS = ('ros2msg', 'ros1msg')
 
 
 class McapFile:
@@ -148,5 +150,7 @@ class McapFile:
 
     def _channel(self, schema: Schema | None, channel: McapChannel) -> Channel:
         encoding = channel.message_encoding or self._ros
-        descriptors = schema.data if schema and encoding == PROTOBUF else b''
-        return Channel(channel.topic, long_type(schema.name if schema else ''), encoding, descriptors)
+        is_used = schema and (encoding == PROTOBUF or schema.encoding in ROS_DEFINITIONS)
+        return Channel(
+            channel.topic, long_type(schema.name if schema else ''), encoding, schema.data if is_used else b''
+        )

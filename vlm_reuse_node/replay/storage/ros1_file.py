@@ -37,7 +37,7 @@ class Ros1File:
         self._reader = reader
         self.channels: dict[str, Channel] = {}
         for connection in reader.connections:
-            channel = Channel(connection.topic, connection.msgtype, ROS1)
+            channel = Channel(connection.topic, connection.msgtype, ROS1, connection.msgdef.data.encode())
             self.channels.setdefault(channel.topic, channel)
         self.full = {name for name, topic in reader.topics.items() if topic.msgcount}
         self.span_ns = max(0, reader.duration)

@@ -88,10 +88,21 @@ class SqliteFile:
         if self._connection.execute(tables).fetchone() != (2,):
             raise ValueError('It has no tables topics and messages.')
         rows = self._connection.execute('SELECT id, name, type, serialization_format FROM topics').fetchall()
+        definitions = self._definitions()
         for number, name, kind, encoding in rows:
             if isinstance(name, str) and isinstance(kind, str):
-                self.channels.setdefault(name, Channel(name, long_type(kind), str(encoding or CDR)))
+                definition = definitions.get(kind, b'')
+                self.channels.setdefault(name, Channel(name, long_type(kind), str(encoding or CDR), definition))
                 self._numbers.setdefault(name, []).append(number)
+
+    def _definitions(self) -> dict[str, bytes]:
+        """The definitions of types, by name, as far as the file holds them: recorders before 2023 wrote none."""
+        query = "SELECT topic_type, encoded_message_definition FROM message_definitions WHERE encoding = 'ros2msg'"
+        try:
+            rows = self._connection.execute(query).fetchall()
+        except sqlite3.Error:
+            return {}
+        return {kind: text.encode() for kind, text in rows if isinstance(kind, str) and isinstance(text, str)}
 
     def _look_through(self) -> None:
         """Find out which topics have messages, and how long it took to record them."""
