@@ -12,8 +12,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What both reports' tests read a page with."""
+"""What the tests of pages read a page with."""
 
+from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
 HOSTILE = '"><script>alert(1)</script>\'<img src=x onerror=alert(2)>&{{ 7 * 6 }}'
@@ -42,3 +43,50 @@ class Page(HTMLParser):
     def handle_endtag(self, tag):
         if tag not in VOID:
             assert self.open.pop() == tag
+
+
+@dataclass
+class Element:
+    """An element with its attributes, its text (that of its children too), and the elements around it."""
+
+    tag: str
+    attributes: dict
+    around: list
+    text: str = ''
+    children: list = field(default_factory=list)
+
+    def get(self, name):
+        return self.attributes.get(name) or ''
+
+
+class _Tree(HTMLParser):
+    def __init__(self, html):
+        super().__init__()
+        self.found, self.open = [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        element = Element(tag, dict(attributes), list(self.open))
+        for each in self.open:
+            each.children.append(element)
+        self.found.append(element)
+        if tag not in VOID:
+            self.open.append(element)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_data(self, data):
+        for each in self.open:
+            each.text += data
+
+
+def elements(html):
+    """Every element of a page, in order."""
+    return _Tree(html).found

@@ -314,6 +314,9 @@ def test_a_model_that_cannot_be_patched_has_an_exit_code_of_its_own(capsys, chan
 
 
 def test_bad_input_is_one_sentence_and_writes_nothing(capsys, changing, model_dir, tmp_path):
+    earlier = tmp_path / 'earlier'
+    earlier.mkdir()
+    (earlier / 'calibration.html').touch()
     for code, words, arguments in (
         (Exit.FAILED, 'nowhere', ('nowhere',)),
         (Exit.FAILED, 'no model directory', (changing, '--model', tmp_path / 'none')),
@@ -321,6 +324,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(capsys, changing, model_di
         (Exit.USAGE, '--every is 0', (changing, '--every', '0')),
         (Exit.USAGE, 'refresh_policy', (changing, '--param', 'refresh_policy=patch')),
         (Exit.USAGE, 'cannot be a folder', (changing, '--out', __file__)),
+        (Exit.USAGE, '--overwrite', (changing, '--out', earlier)),
     ):
         found, said = run(capsys, '--out', tmp_path / 'out', *arguments)
         assert found == code and words in said.err and said.err.count('\n') == 1, said.err

@@ -344,7 +344,9 @@ def test_the_exit_code_tells(model_dir, tmp_path, monkeypatch, capsys):
     assert cli.main(arguments) == 0
     assert 'every claim held' in capsys.readouterr().out
     late_questions(monkeypatch)
-    assert cli.main(arguments) == cli.EXIT_FAILED
+    assert cli.main(arguments) == cli.EXIT_USAGE  # the first result is not replaced in silence
+    assert '--overwrite' in capsys.readouterr().err
+    assert cli.main([*arguments, '--overwrite']) == cli.EXIT_FAILED
     assert 'FAULT  do not trust this model here' in capsys.readouterr().out
     assert json.loads((tmp_path / 'check.json').read_text())['trusted'] is False
 

@@ -38,7 +38,8 @@ def summary(text='red', warm_ms=10.0, cold_ms=50.0, paid=(100, 0, 0, 100, 0), ro
 def page(result, text='x'):
     stills = [Still(look, b'\xff\xd8jpeg') for look in result.looks[:3]]
     diagnostics = [{'name': text, 'level': 1, 'message': text, 'values': {text: 'value of a diagnostic'}}]
-    return render(result, settings=[(text, text)], stills=stills, diagnostics=diagnostics)
+    html = render(result, settings=[(text, text)], stills=stills, video='overlay.webm', diagnostics=diagnostics)
+    return html.replace('\N{NO-BREAK SPACE}%', ' %').replace('\N{NO-BREAK SPACE}×', ' ×')
 
 
 def test_hostile_text_stays_text():
@@ -53,12 +54,12 @@ def test_the_page_needs_nothing_but_itself():
     html = page(summary())
     assert not re.search(r'https?:|//|@import|url\(|<script|<link', html.replace('</', '<'))
     sources = [value for name, value in Page(html).attributes if name in ('src', 'href')]
-    assert len(sources) == 3 and all(source.startswith('data:image/jpeg;base64,') for source in sources)
+    assert {source[:16] for source in sources if source[0] != '#'} == {'data:image/jpeg;', 'overlay.webm'}
 
 
 def test_the_verdict_comes_first_with_its_denominators():
-    text = re.sub(r'<[^>]+>|\s+', ' ', page(summary()).split('<h2>')[0].split('</style>')[1])
-    assert text.index('0.40 ×') < text.index('5.0 ×')
+    text = re.sub(r'<[^>]+>|\s+', ' ', page(summary()).split('<h2')[0].split('</style>')[1])
+    assert text.index('Yes, ') < text.index('0.40 ×') < text.index('5.0 ×')
     for figure in (
         'the total work of cold-dense: 0.08 s against 0.20 s',
         'own account of everything it was asked',
@@ -102,7 +103,9 @@ def test_a_verdict_that_is_bad_is_told():
         wrong.camera,
         wrong.totals,
     )
-    assert 'most of its answers are wrong' in page(wrong)
+    assert '>No, most of its answers are wrong: ' in page(wrong)
+    assert '>No, it did not pay in this run: ' in page(summary(work_ms=300.0))
+    assert '>Yes, keeping the state paid in this run: 4 of 4 warm answers equal' in page(summary())
 
 
 def test_a_run_in_which_nothing_happened_has_a_page():

@@ -125,7 +125,7 @@ def test_the_denominator_is_named(finished):
 
 def test_video_stills_and_page_are_there(finished):
     out = finished[2]
-    video = cv2.VideoCapture(str(out / 'overlay.mp4'))
+    video = cv2.VideoCapture(str(out / 'overlay.webm'))
     looked_at = json.loads((out / 'summary.json').read_text())['frames_looked_at']
     assert 0 < video.get(cv2.CAP_PROP_FRAME_COUNT) <= looked_at  # each picture once
     assert cv2.imread(str(out / 'overlay.png')).shape[0] > 480
@@ -148,6 +148,14 @@ def test_a_folder_that_the_demo_did_not_write_is_left_alone(tmp_path, there, cap
     assert main(['--out', str(tmp_path), '--seconds', '4']) == 1
     assert capsys.readouterr().err.endswith('move it, or name another folder with --out.\n')
     assert path.read_text() == 'mine'
+
+
+def test_the_results_of_an_earlier_run_are_kept(tmp_path, capsys):
+    (tmp_path / 'summary.json').write_text('{}')
+    assert main(['--out', str(tmp_path), '--seconds', '4']) == 1
+    said = capsys.readouterr().err
+    assert said.count('\n') == 1 and 'another --out' in said and '--overwrite' in said
+    assert [path.name for path in tmp_path.iterdir()] == ['summary.json']
 
 
 def test_a_bag_of_an_earlier_run_is_removed(tmp_path):

@@ -73,7 +73,7 @@ def test_pairs_with_another_picture_in_between_are_counted_apart():
     result = summary(row(), row(reply(ms=999, cached_ns=5), reply('blue', cached_ns=6)), Row(QUESTION, Reply('STALE')))
     assert (len(result.pairs), result.equal, result.apart) == (1, 1, 1)
     assert result.warm_ms_median == 10
-    assert 'in 1 of 1 pairs (1 more had another picture in between).' in closing_lines(result)[1]
+    assert 'in 1 of 1 pairs (1 more had another picture in between).' in closing_lines(result)[2]
 
 
 def test_counts_and_medians_are_those_worked_out_by_hand():
@@ -117,15 +117,17 @@ def test_the_work_is_the_nodes_own_account():
 def test_nothing_measured_gives_no_figures_rather_than_zeros():
     result = summary()
     assert (result.speedup, result.warm_ms_median, result.refresh_ratio) == (None, None, None)
-    assert 'no work to compare' in closing_lines(result)[0] and 'no speedup' in closing_lines(result)[2]
+    verdict, work, _, times, _ = closing_lines(result)
+    assert verdict.startswith('No verdict: ') and 'no work to compare' in work and 'no speedup' in times
 
 
 def test_closing_lines_name_their_denominators():
     looks = [look(0.0, 100)] + [look(index / 10, 0) for index in range(1, 300)]
     totals = Totals(3000.0, 6000.0)
-    work, answers, times, shares = closing_lines(
+    verdict, work, answers, times, shares = closing_lines(
         summary(row(reply(remembered=True)), row(reply('blue')), looks=looks, totals=totals)
     )
+    assert verdict.startswith('No, not every answer of this run can be trusted: 1 of 2 warm answers equal')
     assert work.startswith('Total work: 0.50 × that of cold-dense (3.00 s against 6.00 s; ')
     assert answers == '2 of 2 questions answered, 1 right; warm equals cold-dense on the same picture in 1 of 2 pairs.'
     assert (

@@ -88,9 +88,9 @@ def test_a_recording_of_another_scene_is_marked_in_the_first_line(
     out = tmp_path / 'out'
     arguments = [str(bag), '--questions', str(questions), '--arms', 'cold', '--out', str(out)]
     assert replay_main(arguments) == 0
-    assert (capsys.readouterr().out.splitlines()[0] == MEANS_NOTHING) == is_marked
+    assert (capsys.readouterr().out.splitlines()[0] == f'No verdict: {MEANS_NOTHING}') == is_marked
     page = (out / 'report.html').read_text()
-    assert (f'class="support">{MEANS_NOTHING}' in page) == is_marked == (MEANS_NOTHING in page)
+    assert (f'<h1>No verdict: {MEANS_NOTHING}</h1>' in page) == is_marked == (MEANS_NOTHING in page)
     assert any(MEANS_NOTHING in note for note in json.loads((out / 'results.json').read_text())['notes']) == is_marked
 
 

@@ -58,8 +58,8 @@ def test_what_is_logged_and_printed_is_harmless(capsys):
     assert (said.out.count('\n'), said.err.count('\n')) == (2, 1)
 
 
-def test_a_page_shows_no_text_that_changes_the_order_of_others():
-    page = page_environment().from_string('<p>{{ text }}</p>').render(text=HOSTILE + '<script>')
+def test_a_page_shows_no_text_that_changes_the_order_of_others(tmp_path):
+    page = page_environment(tmp_path).from_string('<p>{{ text }}</p>').render(text=HOSTILE + '<script>')
     assert harmless(page) and '<script>' not in page
 
 

@@ -12,13 +12,13 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The overlay: orange is what was paid for, hatched is stale, everything else is the camera's pixels."""
+"""The overlay: orange lines are around what was paid for, hatched is stale, everything else is the camera's pixels."""
 
 import numpy as np
 import pytest
 
 from vlm_reuse_node.scene.frame import Frame
-from vlm_reuse_node.scene.overlay import BAR_HEIGHT, BLUE, draw_overlay, percent
+from vlm_reuse_node.scene.overlay import BAR_HEIGHT, BLACK, BLUE, ORANGE, draw_overlay, percent
 from vlm_reuse_node.scene.refresh import Level, Refresh
 
 
@@ -42,15 +42,28 @@ def test_what_was_reused_is_as_the_camera_saw_it():
     assert np.array_equal(overlay[:480], frame.rgb) and np.array_equal(frame.rgb, before)
 
 
-def test_only_refreshed_cells_turn_orange():
+def test_refreshed_cells_have_an_orange_outline_and_the_colours_of_the_camera_in_it():
     frame, refreshed, stale = scene(rows=4, columns=4)
     refreshed[1, 2] = True
     overlay = drawn(frame, refreshed, stale)
     cell = np.s_[120:240, 320:480]
-    assert overlay[cell][..., 0].mean() > frame.rgb[cell][..., 0].mean() + 40
-    assert overlay[cell][..., 2].mean() < frame.rgb[cell][..., 2].mean() - 40
-    overlay[cell] = frame.rgb[cell]
+    shown, seen = overlay[cell].copy(), frame.rgb[cell]
+    edges = (shown[0], shown[-1], shown[:, 0], shown[:, -1])
+    assert all((edge == ORANGE).all() for edge in edges)
+    is_line = (shown == ORANGE).all(axis=2) | (shown == BLACK).all(axis=2)
+    assert is_line.mean() < 0.15 and np.array_equal(shown[~is_line], seen[~is_line])
+    overlay[cell] = seen
     assert np.array_equal(overlay[:480], frame.rgb)
+
+
+@pytest.mark.parametrize('rows, columns', [(4, 4), (17, 23), (37, 50)])
+def test_a_whole_picture_that_was_refreshed_has_lines_between_its_cells(rows, columns):
+    frame, refreshed, stale = scene(rows=rows, columns=columns)
+    refreshed[:] = True
+    orange = (drawn(frame, refreshed, stale)[:480] == ORANGE).all(axis=2)
+    inside = orange[8:-8, 8:-8]
+    assert inside.all(axis=1).sum() == rows - 1 and inside.all(axis=0).sum() == columns - 1
+    assert orange[0].all() and orange[:, -1].all()
 
 
 def test_stale_cells_are_hatched_and_still_visible():

@@ -27,7 +27,8 @@ from vlm_reuse_node.replay.counts import AGES, PAIR_COUNTS, age_class, count_row
 from vlm_reuse_node.replay.figures import counted, factor, percent, share_text
 from vlm_reuse_node.replay.ratios import derive_ratios
 from vlm_reuse_node.replay.row_index import RowIndex
-from vlm_reuse_node.replay.times import measure_times
+from vlm_reuse_node.replay.sessions import choose_sessions, session_lines, timed_rows
+from vlm_reuse_node.replay.times import measure_times, timing_floor
 
 AGE_NAMES = [name for _, name in AGES]
 STAGES = {'change_ms': 0.0, 'vision_ms': 0.0, 'prefill_ms': 0.0, 'decode_ms': 1.0, 'other_ms': 0.0}
@@ -75,7 +76,7 @@ def answer(number, arm, text='red', choice=-1, bag='a', status='OK', pictures_s=
         'tokens_prefilled': 20,
         'tokens_generated': 1,
         'work': {'vision_tokens': 0 if arm == 'auto' else 12, 'prefill_tokens': 20, 'decode_tokens': 1},
-        'times': {'total_ms': total_ms, **STAGES, 'decode_ms': total_ms, 'work_ms': total_ms},
+        'times': {'total_ms': total_ms, **STAGES, 'decode_ms': total_ms, 'work_ms': total_ms, 'session': 1},
     }
 
 
@@ -87,7 +88,7 @@ def upkeep(arm, tokens=32, ms=12.0, bag='a'):
         'arm': arm,
         'picture_s': 0.0,
         'work': {'vision_tokens': 0, 'prefill_tokens': tokens, 'decode_tokens': 0},
-        'times': {'work_ms': ms},
+        'times': {'work_ms': ms, 'session': 1},
     }
 
 
@@ -104,7 +105,7 @@ def picture(arm, refreshed, level='frame', bag='a'):
         'visual_tokens_refreshed': refreshed,
         'visual_tokens_stale': 0,
         'held_bytes': 5,
-        'times': {'change_ms': 1.0, 'vision_ms': 2.0, 'prefill_ms': 3.0},
+        'times': {'change_ms': 1.0, 'vision_ms': 2.0, 'prefill_ms': 3.0, 'session': 1},
     }
 
 
@@ -652,7 +653,8 @@ def test_a_run_compared_with_itself_has_not_changed():
     found = compare(results_of(some_rows()), results_of(some_rows()))
     assert found['settings'] == [] and found['other_pictures'] == [] and found['questions_in_common'] == 6
     assert all(arm['changed'] == 0 and not arm['is_significant'] for arm in found['arms'].values())
-    assert all(times['ratio'] == 1.0 and not times['is_significant'] for times in found['times'].values())
+    assert found['times']['auto']['ratio'] == 1.0 and not found['times']['auto']['is_significant']
+    assert found['times']['cold'] is None  # it is what times are compared with
 
 
 def test_a_change_is_significant_only_when_chance_would_hardly_do_it():
@@ -673,4 +675,44 @@ def test_a_slower_arm_is_told():
     ]
     times = compare(results_of(some_rows()), results_of(slow))['times']
     assert times['auto']['ratio'] == pytest.approx(2.0) and times['auto']['is_significant']
-    assert not times['cold']['is_significant']
+
+
+def with_times(rows, change):
+    """The rows with the times of each answer changed."""
+    return [row | {'times': row['times'] | change(row)} if row['row'] == 'answer' else row for row in rows]
+
+
+@given(factor=st.floats(0.01, 100))
+@settings(max_examples=10)
+def test_a_slower_machine_is_no_difference_between_two_runs(factor):
+    slower = with_times(some_rows(), lambda row: {'total_ms': factor * row['times']['total_ms']})
+    times = compare(results_of(some_rows()), results_of(slower))['times']['auto']
+    assert times['ratio'] == pytest.approx(1.0) and not times['low'] > 1.001 and not times['high'] < 0.999
+
+
+def test_times_of_two_sessions_are_in_no_ratio():
+    resumed = with_times(some_rows(), lambda row: {'session': 1 + (row['arm'] == 'auto' and row['question'] < 3)})
+    assert compare(results_of(some_rows()), results_of(resumed))['times']['auto'] is None  # three pairs are too few
+    later = with_times(some_rows(questions=9), lambda row: {'session': 1 + (row['question'] < 3)})
+    slow = with_times(later, lambda row: {'total_ms': 1000.0 * row['times']['total_ms']} if row['question'] < 3 else {})
+    rows = RowIndex(slow)
+    sessions = choose_sessions(rows)
+    assert sessions == {'a': {'sessions': 2, 'timed': 1, 'questions': 6, 'of': 9}}
+    times = measure_times(timed_rows(rows, sessions))
+    assert times['auto']['pairs'] == 6 and times['cold']['median_ms'] < 100 and session_lines(sessions)
+    assert session_lines(choose_sessions(RowIndex(some_rows()))) == []
+
+
+@given(ratio=st.floats(0.5, 2), pairs=st.integers(1, 20))
+@settings(max_examples=20)
+def test_the_timing_floor_is_the_ratio_of_two_measurements_of_the_same(ratio, pairs):
+    rows = [question(number) for number in range(pairs)]
+    for number in range(pairs):
+        rows += [
+            answer(number, 'cold', total_ms=ratio * (5 + number)),
+            answer(number, 'cold-again', total_ms=5 + number),
+        ]
+    floor = timing_floor(RowIndex(rows))
+    assert floor['pairs'] == pairs and floor['slower'] in (0, pairs)
+    assert [floor[name] for name in ('low', 'ratio', 'high')] == pytest.approx([ratio] * 3)
+    assert timing_floor(RowIndex(some_rows())) is None

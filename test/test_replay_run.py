@@ -16,9 +16,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from importlib.util import find_spec
 
 import cv2
@@ -32,6 +34,7 @@ from vlm_reuse_node.model.work import Cost
 from vlm_reuse_node.replay import cli, jobs, results
 from vlm_reuse_node.replay.arms import ARMS
 from vlm_reuse_node.replay.journal import NAME, read_rows
+from vlm_reuse_node.replay.order import ArmOrder
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
 
@@ -89,9 +92,17 @@ def found(replayed):
     return results.read(replayed / 'results.json')
 
 
+def pictures_in(video):
+    """How many pictures a video has: a browser's codec, read to the end."""
+    capture = cv2.VideoCapture(str(video))
+    assert video.read_bytes()[:4] == bytes.fromhex('1a45dfa3') and b'webm' in video.read_bytes()[:64]
+    assert int(capture.get(cv2.CAP_PROP_FOURCC)) == cv2.VideoWriter.fourcc(*'VP80')
+    return sum(1 for _ in iter(lambda: capture.read()[0], False))
+
+
 def test_everything_is_written_and_follows_its_schema(replayed, found):
-    assert {path.name for path in replayed.iterdir()} == {'results.json', 'report.html', 'overlay.mp4', 'bags'}
-    assert cv2.VideoCapture(str(replayed / 'overlay.mp4')).get(cv2.CAP_PROP_FRAME_COUNT) == 12  # each picture once
+    assert {path.name for path in replayed.iterdir()} == {'results.json', 'report.html', 'overlay.webm', 'bags'}
+    assert pictures_in(replayed / 'overlay.webm') == 12  # each once
     assert found['complete'] and found['problems'] == [] and list(found['counts']) == list(ARMS)
     assert results.without_times(found)['counts'] == found['counts'] and 'times' not in results.without_times(found)
 
@@ -195,7 +206,7 @@ def test_the_same_bag_twice_gives_the_same_results_but_for_times(arguments, foun
     assert printed['counts'] == found['counts'] and 'answers' not in printed
 
 
-def test_a_run_that_was_stopped_keeps_what_is_done_and_goes_on(arguments, found, tmp_path, monkeypatch):
+def test_a_run_that_was_stopped_keeps_what_is_done_and_goes_on(arguments, found, tmp_path, monkeypatch, capsys):
     out, options = tmp_path, [*arguments, '--out', str(tmp_path)]
     stale = out / 'bags' / 'bag' / 'pictures' / '0001.patch.newest.jpg'
     stale.parent.mkdir(parents=True)
@@ -214,17 +225,75 @@ def test_a_run_that_was_stopped_keeps_what_is_done_and_goes_on(arguments, found,
     assert not stale.exists()
     part = results.read(out / 'results.json')
     assert not part['complete'] and len(part['questions']) == 3
+    # Without a word about it the rows of the stopped run are not replaced.
+    kept = (out / 'bags' / 'bag' / NAME).read_bytes()
+    assert cli.main(options) == cli.EXIT_USAGE and (out / 'bags' / 'bag' / NAME).read_bytes() == kept
     page = (out / 'report.html').read_text()
     assert 'Not complete' in page and '1 bag, 1 camera, ' in page
     # Dense arms are not asked again: their rows, times included, are those of the stopped run.
     assert cli.main([*options, '--resume']) == 0
     whole = results.read(out / 'results.json')
     assert results.without_times(whole) == results.without_times(found)
-    cold = [[row for row in each['answers'] if row['arm'] == 'cold'] for each in (part, whole)]
-    assert cold[1][:3] == cold[0]
+    for arm in ('cold', 'auto'):  # what is done again keeps its times, so that each question has those of one session
+        rows = [[row for row in each['answers'] if row['arm'] == arm] for each in (part, whole)]
+        assert rows[1][:3] == rows[0]
+        assert [row['times']['session'] for row in rows[1]] == [1, 1, 1, 2, 2, 2, 2, 2]
+    assert whole['times']['sessions'] == {'bag': {'sessions': 2, 'timed': 2, 'questions': 5, 'of': 8}}
+    assert whole['times']['arms']['auto']['pairs'] == 5 and whole['counts']['auto']['pairs'] == 8
+    assert 'in 2 sessions' in (out / 'report.html').read_text() and 'in 2 sessions' in capsys.readouterr().out
     # What is complete stays as it is.
     kept = (out / 'bags' / 'bag' / NAME).read_bytes()
     assert cli.main([*options, '--resume']) == 0 and (out / 'bags' / 'bag' / NAME).read_bytes() == kept
+
+
+def test_an_earlier_run_is_replaced_only_where_that_was_said(arguments, replayed, found, tmp_path, capsys):
+    shutil.copytree(replayed, tmp_path, dirs_exist_ok=True)
+    before = (tmp_path / 'results.json').read_bytes()
+    options = [*arguments, '--arms', 'cold', '--out', str(tmp_path)]
+    assert cli.main(options) == cli.EXIT_USAGE and (tmp_path / 'results.json').read_bytes() == before
+    said = capsys.readouterr().err
+    assert said.count('\n') == 1 and all(choice in said for choice in ('another --out', '--resume', '--overwrite'))
+    assert cli.main([*options, '--overwrite']) == 0
+    assert list(results.read(tmp_path / 'results.json')['counts']) == ['cold', 'auto']
+
+
+def test_answers_do_not_depend_on_the_order_of_the_arms_which_differs_from_question_to_question(
+    arguments, found, tmp_path, monkeypatch
+):
+    orders = []
+    order = ArmOrder.of_a_question
+
+    def kept(self, names):
+        orders.append(order(self, names))
+        return orders[-1]
+
+    monkeypatch.setattr(ArmOrder, 'of_a_question', kept)
+    assert cli.main([*arguments, '--out', str(tmp_path), '--order-seed', '5']) == 0
+    other = results.without_times(results.read(tmp_path / 'results.json'))
+    assert other['settings'].pop('order_seed') == 5
+    before = results.without_times(found)
+    assert before['settings'] == other['settings'] | {'order_seed': 0}
+    assert {key: value for key, value in other.items() if key != 'settings'} == {
+        key: value for key, value in before.items() if key != 'settings'
+    }
+    assert len(orders) == 8 and len({each[0] for each in orders}) > 3
+    assert all(set(each) == set(ARMS) and each.index('auto') < each.index('cold-cached') for each in orders)
+
+
+@pytest.mark.parametrize('has_history', [False, True])
+def test_every_arm_is_first_about_as_often_and_the_same_seed_gives_the_same_orders(has_history):
+    names = ['cold', 'cold-again', 'auto', 'newest']
+    orders = [ArmOrder(7, has_history=has_history) for _ in range(2)]
+    drawn = [[each.of_a_question(names) for _ in range(400)] for each in orders]
+    assert drawn[0] == drawn[1]
+    first = Counter(each[0] for each in drawn[0])
+    if has_history:  # cold-dense sees the keyframes of auto
+        assert set(first) == {'auto', 'newest'}
+        assert all(each.index('auto') < min(each.index('cold'), each.index('cold-again')) for each in drawn[0])
+    else:
+        assert min(first[name] for name in names) > 60
+    cold_before_again = sum(each.index('cold') < each.index('cold-again') for each in drawn[0])
+    assert 150 < cold_before_again < 250
 
 
 def test_a_run_goes_on_only_with_the_same_settings(arguments, bag, replayed, tmp_path, capsys):
@@ -290,7 +359,7 @@ def test_several_bags_in_processes_of_their_own_and_several_cameras(questions, m
         (bag, camera) for bag in ('bag', 'bag-2') for camera in ('front', 'back')
     }
     assert results.without_times(_of(found, 'bag')) == results.without_times(_of(found, 'bag-2'))
-    assert (tmp_path / 'out' / 'overlay.bag-2.back.mp4').stat().st_size > 0
+    assert (tmp_path / 'out' / 'overlay.bag-2.back.webm').stat().st_size > 0
 
 
 def _of(found, bag):

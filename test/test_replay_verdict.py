@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vlm_reuse_node.replay.conclusion import conclusion
 from vlm_reuse_node.replay.figures import (
     counted,
     factor,
@@ -33,6 +34,7 @@ from vlm_reuse_node.replay.figures import (
 from vlm_reuse_node.replay.negatives import EXACT, negatives
 from vlm_reuse_node.replay.support import support_lines
 from vlm_reuse_node.replay.verdict import sentence, verdict
+from vlm_reuse_node.session.embedded_model import MEANS_NOTHING
 
 TIMES = {
     'pairs': 60,
@@ -50,6 +52,7 @@ TIMES = {
     'work_ratio': 0.5,
     'sessions': [{'questions': 1, 'speedup': 1.2}, {'questions': 2, 'speedup': 1.4}],
 }
+FLOOR = {'pairs': 60, 'ratio': 1.02, 'low': 0.9, 'high': 1.2, 'slower': 33}
 COUNTS = {
     'asked': 60,
     'pairs': 60,
@@ -88,7 +91,8 @@ def results(arm='auto', times=(), counts=(), ratios=(), **changes):
     """Results that nothing speaks against, but for what is changed of one arm, or of all."""
     parts = {'counts': COUNTS, 'ratios': RATIOS}
     found = {name: {each: deepcopy(value) for each in ARMS} for name, value in parts.items()}
-    found |= {'times': {'arms': {each: deepcopy(TIMES) for each in ARMS}}, 'problems': [], 'complete': True}
+    found |= {'times': {'arms': {each: deepcopy(TIMES) for each in ARMS}, 'floor': dict(FLOOR)}}
+    found |= {'problems': [], 'notes': [], 'complete': True}
     found['times']['arms'][arm] |= dict(times)
     found['counts'][arm] |= dict(counts)
     for name, value in dict(ratios).items():
@@ -170,6 +174,9 @@ def test_how_many_answers_were_remembered_is_told_apart_from_the_time_of_those_t
     """A speedup in which answers that took no time are counted must say so."""
     found = results(times={'remembered': remembered, 'warm': warm, 'warm_median_ms': 9.0 if warm else None})
     told = verdict(found)[1]['label'].split('n = 60; ')[1]
+    assert told.endswith(
+        'timing floor: cold over cold-again is 1.02 × (median of 60 pairs; nine of ten from 0.90 × to 1.20 ×)'
+    )
     assert told.startswith(f'{remembered} of these answers were remembered')
     assert (f'the median of the {warm} that were computed without a refresh is 9.0 ms' in told) == (warm > 0)
     assert ('none was computed without a refresh' in told) == (warm == 0)
@@ -217,6 +224,38 @@ def test_what_was_paid_is_of_all_pictures_that_were_looked_at():
     assert paid['figure'] == paid_text(2400, 14400)
     assert '2,400 of 14,400 visual tokens in 1,200 pictures (frame 200, reuse 1000)' in paid['label']
     assert figures(counts={'looks': None})[3] == {'figure': 'none', 'label': 'No picture was looked at.'}
+
+
+# --- the verdict in one line ------------------------------------------------------------------------------------------
+
+
+@given(
+    drifted=st.integers(0, 60),
+    own=st.integers(0, 60),
+    high=st.sampled_from([0.06, 0.3]),
+    work=st.sampled_from([0.4, 1.0, 1.4]),
+    speedup=st.sampled_from([0.7, 1.01, 9.9]),
+    low=st.sampled_from([None, 0.9, 1.1]),
+)
+def test_the_first_line_begins_with_yes_only_when_nothing_speaks_against_it(drifted, own, high, work, speedup, low):
+    found = results(counts={'drifted': drifted}, ratios={'drift': {'high': high}})
+    found['times']['arms']['auto'] |= {'work_ratio': work, 'speedup': speedup, 'speedup_low': low}
+    found['counts']['cold-again']['drifted'] = own
+    line = conclusion(found)
+    is_kept = drifted <= max(own, 0.01 * 60)
+    pays = work < 1 and speedup > 1.02 and (low is None or low > 1)
+    assert line.startswith('Yes, trust it') == (is_kept and pays and high < 0.1)
+    assert line.startswith('No, do not trust it') == (not is_kept)
+    assert line.startswith('No, it does not pay') == (is_kept and not pays)
+    assert line.startswith('Not yet') == (is_kept and pays and high > 0.1)
+    for figure in (f'{drifted} of 60', f'at most {share_text(high)}', factor(work), factor(speedup)):
+        assert figure in line, figure
+
+
+def test_the_first_line_says_that_there_is_none_or_that_a_part_is_missing():
+    assert conclusion(results(times={'pairs': 0})).startswith('No verdict')
+    assert conclusion(results(complete=False)).endswith('The replay is not complete.')
+    assert conclusion(results(notes=[f'Here: {MEANS_NOTHING}'])) == f'No verdict: {MEANS_NOTHING}'
 
 
 # --- the sentence -----------------------------------------------------------------------------------------------------

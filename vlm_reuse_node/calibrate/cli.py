@@ -26,8 +26,10 @@ from vlm_reuse_node.errors import ConfigError, VlmReuseError
 from vlm_reuse_node.plain_text import log_to_stderr, print_error, print_rows
 from vlm_reuse_node.replay.bag import Bag
 from vlm_reuse_node.replay.options import (
+    add_out_options,
     add_recording_options,
     config_of,
+    keep_results,
     make_folder,
     names_of,
     questions_files,
@@ -39,6 +41,7 @@ from vlm_reuse_node.session.turn import Halt
 from vlm_reuse_node.terminal import HelpFormatter, progress
 
 NAME = 'calibrate'
+PAGE = 'calibration.html'
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -52,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=HelpFormatter,
     )
     add_recording_options(parser)
-    parser.add_argument('--out', type=Path, default=Path('out/calibrate'), help='folder for everything that is written')
+    add_out_options(parser, Path('out/calibrate'))
     parser.add_argument(
         '--every', type=float, default=1.0, metavar='S', help='seconds between the pictures that are asked about'
     )
@@ -78,6 +81,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _calibrate(args: argparse.Namespace) -> int:
     config = config_of(args)
+    keep_results(args, PAGE)
     recordings, seconds = _recordings(args)
     make_folder(args.out)
     # Imported here because they load MLX, which --help and a wrong option need not wait for.
@@ -108,14 +112,14 @@ def _calibrate(args: argparse.Namespace) -> int:
     path = args.out / calibration.NAME
     path.write_text(json.dumps(measured.calibration.as_json(), indent=1) + '\n', encoding='utf-8')
     (args.out / 'params.yaml').write_text(_parameters(config, path), encoding='utf-8')
-    write_page(measured, found, config, args.out / 'calibration.html')
+    write_page(measured, found, config, args.out / PAGE)
     failures = measured.failures.most_common(3)
     print_rows(
         [
             headline(found),
             *(f'  {verdict.name}: {verdict.sentence}' for verdict in found),
             *(f'  {count} answers could not be compared: {message}' for message, count in failures),
-            f'Written to {args.out}: {path.name}, params.yaml, calibration.html.',
+            f'Written to {args.out}: {path.name}, params.yaml, {PAGE}.',
         ]
     )
     return exit_code(found)

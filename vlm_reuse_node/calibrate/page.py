@@ -26,7 +26,7 @@ from vlm_reuse_node.calibrate.verdict import KindVerdict, headline
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.replay import svg
 from vlm_reuse_node.replay.figures import NO_VALUE, counted, share_text, span_text
-from vlm_reuse_node.replay.page import page_environment
+from vlm_reuse_node.replay.page import render_page
 from vlm_reuse_node.session.drift_bounds import DriftCount
 
 TEMPLATE = Path(__file__).with_name('page.html')
@@ -38,19 +38,16 @@ def write_page(measured: Measured, found: Sequence[KindVerdict], config: Config,
     limits = measured.calibration.limits
     leasts = limits.min_confidence, limits.min_text_confidence
     kinds = [_kind(*each) for each in zip(found, (measured.choices, measured.texts), leasts, strict=True)]
-    page = (
-        page_environment()
-        .from_string(TEMPLATE.read_text(encoding='utf-8'))
-        .render(
-            headline=headline(list(found)),
-            about=_about(measured, config),
-            kinds=[kind for kind in kinds if kind['rows']],
-            sentences=[(verdict.name, verdict.sentence) for verdict in found],
-            limits=list(vars(measured.calibration.limits).items()),
-            signals=_signals(measured),
-            settings=_settings(measured, config),
-            failures=measured.failures.most_common(),
-        )
+    page = render_page(
+        TEMPLATE,
+        headline=headline(list(found)),
+        about=_about(measured, config),
+        kinds=[kind for kind in kinds if kind['rows']],
+        sentences=[(verdict.name, verdict.sentence) for verdict in found],
+        limits=list(vars(measured.calibration.limits).items()),
+        signals=_signals(measured),
+        settings=_settings(measured, config),
+        failures=measured.failures.most_common(),
     )
     path.write_text(page, encoding='utf-8')
 
@@ -89,10 +86,27 @@ def _drift_text(count: DriftCount) -> str:
     )
 
 
-def _plot(name: str, samples: Sequence[Sample], least: float) -> str:
-    """Drift and repeated answers over the least confidence, of which `least` was chosen; '' without patched states."""
+def _plot(name: str, samples: Sequence[Sample], least: float) -> dict | None:
+    """Drift and repeated answers over the least confidence; `least` was chosen. None without patched states."""
     patched = [sample for sample in samples if not sample.exact]
-    return svg.svg_of(f'{name}-confidence', partial(_draw, patched, least), HEIGHT) if patched else ''
+    if not patched:
+        return None
+    title = f'What a least confidence does to {name}'
+    return {
+        'title': title,
+        'svg': svg.svg_of(f'{name}-confidence', title, partial(_draw, patched, least), HEIGHT),
+        'caption': 'Patches without limits: how many answers drifted among those that reach a least confidence, and '
+        'how many do not reach it and would be given again from a whole state.',
+        'columns': ('least confidence', 'drifted', 'given again'),
+        'rows': [_figures(patched, step / 10) for step in range(11)],
+    }
+
+
+def _figures(patched: Sequence[Sample], confidence: float) -> list[str]:
+    kept = [sample for sample in patched if sample.confidence >= confidence]
+    count = drift(kept)
+    again = counted(len(patched) - len(kept), len(patched))
+    return [f'{confidence:.1f}', counted(count.drifted, count.answers), again]
 
 
 def _draw(samples: Sequence[Sample], least: float, figure: Figure) -> None:
@@ -110,11 +124,11 @@ def _draw(samples: Sequence[Sample], least: float, figure: Figure) -> None:
     figure.axes[-1].set_xlabel('least confidence; dotted: the one that was chosen')
 
 
-def _signals(measured: Measured) -> list[tuple[str, list[str]]]:
+def _signals(measured: Measured) -> list[list[str]]:
     """Of each signal, how well it tells drifted answers from others, for choices and for texts."""
     kinds = measured.choices.signals, measured.texts.signals
     return [
-        (name, [NO_VALUE if (value := kind[name]) is None else f'{value:.2f}' for kind in kinds]) for name in SIGNALS
+        [name, *(NO_VALUE if (value := kind[name]) is None else f'{value:.2f}' for kind in kinds)] for name in SIGNALS
     ]
 
 

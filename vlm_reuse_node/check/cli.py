@@ -28,11 +28,12 @@ from tqdm import tqdm
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, VlmReuseError
 from vlm_reuse_node.plain_text import log_to_stderr, print_error, print_rows
-from vlm_reuse_node.replay.options import make_folder
+from vlm_reuse_node.replay.options import add_out_options, keep_results, make_folder
 from vlm_reuse_node.terminal import HelpFormatter, progress
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 FEW, MANY, DEFAULT = 6, 120, 36
+RESULT = 'check.json'
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar='N',
         help=f'about how many, {FEW} to {MANY}; default: {DEFAULT}',
     )
-    parser.add_argument('--out', type=Path, default=Path('out/check'), help='folder for check.json')
+    add_out_options(parser, Path('out/check'))
     parser.add_argument('--json', action='store_true', help='print the JSON instead of a table')
     return parser
 
@@ -92,6 +93,7 @@ def _check(args: argparse.Namespace) -> int:
     if math.isnan(args.timeout) or args.timeout <= 0:
         raise ConfigError(f'--timeout is {args.timeout:g}; expected more than 0 seconds.')
     config = Config(model=args.model, visual_tokens=args.visual_tokens)
+    keep_results(args, RESULT)
     make_folder(args.out)
     # Imported here because they load MLX, which --help and a wrong option need not wait for.
     from vlm_reuse_node.check import pictures, report, self_test, table
@@ -114,7 +116,8 @@ def _check(args: argparse.Namespace) -> int:
             tqdm.write('Stopping after this part (again: at once).', file=sys.stderr)
 
         result = self_test.run_check(config, found, args.questions, begin, on_stop)
-    path = report.write(result, args.out)
+    path = args.out / RESULT
+    report.write(result, path)
     if args.json:
         print(json.dumps(report.to_json(result), allow_nan=False))
     else:

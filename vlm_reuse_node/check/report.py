@@ -28,7 +28,6 @@ from vlm_reuse_node.check.sizes import Size
 from vlm_reuse_node.check.stages import Stage
 
 FORMAT = 1
-NAME = 'check.json'
 
 
 @dataclass(frozen=True)
@@ -80,12 +79,10 @@ def to_json(report: Report) -> dict:
     return _finite({'format': FORMAT, 'made': made, 'trusted': report.is_trusted} | content)
 
 
-def write(report: Report, folder: Path) -> Path:
-    """Write check.json into a folder, which is made if it is missing. Returns its path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / NAME
+def write(report: Report, path: Path) -> None:
+    """Write the file; its folder is made if it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(to_json(report), indent=1, allow_nan=False) + '\n', encoding='utf-8')
-    return path
 
 
 def _finite(value: Any) -> Any:

@@ -30,6 +30,7 @@ from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 
 from vlm_reuse_node.demo.children import Child
+from vlm_reuse_node.demo.outputs import VIDEO
 from vlm_reuse_node.demo.planner import Planner
 from vlm_reuse_node.demo.play import ALL_OUT, PlaybackError, open_bag
 from vlm_reuse_node.demo.recorder import Recorder
@@ -99,7 +100,7 @@ def run_live(args: argparse.Namespace, sidecar: Sidecar, check: Callable[[], Non
                 each()
 
         ros, executor = stack.enter_context(_ros_node())
-        recorder = Recorder(ros, args.out / 'overlay.mp4', camera=sidecar.camera, first_ns=first_ns, rate_hz=args.rate)
+        recorder = Recorder(ros, args.out / VIDEO, camera=sidecar.camera, first_ns=first_ns, rate_hz=args.rate)
         stack.callback(recorder.close)
         planner = Planner(ros, executor, recorder, check_all)
         planner.wait_for_node(LOAD_PATIENCE_S)

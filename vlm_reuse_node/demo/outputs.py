@@ -31,7 +31,9 @@ from vlm_reuse_node.demo.report import render
 from vlm_reuse_node.demo.stills import choose_stills, write_still
 from vlm_reuse_node.demo.summary import Reply, Row, Summary
 from vlm_reuse_node.demo.table import DENOMINATOR, TIME_MEANT, WORK_MEANT
+from vlm_reuse_node.replay.video_file import SUFFIX
 
+VIDEO = f'overlay{SUFFIX}'
 PACKAGES = ('mlx', 'mlx-vlm', 'ros-rclpy', 'rosbags')
 
 
@@ -42,7 +44,8 @@ def write_outputs(folder: Path, summary: Summary, recorder: Recorder, settings: 
     write_still(stills, folder / 'overlay.png')
     content = {**summary_content(summary), 'settings': dict(settings), 'diagnostics': recorder.diagnostics}
     (folder / 'summary.json').write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
-    page = render(summary, settings=settings, stills=stills, diagnostics=recorder.diagnostics)
+    video = VIDEO if (folder / VIDEO).exists() else ''
+    page = render(summary, settings=settings, stills=stills, video=video, diagnostics=recorder.diagnostics)
     (folder / 'report.html').write_text(page, encoding='utf-8')
 
 

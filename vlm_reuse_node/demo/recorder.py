@@ -28,6 +28,7 @@ from vlm_reuse_interfaces.msg import RefreshBudget
 
 from vlm_reuse_node.demo.stills import decoded
 from vlm_reuse_node.demo.summary import CameraCounts, Look
+from vlm_reuse_node.replay.video_file import VideoFile
 from vlm_reuse_node.ros.conversion import stamp_ns
 from vlm_reuse_node.ros.messages import level_of
 from vlm_reuse_node.scene.refresh import Totals
@@ -44,7 +45,7 @@ class Recorder:
     """
 
     def __init__(self, node: Node, video: Path, *, camera: str, first_ns: int, rate_hz: float) -> None:
-        """Subscribe. first_ns: where times begin. video (mp4): written at the end, with `rate_hz` pictures a second."""
+        """Subscribe. first_ns: where times begin. video: written at the end, with `rate_hz` pictures a second."""
         self._looks: dict[float, Look] = {}
         self.overlay_topic = f'/{NODE}/overlay/{camera}'
         self.stills: dict[float, bytes] = {}
@@ -66,15 +67,10 @@ class Recorder:
 
     def close(self) -> None:
         """Write the video: each picture once, as its last overlay shows it."""
-        if not self.stills:
-            return
-        pictures = (decoded(self.stills[picture_s]) for picture_s in sorted(self.stills))
-        first = next(pictures)
-        size = (first.shape[1], first.shape[0])
-        video = cv2.VideoWriter(str(self._path), cv2.VideoWriter.fourcc(*'mp4v'), self._rate_hz, size)
-        for picture in (first, *pictures):
-            video.write(picture)
-        video.release()
+        video = VideoFile(self._path, self._rate_hz)
+        for picture_s in sorted(self.stills):
+            video.write(decoded(self.stills[picture_s]))
+        video.close()
 
     @property
     def looks(self) -> tuple[Look, ...]:

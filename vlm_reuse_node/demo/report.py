@@ -22,9 +22,9 @@ from textwrap import shorten
 
 from vlm_reuse_node.demo.stills import Still
 from vlm_reuse_node.demo.summary import Look, Row, Summary
-from vlm_reuse_node.demo.table import DENOMINATOR, NO_VALUE, TIME_MEANT, WORK_MEANT, equality, number_cells
+from vlm_reuse_node.demo.table import DENOMINATOR, NO_VALUE, TIME_MEANT, WORK_MEANT, conclusion, equality, number_cells
 from vlm_reuse_node.replay.figures import factor, paid_text, seconds, share_text
-from vlm_reuse_node.replay.page import page_environment
+from vlm_reuse_node.replay.page import render_page
 
 TEMPLATE = Path(__file__).with_name('report.html')
 LEVELS = ('OK', 'WARN', 'ERROR', 'STALE')
@@ -48,25 +48,25 @@ def render(
     *,
     settings: Sequence[tuple[str, str]],
     stills: Sequence[Still] = (),
+    video: str = '',
     diagnostics: Sequence[dict] = (),
 ) -> str:
-    """Return the page as HTML; every text in it is escaped."""
-    return (
-        page_environment()
-        .from_string(TEMPLATE.read_text(encoding='utf-8'))
-        .render(
-            verdicts=_verdicts(summary),
-            sentence=_sentence(summary),
-            columns=COLUMNS,
-            time_meant=TIME_MEANT,
-            rows=[_row_view(row) for row in summary.rows],
-            pairs=len(summary.pairs),
-            strip=_strip(summary),
-            costs=_costs(summary),
-            stills=[_still_view(still) for still in stills],
-            settings=settings,
-            diagnostics=[_diagnostic_view(status) for status in diagnostics],
-        )
+    """Return the page as HTML; every text in it is escaped. video: the overlay beside the page, '' without one."""
+    return render_page(
+        TEMPLATE,
+        conclusion=conclusion(summary),
+        verdicts=_verdicts(summary),
+        sentence=_sentence(summary),
+        columns=COLUMNS,
+        time_meant=TIME_MEANT,
+        rows=[_row_view(row) for row in summary.rows],
+        pairs=len(summary.pairs),
+        strip=_strip(summary),
+        costs=_costs(summary),
+        stills=[_still_view(still) for still in stills],
+        video=video,
+        settings=settings,
+        diagnostics=[_diagnostic_view(status) for status in diagnostics],
     )
 
 
@@ -122,7 +122,7 @@ def _share_verdict(summary: Summary) -> dict:
 def _sentence(summary: Summary) -> str:
     """What the figures mean, good or bad."""
     if summary.speedup is None or summary.work_ratio is None:
-        return 'The run was too short, or too much failed, to tell whether keeping the state pays.'
+        return 'Nothing can be compared.'
     if summary.work_ratio > 1:
         text = (
             f'Keeping the state was more work than answering from nothing: {factor(summary.work_ratio)} its model time.'
@@ -136,8 +136,6 @@ def _sentence(summary: Summary) -> str:
             f' A planner waits {summary.warm_ms_median:.0f} ms for an answer from the newest picture instead of '
             f'{summary.cold_ms_median:.0f} ms ({TIME_MEANT}): only a picture that has changed is computed for it.'
         )
-    if 2 * summary.correct < summary.judged:
-        text += ' But most of its answers are wrong, so its speed is worth little.'
     return text
 
 
@@ -166,6 +164,7 @@ def _strip(summary: Summary) -> dict:
     # The shortest gap between pictures, because dropped pictures leave longer ones.
     pace_s = min((later - sooner for sooner, later in zip(times, times[1:])), default=1.0)
     end_s = times[-1] + pace_s
+    computed = [look for look in looks if look.tokens_paid]
     bars = [
         Bar(
             STRIP_WIDTH * look.picture_s / end_s,
@@ -173,11 +172,14 @@ def _strip(summary: Summary) -> dict:
             STRIP_HEIGHT * min(1.0, look.tokens_paid / look.tokens),
             _look_title(look),
         )
-        for look in looks
-        if look.tokens_paid
+        for look in computed
     ]
     asked = [STRIP_WIDTH * row.warm.picture_s / end_s for row in summary.rows if row.warm.picture_s is not None]
     return {
+        'computed': [
+            [f'{look.picture_s:.1f} s', look.level, f'{look.tokens_paid} of {look.tokens}', f'{look.refresh_ms:.0f}']
+            for look in computed
+        ],
         'bars': bars,
         'asked': asked,
         'width': STRIP_WIDTH,

@@ -21,11 +21,12 @@ from pathlib import Path
 from vlm_reuse_node.demo.dds import use_own_domain
 from vlm_reuse_node.demo.interruption import Interruption, InterruptionError
 from vlm_reuse_node.demo.live import record_bag, run_live
-from vlm_reuse_node.demo.outputs import write_outputs
+from vlm_reuse_node.demo.outputs import VIDEO, write_outputs
 from vlm_reuse_node.demo.sidecar import Sidecar
 from vlm_reuse_node.demo.table import closing_lines
 from vlm_reuse_node.errors import VlmReuseError
 from vlm_reuse_node.plain_text import print_error
+from vlm_reuse_node.replay.options import add_out_options, keep_results
 from vlm_reuse_node.terminal import HelpFormatter
 
 SHORTEST_S = 3.0
@@ -41,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         '130 interrupted.',
         formatter_class=HelpFormatter,
     )
-    parser.add_argument('--out', type=Path, default=Path('out/demo'), help='folder for everything that is written')
+    add_out_options(parser, Path('out/demo'))
     parser.add_argument('--model', default='tabletop', help="the node's model: tabletop, a directory or a hub name")
     parser.add_argument('--seconds', type=float, default=30.0, help='length of the bag')
     parser.add_argument('--rate', type=float, default=10.0, help='pictures a second')
@@ -69,6 +70,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _demo(args: argparse.Namespace, interruption: Interruption) -> int:
     # 1. What the camera will see, and what will be asked.
+    keep_results(args, 'summary.json')
     args.out.mkdir(parents=True, exist_ok=True)
     print(f'Writing a bag of {args.seconds:g} s at {args.rate:g} Hz.', flush=True)
     sidecar = record_bag(args, interruption.check)
@@ -79,7 +81,7 @@ def _demo(args: argparse.Namespace, interruption: Interruption) -> int:
     # 3. What came of it.
     print('', *closing_lines(summary), sep='\n')
     write_outputs(args.out, summary, recorder, _settings(args, sidecar))
-    print(f'\nWritten to {args.out}: report.html, overlay.mp4, overlay.png, summary.json, node.log and the bag.')
+    print(f'\nWritten to {args.out}: report.html, {VIDEO}, overlay.png, summary.json, node.log and the bag.')
     return 0 if summary.answered == summary.questions else EXIT_UNANSWERED
 
 

@@ -83,8 +83,26 @@ def number_cells(row: Row) -> tuple[str, ...]:
 
 
 def closing_lines(summary: Summary) -> list[str]:
-    """Return the lines under the table: total work first."""
-    return [_work(summary), _answers(summary), _times(summary), _shares(summary)]
+    """Return the lines under the table: the verdict first."""
+    return [conclusion(summary), _work(summary), _answers(summary), _times(summary), _shares(summary)]
+
+
+def conclusion(summary: Summary) -> str:
+    """Return yes or no, with the equal answers, the total work, the speed and the right answers."""
+    if summary.speedup is None or summary.work_ratio is None:
+        return 'No verdict: the run was too short, or too much failed, to tell whether keeping the state pays.'
+    facts = (
+        f'{summary.equal} of {len(summary.pairs)} warm answers equal those of cold-dense, for '
+        f'{factor(summary.work_ratio)} its work, {factor(summary.speedup)} as fast; {summary.correct} of '
+        f'{summary.judged} are right'
+    )
+    if 2 * summary.correct < summary.judged:
+        return f'No, most of its answers are wrong: {facts}.'
+    if summary.equal < len(summary.pairs):
+        return f'No, not every answer of this run can be trusted: {facts}.'
+    if summary.work_ratio >= 1 or summary.speedup <= 1:
+        return f'No, it did not pay in this run: {facts}.'
+    return f'Yes, keeping the state paid in this run: {facts}.'
 
 
 def _work(summary: Summary) -> str:

@@ -30,14 +30,17 @@ from vlm_reuse_node.errors import ConfigError, VlmReuseError
 from vlm_reuse_node.plain_text import log_to_stderr, print_error, print_rows
 from vlm_reuse_node.replay import results
 from vlm_reuse_node.replay.compare import compare, comparison_lines
+from vlm_reuse_node.replay.conclusion import conclusion
 from vlm_reuse_node.replay.job import Job, JobOutcome
-from vlm_reuse_node.replay.options import build_parser, make_jobs
+from vlm_reuse_node.replay.journal import NAME as ROWS
+from vlm_reuse_node.replay.options import build_parser, keep_results, make_jobs
 from vlm_reuse_node.replay.report import write_nothing, write_report
+from vlm_reuse_node.replay.sessions import session_lines
 from vlm_reuse_node.replay.stop_request import StopRequest
 from vlm_reuse_node.replay.storage.channel import BagError
-from vlm_reuse_node.replay.support import scene_lines
 from vlm_reuse_node.replay.table import table_lines, verdict_lines
 from vlm_reuse_node.replay.verdict import is_answered
+from vlm_reuse_node.replay.video_file import SUFFIX
 
 NAME = 'vlm-reuse-replay'
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -65,6 +68,7 @@ def _replay(args: argparse.Namespace) -> int:
     started_cpu_s = time.process_time()
     old = results.read(args.compare) if args.compare else None
     # 1. What is there to replay?
+    _keep_earlier(args)
     todo, failed, seconds = make_jobs(args)
     if not todo:
         raise BagError(' '.join(failed.values()))
@@ -102,6 +106,16 @@ def _replay(args: argparse.Namespace) -> int:
     return 0 if found['complete'] and is_answered(found) else EXIT_FAILED
 
 
+def _keep_earlier(args: argparse.Namespace) -> None:
+    """Refuse to replace an earlier run, a stopped one too, unless it is resumed or may be replaced."""
+    if args.resume:
+        return
+    choices = 'go on with --resume, '
+    keep_results(args, 'results.json', choices)
+    for rows in sorted(args.out.glob(f'bags/*/{ROWS}')):
+        keep_results(args, str(rows.relative_to(args.out)), choices)
+
+
 def _run(
     args: argparse.Namespace, todo: list[Job], progress: Callable[[float], Any], stopped: Callable[[], bool]
 ) -> list[JobOutcome]:
@@ -116,12 +130,12 @@ def _run(
 
 
 def _place_videos(todo: list[Job], out: Path) -> list[str]:
-    """Copy the overlays beside the report: overlay.mp4, or where there are several overlay.<bag>.<camera>.mp4."""
-    found = [(job, path) for job in todo for path in sorted(job.folder.glob('overlay.*.mp4'))]
+    """Copy the overlays beside the report: overlay.webm, or where there are several overlay.<bag>.<camera>.webm."""
+    found = [(job, path) for job in todo for path in sorted(job.folder.glob(f'overlay.*{SUFFIX}'))]
     names = []
     for job, path in found:
-        camera = path.name.removeprefix('overlay.').removesuffix('.mp4')
-        name = 'overlay.mp4' if len(found) == 1 else f'overlay.{job.name}.{camera}.mp4'
+        camera = path.name.removeprefix('overlay.').removesuffix(SUFFIX)
+        name = f'overlay{SUFFIX}' if len(found) == 1 else f'overlay.{job.name}.{camera}{SUFFIX}'
         shutil.copyfile(path, out / name)
         names.append(name)
     return names
@@ -132,7 +146,16 @@ def _print(found: dict, args: argparse.Namespace) -> None:
         print(json.dumps(results.summary(found)))
         return
     print_rows(
-        [*scene_lines(found), *table_lines(found), '', *verdict_lines(found), *found['problems'], *found['notes']]
+        [
+            conclusion(found),
+            '',
+            *table_lines(found),
+            '',
+            *verdict_lines(found),
+            *found['problems'],
+            *session_lines(found['times']['sessions']),
+            *found['notes'],
+        ]
     )
     if found['comparison']:
         print_rows(['', *comparison_lines(found['comparison'])])

@@ -17,12 +17,14 @@
 import numpy as np
 from scipy import stats
 
+from vlm_reuse_node.replay.arms import REFERENCE
 from vlm_reuse_node.replay.bounds import CONFIDENCE, RESAMPLES, SEED, mcnemar_p, share_bounds
-from vlm_reuse_node.replay.figures import counted, milliseconds, p_text, share_text
+from vlm_reuse_node.replay.figures import counted, p_text, share_text
 from vlm_reuse_node.replay.rows import differs, is_pair
 
 SIGNIFICANT = 0.05
 Pairs = list[tuple[dict, dict]]  # rows of the same answer in the old and the new run
+Shares = dict[tuple, float]  # by question and arm: the time of an answer over that of cold
 _FEWEST = 6  # with fewer pairs an interval of times says nothing
 
 
@@ -41,7 +43,7 @@ def compare(old: dict, new: dict) -> dict:
         ),
         'questions_in_common': len({key[:-1] for key in before.keys() & after.keys()}),
         'arms': {arm: _answers(pairs[arm]) for arm in arms},
-        'times': {arm: _times(pairs[arm]) for arm in arms},
+        'times': {arm: _times(_shares(before, arm), _shares(after, arm)) for arm in arms},
     }
 
 
@@ -64,10 +66,12 @@ def arm_sentence(comparison: dict, arm: str) -> str:
         f'{share_text(answers["high"])}); right answers lost: {answers["lost"]}, gained: {answers["gained"]} '
         f'({p_text(answers["mcnemar_p"], SIGNIFICANT)})'
     )
+    if arm == REFERENCE:
+        return text
     if times is None:
         return f'{text}; too few to compare times'
     return (
-        f'{text}; median {milliseconds(times["old_median_ms"])} -> {milliseconds(times["new_median_ms"])} ms, '
+        f"{text}; median time as a share of the same run's cold {times['old_share']:.3f} -> {times['new_share']:.3f}, "
         f'paired ratio {times["ratio"]:.2f} ({times["low"]:.2f} to {times["high"]:.2f}, '
         f'{"significant" if times["is_significant"] else "not significant"})'
     )
@@ -119,14 +123,25 @@ def _answers(pairs: Pairs) -> dict:
     }
 
 
-def _times(pairs: Pairs) -> dict | None:
-    """New over old time of the same question: the median over the questions with its bootstrap interval."""
-    times = [
-        (before['times']['total_ms'], after['times']['total_ms']) for before, after in pairs if is_pair(after, before)
-    ]
-    if len(times) < _FEWEST:
+def _shares(keyed: dict[tuple, dict], arm: str) -> Shares:
+    """An arm's times over those of cold in the same run and session: they do not tell how fast the machine was."""
+    shares = {}
+    for key, row in keyed.items():
+        cold = keyed.get((*key[:-1], REFERENCE))
+        if key[-1] != arm or cold is None or not is_pair(row, cold):
+            continue
+        own, reference = row['times'], cold['times']
+        if own['session'] == reference['session'] and own['total_ms'] > 0 and reference['total_ms'] > 0:
+            shares[key] = own['total_ms'] / reference['total_ms']
+    return shares
+
+
+def _times(before: Shares, after: Shares) -> dict | None:
+    """New over old share of the same question: the median over the questions with its bootstrap interval."""
+    common = [key for key in after if key in before and key[-1] != REFERENCE]
+    if len(common) < _FEWEST:
         return None
-    old, new = np.array(times).T
+    old, new = (np.array([shares[key] for key in common]) for shares in (before, after))
     logs = np.log(new / old)
     interval = stats.bootstrap(
         (logs,),
@@ -139,9 +154,9 @@ def _times(pairs: Pairs) -> dict | None:
     low = float(np.exp(interval.low))
     high = float(np.exp(interval.high))
     return {
-        'pairs': len(times),
-        'old_median_ms': float(np.median(old)),
-        'new_median_ms': float(np.median(new)),
+        'pairs': len(common),
+        'old_share': float(np.median(old)),
+        'new_share': float(np.median(new)),
         'ratio': float(np.exp(np.median(logs))),
         'low': low,
         'high': high,

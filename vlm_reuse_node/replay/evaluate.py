@@ -31,6 +31,7 @@ from vlm_reuse_node.replay.bag import Bag
 from vlm_reuse_node.replay.camera_run import CameraRun
 from vlm_reuse_node.replay.job import Job
 from vlm_reuse_node.replay.journal import Journal
+from vlm_reuse_node.replay.order import ArmOrder
 from vlm_reuse_node.replay.questions import QuestionEntry, read_questions
 from vlm_reuse_node.replay.rows import answer_row, differs, is_pair, picture_rows, question_row, upkeep_row
 from vlm_reuse_node.replay.runners.kept_state import Policy
@@ -40,6 +41,7 @@ from vlm_reuse_node.replay.samples import Samples
 from vlm_reuse_node.replay.schedule import DueQuestion, Schedule
 from vlm_reuse_node.replay.stills import save_drift
 from vlm_reuse_node.replay.video import Video
+from vlm_reuse_node.replay.video_file import SUFFIX
 from vlm_reuse_node.replay.window import Window
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Refresh
@@ -65,6 +67,7 @@ class Replay:
         entries = read_questions(job.questions, names)
         config = replay_config(job.config)
         self._template = vlm.template(config.system_prompt, 1)
+        self._order = ArmOrder(job.order_seed, has_history=config.history_frames > 0)
         self._cameras = {name: self._camera(name, config, entries) for name in names}
         self._digest = blake2b(digest_size=16)
         self._asked = 0
@@ -93,7 +96,7 @@ class Replay:
         return CameraRun(
             context,
             Schedule(entries, name, self._job.config.max_age_s),
-            Video(self._job.folder / f'overlay.{_file_part(name)}.mp4'),
+            Video(self._job.folder / f'overlay.{_file_part(name)}{SUFFIX}'),
             make_runners(context, self._job.arms),
             Samples(self._job.folder / 'pictures'),
         )
@@ -111,8 +114,7 @@ class Replay:
         camera.begin(at_s, self.bag.restarts(frame.camera), self._job.config.max_age_s)
         camera.is_foreign |= means_nothing(self._vlm.name, frame.frame_id)
         camera.context.window.add(frame)
-        for name in camera.runners:
-            self._see(camera, name, frame)
+        self._take_turns(camera, lambda name: self._see(camera, name, frame))
         return self._ask_all(camera, camera.schedule.at(at_s, frame), stopped)
 
     def _warm_up(self, camera: CameraRun, frame: Frame) -> None:
@@ -127,29 +129,35 @@ class Replay:
         except ImageError:
             pass  # the arms will say so
 
-    def _see(self, camera: CameraRun, name: str, frame: Frame) -> None:
-        """Let one arm take the picture, and record what it cost."""
+    def _take_turns(self, camera: CameraRun, turn: Callable[[str], list[dict]]) -> None:
+        """Give every arm its turn, in a random order, and record what each cost, in the order of the arms."""
+        rows = {name: turn(name) for name in self._order.of_a_picture(camera.runners)}
+        for row in (row for name in camera.runners for row in rows[name]):
+            self._journal.write(row)
+
+    def _see(self, camera: CameraRun, name: str, frame: Frame) -> list[dict]:
+        """Let one arm take the picture. Returns the rows of what it cost."""
         try:
-            self._keep_up(camera, name, lambda: camera.runners[name].see(frame))
+            return self._keep_up(camera, name, lambda: camera.runners[name].see(frame))
         except ImageError as error:
             if name == POLICY:
                 self.bag.refuse(frame.camera, 'model', str(error))
+            return []
 
     def _rest(self, camera: CameraRun, until_s: float) -> None:
         """Give every arm the idle time after the newest picture, once, if the next event comes later than it."""
         if camera.last_s is None or camera.has_rested or until_s <= camera.last_s:
             return
         camera.has_rested = True
-        for name, runner in camera.runners.items():
-            self._keep_up(camera, name, runner.rest)
+        self._take_turns(camera, lambda name: self._keep_up(camera, name, camera.runners[name].rest))
 
-    def _keep_up(self, camera: CameraRun, name: str, call: Callable[[], list[Refresh]]) -> None:
-        """Let one arm do what no question waits for, and record what that cost."""
+    def _keep_up(self, camera: CameraRun, name: str, call: Callable[[], list[Refresh]]) -> list[dict]:
+        """Let one arm do what no question waits for. Returns the rows of what it cost."""
         refreshes, work = self._on_the_meter(call)
-        for row in self._picture_rows(camera, name, refreshes):
-            self._journal.write(row)
+        rows = self._picture_rows(camera, name, refreshes)
         if work.tokens and camera.last_s is not None:
-            self._journal.write(upkeep_row(camera.context.camera, name, camera.last_s, work))
+            rows.append(upkeep_row(camera.context.camera, name, camera.last_s, work))
+        return rows
 
     def _on_the_meter(self, call: Callable[[], T]) -> tuple[T, Work]:
         """Call. Returns the result, and the model's work meanwhile."""
@@ -192,8 +200,7 @@ class Replay:
         row = question_row(self._asked, due, camera.context.camera, picture_s, self._choice_tokens(entry.choices))
         answers: dict[str, dict] = {}
         given: dict[str, ArmAnswer] = {}
-        # Auto goes first: cold-dense is to see the keyframes that it answers from.
-        for name in (POLICY, *(name for name in camera.runners if name != POLICY)):
+        for name in self._order.of_a_question(camera.runners):
             if stopped():
                 return False
             earlier = self._journal.earlier(row, name)
@@ -204,7 +211,8 @@ class Replay:
             pictures_s = [self.bag.at_s(frame) for frame in given[name].frames]
             answers[name] = answer_row(row, name, given[name], pictures_s, work)
         rows = [row, *(answers[name] for name in camera.runners)]
-        for name, answer in given.items():
+        for name in (name for name in camera.runners if name in given):
+            answer = given[name]
             rows += self._picture_rows(camera, name, answer.refreshes, self._asked)
             self._keep_stills(camera, answers, name, answer)
         camera.samples.add(self._asked, camera.context.window.newest)

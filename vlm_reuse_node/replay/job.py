@@ -25,7 +25,10 @@ from vlm_reuse_node.replay.bag import Selection
 
 @dataclass(frozen=True)
 class Job:
-    """One bag to replay, and all that decides the result. folder: where rows, pictures and video go."""
+    """One bag to replay, and all that decides the result.
+
+    folder: where rows, pictures and video go. order_seed: of the order in which the arms are asked.
+    """
 
     bag: Path
     name: str
@@ -35,6 +38,7 @@ class Job:
     questions: Path | None = None
     config: Config = Config()
     window_s: float = 8.0
+    order_seed: int = 0
 
     def settings(self, model: str, fingerprint: str) -> dict:
         """What two runs must have in common for one to resume the other; as JSON types."""
@@ -48,6 +52,7 @@ class Job:
             'selection': selection,
             'questions': blake2b(questions.encode(), digest_size=8).hexdigest(),
             'window_s': self.window_s,
+            'order_seed': self.order_seed,
             'config': asdict(self.config),
             'model': model,
             'model_fingerprint': fingerprint,

@@ -15,6 +15,8 @@
 """One bag's rows on disk, written as they come, one JSON object a line; a resumed run starts from them."""
 
 import json
+from collections import defaultdict
+from hashlib import blake2b
 from pathlib import Path
 from sys import intern
 from typing import Any, TextIO
@@ -30,6 +32,10 @@ class JournalError(VlmReuseError):
 
 class Journal:
     """Writes one bag's rows. With `resume` the rows of an earlier run can be looked up while all are written anew.
+
+    Every row of an arm says in which session its times were measured: 1 for the first run, one more for each that
+    resumed it. What an earlier session did, and this one does again to get its state back, keeps the times of the
+    earlier one; so the times of all arms on one question are of the same session.
 
     is_complete: whether the earlier run reached the bag's end.
     """
@@ -47,10 +53,14 @@ class Journal:
             other = sorted(key for key in settings if earlier[0].get(key) != settings[key])
             raise JournalError(
                 f"'{self._path}' is of a run with another {', '.join(other)}; --resume goes on only "
-                'with the same. Give another --out, or leave --resume out to start anew.'
+                'with the same. Give another --out, or --overwrite in its place to start anew.'
             )
         self.is_complete = bool(earlier) and earlier[-1]['row'] == 'bag'
         self._earlier = {_key(row, row['arm']): row for row in earlier if row['row'] == 'answer'}
+        self._earlier_times: dict[bytes, list[dict]] = defaultdict(list)
+        for row in (row for row in earlier if 'arm' in row):
+            self._earlier_times[_digest(row)].append(row['times'])
+        self._session = 1 + max((row['times']['session'] for row in earlier if 'arm' in row), default=0)
         self._written = self._path
         self._file: TextIO | None = None
 
@@ -69,11 +79,18 @@ class Journal:
         """Add a row to the file; it is on disk when this returns. To be called after `start`."""
         if self._file is None:
             raise RuntimeError('The journal is not open; call start first.')
+        if 'arm' in row:
+            row = row | {'times': self._times(row)}
         self._file.write(json.dumps(row, ensure_ascii=False) + '\n')
         self._file.flush()
         has_all_earlier = not self._earlier or row['row'] == 'bag'
         if has_all_earlier and self._written != self._path:
             self._written = self._written.replace(self._path)
+
+    def _times(self, row: dict) -> dict:
+        """The times that the earlier run measured for the same row, else the row's own; with their session."""
+        earlier = self._earlier_times.get(_digest(row))
+        return earlier.pop(0) if earlier else row['times'] | {'session': self._session}
 
     def close(self) -> None:
         """Stop writing. An earlier run's rows stay as long as this run has fewer."""
@@ -98,6 +115,12 @@ def read_rows(path: Path) -> list[dict]:
 def _shared(members: list[tuple[str, Any]]) -> dict:
     """A JSON object whose names, and values that are texts, are in memory once for all rows: a long run has many."""
     return {intern(name): intern(value) if isinstance(value, str) else value for name, value in members}
+
+
+def _digest(row: dict) -> bytes:
+    """What tells a row from others, but for its times."""
+    rest = {name: value for name, value in row.items() if name != 'times'}
+    return blake2b(json.dumps(rest, sort_keys=True).encode(), digest_size=16).digest()
 
 
 def _key(row: dict, arm: str) -> tuple[str, int, str]:

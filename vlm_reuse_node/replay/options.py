@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         'ask questions along the way, and report speed and paired drift against cold-dense.',
     )
     add_recording_options(parser)
-    parser.add_argument('--out', type=Path, default=Path('out/replay'), help='folder for everything that is written')
+    add_out_options(parser, Path('out/replay'))
     parser.add_argument('--arms', default='all', help=f'all, or some of {",".join(ARMS)}; cold and auto always run')
     parser.add_argument(
         '--window',
@@ -48,12 +48,33 @@ def build_parser() -> argparse.ArgumentParser:
         metavar='S',
         help='seconds over which the four pictures of low-rate are spread',
     )
+    parser.add_argument(
+        '--order-seed', type=int, default=0, metavar='N', help='of the random order in which the arms are asked'
+    )
     parser.add_argument('--jobs', type=int, default=1, metavar='N', help='bags at a time, a process each')
     parser.add_argument('--ray', metavar='ADDRESS', help="a Ray cluster, one task a bag ('local' starts one)")
-    parser.add_argument('--resume', action='store_true', help='go on where an interrupted run stopped')
+    parser.add_argument('--resume', action='store_true', help='go on where an interrupted run in --out stopped')
     parser.add_argument('--compare', type=Path, metavar='OLD.json', help='results of an earlier run to compare with')
     parser.add_argument('--json', action='store_true', help='print the summary as JSON instead of a table')
     return parser
+
+
+def add_out_options(parser: argparse.ArgumentParser, default: Path) -> None:
+    """Add where results go, and whether they may replace others."""
+    parser.add_argument('--out', type=Path, default=default, help='folder for everything that is written')
+    parser.add_argument('--overwrite', action='store_true', help='replace the results of an earlier run in --out')
+
+
+def keep_results(args: argparse.Namespace, name: str, choices: str = '') -> None:
+    """Raise ConfigError where --out has results that nobody said may be replaced.
+
+    name: of the file that every finished run writes. choices: what else may be done about it.
+    """
+    if not args.overwrite and (args.out / name).exists():
+        raise ConfigError(
+            f"'{args.out}' has the {name} of an earlier run; name another --out, {choices}or give --overwrite to "
+            'replace it.'
+        )
 
 
 def add_recording_options(parser: argparse.ArgumentParser) -> None:
@@ -106,7 +127,9 @@ def make_jobs(args: argparse.Namespace) -> tuple[list[Job], dict[str, str], floa
             continue
         questions = questions and questions.absolute()
         folder = args.out / 'bags' / name
-        todo.append(Job(path.absolute(), name, folder, arms, selection, questions, config, args.window))
+        todo.append(
+            Job(path.absolute(), name, folder, arms, selection, questions, config, args.window, args.order_seed)
+        )
         seconds += max(0.0, min(bag.seconds - args.start, args.duration))
     return todo, failed, seconds
 
@@ -176,7 +199,7 @@ def config_of(args: argparse.Namespace) -> Config:
 
 def selection_of(args: argparse.Namespace) -> Selection:
     """Return which part of the bags is meant. Raises ConfigError for a number out of range."""
-    least = {'start': 0, 'duration': 1e-9, 'rate_limit': 0, 'window': 1e-3, 'jobs': 1, 'every': 1e-3}
+    least = {'start': 0, 'duration': 1e-9, 'rate_limit': 0, 'window': 1e-3, 'order_seed': 0, 'jobs': 1, 'every': 1e-3}
     for name, low in least.items():
         value = getattr(args, name, low)  # not every program has all of them
         if math.isnan(value) or value < low:

@@ -12,19 +12,37 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""How the pages are made: every text in them is escaped and harmless."""
+"""How every page is made: one frame and style (base.html), parts that all use (parts.html), and a template for each."""
 
+import re
+from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from vlm_reuse_node.plain_text import printable
 
+_UNIT = re.compile(r'(?<=\d) (?=[%×])')  # between a figure and its unit, where no line is to end
 
-def page_environment() -> Environment:
-    """Return the environment of a page's template."""
+
+def render_page(template: Path, **values: Any) -> str:
+    """Return a self-contained page as HTML; every text in it is escaped and harmless.
+
+    template: extends base.html. Its sections begin with `heading` of parts.html, which enters them in the contents.
+    """
+    page = page_environment(template.parent).get_template(template.name).render(sections=[], **values)
+    return _UNIT.sub('\N{NO-BREAK SPACE}', page)
+
+
+def page_environment(folder: Path) -> Environment:
+    """Return the environment of the templates in a folder."""
     return Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_harmless
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_harmless,
+        loader=FileSystemLoader([folder, Path(__file__).parent]),
     )
 
 

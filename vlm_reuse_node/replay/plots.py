@@ -29,7 +29,7 @@ from vlm_reuse_node.replay.times import SESSIONS, STAGES
 STAGE_COLOURS = dict(zip(STAGES, (OTHER, PAID, REUSED, THIRD, LINE)))
 
 
-def latency(times: dict[str, list[float]]) -> str:
+def latency(times: dict[str, list[float]], title: str) -> str:
     """Draw every answer's time as a dot, an arm a row; the median as a line. times: milliseconds by arm."""
 
     def draw(figure: Figure) -> None:
@@ -44,15 +44,15 @@ def latency(times: dict[str, list[float]]) -> str:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
         axes.set_xlabel('milliseconds, whole answer; orange: median')
 
-    return svg_of('latency', draw, 0.9 + 0.32 * len(times))
+    return svg_of('latency', title, draw, 0.9 + 0.32 * len(times))
 
 
-def drift(groups: dict[str, dict[str, dict]], name: str, order: Sequence[str]) -> str:
+def drift(groups: dict[str, dict[str, dict]], name: str, order: Sequence[str], title: str) -> str:
     """Draw the share of drifted answers with its interval, a row for each group, a mark for each arm.
 
     groups: counts of pairs by arm and group. name: of the grouping. order: of the groups.
     """
-    colours = (PAID, REUSED, CHANGED, THIRD, OTHER)
+    colours = (PAID, REUSED, CHANGED, THIRD, OTHER, INK)
     sizes = [max((counts.get(group, {}).get('pairs', 0) for counts in groups.values()), default=0) for group in order]
 
     def draw(figure: Figure) -> None:
@@ -78,10 +78,10 @@ def drift(groups: dict[str, dict[str, dict]], name: str, order: Sequence[str]) -
         axes.set_xlabel('% of answers that drifted, 95 % interval')
         axes.legend(loc='lower center', bbox_to_anchor=(0.35, 1.0), ncols=3, columnspacing=1.0)
 
-    return svg_of(f'drift-{name}', draw, 1.5 + (0.14 * len(groups) + 0.24) * len(order))
+    return svg_of(f'drift-{name}', title, draw, 1.5 + (0.14 * len(groups) + 0.24) * len(order))
 
 
-def stages(times: dict[str, dict]) -> str:
+def stages(times: dict[str, dict], title: str) -> str:
     """Draw the mean time of each stage, stacked, an arm a row; a mark where the whole answer is predicted."""
 
     def draw(figure: Figure) -> None:
@@ -102,25 +102,18 @@ def stages(times: dict[str, dict]) -> str:
         axes.set_xlabel('milliseconds an answer, mean')
         axes.legend(ncols=3, loc='lower center', bbox_to_anchor=(0.4, 1.0), handlelength=1, columnspacing=1.0)
 
-    return svg_of('stages', draw, 1.4 + 0.34 * len(times))
+    return svg_of('stages', title, draw, 1.4 + 0.34 * len(times))
 
 
-def sessions(times: dict[str, dict]) -> str:
+def sessions(times: dict[str, dict], title: str) -> str:
     """Draw the setup-inclusive speedup over the number of questions on one picture."""
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         for (arm, each), colour in zip(times.items(), (PAID, REUSED, THIRD, OTHER, CHANGED, INK)):
             speedups = [session['speedup'] for session in each['sessions']]
-            axes.plot(SESSIONS, speedups, marker='o', markersize=5, color=colour, label=arm)
-            axes.annotate(
-                f'{speedups[-1]:.1f} ×',
-                (SESSIONS[-1], speedups[-1]),
-                textcoords='offset points',
-                xytext=(-4, 6),
-                ha='right',
-                color=INK,
-            )
+            label = f'{arm} ({speedups[-1]:.1f} ×)'  # in the legend, because lines lie on one another
+            axes.plot(SESSIONS, speedups, marker='o', markersize=5, color=colour, label=label)
         axes.axhline(1, color=INK, linewidth=0.8, linestyle='--')
         axes.set_xscale('log')
         axes.set_xticks(SESSIONS, [str(number) for number in SESSIONS])
@@ -128,12 +121,12 @@ def sessions(times: dict[str, dict]) -> str:
         axes.set_ylim(bottom=0)
         axes.set_xlabel('questions on one picture, its computation included')
         axes.set_ylabel('times as fast as cold')
-        axes.legend(loc='upper left')
+        axes.legend(ncols=2, loc='lower center', bbox_to_anchor=(0.45, 1.0), columnspacing=1.0)
 
-    return svg_of('sessions', draw, 3.0)
+    return svg_of('sessions', title, draw, 3.0 + 0.11 * len(times))
 
 
-def memory(rows: RowIndex) -> str:
+def memory(rows: RowIndex, title: str) -> str:
     """Draw what auto keeps, and the process as a whole, over time; bags one after the other."""
     looks = rows.looks(POLICY)
     kept_mb = [row['held_bytes'] / 1e6 for row in looks]
@@ -150,4 +143,4 @@ def memory(rows: RowIndex) -> str:
             axes.set_ylim(0, 1.15 * max(values))
             axes.set_ylabel('MB')
 
-    return svg_of('memory', draw, 3.4)
+    return svg_of('memory', title, draw, 3.4)

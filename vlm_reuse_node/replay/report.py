@@ -18,20 +18,29 @@ from pathlib import Path
 
 from vlm_reuse_node.replay.arms import POLICY
 from vlm_reuse_node.replay.compare import arm_sentence
+from vlm_reuse_node.replay.conclusion import conclusion, floor_text
 from vlm_reuse_node.replay.figures import factor, share_text
 from vlm_reuse_node.replay.keep_up import keep_up_lines
 from vlm_reuse_node.replay.negatives import negatives
-from vlm_reuse_node.replay.page import page_environment
+from vlm_reuse_node.replay.page import render_page
 from vlm_reuse_node.replay.report_drift import drift_view, exactness_lines, peer_lines
 from vlm_reuse_node.replay.report_plots import plot_views
 from vlm_reuse_node.replay.report_sample import sample_view
 from vlm_reuse_node.replay.row_index import RowIndex
-from vlm_reuse_node.replay.support import scene_lines, support_lines
+from vlm_reuse_node.replay.sessions import session_lines, timed_rows
+from vlm_reuse_node.replay.support import support_lines
 from vlm_reuse_node.replay.table import COLUMNS, cells
 from vlm_reuse_node.replay.times import STAGES
 from vlm_reuse_node.replay.verdict import DENOMINATOR, sentence, verdict
 
 TEMPLATE, NOTHING = (Path(__file__).with_name(name) for name in ('report.html', 'nothing.html'))
+CEILING_COLUMNS = (
+    'arm',
+    *(stage.removesuffix('_ms') for stage in STAGES),
+    'predicted speedup',
+    'measured',
+    'residual, ms an answer',
+)
 
 
 def write_report(results: dict, path: Path, folders: dict[str, Path], videos: list[str]) -> None:
@@ -41,35 +50,38 @@ def write_report(results: dict, path: Path, folders: dict[str, Path], videos: li
 
 def write_nothing(why: str, lines: list[str], path: Path) -> None:
     """Write the page of a replay without an answer. lines: sentences on what was found in the bags."""
-    path.write_text(page_environment().from_string(NOTHING.read_text(encoding='utf-8')).render(why=why, lines=lines))
+    path.write_text(render_page(NOTHING, why=why, lines=lines), encoding='utf-8')
 
 
 def render(results: dict, folders: dict[str, Path], videos: list[str]) -> str:
     """Return the page as HTML; every text in it is escaped."""
-    rows = RowIndex(row for kind in ('questions', 'answers', 'pictures', 'bags') for row in results[kind])
-    return (
-        page_environment()
-        .from_string(TEMPLATE.read_text(encoding='utf-8'))
-        .render(
-            denominator=DENOMINATOR,
-            support=[*scene_lines(results), *support_lines(results)],
-            verdicts=verdict(results),
-            sentence=sentence(results),
-            about=_about(results),
-            columns=[name for name, _ in COLUMNS],
-            arms=[_arm_view(results, arm) for arm in results['counts']],
-            figures=plot_views(results, rows),
-            ceilings=_ceilings(results),
-            exactness=exactness_lines(results) + peer_lines(rows),
-            drift=drift_view(rows, folders),
-            sample=sample_view(rows, folders),
-            comparison=_comparison(results['comparison']),
-            keep_up=keep_up_lines(results),
-            negatives=negatives(results),
-            notes=results['notes'],
-            videos=videos,
-            settings=_settings(results),
-        )
+    rows = RowIndex(row for kind in ('questions', 'answers', 'pictures', 'upkeep', 'bags') for row in results[kind])
+    sessions = results['times']['sessions']
+    floor = floor_text(results['times']['floor'])
+    return render_page(
+        TEMPLATE,
+        conclusion=conclusion(results),
+        denominator=DENOMINATOR,
+        support=support_lines(results),
+        resumed=session_lines(sessions),
+        verdicts=verdict(results),
+        sentence=sentence(results),
+        about=_about(results),
+        floor=f'{floor[0].upper()}{floor[1:]}',
+        columns=[name for name, _ in COLUMNS],
+        arms=[_arm_view(results, arm) for arm in results['counts']],
+        figures=plot_views(results, rows, timed_rows(rows, sessions)),
+        ceiling_columns=CEILING_COLUMNS,
+        ceilings=_ceilings(results),
+        exactness=exactness_lines(results) + peer_lines(rows),
+        drift=drift_view(rows, folders),
+        sample=sample_view(rows, folders),
+        comparison=_comparison(results['comparison']),
+        keep_up=keep_up_lines(results),
+        negatives=negatives(results),
+        notes=results['notes'],
+        videos=videos,
+        settings=_settings(results),
     )
 
 
@@ -101,25 +113,25 @@ def _arm_view(results: dict, arm: str) -> dict:
     }
 
 
-def _ceilings(results: dict) -> list[dict]:
+def _ceilings(results: dict) -> list[list[str]]:
     """Of each arm, the shares of its stages, and the predicted and the measured speedup."""
-    views = []
+    rows = []
     for arm, times in results['times']['arms'].items():
         if not times['pairs'] or not times['ceiling']:
             continue
         stages = times['stages_ms']
         ceiling = times['ceiling']
         total_ms = sum(stages.values())
-        views.append(
-            {
-                'arm': arm,
-                'shares': [share_text(max(0.0, stages[stage]) / total_ms) for stage in STAGES],
-                'predicted': factor(ceiling['predicted_speedup']),
-                'measured': factor(ceiling['measured_speedup']),
-                'residual': f'{ceiling["residual_ms"] / times["pairs"]:+,.1f}',
-            }
+        rows.append(
+            [
+                arm,
+                *(share_text(max(0.0, stages[stage]) / total_ms) for stage in STAGES),
+                factor(ceiling['predicted_speedup']),
+                factor(ceiling['measured_speedup']),
+                f'{ceiling["residual_ms"] / times["pairs"]:+,.1f}',
+            ]
         )
-    return views
+    return rows
 
 
 def _comparison(comparison: dict | None) -> dict | None:
@@ -141,6 +153,7 @@ def _settings(results: dict) -> list[tuple[str, str]]:
         ('model', f'{settings["model"]}, fingerprint {settings["model_fingerprint"]}'),
         ('part', _part(settings['selection'])),
         ('window of low-rate', f'{settings["window_s"]:g} s'),
+        ('order of the arms', f'random, seed {settings["order_seed"]}'),
         *((f'bag {bag["bag"]}', _bag_line(bag)) for bag in results['bags']),
         *((name, str(number)) for name, number in settings['versions'].items()),
         *((name, times[name]) for name in ('made', 'machine') if name in times),
@@ -154,7 +167,8 @@ def _settings(results: dict) -> list[tuple[str, str]]:
 
 def _part(selection: dict) -> str:
     """Which part of each bag was replayed."""
-    text = f'from {selection["start_s"]:g} s on, {selection["duration_s"]} s long'
+    duration_s = selection['duration_s']
+    text = f'from {selection["start_s"]:g} s on, ' + ('to the end' if duration_s == 'inf' else f'{duration_s} s long')
     if selection['rate_limit_hz']:
         text += f', at most {selection["rate_limit_hz"]:g} pictures a second'
     return text

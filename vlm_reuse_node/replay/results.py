@@ -33,9 +33,10 @@ from vlm_reuse_node.replay.journal import NAME, read_rows
 from vlm_reuse_node.replay.keep_up import measure_keep_up
 from vlm_reuse_node.replay.ratios import derive_ratios
 from vlm_reuse_node.replay.row_index import RowIndex
-from vlm_reuse_node.replay.times import measure_times
+from vlm_reuse_node.replay.sessions import choose_sessions, timed_rows
+from vlm_reuse_node.replay.times import measure_times, timing_floor
 
-FORMAT = 5
+FORMAT = 6
 SCHEMA = Path(__file__).with_name('results.schema.json')
 PACKAGES = ('mlx', 'mlx-vlm', 'numpy', 'opencv-python', 'opencv-python-headless', 'rosbags')
 _OF_A_BAG = ('bag', 'files', 'questions')
@@ -74,6 +75,8 @@ def collect(folders: dict[str, Path], failed: dict[str, str], complete: bool) ->
     if not rows.answers:
         raise NothingAnsweredError(_why_nothing(rows.bags, failed), [*problems, *notes])
     counts = count_rows(rows)
+    sessions = choose_sessions(rows)
+    timed = timed_rows(rows, sessions)
     return {
         'format': FORMAT,
         'complete': complete,
@@ -89,7 +92,12 @@ def collect(folders: dict[str, Path], failed: dict[str, str], complete: bool) ->
         'answers': rows.answers,
         'pictures': rows.pictures,
         'upkeep': rows.upkeep,
-        'times': {'arms': measure_times(rows), 'keep_up': measure_keep_up(rows)},
+        'times': {
+            'arms': {arm: {'pairs': 0} for arm in rows.arms} | measure_times(timed),
+            'floor': timing_floor(timed),
+            'sessions': sessions,
+            'keep_up': measure_keep_up(rows),
+        },
     }
 
 

@@ -20,6 +20,7 @@ Matplotlib draws with stand-in colours; in the SVG text they become the page's C
 import io
 import re
 from collections.abc import Callable
+from html import escape
 from typing import Any
 
 from matplotlib import rc_context
@@ -62,10 +63,10 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def svg_of(name: str, draw: Callable[[Figure], None], height: float) -> str:
+def svg_of(name: str, title: str, draw: Callable[[Figure], None], height: float) -> str:
     """Draw on a figure of the page's width; return the <svg> element.
 
-    name: no other plot of the page may have it. height: inches.
+    name: no other plot of the page may have it. title: what those are told who do not see it. height: inches.
     """
     with rc_context(_STYLE):
         figure = Figure((WIDTH, height), layout='constrained')
@@ -75,7 +76,7 @@ def svg_of(name: str, draw: Callable[[Figure], None], height: float) -> str:
             axes.patch.set_alpha(0)
         text = io.StringIO()
         figure.savefig(text, format='svg', metadata={'Date': None, 'Creator': None, 'Format': None, 'Type': None})
-    return _inline(text.getvalue(), plain_name(name))
+    return _inline(text.getvalue(), plain_name(name), title)
 
 
 def plain_name(name: str) -> str:
@@ -83,8 +84,8 @@ def plain_name(name: str) -> str:
     return re.sub(r'[^A-Za-z0-9_]+', '-', name)
 
 
-def _inline(svg: str, name: str) -> str:
-    """The element alone: colours from the page, names that no other plot on it has, no fixed size."""
+def _inline(svg: str, name: str, title: str) -> str:
+    """The element alone: its title, colours from the page, names that no other plot on it has, no fixed size."""
     svg = svg[svg.index('<svg') :]
     svg = re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.S)
     for colour, variable in _VARIABLES.items():
@@ -94,4 +95,5 @@ def _inline(svg: str, name: str) -> str:
     svg = re.sub(r'font: ([\d.]+px) [^;"]*', r'font: \1 system-ui, sans-serif', svg)
     head, rest = svg.split('>', 1)
     head = re.sub(r' (width|height|xmlns(:xlink)?)="[^"]*"', '', head)
-    return f'{head} role="img">{rest}'.replace('xlink:href', 'href')
+    titled = f'{head} role="img" aria-labelledby="{name}-title"><title id="{name}-title">{escape(title)}</title>'
+    return f'{titled}{rest}'.replace('xlink:href', 'href')

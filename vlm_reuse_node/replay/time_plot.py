@@ -27,10 +27,11 @@ from vlm_reuse_node.replay.row_index import RowIndex
 from vlm_reuse_node.replay.svg import CHANGED, INK, LINE, PAID, REUSED, THIRD, svg_of
 
 MOST_COLUMNS = 1000  # over time; more cannot be told apart, and make the page large
+HEIGHT = 5.4  # inches
 LEVEL_COLOURS = {'reuse': LINE, 'patch': THIRD, 'frame': PAID, 'full': CHANGED}
 
 
-def over_time(rows: RowIndex, bag: str, camera: str) -> str:
+def over_time(rows: RowIndex, bag: str, camera: str, title: str) -> str:
     """Draw what one camera's pictures cost auto: share computed, staleness, and levels as a band."""
     looks = [row for row in rows.seen(POLICY) if (row['bag'], row['camera']) == (bag, camera)]
     seconds = np.array([row['picture_s'] for row in looks])
@@ -46,22 +47,20 @@ def over_time(rows: RowIndex, bag: str, camera: str) -> str:
 
     def draw(figure: Figure) -> None:
         top, middle, band = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 1))
-        top.vlines(column_s, 0, highest_percent, color=PAID, linewidth=1.2)
-        top.plot(column_s, paid_percent[columns], color=INK, linewidth=1.2)
+        top.vlines(column_s, 0, highest_percent, color=PAID, linewidth=1.2, label='of this picture')
+        top.plot(column_s, paid_percent[columns], color=INK, linewidth=1.2, label='of all so far')
         top.set_ylim(0, 105)
         top.set_ylabel('%')
-        top.set_title('share of each picture computed; line: of all so far')
-        middle.plot(column_s, since_s, color=REUSED, linewidth=1.2)
-        middle.plot(column_s, oldest_s, color=CHANGED, linewidth=1.2)
-        middle.scatter(asked_s, np.zeros(len(asked_s)), marker='|', s=40, color=INK, linewidths=0.8)
+        _legend(top, 'share computed')
+        middle.plot(column_s, since_s, color=REUSED, linewidth=1.2, label='computed')
+        middle.plot(column_s, oldest_s, color=CHANGED, linewidth=1.2, label='all seen unchanged')
+        middle.scatter(asked_s, np.zeros(len(asked_s)), marker='|', s=40, color=INK, linewidths=0.8, label='question')
         middle.set_ylim(bottom=0)
         middle.set_ylabel('s')
-        middle.set_title(
-            'blue: since anything was computed; red: since every\ncell was seen unchanged; marks: questions'
-        )
+        _legend(middle, 'time since cells were')
         _draw_band(band, seconds, [row['level'] for row in looks])
 
-    return svg_of(f'time-{bag}-{camera}', draw, 4.6)
+    return svg_of(f'time-{bag}-{camera}', title, draw, HEIGHT)
 
 
 def _since_computed(looks: Sequence[dict]) -> list[float]:
@@ -91,4 +90,10 @@ def _draw_band(axes: Axes, seconds: np.ndarray, levels: list[str]) -> None:
     axes.set_yticks([])
     axes.grid(visible=False)
     axes.set_xlabel('seconds from the first picture')
-    axes.legend(ncols=4, loc='upper left', bbox_to_anchor=(-0.02, 2.1), handlelength=1, columnspacing=1.2)
+    _legend(axes, 'level, pictures')
+
+
+def _legend(axes: Axes, title: str) -> None:
+    """A title above the plot, and between both the legend."""
+    axes.set_title(title, pad=20)
+    axes.legend(ncols=4, loc='lower left', bbox_to_anchor=(-0.02, 0.97), handlelength=1, columnspacing=1.2, borderpad=0)

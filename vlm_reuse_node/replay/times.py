@@ -34,6 +34,26 @@ def measure_times(rows: RowIndex) -> dict[str, dict]:
     return {arm: _arm_times(rows, arm) for arm in rows.arms}
 
 
+def timing_floor(rows: RowIndex) -> dict | None:
+    """Return how far two measurements of the same answer are apart: cold over cold-again, pair by pair.
+
+    low and high: nine of ten ratios are between them. slower: in how many pairs cold took longer. None without a pair.
+    """
+    pairs = rows.pairs('cold-again') if 'cold-again' in rows.of else []
+    times = [(pair.reference['times']['total_ms'], pair.answer['times']['total_ms']) for pair in pairs]
+    ratios = [cold / again for cold, again in times if again > 0]
+    if not ratios:
+        return None
+    low, middle, high = np.percentile(ratios, (5, 50, 95)).tolist()
+    return {
+        'pairs': len(ratios),
+        'ratio': middle,
+        'low': low,
+        'high': high,
+        'slower': sum(ratio > 1 for ratio in ratios),
+    }
+
+
 def _arm_times(rows: RowIndex, arm: str) -> dict:
     pairs = rows.pairs(arm)
     if not pairs:

@@ -15,6 +15,7 @@
 """The first screen of the report: the figures that decide, and what they mean in words."""
 
 from vlm_reuse_node.replay.arms import POLICY, REFERENCE
+from vlm_reuse_node.replay.conclusion import floor_text
 from vlm_reuse_node.replay.figures import counted, factor, milliseconds, paid_text, seconds, share_text, span_text
 from vlm_reuse_node.replay.ratios import tokens
 
@@ -77,7 +78,8 @@ def _speed(results: dict) -> dict:
         'figure': factor(times['speedup']),
         'label': (
             f'as fast as {DENOMINATOR}{interval}: median answer {milliseconds(times["median_ms"])} ms against '
-            f'{milliseconds(times["cold_median_ms"])} ms, n = {times["pairs"]}; {_remembered(times)}'
+            f'{milliseconds(times["cold_median_ms"])} ms, n = {times["pairs"]}; {_remembered(times)}; '
+            f'{floor_text(results["times"]["floor"])}'
         ),
     }
 

@@ -17,9 +17,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 
+from vlm_reuse_node.replay.video_file import VideoFile
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.overlay import draw_overlay
 from vlm_reuse_node.scene.refresh import Refresh
@@ -28,14 +28,13 @@ SLOWEST_HZ, FASTEST_HZ = 1.0, 60.0
 
 
 class Video:
-    """Writes an mp4 whose rate is that of the first two pictures."""
+    """Writes a video whose rate is that of the first two pictures."""
 
     def __init__(self, path: Path) -> None:
         """A picture is written when the next one comes: until then more of it may be computed."""
         self._path = path
         self._last: tuple[float, Frame, Refresh] | None = None
-        self._size = (0, 0)  # width and height of the first picture with its bar
-        self._writer: cv2.VideoWriter | None = None
+        self._file: VideoFile | None = None
 
     def add(self, frame: Frame, refresh: Refresh, at_s: float) -> None:
         """Add a look at a picture, or a refresh from the newest one. A picture of another size is resized."""
@@ -50,21 +49,12 @@ class Video:
         """Finish the file."""
         if self._last:
             self._write_last(SLOWEST_HZ)
-        if self._writer:
-            self._writer.release()
+        if self._file:
+            self._file.close()
 
     def _write_last(self, rate_hz: float) -> None:
         """Write the last picture. rate_hz: of the video, if it is the first one."""
         _, frame, refresh = self._last
-        bgr = np.ascontiguousarray(draw_overlay(frame, refresh)[..., ::-1])
-        if self._writer is None:
-            self._size = (bgr.shape[1], bgr.shape[0])
-            rate_hz = float(np.clip(rate_hz, SLOWEST_HZ, FASTEST_HZ))
-            self._writer = cv2.VideoWriter(str(self._path), cv2.VideoWriter.fourcc(*'mp4v'), rate_hz, self._size)
-        self._writer.write(_resized(bgr, *self._size))
-
-
-def _resized(bgr: np.ndarray, width: int, height: int) -> np.ndarray:
-    if bgr.shape[:2] == (height, width):
-        return bgr
-    return cv2.resize(bgr, (width, height), interpolation=cv2.INTER_AREA)
+        if self._file is None:
+            self._file = VideoFile(self._path, float(np.clip(rate_hz, SLOWEST_HZ, FASTEST_HZ)))
+        self._file.write(draw_overlay(frame, refresh)[..., ::-1])

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The overlay picture: refreshed cells are orange, stale cells are hatched, all others are unchanged.
+"""The overlay picture: refreshed cells have orange outlines, stale cells are hatched, all else is as the camera saw it.
 
 NumPy and OpenCV only. The live node and the replay draw the same picture.
 """
@@ -27,9 +27,9 @@ from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Refresh
 
 BAR_HEIGHT = 24
-ORANGE, BLUE, GREY = (255, 140, 0), (0, 110, 255), (120, 120, 120)
+ORANGE, BLUE, GREY, BLACK = (255, 140, 0), (0, 110, 255), (120, 120, 120), (0, 0, 0)
 
-_TINT = 0.45
+_THICK = 3  # pixels of the outline around refreshed cells
 _FONT, _SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.45
 
 
@@ -43,8 +43,8 @@ def draw_overlay(frame: Frame, refresh: Refresh) -> np.ndarray:
     canvas = np.empty((height + BAR_HEIGHT, width, 3), np.uint8)
     picture, bar = canvas[:height], canvas[height:]
     picture[:] = frame.rgb
-    _tint(picture, refresh.refreshed)
     _hatch(picture, refresh.stale & ~refresh.refreshed)
+    _outline(picture, refresh.refreshed)
     _draw_bar(bar, refresh)
     return canvas
 
@@ -57,22 +57,40 @@ def percent(count: int, total: int) -> str:
     return '100 %' if count and count == total else '0 %'
 
 
-def _tint(picture: np.ndarray, cells: np.ndarray) -> None:
+def _outline(picture: np.ndarray, cells: np.ndarray) -> None:
+    """Draw a thick orange line around refreshed cells, a black one inside of it, and thin ones between the cells.
+
+    The colours in the cells stay as they are. The black line tells the orange one from a picture that is orange itself.
+    """
     if cells.any():
-        cv2.copyTo(cv2.LUT(picture, _orange_table()), spread(cells, *picture.shape[:2]), picture)
+        height, width = picture.shape[:2]
+        mask = spread(cells, height, width)
+        inside, deep_inside = (_shrunk(mask, pixels) for pixels in (_THICK, _THICK + 1))
+        lines = cv2.bitwise_and(deep_inside, _lattice(height, width, *cells.shape))
+        cv2.copyTo(_plain(height, width, BLACK), inside - deep_inside, picture)
+        cv2.copyTo(_plain(height, width, ORANGE), mask - inside + lines, picture)
+
+
+def _shrunk(mask: np.ndarray, pixels: int) -> np.ndarray:
+    """A mask without its outermost pixels, those at the edge of the picture included."""
+    kernel = np.ones((2 * pixels + 1,) * 2, np.uint8)
+    return cv2.erode(mask, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0)
 
 
 def _hatch(picture: np.ndarray, cells: np.ndarray) -> None:
     if cells.any():
         mask = cv2.bitwise_and(spread(cells, *picture.shape[:2]), _stripes(*picture.shape[:2]))
-        cv2.copyTo(_blue(*picture.shape[:2]), mask, picture)
+        cv2.copyTo(_plain(*picture.shape[:2], BLUE), mask, picture)
 
 
-@lru_cache(maxsize=1)
-def _orange_table() -> np.ndarray:
-    """Lookup table that mixes every value with orange: (1, 256, 3) uint8."""
-    values = np.arange(256.0)[None, :, None] * (1 - _TINT) + np.array(ORANGE) * _TINT
-    return values.round().astype(np.uint8)
+@lru_cache(maxsize=4)
+def _lattice(height: int, width: int, rows: int, columns: int) -> np.ndarray:
+    """The first row and column of pixels of every cell: (height, width) uint8, 255 there."""
+    lattice = np.zeros((height, width), np.uint8)
+    down, across = (np.ceil(np.arange(cells) * size / cells) for size, cells in ((height, rows), (width, columns)))
+    lattice[np.minimum(down.astype(int), height - 1)] = 255
+    lattice[:, np.minimum(across.astype(int), width - 1)] = 255
+    return lattice
 
 
 @lru_cache(maxsize=4)
@@ -83,8 +101,8 @@ def _stripes(height: int, width: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=4)
-def _blue(height: int, width: int) -> np.ndarray:
-    return np.full((height, width, 3), BLUE, np.uint8)
+def _plain(height: int, width: int, colour: tuple[int, int, int]) -> np.ndarray:
+    return np.full((height, width, 3), colour, np.uint8)
 
 
 def _draw_bar(bar: np.ndarray, refresh: Refresh) -> None:
