@@ -87,7 +87,7 @@ def test_imports_go_one_way(folder):
             assert found <= MAY_IMPORT[folder], f'{path} imports from {sorted(found - MAY_IMPORT[folder])}'
 
 
-@pytest.mark.parametrize('library', ONLY_IN)
+@pytest.mark.parametrize('library', sorted(ONLY_IN))
 def test_a_library_appears_at_its_edge_only(library):
     users = {path for path in sources() if any(module.split('.')[0] == library for module in imports(path))}
     outside = {str(path) for path in users if not any(path.is_relative_to(allowed) for allowed in ONLY_IN[library])}
