@@ -15,6 +15,8 @@
 """Hostile text at every entrance of the node and of the programs: every exit shows one harmless line."""
 
 import logging
+import shutil
+from importlib.util import module_from_spec, spec_from_file_location
 
 import cv2
 import numpy as np
@@ -26,6 +28,7 @@ from vlm_reuse_node.ask.cli import main as ask_main
 from vlm_reuse_node.plain_text import LONGEST_LINE, log_lines, one_line, print_error, print_rows
 from vlm_reuse_node.replay.cli import main as replay_main
 from vlm_reuse_node.replay.page import page_environment
+from vlm_reuse_node.ros import plain_logger
 
 FORGED = '[FATAL] forged'
 HOSTILE = f'rgb8\n{FORGED}\x1b[31m\u202e\u2066\x9b2J\x00\r' + 'x' * 100_000
@@ -147,3 +150,14 @@ def test_hostile_messages_and_requests_are_told_in_harmless_lines(robot_with_tex
         assert (text.isprintable() or not text) and len(text) <= LONGEST_LINE
     said = capfd.readouterr()
     assert harmless(said.err) and harmless(said.out)
+
+
+def test_the_logger_may_be_called_at_several_severities_through_a_link_to_the_package(tmp_path):
+    link = tmp_path / 'plain_logger.py'  # as colcon build --symlink-install makes it
+    link.symlink_to(shutil.copy(plain_logger.__file__, tmp_path / 'installed.py'))
+    spec = spec_from_file_location('linked_plain_logger', link)
+    linked = module_from_spec(spec)
+    spec.loader.exec_module(linked)
+    logger = linked.PlainLogger('linked')
+    assert logger.info('loading') and logger.warning(HOSTILE)
+    assert [logger.warning('again', once=True) for _ in range(2)] == [True, False]

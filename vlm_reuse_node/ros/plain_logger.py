@@ -15,6 +15,7 @@
 """A ROS logger whose every message is one harmless line."""
 
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from rclpy.impl import rcutils_logger
@@ -23,7 +24,8 @@ from rclpy.lifecycle import LifecycleNode
 from vlm_reuse_node.plain_text import one_line
 
 # rclpy tells the `once` and `throttle_duration_sec` of different callers apart. This file calls for others.
-rcutils_logger._internal_callers.append(__file__)
+# rclpy compares real paths; `colcon build --symlink-install` installs links.
+rcutils_logger._internal_callers.append(str(Path(__file__).resolve()))
 
 
 class PlainLogger(rcutils_logger.RcutilsLogger):
