@@ -124,8 +124,13 @@ def test_pictures_that_a_busy_node_or_a_slow_driver_leaves_out_are_no_loss(chang
 
 
 def test_two_publishers_on_one_topic_and_stamps_that_tell_nothing_are_warnings():
-    status = camera_status('vlm', camera(publishers=('/one', '/two'), stamps=NONE), [camera()], 1.0, 2.0)
+    status = camera_status('vlm', camera(publishers=('/one', '/two'), mixed=3, stamps=NONE), [camera()], 1.0, 2.0)
     assert status.level == WARN and '/one, /two' in status.message and NONE in status.message
+
+
+def test_a_killed_driver_that_the_graph_still_shows_beside_its_successor_is_no_warning():
+    state = camera(publishers=('/driver', '/driver'))
+    assert camera_status('vlm', state, [camera()], 1.0, 2.0).level == OK and camera_notices(state, [camera()]) == {}
 
 
 def test_refusals_of_long_ago_are_no_warning():

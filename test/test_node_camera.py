@@ -164,6 +164,16 @@ def test_gaps_in_the_numbers_of_each_publisher_are_counted():
     assert arrivals.missed == 3
 
 
+def test_publishers_mix_when_one_sends_again_after_another():
+    arrivals = Arrivals()
+    for info in (*numbered(1, 2, 3), *numbered(1, 2, 3, publisher=b'b')):  # a driver that was started anew
+        arrivals.note(info, 0)
+    assert arrivals.mixed == 0
+    for info in (*numbered(4), *numbered(4, publisher=b'b')):
+        arrivals.note(info, 0)
+    assert arrivals.mixed == 2
+
+
 def test_without_numbers_the_rhythm_of_the_stamps_tells():
     arrivals, at_ms = Arrivals(), 0
     for step_ms in [33, 33, 33, 200] * 6:
@@ -225,11 +235,13 @@ def test_a_hint_names_the_image_transport_that_is_published(given, published):
     assert (text == '') if given == published else (topic in text and f'image_transport:={published}.' in text)
 
 
-def test_two_publishers_on_one_topic_are_named(robot):
-    diagnostics, camera = robot.diagnostics(), robot.camera()
+def test_two_publishers_on_one_topic_whose_pictures_mix_are_named(robot):
+    diagnostics, budgets, camera = robot.diagnostics(), robot.listen(RefreshBudget, BUDGET), robot.camera()
     other = rclpy.create_node('other_driver', namespace=robot.namespace, context=robot.context)
-    other.create_publisher(Image, 'camera/image_raw', RELIABLE)
-    show(robot, camera, robot.listen(RefreshBudget, BUDGET))
+    second = other.create_publisher(Image, 'camera/image_raw', RELIABLE)
+    robot.until(second.get_subscription_count, 'the second subscription')
+    for publisher in (camera, second, camera):
+        show(robot, publisher, budgets)
     robot.until(lambda: '2 publishers' in message_of(diagnostics), 'the warning')
     assert 'other_driver' in message_of(diagnostics) and f'{robot.namespace}/robot' in message_of(diagnostics)
     other.destroy_node()

@@ -22,6 +22,8 @@ import numpy as np
 
 # Stamps are compared over so many pictures. Their rhythm is steady when half of the steps are this close to it.
 STAMPS, STEADY = 60, 0.25
+# Publishers that are remembered.
+MOST_PUBLISHERS = 8
 
 
 class Arrivals:
@@ -31,29 +33,29 @@ class Arrivals:
     is a gap. A camera without a steady rhythm has no gaps then.
     missed: pictures that were sent and not received: they were lost on their way, or a newer one replaced them while
     the node's thread was busy.
+    mixed: pictures of a publisher that came again after one of another. The ROS graph shows a process that was killed
+    for some seconds more; the one that replaces it mixes with nothing.
     """
 
     def __init__(self) -> None:
         """Start with nothing received."""
-        self.missed = 0
-        self._numbers: dict[bytes, int] = {}  # the newest of each publisher
+        self.missed = self.mixed = 0
+        self._numbers: dict[bytes, int | None] = {}  # the newest of each publisher; the last that sent comes last
         self._stamp_ns = 0
         self._steps_ns: deque[int] = deque(maxlen=STAMPS)
 
     def note(self, info: Mapping[str, Any], stamp_ns: int) -> None:
         """Note a received picture. info: the message's, from rclpy. stamp_ns: its own."""
+        publisher = bytes(info.get('publisher_gid', {}).get('data', b''))
         number = info.get('publication_sequence_number')
-        self.missed += self._by_stamp(stamp_ns) if number is None else self._by_number(info, number)
+        self.mixed += publisher in self._numbers and publisher != next(reversed(self._numbers))
+        before = self._numbers.pop(publisher, number)
+        self._numbers = dict(list(self._numbers.items())[1 - MOST_PUBLISHERS :]) | {publisher: number}
+        self.missed += self._by_stamp(stamp_ns) if number is None else max(0, number - before - 1)
 
     def forget_publishers(self) -> None:
         """Begin anew after a time without a subscription: what was sent meanwhile is not lost."""
         self._numbers, self._stamp_ns = {}, 0
-
-    def _by_number(self, info: Mapping[str, Any], number: int) -> int:
-        publisher = bytes(info.get('publisher_gid', {}).get('data', b''))
-        before = self._numbers.pop(publisher, number)
-        self._numbers = dict(list(self._numbers.items())[-7:]) | {publisher: number}
-        return max(0, number - before - 1)
 
     def _by_stamp(self, stamp_ns: int) -> int:
         step_ns, before_ns, self._stamp_ns = stamp_ns - self._stamp_ns, self._stamp_ns, stamp_ns

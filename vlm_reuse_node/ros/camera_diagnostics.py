@@ -100,7 +100,7 @@ def camera_status(
         level, message = WARN, loss
     if level == OK and refused:
         level, message = WARN, f'{refused} of {received} pictures were refused. The last: {state.last_refusal}'
-    if level == OK and (notices := standing_notices(state)):
+    if level == OK and (notices := standing_notices(state, earlier)):
         level, message = WARN, ' '.join(notices.values())
     values = {
         'topic': state.topic,
@@ -142,10 +142,13 @@ def _loss(state: CameraState, earlier: Sequence[CameraState]) -> str:
     )
 
 
-def standing_notices(state: CameraState) -> dict[str, str]:
-    """What is wrong with a camera that does send pictures, by a key that stays the same."""
+def standing_notices(state: CameraState, earlier: Sequence[CameraState]) -> dict[str, str]:
+    """What is wrong with a camera that does send pictures, by a key that stays the same.
+
+    earlier: as for `camera_status`.
+    """
     found = {}
-    if len(state.publishers) > 1:
+    if len(state.publishers) > 1 and state.mixed > earlier[0].mixed:
         found['several publishers'] = (
             f'{len(state.publishers)} publishers send pictures on {state.topic} ({", ".join(state.publishers)}), and '
             f'those of several cameras mix; remap all but one.'
@@ -161,7 +164,7 @@ def standing_notices(state: CameraState) -> dict[str, str]:
 
 def camera_notices(state: CameraState, earlier: Sequence[CameraState]) -> dict[str, str]:
     """What an operator should read in the log once, by a key that stays the same. earlier: as for `camera_status`."""
-    found = standing_notices(state)
+    found = standing_notices(state, earlier)
     if state.hint:
         found[state.hint] = f"Camera '{state.name}' has sent nothing. {state.hint}"
     if loss := _loss(state, earlier):

@@ -157,6 +157,7 @@ class CameraInput:
             lost=self._lost_so_far,
             lost_since=self._lost_so_far - self._lost_before,
             missed=self._arrivals.missed,
+            mixed=self._arrivals.mixed,
             busy=self._load.share if self._load else 0.0,
             dropped=self.dropped,
             refused=dict(self.refused),

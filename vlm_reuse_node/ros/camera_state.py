@@ -28,6 +28,7 @@ class CameraState:
     shared memory'.
     lost: pictures that the middleware began to receive and could not complete; lost_since: after the last usable one.
     missed: pictures that were sent and not received, by their numbers; most of those lost are among them.
+    mixed: pictures of a publisher that came again after one of another.
     busy: share of the last second in which the node's thread was busy.
     silent_s: time since the last usable picture, steady clock; None before the first.
     arrival_age_s: age of that picture at its arrival, node clock. Negative: its stamp is in the future.
@@ -48,6 +49,7 @@ class CameraState:
     lost: int = 0
     lost_since: int = 0
     missed: int = 0
+    mixed: int = 0
     busy: float = 0.0
     dropped: int = 0
     refused: Mapping[str, int] = field(default_factory=dict)
