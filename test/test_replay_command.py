@@ -78,6 +78,16 @@ def test_where_every_picture_is_refused_the_page_the_exit_code_and_the_terminal_
         assert 'Every picture was refused (4)' in text and 'expected at most 100 pixels' in text
 
 
+def test_where_nothing_was_recorded_the_page_the_exit_code_and_the_terminal_say_so(arguments, tmp_path, capsys):
+    empty = write_bag(tmp_path / 'empty', {'/text': []}, silent=(TOPIC,))
+    out = tmp_path / 'out'
+    code = cli.main([str(empty), *arguments, '--out', str(out)])
+    said, page = capsys.readouterr().err, (out / 'report.html').read_text()
+    assert code == cli.EXIT_FAILED
+    for text in (said, page):
+        assert f'There is no picture on {TOPIC}.' in text and '--start' not in text
+
+
 def test_where_the_model_refuses_every_picture_the_page_and_the_exit_code_say_why(
     bag, arguments, tmp_path, monkeypatch
 ):

@@ -240,6 +240,7 @@ def test_a_run_that_was_stopped_keeps_what_is_done_and_goes_on(arguments, found,
         assert [row['times']['session'] for row in rows[1]] == [1, 1, 1, 2, 2, 2, 2, 2]
     assert whole['times']['sessions'] == {'bag': {'sessions': 2, 'timed': 2, 'questions': 5, 'of': 8}}
     assert whole['times']['arms']['auto']['pairs'] == 5 and whole['counts']['auto']['pairs'] == 8
+    assert whole['times']['keep_up']['auto']['questions'] == 5
     assert 'in 2 sessions' in (out / 'report.html').read_text() and 'in 2 sessions' in capsys.readouterr().out
     # What is complete stays as it is.
     kept = (out / 'bags' / 'bag' / NAME).read_bytes()

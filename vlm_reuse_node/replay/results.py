@@ -96,7 +96,7 @@ def collect(folders: dict[str, Path], failed: dict[str, str], complete: bool) ->
             'arms': {arm: {'pairs': 0} for arm in rows.arms} | measure_times(timed),
             'floor': timing_floor(timed),
             'sessions': sessions,
-            'keep_up': measure_keep_up(rows),
+            'keep_up': measure_keep_up(timed),
         },
     }
 
@@ -107,6 +107,8 @@ def _why_nothing(bags: list[dict], failed: dict[str, str]) -> str:
     if refused and not any(camera['pictures_used'] for camera in cameras):
         first = next((line for bag in bags for line in bag['damage'] if 'cannot be used' in line), '')
         return f'Every picture was refused ({refused}). {first}'
+    if cameras and not failed and not any(camera['pictures_read'] for camera in cameras):
+        return f'There is no picture on {" and ".join(dict.fromkeys(camera["topic"] for camera in cameras))}.'
     return ' '.join(failed.values()) or (
         'No question was due while there were pictures; look at the times in the '
         'questions file, --start and --duration.'

@@ -42,6 +42,7 @@ def timed_rows(rows: RowIndex, sessions: dict[str, dict]) -> RowIndex:
     timed = {bag: each['timed'] for bag, each in sessions.items()}
     return RowIndex(
         [
+            *rows.bags,
             *rows.questions,
             *(
                 row
