@@ -14,6 +14,7 @@
 
 """A ROS logger whose every message is one harmless line."""
 
+import os
 from functools import cached_property
 from typing import Any
 
@@ -22,8 +23,9 @@ from rclpy.lifecycle import LifecycleNode
 
 from vlm_reuse_node.plain_text import one_line
 
-# rclpy tells the `once` and `throttle_duration_sec` of different callers apart. This file calls for others.
-rcutils_logger._internal_callers.append(__file__)
+# rclpy tells callers apart, by real path: each has its own severity, `once` and `throttle_duration_sec`. This file calls
+# for others.
+rcutils_logger._internal_callers.append(os.path.realpath(__file__))
 
 
 class PlainLogger(rcutils_logger.RcutilsLogger):
