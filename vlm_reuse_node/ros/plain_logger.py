@@ -23,8 +23,8 @@ from rclpy.lifecycle import LifecycleNode
 
 from vlm_reuse_node.plain_text import one_line
 
-# rclpy tells callers apart, by real path: each has its own severity, `once` and `throttle_duration_sec`. This file calls
-# for others.
+# rclpy tells callers apart by their real path: each has a severity, `once` and `throttle_duration_sec` of its own. This
+# file calls for others.
 rcutils_logger._internal_callers.append(os.path.realpath(__file__))
 
 
