@@ -15,6 +15,7 @@
 """Before and while a model loads: whether there is room for it, and how far it is."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -91,6 +92,35 @@ def test_a_damaged_file_counts_with_its_size(tmp_path, header):
     file = tmp_path / 'model.safetensors'
     file.write_bytes(header)
     assert weights.float32_bytes([file]) == len(header)
+
+
+def test_weights_whose_links_lead_nowhere_are_told_as_missing(model_dir, tmp_path):
+    """A hub snapshot that was copied without the files behind its links."""
+    folder = tmp_path / 'snapshot'
+    folder.mkdir()
+    for file in model_dir.iterdir():
+        (folder / file.name).symlink_to('nowhere' if file.suffix == '.safetensors' else file)
+    with pytest.raises(ModelError, match='has no .*safetensors files'):
+        loading.load(str(folder))
+    (folder / 'model.safetensors').unlink()
+    (folder / 'model.safetensors').symlink_to(model_dir / 'model.safetensors')
+    assert loading.load(str(folder)).fingerprint == loading.load(str(model_dir)).fingerprint
+
+
+@pytest.mark.parametrize('name', ['~nobody-of-this-name/model', 'x' * 5000, 'a' * 300 + '/' + 'b' * 300])
+def test_a_name_that_can_be_no_path_is_refused_in_one_sentence(name, monkeypatch):
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    with pytest.raises(ModelError, match='There is no model directory|the hub did not deliver it'):
+        loading.load(name)
+
+
+@pytest.mark.parametrize('name', ['config.json', weights.INDEX, 'model.safetensors'])
+def test_json_that_is_nested_too_deep_is_refused_in_one_sentence(model_dir, tmp_path, name):
+    folder = shutil.copytree(model_dir, tmp_path / 'deep')
+    length = 100_000
+    (folder / name).write_bytes((length.to_bytes(8, 'little') if name.endswith('rs') else b'') + b'[' * length)
+    with pytest.raises(ModelError, match='cannot be (read|loaded)'):
+        loading.load(str(folder))
 
 
 def test_the_files_are_those_that_mlx_vlm_reads(tmp_path):

@@ -17,6 +17,7 @@
 import gc
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator
 from hashlib import blake2b
@@ -64,7 +65,7 @@ def load(name: str, visual_tokens: int = 0, thinking: bool = False, progress: Lo
     progress = progress or LoadProgress()
     folder = _folder(name, progress)
     family = family_for(_model_type(folder))
-    given_folder = name not in EMBEDDED and Path(name).expanduser().is_dir()
+    given_folder = name not in EMBEDDED and os.path.isdir(_given(name))
     shown = folder.name if given_folder else name
     model, processor = _load(folder, shown, progress)
     if visual_tokens:
@@ -154,16 +155,21 @@ def device_bytes() -> int:
 
 def _folder(name: str, progress: LoadProgress) -> Path:
     """The local directory of a model. Only a name of the form 'org/name' is looked up in the hub."""
-    path = EMBEDDED.get(name, Path(name).expanduser())
-    if name.strip() and path.is_dir():
+    path = EMBEDDED.get(name) or _given(name)
+    if name.strip() and os.path.isdir(path):
         return path.resolve()
-    if HUB_NAME.fullmatch(name) and not path.exists():
+    if HUB_NAME.fullmatch(name) and not os.path.exists(path):
         return _from_hub(name, progress)
     raise ModelError(
         f"There is no model directory '{EMBEDDED.get(name, name)}'; expected 'tabletop', a directory with "
         f'config.json and *.safetensors, or a hub name such as '
         f"'mlx-community/Qwen2.5-VL-7B-Instruct-4bit'."
     )
+
+
+def _given(name: str) -> Path:
+    """The path that a name is. Like `isdir` of os.path, and unlike that of pathlib, it raises for no name."""
+    return Path(os.path.expanduser(name))
 
 
 def _from_hub(name: str, progress: LoadProgress) -> Path:
@@ -188,7 +194,7 @@ def _model_type(folder: Path) -> str:
     try:
         config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
         model_type = config['model_type']
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(
             f"'{folder}' is not a model directory: its config.json cannot be read ({error_line(error)}). "
             f"Expected a directory in mlx-vlm's format."
@@ -203,7 +209,7 @@ def _model_type(folder: Path) -> str:
             f"The model in '{folder}' ({model_type}) is a text-only model; expected a vision-language "
             'model, for example Qwen2.5-VL.'
         )
-    if not any(folder.glob('*.safetensors')):
+    if not weight_files(folder):
         raise ModelError(f"'{folder}' has no *.safetensors files; expected the model's weights. Copy the whole model.")
     return model_type
 

@@ -20,6 +20,8 @@ from pathlib import Path
 INDEX = 'model.safetensors.index.json'
 LONGEST_HEADER = 100_000_000  # of a file; the format allows no more
 HALF = ('F16', 'BF16')
+# What reading a damaged file raises; RecursionError is of JSON.
+DAMAGES = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -30,11 +32,10 @@ def weight_files(folder: Path) -> list[Path]:
     try:
         names = set(json.loads((folder / INDEX).read_text(encoding='utf-8'))['weight_map'].values())
         listed = [path for name in sorted(names) if (path := folder / name).is_file()]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except DAMAGES:
         listed = []
-    return listed or sorted(
-        path for path in folder.glob('*.safetensors') if not path.name.endswith('consolidated.safetensors')
-    )
+    found = (path for path in folder.glob('*.safetensors') if not path.name.endswith('consolidated.safetensors'))
+    return listed or sorted(path for path in found if path.is_file())  # a link's file may be gone
 
 
 def disk_bytes(files: list[Path]) -> int:
@@ -56,5 +57,5 @@ def _half_bytes(path: Path) -> int:
         tensors = [value for name, value in header.items() if name != '__metadata__']
         ends = [each['data_offsets'] for each in tensors if each['dtype'] in HALF]
         return sum(int(last) - int(first) for first, last in ends)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except DAMAGES:
         return 0
