@@ -235,6 +235,27 @@ def test_a_download_that_fails_is_one_sentence_and_leaves_no_progress(model_dir,
     assert progress.text == ''
 
 
+@pytest.mark.parametrize('lost', ['config.json', 'model.safetensors'])
+def test_a_download_that_was_interrupted_is_taken_up_again(model_dir, tmp_path, monkeypatch, lost):
+    """The hub library returns the directory of a model of which only some files are there."""
+    rest = shutil.copytree(model_dir, tmp_path / 'rest')
+    (rest / lost).unlink()
+    if lost != 'config.json':
+        mx.save_safetensors(str(rest / 'other.safetensors'), {'one': mx.zeros(1)})
+        (rest / weights.INDEX).write_text(json.dumps({'weight_map': {'one': 'other.safetensors', 'two': lost}}))
+    delivered = Hub(model_dir)
+
+    def hub(name, local_files_only=False, **given):
+        return str(rest) if local_files_only else delivered(name, **given)
+
+    monkeypatch.setattr('huggingface_hub.snapshot_download', hub)
+    assert loading.load('org/tiny').name == 'org/tiny' and len(delivered.asked) == 1
+    (rest / lost).write_bytes((model_dir / lost).read_bytes())
+    (rest / weights.INDEX).write_text(json.dumps({'weight_map': {'one': 'model-00001-of-00002.safetensors'}}))
+    (rest / 'other.safetensors').unlink(missing_ok=True)
+    assert loading.load('org/tiny').name == 'org/tiny' and len(delivered.asked) == 1
+
+
 def test_the_hub_library_takes_our_bars():
     """Its own way to make and move them, as it is installed here."""
     from huggingface_hub.utils import tqdm as hub_tqdm

@@ -20,6 +20,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, cast
@@ -36,7 +37,7 @@ from vlm_reuse_node.model.hub import download
 from vlm_reuse_node.model.load_progress import Amount, LoadProgress, sized
 from vlm_reuse_node.model.visual_tokens import limited
 from vlm_reuse_node.model.vlm import Vlm
-from vlm_reuse_node.model.weights import disk_bytes, float32_bytes, weight_files
+from vlm_reuse_node.model.weights import disk_bytes, float32_bytes, is_complete, weight_files
 from vlm_reuse_node.plain_text import error_line
 
 EMBEDDED = {'tabletop': Path(__file__).parents[1] / 'demo' / 'tabletop_model'}
@@ -176,16 +177,16 @@ def _from_hub(name: str, progress: LoadProgress) -> Path:
     """The directory of a model in this host's hub cache, downloaded when it is not there."""
     from huggingface_hub import snapshot_download
 
-    try:
-        return Path(snapshot_download(name, local_files_only=True))
-    except Exception:
-        _log.warning("'%s' is no directory and not in this host's hub cache; asking the hub for it.", name)
+    with suppress(Exception):
+        if is_complete(folder := Path(snapshot_download(name, local_files_only=True))):
+            return folder
+    _log.warning("'%s' is no directory and not, as a whole, in this host's hub cache; asking the hub for it.", name)
     try:
         return download(name, progress)
     except Exception as error:
         raise ModelError(
-            f"The model '{name}' is neither a directory, nor in this host's hub cache, and the hub did not "
-            f'deliver it: {error_line(error)}. Download it first, or give a model directory.'
+            f"The model '{name}' is neither a directory, nor as a whole in this host's hub cache, and the hub did "
+            f'not deliver it: {error_line(error)}. Download it first, or give a model directory.'
         ) from error
 
 
