@@ -35,7 +35,7 @@ class Case:
     level: of the dearest refresh that it waited for. refreshed_tokens: prompt tokens that it counts of this refresh.
     outcome: the model's reply. computed: prompt and choice tokens for its replies so far.
     is_remembered: whether the last reply was remembered.
-    escalated: whether the reply of a patched state was unsure, so that the question is asked again.
+    escalated: whether a patched state gave no reply or an unsure one, so that the question is asked again.
     cold: the work of cold-dense for the reply.
     answer: set at the end. deliver: called with it.
     """

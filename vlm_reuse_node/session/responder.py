@@ -169,12 +169,13 @@ class Responder:
             for case in batch:
                 case.turn.lap('queue_ms')  # it has waited for the batches before
             asked = [case for case in batch if not self._recall(case, state)]
-            with self._ending(batch, failures=False):
+            with self._ending(batch, failures=False), _escalating(asked, state, config):
                 for case, outcome in zip(asked, self._compute(state, asked, config) if asked else ()):
                     case.reply(outcome)
                     self._memory.remember(state.version, case.tokenized, outcome)
             for case in _open(batch):
-                self._finish(case, state, config)
+                if case.outcome:  # else a patched state found none
+                    self._finish(case, state, config)
 
     def _recall(self, case: Case, state: State) -> bool:
         """Give a question its remembered answer, if there is one."""
@@ -295,6 +296,18 @@ class Responder:
         frames = [EncodedFrame.see(self._vlm, encoded.frame, check) for encoded in kept.frames]
         case.turn.book('refresh_ms', 1e3 * (time.perf_counter() - started_s))
         return twin(build(self._vlm, kept.template_for, frames, check, later=True), kept.identity)
+
+
+@contextmanager
+def _escalating(cases: Sequence[Case], state: State, config: Config) -> Iterator[None]:
+    """Let questions that a patched state cannot answer, such as with a cut document, be asked again of a whole one."""
+    try:
+        yield
+    except InvalidRequestError:
+        if state.live.exact or any(case.escalated or not _least(case, config) for case in cases):
+            raise
+        for case in cases:
+            case.escalated = True
 
 
 def _least(case: Case, config: Config) -> float:
