@@ -14,9 +14,12 @@
 
 """The record of one question while it is answered."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from vlm_reuse_node.config import Config
+from vlm_reuse_node.errors import InvalidRequestError
 from vlm_reuse_node.model.work import Work
 from vlm_reuse_node.scene.refresh import Level
 from vlm_reuse_node.session.answer import Answer, Status
@@ -70,6 +73,21 @@ class Case:
         """Set the answer and deliver it."""
         self.answer = answer
         self.deliver(answer)
+
+
+@contextmanager
+def escalating(cases: Sequence[Case], is_exact: bool, config: Config) -> Iterator[None]:
+    """Let questions that a patched state cannot answer, such as with a cut document, be asked again of a whole one.
+
+    is_exact: whether the state is a whole one.
+    """
+    try:
+        yield
+    except InvalidRequestError:
+        if is_exact or any(case.escalated or not case.tokenized.question.least_confidence(config) for case in cases):
+            raise
+        for case in cases:
+            case.escalated = True
 
 
 def cold_work(cases: Sequence[Case], spent: Work) -> list[Work]:

@@ -34,7 +34,7 @@ from vlm_reuse_node.session.answer import Answer, Status
 from vlm_reuse_node.session.answer_memory import AnswerMemory
 from vlm_reuse_node.session.answerer import Answerer
 from vlm_reuse_node.session.auditor import Auditor
-from vlm_reuse_node.session.case import Case, cold_work
+from vlm_reuse_node.session.case import Case, cold_work, escalating
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
 from vlm_reuse_node.session.outcome import Outcome
 from vlm_reuse_node.session.refresher import Refresher
@@ -169,7 +169,7 @@ class Responder:
             for case in batch:
                 case.turn.lap('queue_ms')  # it has waited for the batches before
             asked = [case for case in batch if not self._recall(case, state)]
-            with self._ending(batch, failures=False), _escalating(asked, state, config):
+            with self._ending(batch, failures=False), escalating(asked, state.live.exact, config):
                 for case, outcome in zip(asked, self._compute(state, asked, config) if asked else ()):
                     case.reply(outcome)
                     self._memory.remember(state.version, case.tokenized, outcome)
@@ -296,18 +296,6 @@ class Responder:
         frames = [EncodedFrame.see(self._vlm, encoded.frame, check) for encoded in kept.frames]
         case.turn.book('refresh_ms', 1e3 * (time.perf_counter() - started_s))
         return twin(build(self._vlm, kept.template_for, frames, check, later=True), kept.identity)
-
-
-@contextmanager
-def _escalating(cases: Sequence[Case], state: State, config: Config) -> Iterator[None]:
-    """Let questions that a patched state cannot answer, such as with a cut document, be asked again of a whole one."""
-    try:
-        yield
-    except InvalidRequestError:
-        if state.live.exact or any(case.escalated or not _least(case, config) for case in cases):
-            raise
-        for case in cases:
-            case.escalated = True
 
 
 def _least(case: Case, config: Config) -> float:
