@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test mutants lint docs bench bench-large bench-refresh bench-economy soak bag replay \
-  check calibrate calibrate-tabletop train-tabletop eval-tabletop lock clean distclean
+  ask check calibrate calibrate-tabletop train-tabletop eval-tabletop lock clean distclean
 
 SETUP := tools/setup_env.sh
 RUN := . tools/env.sh;
@@ -64,6 +64,9 @@ bag: setup ## write a tabletop bag: make bag ARGS=--help
 
 replay: setup ## replay bags and write a report: make replay ARGS='BAG --questions FILE' (docs/replay.md)
 	@$(RUN) $(BIN)/replay $(ARGS)
+
+ask: setup ## ask about a picture or a recording, without a node: make ask ARGS='"what is there?" --picture FILE'
+	@$(RUN) $(BIN)/ask $(ARGS)
 
 check: setup ## check a model on this machine: make check ARGS='--model NAME' (docs/check.md)
 	@$(RUN) $(BIN)/check $(ARGS)

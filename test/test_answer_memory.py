@@ -26,7 +26,7 @@ from vlm_reuse_node.session.answerer import TokenizedQuestion
 from vlm_reuse_node.session.outcome import Outcome
 from vlm_reuse_node.session.question import Question
 
-TOKENIZED = TokenizedQuestion(Question('what ?', max_tokens=4), 4, [1, 2], [], 0.0, 0, '')
+TOKENIZED = TokenizedQuestion(Question('what ?', max_tokens=4), 4, 0, [1, 2], [], 0.0, 0, '')
 
 
 def asked(number):

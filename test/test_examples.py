@@ -15,6 +15,7 @@
 """Every example runs, or agrees with what it is about."""
 
 import importlib
+import importlib.util
 import json
 import re
 import shutil
@@ -42,7 +43,7 @@ TOO_HARD = {
     'MemoryDenyWriteExecute', 'InaccessiblePaths', 'DynamicUser',
 }  # fmt: skip
 # What the README asks for in other words than Debian's.
-README_WORDS = {'g++': 'a compiler'}
+README_WORDS = {'g++': 'a compiler', 'python3-dev': 'its headers'}
 
 
 def command(name, *arguments):
@@ -198,7 +199,8 @@ def topics():
     """The type of every topic on the interfaces' page, by its name for a node with the camera 'camera'."""
     rows = re.findall(r'^\| `([^`]+)` \| `(\w+)/msg/(\w+)` \|', INTERFACES, re.M)
     names = {name.replace('~', '/vlm_reuse_node').replace('<camera>', 'camera'): kind for name, *kind in rows}
-    return {name: getattr(importlib.import_module(f'{package}.msg'), kind) for name, (package, kind) in names.items()}
+    here = {name: (package, kind) for name, (package, kind) in names.items() if importlib.util.find_spec(package)}
+    return {name: getattr(importlib.import_module(f'{package}.msg'), kind) for name, (package, kind) in here.items()}
 
 
 def panels(layout):

@@ -15,6 +15,7 @@
 """Before and while a model loads: whether there is room for it, and how far it is."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -91,6 +92,35 @@ def test_a_damaged_file_counts_with_its_size(tmp_path, header):
     file = tmp_path / 'model.safetensors'
     file.write_bytes(header)
     assert weights.float32_bytes([file]) == len(header)
+
+
+def test_weights_whose_links_lead_nowhere_are_told_as_missing(model_dir, tmp_path):
+    """A hub snapshot that was copied without the files behind its links."""
+    folder = tmp_path / 'snapshot'
+    folder.mkdir()
+    for file in model_dir.iterdir():
+        (folder / file.name).symlink_to('nowhere' if file.suffix == '.safetensors' else file)
+    with pytest.raises(ModelError, match='has no .*safetensors files'):
+        loading.load(str(folder))
+    (folder / 'model.safetensors').unlink()
+    (folder / 'model.safetensors').symlink_to(model_dir / 'model.safetensors')
+    assert loading.load(str(folder)).fingerprint == loading.load(str(model_dir)).fingerprint
+
+
+@pytest.mark.parametrize('name', ['~nobody-of-this-name/model', 'x' * 5000, 'a' * 300 + '/' + 'b' * 300])
+def test_a_name_that_can_be_no_path_is_refused_in_one_sentence(name, monkeypatch):
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    with pytest.raises(ModelError, match='There is no model directory|the hub did not deliver it'):
+        loading.load(name)
+
+
+@pytest.mark.parametrize('name', ['config.json', weights.INDEX, 'model.safetensors'])
+def test_json_that_is_nested_too_deep_is_refused_in_one_sentence(model_dir, tmp_path, name):
+    folder = shutil.copytree(model_dir, tmp_path / 'deep')
+    length = 100_000
+    (folder / name).write_bytes((length.to_bytes(8, 'little') if name.endswith('rs') else b'') + b'[' * length)
+    with pytest.raises(ModelError, match='cannot be (read|loaded)'):
+        loading.load(str(folder))
 
 
 def test_the_files_are_those_that_mlx_vlm_reads(tmp_path):
@@ -203,6 +233,27 @@ def test_a_download_that_fails_is_one_sentence_and_leaves_no_progress(model_dir,
     with pytest.raises(ModelError, match='the hub did not deliver it: .*the line is down'):
         loading.load('org/tiny', progress=progress)
     assert progress.text == ''
+
+
+@pytest.mark.parametrize('lost', ['config.json', 'model.safetensors'])
+def test_a_download_that_was_interrupted_is_taken_up_again(model_dir, tmp_path, monkeypatch, lost):
+    """The hub library returns the directory of a model of which only some files are there."""
+    rest = shutil.copytree(model_dir, tmp_path / 'rest')
+    (rest / lost).unlink()
+    if lost != 'config.json':
+        mx.save_safetensors(str(rest / 'other.safetensors'), {'one': mx.zeros(1)})
+        (rest / weights.INDEX).write_text(json.dumps({'weight_map': {'one': 'other.safetensors', 'two': lost}}))
+    delivered = Hub(model_dir)
+
+    def hub(name, local_files_only=False, **given):
+        return str(rest) if local_files_only else delivered(name, **given)
+
+    monkeypatch.setattr('huggingface_hub.snapshot_download', hub)
+    assert loading.load('org/tiny').name == 'org/tiny' and len(delivered.asked) == 1
+    (rest / lost).write_bytes((model_dir / lost).read_bytes())
+    (rest / weights.INDEX).write_text(json.dumps({'weight_map': {'one': 'model-00001-of-00002.safetensors'}}))
+    (rest / 'other.safetensors').unlink(missing_ok=True)
+    assert loading.load('org/tiny').name == 'org/tiny' and len(delivered.asked) == 1
 
 
 def test_the_hub_library_takes_our_bars():

@@ -106,6 +106,14 @@ def test_debug_shows_each_step_from_the_picture_to_the_answer(start, robot):
     assert said.index(steps[2]) < said.index('answer OK')
 
 
+def test_a_camera_that_nobody_publishes_is_a_warning_in_the_log_and_the_node_stays_up(start, robot):
+    """The installed node logs at several severities."""
+    node = start()
+    node.wait_for_line('Nobody publishes')
+    show(robot)
+    assert robot.ask('is it red ?').status == Answer.OK
+
+
 def test_without_autostart_it_says_what_it_waits_for(model_dir):
     node = NodeProcess('-p', f'model:={model_dir}', '-p', 'autostart:=false')
     line = node.wait_for_line('autostart is false')

@@ -190,8 +190,8 @@ def test_answer_message_starts_with_no_choice():
 
 def test_refresh_budget_has_every_count_and_time_of_the_record():
     names = {DURATIONS.get(item.name, item.name) for item in fields(Refresh)}
-    names -= {'stamp_ns', 'frame_id', 'refreshed', 'changed', 'stale', 'totals'}
-    counts = {f'visual_tokens_{part}' for part in ('total', 'refreshed', 'changed', 'stale')}
+    names -= {'stamp_ns', 'frame_id', 'refreshed', 'encoded', 'changed', 'stale', 'totals'}
+    counts = {f'visual_tokens_{part}' for part in ('total', 'refreshed', 'encoded', 'changed', 'stale')}
     totals = {'work_ms_total', 'cold_ms_total', 'credit_ms'}
     assert {item.name for item in fields(Totals)} == {name.removesuffix('_total') for name in totals}
     assert names | counts | totals | {'header'} <= set(RefreshBudget.get_fields_and_field_types())

@@ -26,6 +26,7 @@ from tiny_model import SECOND_NS, picture
 from tiny_qwen3 import write_tiny_qwen3
 
 from vlm_reuse_node.config import Config
+from vlm_reuse_node.errors import InvalidRequestError
 from vlm_reuse_node.model import kv_cache, loading
 from vlm_reuse_node.model.noise import apart
 from vlm_reuse_node.scene.frame import Frame
@@ -281,6 +282,43 @@ def test_keyframes_are_kept_as_without_patches(vlm):
     assert [each.vision is None for each in session._refresher.state.frames] == [True, True, False]
     warm, cold = session.ask(QUESTION, now_ns=0), session.ask_cold(QUESTION, now_ns=0)
     assert warm.exact and warm.token_ids == cold.token_ids  # what was patched is not kept
+
+
+@pytest.mark.parametrize('least, is_exact', [(1e-9, True), (0.0, False)])
+def test_a_question_that_a_patched_state_cannot_answer_is_asked_again_of_a_whole_one(vlm, monkeypatch, least, is_exact):
+    """Such as a document that it does not end, or thoughts."""
+    session = patched(vlm, PATCH.with_values(min_text_confidence=least))
+    answerer, states = session._responder._answerer, []
+    answer = answerer.answer
+
+    def fails_on_patches(state, *given):
+        states.append(state.exact)
+        if not state.exact:
+            raise InvalidRequestError('The answer did not fit.')
+        return answer(state, *given)
+
+    monkeypatch.setattr(answerer, 'answer', fails_on_patches)
+    told = session.ask(QUESTION, now_ns=0)
+    assert states == ([False, True] if is_exact else [False])
+    assert (told.status == Status.OK) == told.escalated == told.exact == is_exact
+    monkeypatch.undo()
+    if is_exact:
+        cold = session.ask_cold(QUESTION, now_ns=0)
+        assert (told.text, told.token_ids) == (cold.text, cold.token_ids)
+
+
+@pytest.mark.parametrize('kind', ['text', 'choices'])
+def test_a_question_that_no_state_can_answer_is_refused_once(vlm, monkeypatch, kind):
+    session, asked = patched(vlm), []
+
+    def fails(state, *given, **more):
+        asked.append(state.exact)
+        raise InvalidRequestError('The answer did not fit.')
+
+    for name in ('answer', 'choose'):
+        monkeypatch.setattr(session._responder._answerer, name, fails)
+    told = session.ask(QUESTION if kind == 'text' else CHOICE, now_ns=0)
+    assert (told.status, told.message) == (Status.INVALID_REQUEST, 'The answer did not fit.') and asked == [False, True]
 
 
 def test_an_escalation_keeps_the_picture_once(vlm):

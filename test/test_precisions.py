@@ -19,10 +19,12 @@ computes for dense models; it has no half-precision kernel for mixtures of exper
 """
 
 import json
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from credit import give_credit
 from mlx.utils import tree_flatten
 from quantised import quantise
 from rounding import choice_bound, choices_apart
@@ -33,9 +35,11 @@ from tiny_qwen3 import write_tiny_qwen3
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.model.loading import load
+from vlm_reuse_node.scene.refresh import Level
 from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
+from vlm_reuse_node.session.turn import Turn
 
 
 def write_wide(folder):
@@ -94,6 +98,37 @@ def test_warm_answers_equal_cold_ones(vlm):
             assert warm.status == cold.status == Status.OK and warm.exact and warm.token_ids == cold.token_ids
         warm, cold = (ask(CHOICE, now_ns=now_ns) for ask in (session.ask, session.ask_cold))
         assert choices_apart(warm, cold) < choice_bound(session, CHOICE)
+
+
+def test_after_refreshes_patches_a_cancel_and_a_rollover_exact_answers_are_cold_ones(vlm):
+    config = Config(
+        refresh_policy='patch', min_confidence=0.0, max_patch_share=1.0, history_frames=2, keyframe_interval_s=1.5
+    )
+    session = SceneSession(vlm, config)
+    give_credit(session)
+    levels, compared = set(), 0
+    for second in range(1, 9):
+        now_ns = second * 10**9
+        shown = picture(1 + second // 3, stamp_s=second)
+        rgb, corner = shown.rgb.copy(), slice(100 * (second % 3), 100 * (second % 3) + 100)
+        rgb[corner, corner] = 255 - rgb[corner, corner]
+        session.look(replace(shown, rgb=rgb))
+        if second == 4:
+            steps = iter((False, True))
+            cancelled = session.ask(TEXTS[0], now_ns=now_ns, turn=Turn(cancelled=lambda: next(steps, True)))
+            assert cancelled.status == Status.CANCELLED
+        for question in (CHOICE, TEXTS[second % 2]):
+            warm, cold = (ask(question, now_ns=now_ns) for ask in (session.ask, session.ask_cold))
+            levels.add(warm.level)
+            if warm.exact and warm.cached_stamp_ns == cold.cached_stamp_ns:
+                compared += 1
+                assert warm.token_ids == cold.token_ids
+                assert not question.choices or choices_apart(warm, cold) < choice_bound(session, question)
+        while session.work() == 0:
+            pass
+    assert len(session._refresher.state.frames) <= 3  # of five keyframes, so the history was rolled over
+    assert Level.FULL in levels and Level.FRAME in levels and compared >= 6
+    assert (Level.PATCH in levels) == vlm.family.encodes_cells
 
 
 def test_a_restored_snapshot_is_the_same_bit_for_bit(vlm):

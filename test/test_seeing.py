@@ -175,3 +175,4 @@ def test_a_model_that_is_right_with_one_picture_only_keeps_no_history(tmp_path, 
         answer = session.ask(Question('is it red ?', max_tokens=3), now_ns=int(seed * 1e9))
         assert answer.status == Status.OK and answer.exact and session.status.frames == 1
     assert np.count_nonzero(['no history is kept' in line for line in caplog.messages]) == 1
+    assert not any(line.endswith('..') for line in caplog.messages)

@@ -71,7 +71,7 @@ pip_progress() {
     status=0
     IFS= read -r -t 15 line || status=$?
     if ((status > 128)); then
-      [ -z "$unpacking" ] || say "  $(find "$1"/lib/python*/site-packages -maxdepth 1 -name '*.dist-info' | wc -l) of $2 wheels unpacked"
+      [ -z "$unpacking" ] || say "  $(find "$1"/lib/python*/site-packages -maxdepth 1 -name "*.dist-info" -not -name "pip-*" | wc -l) of $2 wheels unpacked"
       continue
     fi
     ((status == 0)) || return 0

@@ -17,8 +17,10 @@
 import gc
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, cast
@@ -35,7 +37,7 @@ from vlm_reuse_node.model.hub import download
 from vlm_reuse_node.model.load_progress import Amount, LoadProgress, sized
 from vlm_reuse_node.model.visual_tokens import limited
 from vlm_reuse_node.model.vlm import Vlm
-from vlm_reuse_node.model.weights import disk_bytes, float32_bytes, weight_files
+from vlm_reuse_node.model.weights import disk_bytes, float32_bytes, is_complete, weight_files
 from vlm_reuse_node.plain_text import error_line
 
 EMBEDDED = {'tabletop': Path(__file__).parents[1] / 'demo' / 'tabletop_model'}
@@ -64,7 +66,7 @@ def load(name: str, visual_tokens: int = 0, thinking: bool = False, progress: Lo
     progress = progress or LoadProgress()
     folder = _folder(name, progress)
     family = family_for(_model_type(folder))
-    given_folder = name not in EMBEDDED and Path(name).expanduser().is_dir()
+    given_folder = name not in EMBEDDED and os.path.isdir(_given(name))
     shown = folder.name if given_folder else name
     model, processor = _load(folder, shown, progress)
     if visual_tokens:
@@ -154,10 +156,10 @@ def device_bytes() -> int:
 
 def _folder(name: str, progress: LoadProgress) -> Path:
     """The local directory of a model. Only a name of the form 'org/name' is looked up in the hub."""
-    path = EMBEDDED.get(name, Path(name).expanduser())
-    if name.strip() and path.is_dir():
+    path = EMBEDDED.get(name) or _given(name)
+    if name.strip() and os.path.isdir(path):
         return path.resolve()
-    if HUB_NAME.fullmatch(name) and not path.exists():
+    if HUB_NAME.fullmatch(name) and not os.path.exists(path):
         return _from_hub(name, progress)
     raise ModelError(
         f"There is no model directory '{EMBEDDED.get(name, name)}'; expected 'tabletop', a directory with "
@@ -166,20 +168,25 @@ def _folder(name: str, progress: LoadProgress) -> Path:
     )
 
 
+def _given(name: str) -> Path:
+    """The path that a name is. Like `isdir` of os.path, and unlike that of pathlib, it raises for no name."""
+    return Path(os.path.expanduser(name))
+
+
 def _from_hub(name: str, progress: LoadProgress) -> Path:
     """The directory of a model in this host's hub cache, downloaded when it is not there."""
     from huggingface_hub import snapshot_download
 
-    try:
-        return Path(snapshot_download(name, local_files_only=True))
-    except Exception:
-        _log.warning("'%s' is no directory and not in this host's hub cache; asking the hub for it.", name)
+    with suppress(Exception):
+        if is_complete(folder := Path(snapshot_download(name, local_files_only=True))):
+            return folder
+    _log.warning("'%s' is no directory and not, as a whole, in this host's hub cache; asking the hub for it.", name)
     try:
         return download(name, progress)
     except Exception as error:
         raise ModelError(
-            f"The model '{name}' is neither a directory, nor in this host's hub cache, and the hub did not "
-            f'deliver it: {error_line(error)}. Download it first, or give a model directory.'
+            f"The model '{name}' is neither a directory, nor as a whole in this host's hub cache, and the hub did "
+            f'not deliver it: {error_line(error)}. Download it first, or give a model directory.'
         ) from error
 
 
@@ -188,7 +195,7 @@ def _model_type(folder: Path) -> str:
     try:
         config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
         model_type = config['model_type']
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(
             f"'{folder}' is not a model directory: its config.json cannot be read ({error_line(error)}). "
             f"Expected a directory in mlx-vlm's format."
@@ -203,7 +210,7 @@ def _model_type(folder: Path) -> str:
             f"The model in '{folder}' ({model_type}) is a text-only model; expected a vision-language "
             'model, for example Qwen2.5-VL.'
         )
-    if not any(folder.glob('*.safetensors')):
+    if not weight_files(folder):
         raise ModelError(f"'{folder}' has no *.safetensors files; expected the model's weights. Copy the whole model.")
     return model_type
 

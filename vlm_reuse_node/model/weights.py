@@ -20,6 +20,8 @@ from pathlib import Path
 INDEX = 'model.safetensors.index.json'
 LONGEST_HEADER = 100_000_000  # of a file; the format allows no more
 HALF = ('F16', 'BF16')
+# What reading a damaged file raises; RecursionError is of JSON.
+DAMAGES = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -27,14 +29,28 @@ def weight_files(folder: Path) -> list[Path]:
 
     Source: `load_model` in mlx_vlm/utils.py.
     """
+    found = (path for path in folder.glob('*.safetensors') if not path.name.endswith('consolidated.safetensors'))
+    listed = [path for path in _listed(folder) if path.is_file()]
+    return listed or sorted(path for path in found if path.is_file())  # a link's file may be gone
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a directory has a configuration and all files of weights: a download may have been interrupted.
+
+    An index of which no file is there is the one of another format of the model.
+    """
+    there, listed = weight_files(folder), _listed(folder)
+    is_whole = not set(there) & set(listed) or len(there) == len(listed)
+    return bool(there) and is_whole and (folder / 'config.json').is_file()
+
+
+def _listed(folder: Path) -> list[Path]:
+    """The files of the index, whether they are there or not; none without one."""
     try:
         names = set(json.loads((folder / INDEX).read_text(encoding='utf-8'))['weight_map'].values())
-        listed = [path for name in sorted(names) if (path := folder / name).is_file()]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        listed = []
-    return listed or sorted(
-        path for path in folder.glob('*.safetensors') if not path.name.endswith('consolidated.safetensors')
-    )
+        return [folder / name for name in sorted(names)]
+    except DAMAGES:
+        return []
 
 
 def disk_bytes(files: list[Path]) -> int:
@@ -56,5 +72,5 @@ def _half_bytes(path: Path) -> int:
         tensors = [value for name, value in header.items() if name != '__metadata__']
         ends = [each['data_offsets'] for each in tensors if each['dtype'] in HALF]
         return sum(int(last) - int(first) for first, last in ends)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except DAMAGES:
         return 0

@@ -39,7 +39,7 @@ def scene_lines(results: dict) -> list[str]:
 def _supported(results: dict) -> str:
     counts, times = results['counts'], results['times']['arms']
     if not {EXACT, PATCH} <= counts.keys():
-        return 'Which refresh_policy this recording supports was not measured (arms exact and patch).'
+        return 'Which refresh_policy this recording supports was not measured: that takes both arms, exact and patch.'
     works = times[PATCH]['work_ratio'], times[EXACT]['work_ratio']
     if not counts[PATCH]['pairs'] or None in works:
         return 'Which refresh_policy this recording supports cannot be told: no question was answered.'

@@ -179,6 +179,7 @@ def budget_message(refresh: Refresh, received: int, dropped: int, refused: int) 
         reason=one_line(refresh.reason),
         visual_tokens_total=refresh.visual_tokens_total,
         visual_tokens_refreshed=refresh.visual_tokens_refreshed,
+        visual_tokens_encoded=refresh.visual_tokens_encoded,
         visual_tokens_changed=refresh.visual_tokens_changed,
         visual_tokens_stale=refresh.visual_tokens_stale,
         lag=duration_of(refresh.lag_s),

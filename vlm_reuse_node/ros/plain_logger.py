@@ -23,8 +23,8 @@ from rclpy.lifecycle import LifecycleNode
 
 from vlm_reuse_node.plain_text import one_line
 
-# rclpy tells the `once` and `throttle_duration_sec` of different callers apart. This file calls for others.
-# rclpy compares real paths; `colcon build --symlink-install` installs links.
+# rclpy tells callers apart by their real path, also where `colcon build --symlink-install` installs links: each has a
+# severity, `once` and `throttle_duration_sec` of its own. This file calls for others.
 rcutils_logger._internal_callers.append(str(Path(__file__).resolve()))
 
 

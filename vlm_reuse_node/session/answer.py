@@ -51,7 +51,7 @@ class Answer:
     refresh_ms: image processor and vision tower of the refresh that this answer waited for. prefill_ms: the pass
         through the language model, of what had changed, the question and its choices. decode_ms: decoding a text.
     confidence: probability of the best choice, or of a text's least likely token; 0 without an answer.
-    escalated: whether the answer of a patched state was below min_confidence, and this one was given after a refresh.
+    escalated: whether a patched state's answer was below min_confidence, or none; this one was given after a refresh.
     remembered: whether the same question got this answer before, from the same state. Then the model did nothing:
         tokens_prefilled and tokens_generated are 0; token_ids are those of the answer.
     """

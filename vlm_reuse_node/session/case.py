@@ -14,9 +14,12 @@
 
 """The record of one question while it is answered."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from vlm_reuse_node.config import Config
+from vlm_reuse_node.errors import InvalidRequestError
 from vlm_reuse_node.model.work import Work
 from vlm_reuse_node.scene.refresh import Level
 from vlm_reuse_node.session.answer import Answer, Status
@@ -35,7 +38,7 @@ class Case:
     level: of the dearest refresh that it waited for. refreshed_tokens: prompt tokens that it counts of this refresh.
     outcome: the model's reply. computed: prompt and choice tokens for its replies so far.
     is_remembered: whether the last reply was remembered.
-    escalated: whether the reply of a patched state was unsure, so that the question is asked again.
+    escalated: whether a patched state gave no reply or an unsure one, so that the question is asked again.
     cold: the work of cold-dense for the reply.
     answer: set at the end. deliver: called with it.
     """
@@ -70,6 +73,21 @@ class Case:
         """Set the answer and deliver it."""
         self.answer = answer
         self.deliver(answer)
+
+
+@contextmanager
+def escalating(cases: Sequence[Case], is_exact: bool, config: Config) -> Iterator[None]:
+    """Let questions that a patched state cannot answer, such as with a cut document, be asked again of a whole one.
+
+    is_exact: whether the state is a whole one.
+    """
+    try:
+        yield
+    except InvalidRequestError:
+        if is_exact or any(case.escalated or not case.tokenized.question.least_confidence(config) for case in cases):
+            raise
+        for case in cases:
+            case.escalated = True
 
 
 def cold_work(cases: Sequence[Case], spent: Work) -> list[Work]:

@@ -170,7 +170,7 @@ class History:
             try:
                 self._can_grow = one.of(2).extends(one)
             except ModelError as error:
-                self._can_grow, reason = False, str(error)
+                self._can_grow, reason = False, str(error).rstrip('.')
             if not self._can_grow:
                 _log.warning(
                     "Camera '%s': no history is kept, because of the model's chat template: %s.", self._camera, reason

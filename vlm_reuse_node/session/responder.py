@@ -34,7 +34,7 @@ from vlm_reuse_node.session.answer import Answer, Status
 from vlm_reuse_node.session.answer_memory import AnswerMemory
 from vlm_reuse_node.session.answerer import Answerer
 from vlm_reuse_node.session.auditor import Auditor
-from vlm_reuse_node.session.case import Case, cold_work
+from vlm_reuse_node.session.case import Case, cold_work, escalating
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
 from vlm_reuse_node.session.outcome import Outcome
 from vlm_reuse_node.session.refresher import Refresher
@@ -169,12 +169,13 @@ class Responder:
             for case in batch:
                 case.turn.lap('queue_ms')  # it has waited for the batches before
             asked = [case for case in batch if not self._recall(case, state)]
-            with self._ending(batch, failures=False):
+            with self._ending(batch, failures=False), escalating(asked, state.live.exact, config):
                 for case, outcome in zip(asked, self._compute(state, asked, config) if asked else ()):
                     case.reply(outcome)
                     self._memory.remember(state.version, case.tokenized, outcome)
             for case in _open(batch):
-                self._finish(case, state, config)
+                if case.outcome:  # else a patched state found none
+                    self._finish(case, state, config)
 
     def _recall(self, case: Case, state: State) -> bool:
         """Give a question its remembered answer, if there is one."""

@@ -155,7 +155,7 @@ class SceneSession:
 
         Afterwards the state is restored bit for bit.
         The same question to the same state gets the remembered answer.
-        When a patched state's answer is below min_confidence, the state is computed whole and answers again.
+        When a patched state's answer is below min_confidence, or none, the state is computed whole and answers again.
         question: a text; or a Question, which can also limit times and ask for a JSON document.
         choices: the answer is one of them, scored by logits; (): the question's own ones, of a text none.
         now_ns: the time of the question on the clock of the frames' stamps, for the image age. None: the time of the
