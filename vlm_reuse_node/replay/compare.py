@@ -72,7 +72,7 @@ def arm_sentence(comparison: dict, arm: str) -> str:
         return f'{text}; too few to compare times'
     return (
         f"{text}; median time as a share of the same run's cold {times['old_share']:.3f} -> {times['new_share']:.3f}, "
-        f'paired ratio {times["ratio"]:.2f} ({times["low"]:.2f} to {times["high"]:.2f}, '
+        f'question by question new / old {times["ratio"]:.2f} ({times["low"]:.2f} to {times["high"]:.2f}, '
         f'{"significant" if times["is_significant"] else "not significant"})'
     )
 
