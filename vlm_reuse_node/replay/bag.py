@@ -257,10 +257,8 @@ class Bag:
         ]
         for camera, clock in sorted(self._clocks.items()):
             if clock.steps:
-                steps = ', '.join(
-                    f'{kind} {"once" if count == 1 else f"{count} times"}'
-                    for kind, count in sorted(clock.steps.items())
-                )
+                told = {kind: 'once' if count == 1 else f'{count} times' for kind, count in sorted(clock.steps.items())}
+                steps = ', '.join(f'{kind} {count}' for kind, count in told.items())
                 self.notes.append(
                     f"The clock of '{camera}' jumped ({steps}); from there on its times follow the recorder's clock."
                 )
