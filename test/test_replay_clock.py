@@ -148,4 +148,4 @@ def test_gaps_jumps_and_skipped_questions_are_in_the_results_and_on_the_page(tmp
     assert all(row['at_s'] - row['picture_s'] < 2.0 for row in found['questions'])
     assert {row['status'] for row in found['answers']} == {'OK'}
     page = (out / 'report.html').read_text()
-    assert len(found['notes']) == 2 and '598 questions' in page and 'set back 1 times' in page
+    assert len(found['notes']) == 2 and '598 questions' in page and 'set back once' in page
