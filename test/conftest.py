@@ -14,6 +14,7 @@
 
 """Fixtures: a tiny random-weight model, loaded by the code that loads real ones, and a robot around the real node."""
 
+import gc
 import os
 
 import pytest
@@ -26,6 +27,15 @@ settings.register_profile('busy machine', settings(deadline=None, suppress_healt
 settings.load_profile('busy machine')
 # Of the node: no picture is too old and no question too late, however slow the machine; tests of either say how much.
 PATIENT = {'max_age_s': 3600.0, 'timeout_s': 3600.0}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _old_objects_are_not_collected_again():
+    """A model's thread collects garbage when it ends. What older tests and imports left would make that slow."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope='session')
