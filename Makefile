@@ -51,7 +51,7 @@ bench-large: setup ## measure questions on a model of real size, for a GPU: make
 	@$(RUN) python bench/large.py $(ARGS)
 
 bench-refresh: setup ## measure time and drift of refreshes; a quarter of an hour
-	@$(RUN) for script in bench/change.py bench/refresh.py; do echo "== $$script"; python "$$script"; done
+	@$(RUN) for script in bench/change.py bench/refresh.py bench/vision_share.py; do echo "== $$script"; python "$$script"; done
 
 bench-economy: setup ## total work and latency against cold-dense; an hour: make bench-economy ARGS='BAG'
 	@$(RUN) python bench/economy.py $(ARGS)

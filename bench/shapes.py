@@ -107,6 +107,12 @@ GEMMA_TEXT = {
     'layer_types': ['sliding_attention'] * 5 + ['full_attention'],
     'max_position_embeddings': CONTEXT,
 }
+DEEP_TEXT = GEMMA_TEXT | {
+    'hidden_size': 768,
+    'intermediate_size': 3840,
+    'num_hidden_layers': 48,
+    'layer_types': GEMMA_TEXT['layer_types'] * 8,
+}
 GEMMA_VISION = {
     'hidden_size': 192,
     'intermediate_size': 768,
@@ -183,6 +189,23 @@ def write_gemma4(folder: Path, tiny: bool = False) -> Path:
         _write(folder / 'processor_config.json', processor)
         tiny_gemma4._write_weights(folder, config, SEED)
     _set_output(folder, 'language_model.model.embed_tokens.weight', (*tiny_gemma4.SPECIAL, '\n'), TIED_SCALE)
+    return folder
+
+
+def write_gemma4_unified(folder: Path, tiny: bool = False) -> Path:
+    """Write a Gemma 4 without a vision tower, 500 M parameters in 48 layers, 266 cells a picture. tiny: the tests'.
+
+    A cell's values go through two matrices, a token through 48 layers: what vision costs beside prefill depends on the
+    number of layers, so that is the 12B's.
+    """
+    text = {} if tiny else DEEP_TEXT
+    tiny_gemma4.write_tiny_gemma4(folder, seed=SEED, unified=True, **text)
+    if not tiny:
+        config = _read(folder / 'config.json')
+        config |= {'hidden_size': DEEP_TEXT['hidden_size']}
+        config['vision_config'] |= dict.fromkeys(('mm_embed_dim', 'output_proj_dims'), DEEP_TEXT['hidden_size'])
+        _write(folder / 'config.json', config)
+        tiny_gemma4._write_weights(folder, config, SEED)
     return folder
 
 

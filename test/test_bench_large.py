@@ -23,6 +23,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1] / 'bench'))
 
 import large
+import vision_share
 
 
 @pytest.mark.parametrize('precision', ['bfloat16', '4-bit'])
@@ -44,3 +45,10 @@ def test_again_is_never_a_question_that_was_asked_before():
     """It would be remembered."""
     assert not set(large.order('warm', 20)) & set(large.order('again', 20))
     assert len(set(large.order('warm', 20))) == 21 and large.order('warm', 20) == large.order('cold', 20)
+
+
+def test_vision_and_prefill_are_parts_of_a_whole(tmp_path):
+    output = tmp_path / 'share.json'
+    assert vision_share.main(['--tiny', '--rounds', '2', '--output', str(output)]) == 0
+    written = json.loads(output.read_text())
+    assert written['cells'] == 266 and 0 < written['low'] <= written['share'] <= written['high'] < 1
