@@ -111,7 +111,7 @@ DEEP_TEXT = GEMMA_TEXT | {
     'hidden_size': 768,
     'intermediate_size': 3840,
     'num_hidden_layers': 48,
-    'layer_types': GEMMA_TEXT['layer_types'] * 8,
+    'layer_types': (['sliding_attention'] * 5 + ['full_attention']) * 8,
 }
 GEMMA_VISION = {
     'hidden_size': 192,
