@@ -27,6 +27,7 @@ PARSERS = {
     'ask': 'ask.cli',
     'calibrate': 'calibrate.cli',
     'check': 'check.cli',
+    'replay': 'replay.options',
 }
 
 

@@ -24,8 +24,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from vlm_reuse_node.errors import ConfigError, VlmReuseError
 from vlm_reuse_node.plain_text import log_to_stderr, print_error, print_rows
 from vlm_reuse_node.replay import results
@@ -41,6 +39,7 @@ from vlm_reuse_node.replay.storage.channel import BagError
 from vlm_reuse_node.replay.table import table_lines, verdict_lines
 from vlm_reuse_node.replay.verdict import is_answered
 from vlm_reuse_node.replay.video_file import SUFFIX
+from vlm_reuse_node.terminal import progress
 
 NAME = 'vlm-reuse-replay'
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -74,8 +73,8 @@ def _replay(args: argparse.Namespace) -> int:
         raise BagError(' '.join(failed.values()))
     # 2. Replay it.
     name = todo[0].name if len(todo) == 1 else f'{len(todo)} bags'
-    bar = tqdm(total=round(seconds, 1), unit='s', disable=None, file=sys.stderr, smoothing=0.1, desc=name)
-    with StopRequest('Stopping after this answer; what is done is kept (again: at once).') as stop, bar:
+    stopping = 'Stopping after this answer; what is done is kept (again: at once).'
+    with StopRequest(stopping) as stop, progress(round(seconds, 1), name, 's') as bar:
         outcomes = _run(args, todo, bar.update, lambda: stop.is_set)
     failed |= {outcome.name: outcome.error for outcome in outcomes if outcome.error}
     for why in failed.values():
