@@ -20,6 +20,8 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
+from vlm_reuse_node.plain_text import one_line
+
 
 class HelpFormatter(argparse.HelpFormatter):
     """Adds the default to the help of every option that has one and does not tell it itself."""
@@ -38,8 +40,8 @@ def progress(total: float, name: str, unit: str = '') -> Any:
     description, else for every tenth.
     """
     if sys.stderr.isatty():
-        return tqdm(total=total, unit=unit or 'it', file=sys.stderr, smoothing=0.1, desc=name, leave=False)
-    return ProgressLines(total, name, unit)
+        return tqdm(total=total, unit=unit or 'it', file=sys.stderr, smoothing=0.1, desc=one_line(name), leave=False)
+    return ProgressLines(total, one_line(name), unit)
 
 
 class ProgressLines:
