@@ -55,9 +55,8 @@ class History:
     @property
     def held_bytes(self) -> int:
         """Bytes of the second state, without its pixels, which the old state holds too; 0 without a rollover."""
-        if self._next is None:
-            return 0
-        return self._next.held_bytes - sum(encoded.frame.rgb.nbytes for encoded in self._next.frames)
+        following = self._next  # another thread may ask for it while the model's thread ends the rollover
+        return following.held_bytes - sum(encoded.frame.rgb.nbytes for encoded in following.frames) if following else 0
 
     @property
     def left(self) -> tuple[int, int]:
