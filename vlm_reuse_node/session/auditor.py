@@ -77,8 +77,8 @@ class Auditor:
     @property
     def held_bytes(self) -> int:
         """Bytes of the cold-dense state that the current audit has computed, without the pixels, which are `frames`."""
-        twin = self._twin  # another thread may ask for it while the model's thread ends the audit
-        return twin.held_bytes - sum(encoded.frame.rgb.nbytes for encoded in twin.frames) if twin else 0
+        state = self._twin  # another thread may ask for it while the model's thread ends the audit
+        return state.array_bytes if state else 0
 
     @property
     def frames(self) -> list[Frame]:

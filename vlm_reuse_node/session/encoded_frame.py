@@ -66,11 +66,6 @@ class EncodedFrame:
         """Bytes of features and vision state, without the frame itself."""
         return self.vision.nbytes if self.vision else self.features.nbytes
 
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of all that is kept: features, vision state, and the pixels, from which audits compute again."""
-        return self.nbytes + self.frame.rgb.nbytes
-
 
 def pixel_bytes(frames: Iterable[Frame], beside: Iterable[Frame] = ()) -> int:
     """Bytes of these frames' pixels, each picture once, without those that `beside` holds too."""

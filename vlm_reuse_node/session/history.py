@@ -56,7 +56,7 @@ class History:
     def held_bytes(self) -> int:
         """Bytes of the second state, without its pixels, which the old state holds too; 0 without a rollover."""
         following = self._next  # another thread may ask for it while the model's thread ends the rollover
-        return following.held_bytes - sum(encoded.frame.rgb.nbytes for encoded in following.frames) if following else 0
+        return following.array_bytes if following else 0
 
     @property
     def left(self) -> tuple[int, int]:

@@ -25,7 +25,6 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import count
-from typing import Any
 
 import numpy as np
 
@@ -106,11 +105,16 @@ class State:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of cache, snapshots, pixels and features, with the live frame's vision state, once nothing waits."""
-        frames = sum(encoded.held_bytes for encoded in self.frames)
+        """Bytes of all that is kept, once nothing waits: `array_bytes`, and pixels, from which audits compute again."""
+        return self.array_bytes + sum(encoded.frame.rgb.nbytes for encoded in self.frames)
+
+    @property
+    def array_bytes(self) -> int:
+        """Bytes of cache, snapshots and features, with the live frame's vision state, once nothing waits."""
+        features = sum(encoded.nbytes for encoded in self.frames)
         held = kv_cache.held_bytes(self.cache, self._snapshot[0], self._before_live[0], *self._slot.checkpoints)
         held += kv_cache.growth_bytes(self.cache, self.tokens - self._snapshot[1])
-        return frames + held + self._coming * kv_cache.snapshot_bytes(self.cache)
+        return features + held + self._coming * kv_cache.snapshot_bytes(self.cache)
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -194,7 +198,7 @@ class State:
         if self._waiting is None:
             return
         try:
-            snapshots = self._passes.settle(self.cache, self._waiting, self._rings_before_live, check)
+            snapshots = self._passes.settle(self.cache, self._waiting, self._before_live[0].parts, check)
         except BaseException:
             self.restore()
             raise
@@ -211,7 +215,7 @@ class State:
             if not self.can_read_at_once(blocks):
                 self.settle(check)
             reading = self._passes.read(
-                self.cache, self._waiting, blocks, self.next_position, stay, self._rings_before_live, check
+                self.cache, self._waiting, blocks, self.next_position, stay, self._before_live[0].parts, check
             )
             if self._waiting is not None:
                 reading.keep(0)
@@ -278,11 +282,6 @@ class State:
         """Whether the cache keeps the rows of these tokens, once all are computed, and the family can rewrite them."""
         can = pass_cache.can_restart(self.cache) or pass_cache.can_rewrite(self.cache, end - first)
         return self._vlm.family.encodes_cells and can
-
-    @property
-    def _rings_before_live(self) -> Sequence[Any]:
-        """The attributes of each layer's ring before the live frame."""
-        return self._before_live[0].parts
 
 
 def build(
