@@ -53,6 +53,15 @@ def test_a_picture_is_asked_about_without_ros(capsys, png, model_dir):
     assert 'exact' in source and 'camera kitchen' in source and 'full refresh' in cost
 
 
+def test_a_long_text_is_printed_whole(capsys, monkeypatch):
+    """It is what was asked for; only what it may do to a terminal is taken out."""
+    text = ' '.join(f'word{number}' for number in range(600))
+    monkeypatch.setattr('vlm_reuse_node.ask.cli._ask', lambda args: Answer(Status.OK, text=f'{text}\x1b[31m\nend'))
+    code, out, _ = ask(capsys, QUESTION)
+    first, *rest = out.splitlines()
+    assert code == 0 and first == f'{text} [31m end' and len(rest) == 3 and '\x1b' not in out
+
+
 def test_a_text_follows_its_schema_and_json_has_every_field(capsys, png, model_dir, tmp_path):
     code, out, _ = ask(capsys, QUESTION, '--max-tokens', 2, '--picture', png, '--model', model_dir, '--json')
     found = json.loads(out)

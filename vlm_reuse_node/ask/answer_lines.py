@@ -24,7 +24,10 @@ from vlm_reuse_node.session.embedded_model import MEANS_NOTHING
 
 
 def answer_lines(answer: Answer, choices: tuple[str, ...]) -> Iterator[str]:
-    """Yield whether it means anything, the answer, how sure it is, the picture it comes from, and what it cost."""
+    """Yield whether it means anything, the answer, how sure it is, the picture it comes from, and what it cost.
+
+    Each is one harmless line. A text is not cut: it is what was asked for.
+    """
     if answer.status is not Status.OK:
         yield f'{answer.status}: {_plain(answer.message)}'
         return
@@ -37,7 +40,7 @@ def answer_lines(answer: Answer, choices: tuple[str, ...]) -> Iterator[str]:
         ranked = sorted(zip(answer.choice_scores, choices, strict=True), reverse=True)
         yield '  ' + ', '.join(f'{_plain(choice)} {score:.2f}' for score, choice in ranked)
     else:
-        yield f'  least likely token {answer.confidence:.2f}' + (f'; {message}' if message else '')
+        yield f'  least likely token {answer.confidence:.2f}' + (f'; {_plain(message)}' if message else '')
     yield (
         f'  {"exact" if answer.exact else "approximate (patched)"}, picture {answer.image_age_s:.2f} s old, camera '
         f'{_plain(answer.camera)}, model {_plain(answer.model)}'

@@ -24,7 +24,7 @@ from pathlib import Path
 from vlm_reuse_node.ask.answer_lines import answer_lines, as_json
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, VlmReuseError
-from vlm_reuse_node.plain_text import log_to_stderr, print_error, print_rows
+from vlm_reuse_node.plain_text import log_to_stderr, print_error
 from vlm_reuse_node.session.answer import Answer, Status
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.terminal import HelpFormatter
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         print(json.dumps(as_json(answer)))
     else:
-        print_rows(answer_lines(answer, tuple(args.choices)))
+        print('\n'.join(answer_lines(answer, tuple(args.choices))))
     return 0 if answer.status is Status.OK else EXIT_FAILED
 
 
