@@ -18,8 +18,6 @@ import argparse
 import sys
 from typing import Any, Self
 
-from tqdm import tqdm
-
 from vlm_reuse_node.plain_text import one_line
 
 
@@ -40,6 +38,8 @@ def progress(total: float, name: str, unit: str = '') -> Any:
     description, else for every tenth.
     """
     if sys.stderr.isatty():
+        from tqdm import tqdm  # most command lines end without one
+
         return tqdm(total=total, unit=unit or 'it', file=sys.stderr, smoothing=0.1, desc=one_line(name), leave=False)
     return ProgressLines(total, one_line(name), unit)
 

@@ -111,14 +111,14 @@ def _load(folder: Path, shown: str, progress: LoadProgress) -> tuple[Any, Any]:
 def _read_weights(model: nn.Module) -> Iterator[Amount]:
     """Let MLX read the weights, some at a time; yields how much of them is there."""
     arrays = [array for _, array in cast(list[tuple[str, mx.array]], tree_flatten(model.parameters()))]
-    total, done = sum(array.nbytes for array in arrays), 0
+    total, done, listed = sum(array.nbytes for array in arrays), 0, 0
     batch: list[mx.array] = []
     for array in arrays:
         batch.append(array)
-        if sum(each.nbytes for each in batch) >= READ_AT_ONCE_BYTES or array is arrays[-1]:
+        listed += array.nbytes
+        if listed - done >= READ_AT_ONCE_BYTES or array is arrays[-1]:
             mx.eval(batch)
-            done += sum(each.nbytes for each in batch)
-            batch = []
+            batch, done = [], listed
             yield Amount(done, total)
 
 

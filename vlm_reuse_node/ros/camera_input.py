@@ -145,12 +145,14 @@ class CameraInput:
         """The camera's current state, for diagnostics and for messages of answers."""
         silent_s = None if self._last_usable_s is None else time.monotonic() - self._last_usable_s
         found = publishers_of(self._node, self._asked_topic, TRANSPORTS[self._transport])
-        pictures = {} if self.received or found.nodes else published_pictures(self._node)
+        why_none = ''
+        if not self.received and not found.nodes:
+            why_none = hint(self.name, self._base, self._transport, found.types, published_pictures(self._node))
         return CameraState(
             name=self.name,
             topic=self.topic,
             failure=self._failure,
-            hint='' if self.received else hint(self.name, self._base, self._transport, found.types, pictures),
+            hint=why_none,
             publishers=found.nodes,
             way=found.way,
             received=self.received,

@@ -251,8 +251,7 @@ class SceneNode(PlainLogNode):
         """Queue a request's question for the model."""
         if self.stage is not Stage.ACTIVE:
             return answered(Answer(Status.INACTIVE, self._inactive(), camera=request.camera))
-        state = self._cameras.state(request.camera or self.config.cameras[0])
-        if state and self._time.is_missing:
+        if self._time.is_missing and (state := self._cameras.state(request.camera or self.config.cameras[0])):
             status = Status.NO_IMAGE if state.silent_s is None else Status.STALE
             return answered(Answer(status, camera=state.name))
         ask = self._worker.ask_cold if cold else self._worker.ask

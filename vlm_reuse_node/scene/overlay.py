@@ -65,7 +65,8 @@ def _outline(picture: np.ndarray, cells: np.ndarray) -> None:
     if cells.any():
         height, width = picture.shape[:2]
         mask = spread(cells, height, width)
-        inside, deep_inside = (_shrunk(mask, pixels) for pixels in (_THICK, _THICK + 1))
+        inside = _shrunk(mask, _THICK)
+        deep_inside = _shrunk(inside, 1)
         lines = cv2.bitwise_and(deep_inside, _lattice(height, width, *cells.shape))
         cv2.copyTo(_plain(height, width, BLACK), inside - deep_inside, picture)
         cv2.copyTo(_plain(height, width, ORANGE), mask - inside + lines, picture)
@@ -100,7 +101,7 @@ def _stripes(height: int, width: int) -> np.ndarray:
     return ((down + across) % 10 < 3) * np.uint8(255)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=12)  # three colours of each size
 def _plain(height: int, width: int, colour: tuple[int, int, int]) -> np.ndarray:
     return np.full((height, width, 3), colour, np.uint8)
 

@@ -17,13 +17,15 @@
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-
-from tokenizers import Tokenizer
+from typing import TYPE_CHECKING
 
 from vlm_reuse_node.errors import InvalidRequestError
 from vlm_reuse_node.scene.frame import TABLETOP_FRAME
 from vlm_reuse_node.session.answer import Answer, Status
 from vlm_reuse_node.session.question import LONGEST_QUESTION_CHARS, Question
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 NAME = 'tabletop'
 MEANS_NOTHING = 'The embedded model (tabletop) knows generated tabletops only; these answers mean nothing.'
@@ -70,5 +72,7 @@ def unknown_words(text: str) -> list[str]:
 
 
 @cache
-def _tokenizer() -> Tokenizer:
+def _tokenizer() -> 'Tokenizer':
+    from tokenizers import Tokenizer  # only the embedded model needs it
+
     return Tokenizer.from_file(str(_TOKENIZER))
