@@ -154,7 +154,8 @@ def main(argv: list[str] | None = None) -> None:
     drawn = list(draw_frames(1, 6.0, 10.0, 640, 480)[1])
     streams = {rate: stream(drawn, rate, args.seconds) for rate in args.rates}
     told = run_with_model(
-        args.model, lambda vlm: {rate: simulated(vlm, frames, args.period) for rate, frames in streams.items()}
+        CONFIG.with_values(model=args.model),
+        lambda vlm: {rate: simulated(vlm, frames, args.period) for rate, frames in streams.items()},
     )
     rows = [row(rate, told[rate], live(args.model, frames, args.period)) for rate, frames in streams.items()]
     print('  rate Hz  pictures  dropped: simulated  live  answer, median ms: simulated    live')

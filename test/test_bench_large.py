@@ -22,6 +22,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / 'bench'))
 
+import keep_up
 import large
 import vision_share
 
@@ -52,3 +53,11 @@ def test_vision_and_prefill_are_parts_of_a_whole(tmp_path):
     assert vision_share.main(['--tiny', '--rounds', '2', '--output', str(output)]) == 0
     written = json.loads(output.read_text())
     assert written['cells'] == 266 and 0 < written['low'] <= written['share'] <= written['high'] < 1
+
+
+def test_a_real_worker_and_the_simulation_get_the_same_pictures(tmp_path, model_dir, monkeypatch):
+    monkeypatch.setattr(keep_up, 'OUTPUT', tmp_path / 'keep_up.json')
+    keep_up.main(['--model', str(model_dir), '--rates', '20', '--seconds', '0.5', '--period', '0.2'])
+    (row,) = json.loads((tmp_path / 'keep_up.json').read_text())['rows']
+    assert row['pictures'] == 10 and row['questions'] > 0
+    assert 0 <= row['dropped_live'] <= 10 and 0 <= row['dropped_simulated'] <= 10

@@ -35,6 +35,8 @@ POLICIES = ('auto', 'exact', 'on-demand', 'patch')
 MOST_DROPPED = 0.01
 # How long each rate is tried in the simulation, seconds, and how often the range of rates is halved.
 TRIED_S, HALVINGS = 20.0, 10
+# At high rates so many pictures tell as much, and the simulation of more would take seconds.
+MOST_TRIED = 4000
 LEFT_OUT = (
     'Simulated from the times of this replay, with the rules of the node. Left out: DDS, the load that looks, model '
     'and cameras put on one another, standing questions, and questions that share a pass. A busy machine keeps up with '
@@ -69,8 +71,8 @@ def most_pictures_per_s(pictures: Sequence[LivePicture], questions: Sequence[Liv
 
 
 def _pictures_at(pictures: Sequence[LivePicture], rate: float) -> list[LivePicture]:
-    """Pictures at a rate for TRIED_S, without upkeep, which no picture waits for."""
-    each = (pictures[number % len(pictures)] for number in range(int(TRIED_S * rate)))
+    """Pictures at a rate for TRIED_S, or MOST_TRIED of them, without upkeep, which no picture waits for."""
+    each = (pictures[number % len(pictures)] for number in range(min(int(TRIED_S * rate), MOST_TRIED)))
     return [LivePicture(number / rate, one.look_s, convert_s=one.convert_s) for number, one in enumerate(each)]
 
 
