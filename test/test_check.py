@@ -35,7 +35,7 @@ from tiny_model import picture
 from vlm_reuse_node.check import advice, cli, machine, pictures, self_test, sizes
 from vlm_reuse_node.check.claim import Claim, Mark
 from vlm_reuse_node.check.cold import Difference
-from vlm_reuse_node.check.lines import WIDTH, one_line
+from vlm_reuse_node.check.lines import LONGEST, WIDTH
 from vlm_reuse_node.check.patches import partly
 from vlm_reuse_node.check.report import PictureFacts, Report, to_json
 from vlm_reuse_node.check.sizes import Size
@@ -44,6 +44,7 @@ from vlm_reuse_node.check.table import table_lines
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.model.families.base import Grid
 from vlm_reuse_node.model.loading import load
+from vlm_reuse_node.plain_text import one_line
 from vlm_reuse_node.replay.storage.channel import BagError
 from vlm_reuse_node.session.question import Question
 
@@ -121,7 +122,7 @@ def test_the_table_is_at_most_80_wide_and_texts_from_outside_are_harmless(name, 
 
 @given(TEXTS)
 def test_a_text_from_outside_becomes_one_line(text):
-    line = one_line(text)
+    line = one_line(text, LONGEST)
     assert line.isprintable() and len(line) <= 60 and line == line.strip()
 
 

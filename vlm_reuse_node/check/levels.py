@@ -24,6 +24,7 @@ from vlm_reuse_node.config import EXACT_POLICY, Config
 from vlm_reuse_node.errors import VlmReuseError
 from vlm_reuse_node.model import pass_cache
 from vlm_reuse_node.model.vlm import PREFILL_CHUNK, Vlm
+from vlm_reuse_node.plain_text import one_line
 from vlm_reuse_node.scene.frame import Frame
 from vlm_reuse_node.scene.refresh import Level
 from vlm_reuse_node.session.question import Question
@@ -169,4 +170,4 @@ def guarded(*claims: Claim) -> Iterator[None]:
     except Exception as error:
         kind = '' if isinstance(error, CheckError) else f'It cannot be checked, {type(error).__name__}: '
         for claim in claims:
-            claim.fail([' '.join(f'{kind}{error}'.split())[:300]])
+            claim.fail([one_line(f'{kind}{error}', 300)])

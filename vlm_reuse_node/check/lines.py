@@ -14,15 +14,8 @@
 
 """Lines for a terminal."""
 
-from vlm_reuse_node import plain_text
-
 WIDTH = 80
 LONGEST = 60  # of a text from outside
-
-
-def one_line(text: str, longest: int = LONGEST) -> str:
-    """Return a text from outside as one line without control characters, of at most so many characters."""
-    return plain_text.one_line(text, longest)
 
 
 def cut(line: str) -> str:

@@ -18,9 +18,10 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
 from vlm_reuse_node.check.claim import Claim, Mark
-from vlm_reuse_node.check.lines import WIDTH, cut, one_line
+from vlm_reuse_node.check.lines import LONGEST, WIDTH, cut
 from vlm_reuse_node.check.report import Report
 from vlm_reuse_node.check.stages import Stage
+from vlm_reuse_node.plain_text import one_line
 
 HEAD = ('', 'equal', 'log-prob apart', 'noise up to', 'restored', '')
 SIZES = (12, 9, 14, 11, 9, 13)
@@ -34,7 +35,7 @@ def table_lines(report: Report) -> list[str]:
     """Return the whole table, each line at most WIDTH wide."""
     lines: list[str] = []
     for title, part in (
-        (f'Check of {one_line(report.model.name)}', _about(report)),
+        (f'Check of {one_line(report.model.name, LONGEST)}', _about(report)),
         ('Is a warm answer the cold one?', _claims(report)),
         ('Milliseconds of each stage (medians)', _stages(report.stages)),
         ('The picture at other sizes (visual_tokens; ms, MB of the state)', _sizes(report)),
@@ -59,7 +60,7 @@ def _about(report: Report) -> Iterator[str]:
     )
     rows, columns = pictures.cells
     size = f'{pictures.width} x {pictures.height}, {rows * columns} cells ({rows} x {columns})'
-    yield from _named('pictures', f'{pictures.different} {one_line(pictures.source)}, {size}')
+    yield from _named('pictures', f'{pictures.different} {one_line(pictures.source, LONGEST)}, {size}')
 
 
 def _mlx(versions: dict[str, str]) -> list[tuple[str, str]]:

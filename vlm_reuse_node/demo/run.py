@@ -26,7 +26,7 @@ from vlm_reuse_node.demo.sidecar import Sidecar
 from vlm_reuse_node.demo.table import closing_lines
 from vlm_reuse_node.errors import VlmReuseError
 from vlm_reuse_node.plain_text import print_error
-from vlm_reuse_node.replay.options import add_out_options, keep_results
+from vlm_reuse_node.replay.options import add_out_options, keep_results, make_folder
 from vlm_reuse_node.terminal import HelpFormatter
 
 SHORTEST_S = 3.0
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 def _demo(args: argparse.Namespace, interruption: Interruption) -> int:
     # 1. What the camera will see, and what will be asked.
     keep_results(args, 'summary.json')
-    args.out.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out)
     print(f'Writing a bag of {args.seconds:g} s at {args.rate:g} Hz.', flush=True)
     sidecar = record_bag(args, interruption.check)
     # 2. The node, fed by the player, asked by the planner.

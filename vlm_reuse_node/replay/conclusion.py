@@ -63,6 +63,12 @@ def floor_text(floor: dict | None) -> str:
     )
 
 
+def floor_sentence(floor: dict | None) -> str:
+    """The same as a sentence."""
+    text = floor_text(floor)
+    return f'{text[0].upper()}{text[1:]}.'
+
+
 def _most_drift(results: dict) -> float:
     """The share of drift that is no reason for distrust: max_drift, or what cold-dense itself has when asked again."""
     floor = results['counts'].get('cold-again')

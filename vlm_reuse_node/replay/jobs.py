@@ -27,11 +27,11 @@ from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import VlmReuseError
 from vlm_reuse_node.model import loading
 from vlm_reuse_node.model.vlm import Vlm
+from vlm_reuse_node.plain_text import error_line
 from vlm_reuse_node.replay.evaluate import Replay
 from vlm_reuse_node.replay.job import Job, JobOutcome
 from vlm_reuse_node.replay.journal import Journal
 from vlm_reuse_node.replay.model_thread import POLL_S, load, run_with_model
-from vlm_reuse_node.replay.storage.channel import one_line
 
 
 def run_here(
@@ -59,8 +59,7 @@ def run_job(
     except (VlmReuseError, OSError) as error:
         return JobOutcome(job.name, False, str(error))
     except Exception as error:  # one bag's fault costs that bag only
-        why = f'{type(error).__name__}: {one_line(error)}'
-        return JobOutcome(job.name, False, f"The replay of '{job.name}' failed: {why}")
+        return JobOutcome(job.name, False, f"The replay of '{job.name}' failed: {error_line(error)}")
     finally:
         if journal:
             journal.close()

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_reuse_node.errors import VlmReuseError
+from vlm_reuse_node.plain_text import one_line
 from vlm_reuse_node.replay.job import Job, JobOutcome
 from vlm_reuse_node.replay.jobs import POLL_S, remove_pictures, run_job
 from vlm_reuse_node.replay.model_thread import load
@@ -90,7 +91,7 @@ def _fetched(ray: Any, reference: Any, job: Job) -> JobOutcome:
     try:
         outcome, files = ray.get(reference)
     except Exception as error:
-        return JobOutcome(job.name, False, f'Its Ray task failed: {" ".join(str(error).split())[:300]}')
+        return JobOutcome(job.name, False, f'Its Ray task failed: {one_line(str(error), 300)}')
     remove_pictures(job.folder)
     for name, data in files.items():
         path = job.folder / name

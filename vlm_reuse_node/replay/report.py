@@ -18,7 +18,7 @@ from pathlib import Path
 
 from vlm_reuse_node.replay.arms import POLICY
 from vlm_reuse_node.replay.compare import arm_sentence
-from vlm_reuse_node.replay.conclusion import conclusion, floor_text
+from vlm_reuse_node.replay.conclusion import conclusion, floor_sentence
 from vlm_reuse_node.replay.figures import factor, share_text
 from vlm_reuse_node.replay.keep_up import keep_up_lines
 from vlm_reuse_node.replay.negatives import negatives
@@ -57,7 +57,6 @@ def render(results: dict, folders: dict[str, Path], videos: list[str]) -> str:
     """Return the page as HTML; every text in it is escaped."""
     rows = RowIndex(row for kind in ('questions', 'answers', 'pictures', 'upkeep', 'bags') for row in results[kind])
     sessions = results['times']['sessions']
-    floor = floor_text(results['times']['floor'])
     return render_page(
         TEMPLATE,
         conclusion=conclusion(results),
@@ -67,7 +66,7 @@ def render(results: dict, folders: dict[str, Path], videos: list[str]) -> str:
         verdicts=verdict(results),
         sentence=sentence(results),
         about=_about(results),
-        floor=f'{floor[0].upper()}{floor[1:]}',
+        floor=floor_sentence(results['times']['floor']),
         columns=[name for name, _ in COLUMNS],
         arms=[_arm_view(results, arm) for arm in results['counts']],
         figures=plot_views(results, rows, timed_rows(rows, sessions)),

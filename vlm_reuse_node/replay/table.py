@@ -14,7 +14,7 @@
 
 """The replay's table in the terminal: one line for each arm, and the verdict."""
 
-from vlm_reuse_node.replay.conclusion import floor_text
+from vlm_reuse_node.replay.conclusion import floor_sentence
 from vlm_reuse_node.replay.figures import NO_VALUE, factor, milliseconds, paid_text, span_text
 from vlm_reuse_node.replay.keep_up import keep_up_lines
 from vlm_reuse_node.replay.support import support_lines
@@ -40,8 +40,7 @@ def table_lines(results: dict) -> list[str]:
     """Return the titles, a line for each arm, and how far apart two measurements of the same time are."""
     titles = [name.ljust(size) if name == 'arm' else name.rjust(size) for name, size in COLUMNS]
     rows = ('  '.join(_padded(cells(results, arm))) for arm in results['counts'])
-    floor = floor_text(results['times']['floor'])
-    return ['  '.join(titles), *rows, f'{floor[0].upper()}{floor[1:]}.']
+    return ['  '.join(titles), *rows, floor_sentence(results['times']['floor'])]
 
 
 def cells(results: dict, arm: str) -> list[str]:

@@ -137,9 +137,7 @@ class VideoDecoder:
         """Yield the pictures that the decoder still holds; no packet follows."""
         if self._context is not None and self._number:
             yield from self._pictures(self._context, None, max_pixels)
-        for packet in self._sent.values():
-            self._give_up(packet)
-        self._sent.clear()
+        self._give_up_all()
         self._opened = None
 
     def _open(self, codec: str, max_pixels: int) -> 'av.VideoCodecContext':
@@ -151,9 +149,7 @@ class VideoDecoder:
             raise ImageError('encoding', f'{NEEDS_PYAV[0].upper()}{NEEDS_PYAV[1:]}.')
         self._context, self._opened = _context(name, max_pixels), (codec, max_pixels)
         self._waits, self._counts, self._newest_pts = True, False, None
-        for packet in self._sent.values():
-            self._give_up(packet)
-        self._sent.clear()
+        self._give_up_all()
         return self._context
 
     def _pictures(
@@ -198,6 +194,7 @@ class VideoDecoder:
         step = pts - last
         if step == 1:
             self._counts = True
+            return 0
         if step < 1 or step > LARGEST_GAP:
             self._waits = True
             return 0
@@ -217,6 +214,12 @@ class VideoDecoder:
             f'A packet of the video cannot be decoded ({packet.codec[:40]}, {len(packet.data)} bytes): it is damaged, '
             f'or its picture has more than {max_pixels} pixels. Pictures go on with the next key frame.',
         )
+
+    def _give_up_all(self) -> None:
+        """Count the packets that have given no picture so far."""
+        for packet in self._sent.values():
+            self._give_up(packet)
+        self._sent.clear()
 
     def _give_up(self, packet: VideoPacket) -> None:
         """Count a packet that gave no picture."""
