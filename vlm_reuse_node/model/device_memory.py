@@ -18,7 +18,7 @@ The wired limit (Metal, macOS 15 and later) is how much memory the system leaves
 idle answers at full speed. The cache limit is how many bytes of freed buffers MLX keeps for later calls; its own
 default on Metal is more than the working set. Both hold for the whole process. mlx-lm and mlx-vlm set the wired limit
 for each answer. Here a model stays loaded and serves all the time, so it is set once.
-Not run on Metal or CUDA yet: the tests replace MLX's functions.
+Run on CUDA, not on Metal: the tests replace MLX's functions.
 Source: mlx_vlm/generate/common.py (`wired_limit`) and ar.py; `device_info` in mlx/backend/metal and mlx/backend/cuda.
 """
 

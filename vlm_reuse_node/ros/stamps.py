@@ -29,7 +29,7 @@ STANDING = 'stamps all its pictures with the same time'
 
 
 class Stamps:
-    """Judges one camera's stamps, by the same rules as the replay's `CameraClock`.
+    """Judges one camera's stamps, as the replay's `CameraClock` does; a frozen picture is told apart live only.
 
     A stamp that comes again within RESTARTED_NS is a repeated picture. After that the stamps stand still. But a camera
     that has sent other stamps and now repeats one picture is frozen: its picture gets old, as its stamp says.
