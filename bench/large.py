@@ -100,7 +100,7 @@ def measure(vlm: Vlm, pictures: int, rounds: int, chance: random.Random) -> dict
     for kind, given in KINDS.items():
         asked = {name: iter([Question(text, **given) for text in order(name, rounds)]) for name in ARMS}
         arms = {
-            name: lambda name=name: run(vlm, lambda: ARMS[name](session)(next(asked[name]), now_ns=now_ns))
+            name: lambda name=name: run(vlm, lambda: getattr(session, ARMS[name])(next(asked[name]), now_ns=now_ns))
             for name in ARMS
         }
         runs = in_random_order(arms, rounds, chance)
@@ -116,11 +116,7 @@ def measure(vlm: Vlm, pictures: int, rounds: int, chance: random.Random) -> dict
     return row
 
 
-ARMS = {
-    'warm': lambda session: session.ask,
-    'again': lambda session: session.ask,
-    'cold': lambda session: session.ask_cold,
-}
+ARMS = {'warm': 'ask', 'again': 'ask', 'cold': 'ask_cold'}
 
 
 def order(arm: str, rounds: int) -> list[str]:

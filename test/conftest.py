@@ -52,6 +52,22 @@ def vlm(model_dir):
     return load(str(model_dir))
 
 
+@pytest.fixture(scope='module', params=['qwen3_5', 'qwen3_5_moe'])
+def recurrent_dir(request, tmp_path_factory):
+    """The directory of a tiny model with recurrent layers, dense and as a mixture of experts."""
+    from tiny_qwen3 import write_tiny_qwen3
+
+    return write_tiny_qwen3(tmp_path_factory.mktemp('models') / request.param, request.param)
+
+
+@pytest.fixture(scope='module')
+def recurrent(recurrent_dir):
+    """That model, of the test module's own, on pytest's thread."""
+    from vlm_reuse_node.model.loading import load
+
+    return load(str(recurrent_dir))
+
+
 @pytest.fixture
 def brake(monkeypatch):
     """A hand on the tiny model's forward passes."""

@@ -20,9 +20,9 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from programs import cmake_arguments
 
 NAME = 'ffmpeg_image_transport_msgs'
 PACKAGE = f"""<package format="3">
@@ -78,9 +78,7 @@ def _build(folder):
     (source / 'CMakeLists.txt').write_text(CMAKE)
     (source / 'msg' / 'FFMPEGPacket.msg').write_text(MESSAGE)
     environment = {name: value for name, value in os.environ.items() if name not in ('PYTHONPATH', 'LD_PRELOAD')}
-    options = ['-DBUILD_TESTING=OFF', f'-DPython3_EXECUTABLE={sys.executable}']
-    headers = Path(sys.prefix, 'include', 'python3.11')
-    options += [f'-DPython3_INCLUDE_DIR={headers}'] if (headers / 'Python.h').exists() else []
+    options = ['-DBUILD_TESTING=OFF', *cmake_arguments()]
     command = ['colcon', '--log-level', 'error', 'build', '--base-paths', str(source), '--cmake-args', *options]
     subprocess.run(command, cwd=folder, env=environment, check=True, timeout=600, stdout=subprocess.DEVNULL)
     return folder / 'install' / NAME

@@ -15,6 +15,8 @@
 """Programs that tests start: they import this checkout's package, wherever they run."""
 
 import os
+import sys
+import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -23,3 +25,10 @@ ROOT = Path(__file__).parents[1]
 def environment():
     """The variables of such a program."""
     return os.environ | {'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])}
+
+
+def cmake_arguments():
+    """What a ROS installation knows by itself and the wheels must be told: which Python, and where its headers are."""
+    headers = Path(sys.prefix, 'include', Path(sysconfig.get_path('include')).name)
+    found = [f'-DPython3_INCLUDE_DIR={headers}'] if (headers / 'Python.h').exists() else []
+    return [f'-DPython3_EXECUTABLE={sys.executable}', *found]

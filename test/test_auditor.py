@@ -21,6 +21,7 @@ import mlx.core as mx
 import pytest
 from credit import Idle, give_credit, use_up_credit
 from forgetful import forgetful
+from stopping import stopping_at
 from tiny_model import SECOND_NS, picture
 
 from vlm_reuse_node.config import Config
@@ -34,7 +35,6 @@ from vlm_reuse_node.session.encoded_frame import EncodedFrame
 from vlm_reuse_node.session.outcome import Outcome
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
-from vlm_reuse_node.session.turn import Halt
 
 QUESTION = Question('what color is the square ?', max_tokens=8, max_age_s=1000.0)
 CHOICE = Question('what color is the square ?', ('red', 'green', 'blue', 'yellow'), max_age_s=1000.0)
@@ -161,24 +161,13 @@ def test_an_answer_whose_picture_was_changed_in_place_is_not_counted_and_the_nex
     assert "'front': an answer could not be audited" in caplog.text and 'modified in place' in caplog.text
 
 
-def stopping_at(count):
-    """A check that raises at its nth look."""
-    looks = iter(range(count - 1))
-
-    def check():
-        if next(looks, None) is None:
-            raise Halt(Status.BUSY, 'A question waits.')
-
-    return check
-
-
 def test_a_step_that_was_broken_off_is_made_again(vlm):
     """In the vision tower and in the prefill of the frame; then behind the question, and at every token."""
     session = observed(vlm, 1)
     session.ask(QUESTION, now_ns=0)
     for looks in ((1, 2), (1, 2, 3, 9)):
         for at in looks:
-            audit(session, stopping_at(at))
+            audit(session, stopping_at(at, Status.BUSY))
             assert session._auditor._waiting and session.status.audits.exact_answers == 0
         audit(session)
     assert not session._auditor._waiting

@@ -26,15 +26,13 @@ import numpy as np
 import pytest
 from mlx_vlm.models.cache import ArraysCache
 from rounding import WIDE
+from stopping import stopping_at
 from tiny_model import picture
-from tiny_qwen3 import write_tiny_qwen3
 
 from vlm_reuse_node.model import kv_cache, noise
 from vlm_reuse_node.model import vlm as vlms
-from vlm_reuse_node.model.loading import load
 from vlm_reuse_node.model.token_tree import Block
 from vlm_reuse_node.session import state as states
-from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
 from vlm_reuse_node.session.live_slot import MOST_CHECKPOINTS
 from vlm_reuse_node.session.turn import Halt
@@ -43,21 +41,15 @@ CELLS, COLUMNS = 12, 4  # of a picture of 640 x 480: three rows
 TALL = (1280, 320)  # eight rows of two cells
 
 
-@pytest.fixture(scope='module', params=['qwen3_5', 'qwen3_5_moe'])
-def model_dir(request, tmp_path_factory):
-    """A tiny model with recurrent layers, dense and as a mixture of experts."""
-    return write_tiny_qwen3(tmp_path_factory.mktemp('models') / request.param, request.param)
+@pytest.fixture(scope='module')
+def vlm(recurrent):
+    return recurrent
 
 
 @pytest.fixture(scope='module')
-def vlm(model_dir):
-    return load(str(model_dir))
-
-
-@pytest.fixture(scope='module')
-def upstream(model_dir):
+def upstream(recurrent_dir):
     """The model as mlx-vlm loads it."""
-    return mlx_vlm.load(str(model_dir))[0]
+    return mlx_vlm.load(str(recurrent_dir))[0]
 
 
 def seen(vlm, seed, size=(480, 640), keep=True):
@@ -128,17 +120,6 @@ def difference(upstream, vlm, state):
 def equals_cold(upstream, vlm, state):
     apart, bound = difference(upstream, vlm, state)
     return apart < bound
-
-
-def stopping_at(count):
-    """A check that raises at its nth look."""
-    looks = iter(range(count - 1))
-
-    def check():
-        if next(looks, None) is None:
-            raise Halt(Status.CANCELLED, 'enough')
-
-    return check
 
 
 def question(state):

@@ -19,11 +19,11 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
 import yaml
+from programs import cmake_arguments
 
 pytest.importorskip('colcon_core', reason='colcon is missing: install it (make setup)')
 
@@ -43,12 +43,7 @@ def workspace(tmp_path_factory):
             shutil.copytree(source, target, ignore=shutil.ignore_patterns('__pycache__'))
         else:
             shutil.copy(source, target)
-    # What a ROS installation knows by itself and the wheels must be told: which Python, and where its headers are.
-    cmake = [f'-DPython3_EXECUTABLE={sys.executable}']
-    headers = Path(sys.prefix, 'include', Path(sysconfig.get_path('include')).name)
-    if (headers / 'Python.h').exists():
-        cmake.append(f'-DPython3_INCLUDE_DIR={headers}')
-    (folder / 'colcon.yaml').write_text(yaml.safe_dump({'build': {'cmake-args': cmake}}))
+    (folder / 'colcon.yaml').write_text(yaml.safe_dump({'build': {'cmake-args': cmake_arguments()}}))
     return folder
 
 

@@ -26,6 +26,7 @@ import pytest
 from mlx.utils import tree_flatten
 from patience import PATIENCE_S
 from PIL import Image
+from programs import environment
 from tiny_model import write_tiny_model
 from tqdm.auto import tqdm
 
@@ -274,7 +275,11 @@ def test_a_program_whose_output_is_a_file_prints_whole_lines(tmp_path):
     Image.fromarray(np.full((64, 64, 3), 128, np.uint8)).save(tmp_path / 'grey.png')
     command = ['-m', 'vlm_reuse_node.ask.cli', 'is it red ?', '--choices', 'yes', 'no', '--picture']
     done = subprocess.run(
-        [sys.executable, *command, str(tmp_path / 'grey.png')], capture_output=True, timeout=PATIENCE_S, check=True
+        [sys.executable, *command, str(tmp_path / 'grey.png')],
+        env=environment(),
+        capture_output=True,
+        timeout=PATIENCE_S,
+        check=True,
     )
     (line,) = done.stderr.decode().splitlines()
     assert line.startswith("Loading 'tabletop': ") and b'\r' not in done.stderr and done.stderr.endswith(b'\n')

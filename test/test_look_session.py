@@ -19,6 +19,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from credit import Idle, give_credit, use_up_credit
+from stopping import stopping_at
 from tiny_model import SECOND_NS, picture
 
 from vlm_reuse_node.config import Config
@@ -59,17 +60,6 @@ def asked_once(vlm, config=Config(), **arguments):
     session.look(at(0))
     ask(session, 0)
     return session
-
-
-def stopping_at(count):
-    """A check that raises at its nth call."""
-    calls = iter(range(count - 1))
-
-    def check():
-        if next(calls, None) is None:
-            raise Halt(Status.CANCELLED, 'enough')
-
-    return check
 
 
 class Spending:

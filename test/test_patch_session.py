@@ -23,7 +23,6 @@ from credit import Idle, give_credit, use_up_credit
 from rounding import state_bound
 from tiny_gemma4 import write_tiny_gemma4
 from tiny_model import SECOND_NS, picture
-from tiny_qwen3 import write_tiny_qwen3
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import InvalidRequestError
@@ -383,12 +382,6 @@ def test_a_sliding_window_is_patched_until_it_wraps(tmp_path, window, level):
         session.ask(Question('do you see it , or not ? ' * count, max_tokens=2, max_age_s=1000.0), now_ns=0)
     assert first == levels(session, [changed(picture(1), 1.0, by=0x40)]) == [level]
     assert session.ask(QUESTION, now_ns=0).exact == (level == Level.FRAME)
-
-
-@pytest.fixture(scope='module', params=['qwen3_5', 'qwen3_5_moe'])
-def recurrent(request, tmp_path_factory):
-    """A model whose patches go back to a checkpoint."""
-    return loading.load(str(write_tiny_qwen3(tmp_path_factory.mktemp('models') / request.param, request.param)))
 
 
 LOW = (slice(420, 480), slice(500, 640))  # in the last row of cells

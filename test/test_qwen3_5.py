@@ -23,11 +23,10 @@ import pytest
 from mlx_vlm.models.cache import ArraysCache, KVCache
 from rounding import WIDE, choice_bound, choices_apart
 from tiny_model import picture
-from tiny_qwen3 import CONTEXT, prompt, run, write_tiny_qwen3
+from tiny_qwen3 import CONTEXT, prompt, run
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.model import kv_cache, noise
-from vlm_reuse_node.model.loading import load
 from vlm_reuse_node.model.token_tree import Block
 from vlm_reuse_node.model.vlm import PREFILL_CHUNK
 from vlm_reuse_node.scene.refresh import Level
@@ -42,16 +41,14 @@ OTHER = 'what is it ?'
 LONGEST = 3000
 
 
-@pytest.fixture(scope='module', params=['qwen3_5', 'qwen3_5_moe'])
-def model_dir(request, tmp_path_factory):
-    """A tiny model with recurrent layers, dense and as a mixture of experts."""
-    return write_tiny_qwen3(tmp_path_factory.mktemp('models') / request.param, request.param)
+@pytest.fixture(scope='module')
+def model_dir(recurrent_dir):
+    return recurrent_dir
 
 
 @pytest.fixture(scope='module')
-def vlm(model_dir):
-    """The model as we load it."""
-    return load(str(model_dir))
+def vlm(recurrent):
+    return recurrent
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from credit import set_prices
+from stopping import stopping_at
 from tiny_model import SECOND_NS, picture
 
 from vlm_reuse_node.config import Config
@@ -83,12 +84,6 @@ def go_on():
 
 def stop():
     raise Halt(Status.CANCELLED, 'enough')
-
-
-def stopping_at(count):
-    """A check that raises at its nth look."""
-    looks = iter(range(count - 1))
-    return lambda: None if next(looks, None) is not None else stop()
 
 
 def at(stamp_ns, by=0, area=(slice(0, 100), slice(0, 100))):

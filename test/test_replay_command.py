@@ -14,13 +14,13 @@
 
 """The command as it is installed, and what it says when nothing can be answered."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from programs import environment
 from replay_bags import frames, write_bag
 
 from vlm_reuse_node.errors import ImageError
@@ -58,10 +58,7 @@ def test_the_installed_command_replays_several_bags_at_a_time(bag, arguments, tm
         '--out',
         str(tmp_path / 'out'),
     ]
-    path = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, 'PYTHONPATH': path}, capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = results.read(tmp_path / 'out' / 'results.json')
     assert [each['bag'] for each in found['bags']] == ['bag', 'other'] and found['complete']

@@ -20,6 +20,7 @@ from functools import partial
 import numpy as np
 import pytest
 from rounding import state_bound
+from stopping import stopping_at
 from tiny_model import picture
 
 from vlm_reuse_node.errors import ModelError
@@ -27,7 +28,6 @@ from vlm_reuse_node.model import noise
 from vlm_reuse_node.model import vlm as vlms
 from vlm_reuse_node.model.token_tree import Block
 from vlm_reuse_node.session import encoded_frame as encoded_frames
-from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.encoded_frame import EncodedFrame
 from vlm_reuse_node.session.state import State, build, twin
 from vlm_reuse_node.session.turn import Halt
@@ -55,17 +55,6 @@ def equal(one, other):
         (one.tokens, one.next_position, one.has_live, one.identity)
         == (other.tokens, other.next_position, other.has_live, other.identity)
     ) and all(map(np.array_equal, rows(one), rows(other)))
-
-
-def stopping_at(count):
-    """A check that raises at its nth look."""
-    looks = iter(range(count - 1))
-
-    def check():
-        if next(looks, None) is None:
-            raise Halt(Status.CANCELLED, 'enough')
-
-    return check
 
 
 def test_nothing_is_in_a_new_state(vlm):
@@ -118,7 +107,9 @@ def test_a_frame_that_waits_is_in_the_state_and_in_no_cache_until_it_is_computed
         expected.next_position,
         expected.identity,
     )
-    assert state.held_bytes == held + encoded.held_bytes  # its rows fit into what the cache has allocated
+    assert (
+        state.held_bytes == held + encoded.nbytes + encoded.frame.rgb.nbytes
+    )  # its rows fit into what the cache has allocated
     state.settle()
     assert (vlm.meter.done - before).passes == 1 and equal(state, expected)
     state.settle()

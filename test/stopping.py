@@ -1,0 +1,29 @@
+# Copyright 2026 vlm_reuse_node maintainers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Checks that stop the model."""
+
+from vlm_reuse_node.session.answer import Status
+from vlm_reuse_node.session.turn import Halt
+
+
+def stopping_at(count, status=Status.CANCELLED):
+    """A check that raises at its nth look, and at every later one."""
+    looks = iter(range(count - 1))
+
+    def check():
+        if next(looks, None) is None:
+            raise Halt(status, 'enough')
+
+    return check
