@@ -111,7 +111,7 @@ def test_a_branch_that_is_only_cut_back_is_not_the_cold_run(vlm, prefix):
     assert noise.apart(cut, cold) > WIDE * bound
 
 
-@pytest.mark.parametrize('model_dir', ['qwen3_5'], indirect=True)
+@pytest.mark.parametrize('recurrent_dir', ['qwen3_5'], indirect=True)
 def test_fifty_follow_ups_of_one_to_three_thousand_tokens_equal_cold(vlm, prefix):
     lengths = [*range(1, 41), 63, 65, 128, 300, 511, 512, 513, 1000, 2049, LONGEST]
     texts = [words(vlm, LONGEST, seed) for seed in (1, 2)]

@@ -439,7 +439,7 @@ def test_a_fault_in_one_bag_leaves_the_others_their_report(arguments, bag, tmp_p
     assert cli.main([*arguments, str(other), '--arms', 'cold', '--out', str(tmp_path / 'out')]) == cli.EXIT_FAILED
     found = results.read(tmp_path / 'out' / 'results.json')
     assert [each['bag'] for each in found['bags']] == ['bag'] and not found['complete']
-    assert "The replay of 'bag-2' failed: ZeroDivisionError: nothing to share." in capsys.readouterr().err
+    assert "The replay of 'bag-2' failed: ZeroDivisionError: nothing to share\n" in capsys.readouterr().err
 
 
 def test_one_bad_bag_does_not_stop_the_others(arguments, tmp_path, capsys):
