@@ -14,7 +14,11 @@
 
 """The installed `node` program: how it starts, refuses to start, and ends."""
 
+import ctypes
+import platform
 import signal
+import sys
+from pathlib import Path
 
 import pytest
 from conftest import PATIENT
@@ -93,6 +97,27 @@ def test_it_says_once_that_it_is_ready_whatever_the_log_level(model_dir):
     node.wait_for_line('vlm_reuse_node: ready')
     exit_code, said = node.end(signal.SIGINT)
     assert exit_code == 0 and said == 'vlm_reuse_node: ready\n'
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='tgkill is missing: a system call of Linux')
+def test_a_signal_that_another_thread_receives_ends_it_too(start):
+    """The system may give a signal of the process to any thread that does not block it."""
+    node = start()
+    pid = node.process.pid
+    threads = sorted(int(each.name) for each in Path(f'/proc/{pid}/task').iterdir())
+    _tgkill(pid, next(each for each in threads if each != pid and not _blocks(pid, each)))
+    assert node.end()[0] == 0
+
+
+def _blocks(pid, thread):
+    """Whether the thread blocks SIGINT."""
+    status = dict(line.split(':', 1) for line in Path(f'/proc/{pid}/task/{thread}/status').read_text().splitlines())
+    return int(status['SigBlk'], 16) >> signal.SIGINT - 1 & 1
+
+
+def _tgkill(pid, thread):
+    number = {'x86_64': 234, 'aarch64': 131}[platform.machine()]
+    assert ctypes.CDLL(None).syscall(number, pid, thread, signal.SIGINT) == 0
 
 
 def test_debug_shows_each_step_from_the_picture_to_the_answer(start, robot):

@@ -52,6 +52,8 @@ Without parameters it loads the model '{Config.model}' and looks at {', '.join(C
 EXIT_CODES = f"""Exit codes: 0 a signal stopped it; {EXIT_MODEL} the model cannot be loaded;
 {EXIT_CONFIG} wrong parameters or arguments; {EXIT_FAULT} an internal error, with a traceback."""
 SIGNAL, END = 'a signal', 'the end'  # events: a signal arrived, or the ROS thread ended
+# A signal may be delivered to any thread, but Python runs its handler when the main thread wakes up; interval, seconds.
+WAKE_S = 0.05
 # Time for the middleware to deliver the last requests, and again to send the last answers, seconds.
 FLUSH_S = 0.2
 # Shutting down takes no longer than this while planners keep asking, seconds.
@@ -77,7 +79,8 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         return _say(error, EXIT_CONFIG)
     running.start()
-    events.get()
+    while _next(events) is None:
+        pass
     if not running.end():
         # The model's thread is still busy and cannot be stopped. A normal exit of Python would abort.
         sys.stderr.flush()
@@ -126,11 +129,8 @@ class _Running(Thread):
         """End the thread after the current step of the model. False while a model loads, or after a second signal."""
         self._end_future.set_result(None)  # wakes the executor
         while self.is_alive() and self._node.stage is not Stage.CONFIGURING:
-            try:
-                if self._events.get(timeout=0.05) == SIGNAL:
-                    break
-            except Empty:
-                pass
+            if _next(self._events) == SIGNAL:
+                break
         return not self.is_alive()
 
     def _spin(self) -> int:
@@ -209,6 +209,12 @@ class EngineLog(logging.Handler):
             self._logger.warning(text)
         else:
             self._logger.info(text)
+
+
+def _next(events: SimpleQueue[str]) -> str | None:
+    """The next event; None when there is none yet."""
+    with suppress(Empty):
+        return events.get(timeout=WAKE_S)
 
 
 def _parse(argv: list[str] | None) -> None:
