@@ -258,6 +258,16 @@ def test_an_earlier_run_is_replaced_only_where_that_was_said(arguments, replayed
     assert list(results.read(tmp_path / 'results.json')['counts']) == ['cold', 'auto']
 
 
+def test_a_run_is_resumed_with_all_of_its_bags(arguments, replayed, tmp_path, capsys):
+    shutil.copytree(replayed, tmp_path / 'out')
+    before = (tmp_path / 'out' / 'results.json').read_bytes()
+    other = write_bag(tmp_path / 'other', {TOPIC: frames(2)})
+    options = [str(other), *arguments[1:], '--out', str(tmp_path / 'out'), '--resume']
+    assert cli.main(options) == cli.EXIT_USAGE and (tmp_path / 'out' / 'results.json').read_bytes() == before
+    said = capsys.readouterr().err
+    assert said.count('\n') == 1 and 'has results of bag too' in said and 'another --out' in said
+
+
 def test_answers_do_not_depend_on_the_order_of_the_arms_which_differs_from_question_to_question(
     arguments, found, tmp_path, monkeypatch
 ):

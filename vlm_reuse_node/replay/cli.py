@@ -31,7 +31,7 @@ from vlm_reuse_node.replay.compare import compare, comparison_lines
 from vlm_reuse_node.replay.conclusion import conclusion
 from vlm_reuse_node.replay.job import Job, JobOutcome
 from vlm_reuse_node.replay.journal import NAME as ROWS
-from vlm_reuse_node.replay.options import build_parser, keep_results, make_jobs
+from vlm_reuse_node.replay.options import build_parser, keep_results, make_jobs, names_of
 from vlm_reuse_node.replay.report import write_nothing, write_report
 from vlm_reuse_node.replay.sessions import session_lines
 from vlm_reuse_node.replay.stop_request import StopRequest
@@ -106,13 +106,27 @@ def _replay(args: argparse.Namespace) -> int:
 
 
 def _keep_earlier(args: argparse.Namespace) -> None:
-    """Refuse to replace an earlier run, a stopped one too, unless it is resumed or may be replaced."""
+    """Refuse to replace an earlier run, a stopped one too, unless all of it is resumed or it may be replaced."""
     if args.resume:
+        _check_resumes_all(args)
         return
     choices = 'go on with --resume, '
     keep_results(args, 'results.json', choices)
     for rows in sorted(args.out.glob(f'bags/*/{ROWS}')):
         keep_results(args, str(rows.relative_to(args.out)), choices)
+
+
+def _check_resumes_all(args: argparse.Namespace) -> None:
+    """Raise ConfigError where --out has results of bags that are not given: they would drop out of the report."""
+    path = args.out / 'results.json'
+    if args.overwrite or not path.exists():
+        return
+    missing = sorted({bag['bag'] for bag in results.read(path)['bags']} - set(names_of(args.bags)))
+    if missing:
+        raise ConfigError(
+            f"'{path}' has results of {', '.join(missing)} too, and --resume goes on with all bags of a run. Name "
+            'every bag of the run, or another --out.'
+        )
 
 
 def _run(
