@@ -91,6 +91,7 @@ def test_a_recording_of_another_scene_is_marked_in_the_first_line(
     assert (capsys.readouterr().out.splitlines()[0] == f'No verdict: {MEANS_NOTHING}') == is_marked
     page = (out / 'report.html').read_text()
     assert (f'<h1>No verdict: {MEANS_NOTHING}</h1>' in page) == is_marked == (MEANS_NOTHING in page)
+    assert ('class="cards unproven"' in page) == is_marked  # its figures are small
     assert any(MEANS_NOTHING in note for note in json.loads((out / 'results.json').read_text())['notes']) == is_marked
 
 

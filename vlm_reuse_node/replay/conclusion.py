@@ -18,6 +18,8 @@ from vlm_reuse_node.replay.arms import POLICY
 from vlm_reuse_node.replay.figures import factor, share_text
 from vlm_reuse_node.replay.support import scene_lines
 
+# How a line begins that says neither yes nor no.
+NO_VERDICT = 'No verdict'
 # With less evidence than this nothing is called right: the true drift may be one answer in ten.
 MOST_UNSURE = 0.1
 
@@ -25,10 +27,10 @@ MOST_UNSURE = 0.1
 def conclusion(results: dict) -> str:
     """Return yes or no, with the answers that drifted, the total work and the speed of auto."""
     if unknown := scene_lines(results):
-        return f'No verdict: {unknown[0]}'
+        return f'{NO_VERDICT}: {unknown[0]}'
     counts, times = results['counts'][POLICY], results['times']['arms'][POLICY]
     if not times['pairs'] or times['work_ratio'] is None:
-        return 'No verdict: no question was answered by both auto and cold-dense.'
+        return f'{NO_VERDICT}: no question was answered by both auto and cold-dense.'
     high = results['ratios'][POLICY]['drift']['high']
     bound = f'at most {share_text(high)} with 95 % confidence'
     facts = (
