@@ -12,7 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Qwen3.5's recurrent layers: a state put back goes on as the one it was, whatever was asked in between."""
+"""Qwen3.5's recurrent layers: a state put back goes on as the one it was, whatever was asked in between.
+
+These tests run all of mlx-vlm's own code; others replace its slow inverse (tiny_qwen3.py).
+"""
 
 from dataclasses import replace
 from functools import partial
@@ -21,9 +24,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx_vlm.models.cache import ArraysCache, KVCache
+from mlx_vlm.models.qwen3_5 import gated_delta
 from rounding import WIDE, choice_bound, choices_apart
 from tiny_model import picture
-from tiny_qwen3 import CONTEXT, prompt, run
+from tiny_qwen3 import CONTEXT, INVERSE_OF_MLX_VLM, prompt, run
 
 from vlm_reuse_node.config import Config
 from vlm_reuse_node.model import kv_cache, noise
@@ -39,6 +43,15 @@ from vlm_reuse_node.session.scene_session import SceneSession
 TEXT = 'how many objects are there , and what is the color of the square on the left ?'
 OTHER = 'what is it ?'
 LONGEST = 3000
+
+
+@pytest.fixture(scope='module', autouse=True)
+def inverse():
+    """mlx-vlm's own; gives the one that other tests use."""
+    with pytest.MonkeyPatch.context() as patch:
+        quick = gated_delta._invert_unit_lower
+        patch.setattr(gated_delta, '_invert_unit_lower', INVERSE_OF_MLX_VLM)
+        yield quick
 
 
 @pytest.fixture(scope='module')
@@ -77,6 +90,13 @@ def words(vlm, length, seed=0):
     """So many tokens of plain text."""
     special = min(vlm.template('', 1)._special)
     return np.random.default_rng(seed).integers(0, special, length).tolist()
+
+
+def test_the_quick_inverse_of_the_other_tests_is_that_of_mlx_vlm_but_for_rounding(inverse):
+    triangles = mx.tril(0.2 * mx.random.normal((2, 3, 64, 64), key=mx.random.key(1)), -1) + mx.eye(64)
+    exact = np.linalg.inv(np.array(triangles, np.float64))
+    errors = [np.abs(np.array(invert(triangles, 64)) - exact).max() for invert in (inverse, INVERSE_OF_MLX_VLM)]
+    assert inverse is not INVERSE_OF_MLX_VLM and max(errors) < 1e-5 < 1e-3 * np.abs(exact).max()
 
 
 def test_recurrent_and_attention_layers_have_their_own_kind_of_cache(vlm):
