@@ -28,7 +28,6 @@ TESTS = Path(__file__).parent
 KERNELS = {
     'Haswell': {'avx2', 'fma'},
     'SkylakeX': {'avx512f', 'avx512bw', 'avx512dq', 'avx512vl'},
-    'Zen': {'avx2', 'fma'},
     'Nehalem': {'sse4_2'},
 }
 PROCESSOR = Path('/proc/cpuinfo')

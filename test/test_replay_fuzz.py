@@ -174,7 +174,7 @@ def test_a_long_replay_keeps_no_more_pictures_than_a_short_one(tmp_path, model_d
         most[-1] = max(most[-1], len(alive))
 
     monkeypatch.setattr(Frame, '__post_init__', count)
-    for pictures in (60, 240):
+    for pictures in (30, 90):
         most.append(0)
         folder = tmp_path / str(pictures)
         bag = recordings.mcap(folder, frames(pictures, step_s=1.0), recordings.cdr)
