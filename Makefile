@@ -28,7 +28,7 @@ demo: setup ## run a camera, the node and a planner in three processes; results 
 	@$(RUN) $(BIN)/demo $(ARGS)
 
 test: setup ## run all tests
-	@$(RUN) python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	@$(RUN) python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 mutants: setup ## find small changes of the core that no test notices; minutes a file: make mutants ARGS='change'
 	@export OPENBLAS_NUM_THREADS=1; $(RUN) python tools/mutants.py $(ARGS)

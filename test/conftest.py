@@ -27,6 +27,20 @@ settings.register_profile('busy machine', settings(deadline=None, suppress_healt
 settings.load_profile('busy machine')
 # Of the node: no picture is too old and no question too late, however slow the machine; tests of either say how much.
 PATIENT = {'max_age_s': 3600.0, 'timeout_s': 3600.0}
+# Files that take longest. The last one to be started would keep one worker busy while the others have nothing to do.
+LONG = {
+    f'test_{name}.py'
+    for name in (
+        'bench_soak check_faults checkpoints colcon demo_run gemma4 kept_positions kernels node_process precisions '
+        'replay_command replay_run seeing warm_equals_cold'
+    ).split()
+}
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the long files; the order is random otherwise."""
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -188,7 +188,7 @@ def start(model_dir, tmp_path):
 
 
 def test_a_short_soak_answers_every_question(start, tmp_path):
-    process = start('--minutes', '0.2', '--warmup', '0.04', '--rate', '5')
+    process = start('--minutes', '0.1', '--warmup', '0.02', '--rate', '5')
     printed = process.communicate(timeout=PATIENCE_S)[0]
     assert process.returncode == 0, printed
     result = json.loads((tmp_path / 'soak.json').read_text())

@@ -35,7 +35,7 @@ from vlm_reuse_node.session.scene_session import SceneSession
 
 TEXT = 'how many objects are there , and what is the color of the square on the left ?'
 ASKED = Question(TEXT, max_tokens=6), Question('is it red ?', choices=('yes', 'no it is blue', 'red'))
-SIZES = (480, 640), (640, 480)
+SIZES = (240, 320), (320, 240)
 
 
 @pytest.fixture(scope='module', params=TYPES)

@@ -103,7 +103,7 @@ def test_an_answer_is_the_one_of_mlx_vlm_generate(vlm, upstream, size):
 def test_warm_answers_equal_cold_ones_with_a_history(vlm, model_dir):
     session = SceneSession(vlm, Config(history_frames=1, keyframe_interval_s=0.5))
     for seed in range(3):
-        session.observe(picture(seed, stamp_s=seed))
+        session.observe(picture(seed, size=(240, 320), stamp_s=seed))
         for question in (Question(TEXT, max_tokens=8), Question('is it red ?', choices=('yes', 'no it is blue'))):
             warm, cold = (ask(question, now_ns=int(seed * 1e9)) for ask in (session.ask, session.ask_cold))
             assert warm.status == cold.status == Status.OK and warm.tokens_reused > 0 == cold.tokens_reused

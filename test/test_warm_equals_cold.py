@@ -30,7 +30,7 @@ from vlm_reuse_node.session.answer import Status
 from vlm_reuse_node.session.question import Question
 from vlm_reuse_node.session.scene_session import SceneSession
 
-SEED, SECONDS, RATE_HZ = 0, 30.0, 10.0
+SEED, SECONDS, RATE_HZ = 0, 30.0, 4.0
 MODEL = os.environ.get('TABLETOP_MODEL', 'tabletop')  # another directory, while the embedded model is being trained
 WEIGHTS = EMBEDDED['tabletop'] / 'model.safetensors'
 
