@@ -50,7 +50,7 @@ from vlm_reuse_node.session.question import Question
 
 PAGE = (Path(__file__).parents[1] / 'docs' / 'check.md').read_text()
 FACTS = machine.ModelFacts('tabletop', 'qwen2_5_vl', 'qwen2_5_vl', 'float32', 12.0, 4096)
-HERE = machine.Machine('Linux, x86_64, 2 cores', 'A Processor', 'CPU', 'CPU build', {'mlx': '1'}, 0.0, 16_000.0)
+HERE = machine.Machine('Linux, x86_64', 'A Processor', 'CPU', 'CPU build', {'mlx': '1'}, 0.0, 16_000.0, 9_000.0)
 NAMES = (LOOK, IMAGE, VISION, SLOT, QUESTION, TOKEN, COLD)
 
 
@@ -159,10 +159,11 @@ def test_the_json_is_valid_and_its_page_names_every_field():
 
 
 @given(st.floats(1.0, 1e6), st.floats(0.01, 1e3), st.integers(1, 5000), st.integers(100, 1_000_000))
-def test_what_is_said_to_fit_fits(memory_mb, picture_mb, tokens, context):
+def test_what_is_said_to_fit_fits(available_mb, picture_mb, tokens, context):
     fits = advice.memory(
-        replace(HERE, memory_mb=memory_mb), replace(FACTS, context=context, weights_mb=1.0), picture_mb, tokens, 50.0
+        replace(HERE, available_mb=available_mb), replace(FACTS, context=context), picture_mb, tokens, 50.0
     )
+    assert fits.room_mb == available_mb and fits.max_cache_mb <= max(1, available_mb / 2)
     assert fits.pictures_that_fit * picture_mb <= fits.max_cache_mb
     assert fits.pictures_that_fit * tokens <= context
     Config(max_cache_mb=fits.max_cache_mb, history_frames=max(0, fits.pictures_that_fit - 1))

@@ -70,9 +70,9 @@ def rates(stages: Stages) -> dict[str, float]:
 
 def memory(machine: Machine, model: ModelFacts, picture_mb: float, picture_tokens: int, peak_mb: float) -> Memory:
     """Return what fits. picture_mb, picture_tokens: of the state of one picture. peak_mb: see `Memory`."""
-    most = machine.device_mb or machine.memory_mb
-    kept_for_buffers = CACHE_SHARE * machine.device_mb
-    room = max(0.0, most - model.weights_mb - kept_for_buffers)
+    room = machine.available_mb
+    if machine.device_mb:  # a part of it is for buffers that MLX keeps
+        room = max(0.0, (1 - CACHE_SHARE) * machine.device_mb - model.weights_mb)
     max_cache_mb = int(max(1, min(Config().max_cache_mb, room / 2)))
     fitting = int(max_cache_mb / picture_mb) if picture_mb else MOST_HISTORY + 1
     if model.context:

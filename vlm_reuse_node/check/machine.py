@@ -40,7 +40,8 @@ class Machine:
     """What the model runs on. Sizes are in megabytes; 0: not known.
 
     device: what MLX computes on. build: MLX's build, on Apple silicon with the Metal library of its wheel.
-    device_mb: what a program should use on the device. memory_mb: of the machine.
+    device_mb: what a program should use on the device. memory_mb: of the machine. available_mb: what was left of that
+    with the model loaded.
     """
 
     system: str
@@ -50,6 +51,7 @@ class Machine:
     versions: dict[str, str]
     device_mb: float
     memory_mb: float
+    available_mb: float
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def this_machine() -> Machine:
         versions,
         working_set_bytes() / MB,
         psutil.virtual_memory().total / MB,
+        psutil.virtual_memory().available / MB,
     )
 
 
