@@ -83,7 +83,7 @@ def test_every_packet_becomes_the_frame_of_its_stamp(taker):
     assert stamps == sorted(made.pictures)[: len(stamps)] and len(stamps) >= 24 - 3  # the decoder holds the last ones
     assert all(np.array_equal(frame.rgb, made.pictures[frame.stamp_ns]) for frame in frames)
     assert all(frame.received_ns > 0 and frame.frame_id == 'camera_optical' for frame in frames)
-    assert camera.received == 24 and camera.refused_total == 0
+    assert camera.received == 24 and camera.refused.total() == 0
 
 
 def test_lost_packets_are_counted_and_pictures_go_on_with_the_next_key_frame(taker):
@@ -101,7 +101,7 @@ def test_a_broken_packet_is_a_refusal(taker, change):
     message = message_of(packets[0])
     vars(message).update(change)
     camera._on_message(message)
-    assert frames == [] and camera.refused_total == 1
+    assert frames == [] and camera.refused.total() == 1
     for packet in packets:
         camera._on_message(message_of(packet))
     assert len(frames) == 24

@@ -127,11 +127,6 @@ class CameraInput:
             self._subscription.destroy()
             self._subscription = None
 
-    @property
-    def refused_total(self) -> int:
-        """Number of refused pictures, for all causes."""
-        return sum(self.refused.values())
-
     def forget_time(self) -> None:
         """Accept any next stamp, because the clock jumped."""
         self._last_stamp_ns, self._arrival_age_s = 0, 0.0

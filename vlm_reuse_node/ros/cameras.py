@@ -129,7 +129,7 @@ class Cameras:
             return
         if refresh.level is Level.REUSE:
             camera.on_looked_at()
-        message = budget_message(refresh, camera.received, camera.dropped, camera.refused_total)
+        message = budget_message(refresh, camera.received, camera.dropped, camera.refused.total())
         with while_ros_runs(self._node):
             self._budget_publisher.publish(message)
             if overlay := self._overlays.get(frame.camera):

@@ -68,14 +68,14 @@ def cell_differences(
 
 def largest_of_blocks(now: ScaledFrame, then: ScaledFrame, gain: float) -> np.ndarray:
     """Largest difference of the mean of a block in each cell: (rows, columns) uint8."""
-    return most_of_blocks(difference(now.blocks, then.blocks, gain), now.columns)
+    return most_of_blocks(difference(now.blocks, then.blocks, gain))
 
 
-def most_of_blocks(blocks: np.ndarray, columns: int) -> np.ndarray:
+def most_of_blocks(blocks: np.ndarray) -> np.ndarray:
     """Largest value of the blocks of each cell: (rows, columns). blocks: one value or three of each."""
     # Reduce rows first: the long axis stays contiguous, and this is several times faster than one reduction.
     lines = blocks.reshape(len(blocks) // BLOCKS, BLOCKS, -1).max(axis=1)
-    return lines.reshape(len(lines), columns, -1).max(axis=2)
+    return lines.reshape(len(lines), blocks.shape[1] // BLOCKS, -1).max(axis=2)
 
 
 def _reaches(values: np.ndarray, thresholds: np.ndarray) -> np.ndarray:

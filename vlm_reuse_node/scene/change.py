@@ -103,29 +103,31 @@ class ChangeDetector:
     When the exposure of the whole frame changes by a factor within 1 + exposure_compensation, no cell is changed, but
     all cells are in doubt. If the new exposure lasts, they are refreshed when they are overdue. Until then the state is
     exact for the cached frame, which is darker or brighter than the newest one.
+
+    seen: the last compared frame. deferred: the deferred cells that were not refreshed since, (rows, columns) bool.
     """
 
     def __init__(self, rgb: np.ndarray, stamp_ns: int, rows: int, columns: int, cell_px: int) -> None:
         """Keep the (height, width, 3) uint8 frame whose state is cached. Its grid has rows x columns cells."""
         self._grid, self.cell_px = (rows, columns), cell_px
-        self._seen = Seen(self._scaled(rgb), stamp_ns)
-        self._cached = self._seen.frame
+        self.seen = Seen(self._scaled(rgb), stamp_ns)
+        self._cached = self.seen.frame
         # The frame that last differed from the one kept here before it, and its stamp: how long the scene rests.
-        self._anchor, self._moved_ns = self._seen.frame, stamp_ns
+        self._anchor, self._moved_ns = self.seen.frame, stamp_ns
         # The pixels of each cell when it was last reported as changed.
         self._reported = self._cached.copy()
         # Cells whose cached pixels differ from the reported ones by less than a change, and the stamp since when.
         self._differs_slightly, self._differs_since_ns = np.zeros(self._grid, bool), np.zeros(self._grid, np.int64)
         self._unchanged_ns = np.full(self._grid, stamp_ns, np.int64)  # the last frame that showed the cell unchanged
-        self._changed, self._deferred = np.zeros(self._grid, bool), np.zeros(self._grid, bool)
+        self._changed, self.deferred = np.zeros(self._grid, bool), np.zeros(self._grid, bool)
         self._exposures = np.ones(self._grid)  # cached pixels are brought to one common exposure: each cell's factor
-        self._sensor = SensorNoise(rgb.shape[:2], self._seen.frame)
-        self._noise = self._sensor.of_cells(self._seen.frame)  # of the last compared frame
+        self._sensor = SensorNoise(rgb.shape[:2], self.seen.frame)
+        self._noise = self._sensor.of_cells(self.seen.frame)  # of the last compared frame
 
     def compare(self, rgb: np.ndarray, stamp_ns: int, config: Config) -> Change:
         """Compare a frame of the same size with the cached pixels. Thresholds and age limit come from config."""
-        frame, previous = self._scaled(rgb), self._seen
-        self._seen = Seen(frame, stamp_ns, exposure_gain(frame, self._cached, config.exposure_compensation))
+        frame, previous = self._scaled(rgb), self.seen
+        self.seen = Seen(frame, stamp_ns, exposure_gain(frame, self._cached, config.exposure_compensation))
         # Two frames teach nothing but noise, so what is new in this one does not raise the threshold that must find it.
         if stamp_ns > previous.stamp_ns:
             self._sensor.learn(frame, previous.frame, (stamp_ns - previous.stamp_ns) / 1e9)
@@ -136,22 +138,17 @@ class ChangeDetector:
 
     def compare_again(self, config: Config) -> Change:
         """Compare the last compared frame with the cached pixels once more, after a refresh from an older frame."""
-        gain = exposure_gain(self._seen.frame, self._cached, config.exposure_compensation)
-        self._seen = Seen(self._seen.frame, self._seen.stamp_ns, gain)
+        gain = exposure_gain(self.seen.frame, self._cached, config.exposure_compensation)
+        self.seen = Seen(self.seen.frame, self.seen.stamp_ns, gain)
         self._find_changed(config)
         return self._change(config)
-
-    @property
-    def seen(self) -> Seen:
-        """The last compared frame."""
-        return self._seen
 
     def refresh(self, cells: np.ndarray | None = None, seen: Seen | None = None) -> None:
         """Make a compared frame the cached pixels of these cells, (rows, columns) bool. None: of all cells.
 
         seen: the frame; None: the last compared one.
         """
-        seen = seen or self._seen
+        seen = seen or self.seen
         if cells is None or cells.all():
             self._cached, self._exposures = seen.frame, np.ones(self._grid)
             cells = np.ones(self._grid, bool)
@@ -159,7 +156,7 @@ class ChangeDetector:
             frame = seen.frame if seen.gain == 1 else seen.frame.exposed(1 / seen.gain)
             self._cached = self._cached.with_cells(frame, cells)
             self._exposures = np.where(cells, seen.gain, self._exposures)
-        self._changed, self._deferred = self._changed & ~cells, self._deferred & ~cells
+        self._changed, self.deferred = self._changed & ~cells, self.deferred & ~cells
         self._unchanged_ns[cells] = seen.stamp_ns
 
     def report_changed(self, refreshed: np.ndarray, config: Config, seen: Seen | None = None) -> np.ndarray:
@@ -170,7 +167,7 @@ class ChangeDetector:
         refreshed: the stale cells that the last `refresh` was for; none when there was no refresh. seen: its frame;
         None: the last compared one. All arrays are (rows, columns) bool.
         """
-        changed, seen = refreshed.copy(), seen or self._seen
+        changed, seen = refreshed.copy(), seen or self.seen
         if self._cached is seen.frame and not changed.all():  # all cells were refreshed, some without being stale
             gain = exposure_gain(self._cached, self._reported, config.exposure_compensation)
             differences = self._differences(self._cached, self._reported, gain, config)
@@ -205,12 +202,7 @@ class ChangeDetector:
 
     def defer(self, cells: np.ndarray) -> None:
         """Keep these cells, (rows, columns) bool, stale until they are refreshed, even if they change back."""
-        self._deferred = cells
-
-    @property
-    def deferred(self) -> np.ndarray:
-        """The deferred cells that were not refreshed since, (rows, columns) bool."""
-        return self._deferred
+        self.deferred = cells
 
     def doubt_s(self, stamp_ns: int) -> np.ndarray:
         """Seconds from the last frame that showed each cell unchanged to `stamp_ns`: (rows, columns) float64."""
@@ -218,26 +210,26 @@ class ChangeDetector:
 
     def _find_changed(self, config: Config) -> None:
         """Find the changed and the static cells of the last compared frame, without and with its exposure."""
-        differences = self._differences(self._seen.frame, self._cached, self._seen.gain, config)
+        differences = self._differences(self.seen.frame, self._cached, self.seen.gain, config)
         static = self._static(differences, config)
         changed = np.all([by_gain.differs_much for by_gain in differences], axis=0)
         self._changed = changed | (self._changed & ~static)
-        self._unchanged_ns[static & ~self._deferred] = self._seen.stamp_ns
+        self._unchanged_ns[static & ~self.deferred] = self.seen.stamp_ns
         self._difference = np.min([by_gain.largest for by_gain in differences], axis=0)
 
     def _find_rest(self, config: Config) -> None:
         """Note whether the scene has changed since the anchor. The means of blocks show that well enough."""
-        frame, anchor = self._seen.frame, self._anchor
+        frame, anchor = self.seen.frame, self._anchor
         gain = exposure_gain(frame, anchor, config.exposure_compensation)
         if (largest_of_blocks(frame, anchor, gain) >= self._thresholds(config)[1].blocks).any():
-            self._anchor, self._moved_ns = frame, self._seen.stamp_ns
+            self._anchor, self._moved_ns = frame, self.seen.stamp_ns
 
     def _change(self, config: Config) -> Change:
         """Mark the cells to refresh."""
-        scene, doubt_s = self._scene(), self.doubt_s(self._seen.stamp_ns)
+        scene, doubt_s = self._scene(), self.doubt_s(self.seen.stamp_ns)
         overdue = doubt_s > config.max_cell_age_s
-        stale = grown(self._changed, config.change_halo) | self._deferred | overdue | (scene != SceneChange.SAME)
-        still_s = (self._seen.stamp_ns - self._moved_ns) / 1e9
+        stale = grown(self._changed, config.change_halo) | self.deferred | overdue | (scene != SceneChange.SAME)
+        still_s = (self.seen.stamp_ns - self._moved_ns) / 1e9
         return Change(self._difference, self._changed, stale, doubt_s, scene, still_s)
 
     def _scaled(self, rgb: np.ndarray) -> ScaledFrame:
@@ -264,12 +256,12 @@ class ChangeDetector:
         others one of the two is enough, as long as the exposure they were cached at is nearly that of this frame.
         """
         unchanged = [~by_gain.differs for by_gain in differences]
-        apart = 255 * np.abs(self._seen.gain / self._exposures - 1) >= config.static_threshold
+        apart = 255 * np.abs(self.seen.gain / self._exposures - 1) >= config.static_threshold
         return np.where(self._exposures == 1, np.all(unchanged, axis=0), np.any(unchanged, axis=0) & ~apart)
 
     def _scene(self) -> SceneChange:
         share = self._changed.mean()
-        if share >= PAN_SHARE and is_panned(self._seen.frame.small, self._cached.small):
+        if share >= PAN_SHARE and is_panned(self.seen.frame.small, self._cached.small):
             return SceneChange.PAN
         return SceneChange.CUT if share >= CUT_SHARE else SceneChange.SAME
 

@@ -134,25 +134,23 @@ class Look:
 
 
 class Lookout:
-    """Owns one camera's change detector and newest picture."""
+    """Owns one camera's change detector and newest picture.
+
+    newest: the look at the newest picture; None before the first.
+    """
 
     def __init__(self, camera: str = 'camera') -> None:
         """Start without a picture."""
         self._camera = camera
         self._lock = Lock()
-        self._newest: Look | None = None
+        self.newest: Look | None = None
         self._taken: deque[tuple[int, int]] = deque(maxlen=REMEMBERED)  # stamps of the last pictures, and when taken
         self._lost = 'first frame'
         self._is_restart = False
 
-    @property
-    def newest(self) -> Look | None:
-        """The look at the newest picture; None before the first."""
-        return self._newest
-
     def can_look(self, frame: Frame) -> bool:
         """Whether the grid of such a picture is known, so that `look` may be called without it."""
-        newest = self._newest
+        newest = self.newest
         return newest is not None and newest.frame.size == frame.size
 
     def look(self, frame: Frame, config: Config, grid: tuple[int, int] = (0, 0), cell_px: int = 0) -> Look | None:
@@ -163,7 +161,7 @@ class Lookout:
         """
         started_s = time.perf_counter()
         with self._lock:
-            before = self._newest
+            before = self.newest
             restarts = ''
             if before and frame.size != before.frame.size:
                 restarts = f'size changed from {before.frame.size} to {frame.size}'
@@ -183,7 +181,7 @@ class Lookout:
                 if before:
                     self._lost, self._is_restart = restarts, True
             self._keep(frame, change, current, computed_ns, detector, started_s)
-            return self._newest
+            return self.newest
 
     def settle(self, look: Look, refreshed: np.ndarray, deferred: np.ndarray, config: Config) -> np.ndarray:
         """Note that the model has computed some cells of the picture of `look`, and which stale cells it has deferred.
@@ -193,7 +191,7 @@ class Lookout:
         """
         started_s = time.perf_counter()
         with self._lock:
-            newest = self._newest
+            newest = self.newest
             if newest is None or newest.detector is not look.detector:
                 return refreshed  # pictures of another size or time came meanwhile
             changed = newest.detector.settle(refreshed, deferred, look.stale, config, look.seen)
@@ -211,13 +209,13 @@ class Lookout:
         """Note that the live picture's state is gone: every cell is stale."""
         with self._lock:
             self._lost = why
-            if newest := self._newest:
+            if newest := self.newest:
                 self._keep(newest.frame, None, None, newest.computed_ns, newest.detector, None)
 
     def reset(self) -> None:
         """Forget the pictures."""
         with self._lock:
-            self._newest, self._lost, self._is_restart = None, 'first frame', False
+            self.newest, self._lost, self._is_restart = None, 'first frame', False
             self._taken.clear()
 
     def _keep(
@@ -237,11 +235,11 @@ class Lookout:
         if not self._taken or self._taken[-1][0] != frame.stamp_ns:
             self._taken.append((frame.stamp_ns, frame.taken_ns))
         change_ms = 1e3 * (time.perf_counter() - started_s) if started_s is not None else 0.0
-        before, period_s = self._newest, 0.0
+        before, period_s = self.newest, 0.0
         if before and before.detector is detector:
             is_same = before.frame is frame
             period_s = before.period_s if is_same else (frame.stamp_ns - before.frame.stamp_ns) / 1e9
-        self._newest = Look(
+        self.newest = Look(
             self._camera,
             frame,
             change,

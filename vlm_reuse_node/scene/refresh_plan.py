@@ -33,20 +33,18 @@ from vlm_reuse_node.scene.refresh import Level
 class RefreshPlan:
     """The level and the cells of one refresh.
 
-    refreshed: (rows, columns) bool, the cells to compute; None: all cells, while the frame's grid is not known.
-    deferred: (rows, columns) bool, the stale cells that did not fit into the budget; None: no cells.
+    refreshed: (rows, columns) bool, the cells to compute.
+    deferred: (rows, columns) bool, the stale cells that did not fit into the budget.
     """
 
     level: Level
-    refreshed: np.ndarray | None = None
-    deferred: np.ndarray | None = None
+    refreshed: np.ndarray
+    deferred: np.ndarray
 
-    def over(self, rows: int, columns: int) -> 'RefreshPlan':
-        """The same plan with a mask in place of every None, for a frame with this grid."""
-        if self.refreshed is not None:
-            return self
-        everything = np.ones((rows, columns), bool)
-        return RefreshPlan(self.level, everything, ~everything)
+    @classmethod
+    def of_all(cls, level: Level, like: np.ndarray) -> 'RefreshPlan':
+        """Compute all cells. like: an array with a value for each, (rows, columns)."""
+        return cls(level, np.ones_like(like, bool), np.zeros_like(like, bool))
 
 
 def plan_refresh(
@@ -72,7 +70,7 @@ def plan_refresh(
     # Refresh the whole frame when that fits and patching cannot cover all stale cells. Refresh it although it does
     # not fit when more cells are overdue than may be patched.
     if len(urgent) and (whole_is_due or cells < len(urgent)) if frame_ms <= budget_ms else overdue > patchable:
-        return RefreshPlan(Level.FRAME).over(*change.stale.shape)
+        return RefreshPlan.of_all(Level.FRAME, change.stale)
     cells = max(cells, overdue)
     refreshed = np.zeros(change.stale.shape, bool)
     refreshed.ravel()[urgent[:cells]] = True

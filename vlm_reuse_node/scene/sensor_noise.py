@@ -82,7 +82,7 @@ class SensorNoise:
         Returns (rows, columns) float32.
         """
         blocks = cv2.LUT(frame.grey.astype(np.uint8), self._deviations)
-        return most_of_blocks(blocks, frame.columns)
+        return most_of_blocks(blocks)
 
     def _measure(self, now: np.ndarray, then: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Level of brightness and variance of the difference of the measured parts that are still, as flat arrays."""

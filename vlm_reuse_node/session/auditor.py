@@ -85,6 +85,11 @@ class Auditor:
         """The frames that are kept for answers that wait for their audit."""
         return [frame for sample in self._waiting for frame in sample.frames]
 
+    def pixel_bytes(self, state: State | None) -> int:
+        """Bytes of the pixels of `frames`, each picture once, without those that a state holds too."""
+        held = {id(encoded.frame.rgb) for encoded in state.frames} if state else set()
+        return sum({id(frame.rgb): frame.rgb.nbytes for frame in self.frames if id(frame.rgb) not in held}.values())
+
     def expected(self, meter: Meter) -> Work | None:
         """The expected work of the rest of the first waiting audit; None without one."""
         if not self._waiting:

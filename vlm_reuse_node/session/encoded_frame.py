@@ -14,7 +14,6 @@
 
 """A frame with the visual features that the model computed from it."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -65,9 +64,3 @@ class EncodedFrame:
     def nbytes(self) -> int:
         """Bytes of features and vision state, without the frame itself."""
         return self.vision.nbytes if self.vision else self.features.nbytes
-
-
-def pixel_bytes(frames: Iterable[Frame], beside: Iterable[Frame] = ()) -> int:
-    """Bytes of these frames' pixels, each picture once, without those that `beside` holds too."""
-    counted = {id(frame.rgb) for frame in beside}
-    return sum({id(frame.rgb): frame.rgb.nbytes for frame in frames if id(frame.rgb) not in counted}.values())

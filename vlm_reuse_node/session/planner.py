@@ -47,9 +47,9 @@ class Planner:
     def plan(self, state: State | None, look: Look, config: Config, may_patch: bool, force: bool) -> RefreshPlan:
         """Choose level and cells of a refresh to the frame of `look`. Arguments as for `Refresher.refresh`."""
         if state is None or look.is_restart:
-            return RefreshPlan(Level.FULL)
+            return RefreshPlan.of_all(Level.FULL, look.computed_ns)
         if look.change is None or force or self._must_be_whole(state, look.frame, config, may_patch):
-            return RefreshPlan(Level.FRAME)
+            return RefreshPlan.of_all(Level.FRAME, look.computed_ns)
         change, whole = look.change, self._prices.frame(state, look.cells)
         plan = plan_refresh(
             change,
@@ -65,7 +65,7 @@ class Planner:
         )
         if plan.level != Level.PATCH or self._patch(state, look, np.flatnonzero(plan.refreshed)).tokens < whole.tokens:
             return plan
-        return RefreshPlan(Level.FRAME)  # exact, and no dearer
+        return RefreshPlan.of_all(Level.FRAME, look.computed_ns)  # exact, and no dearer
 
     def expected(self, state: State | None, look: Look, config: Config, may_patch: bool) -> Work:
         """The expected work of a refresh to the frame of `look`; none when there is nothing to compute."""

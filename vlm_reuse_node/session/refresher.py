@@ -235,7 +235,7 @@ class Refresher:
         except Exception:
             self.drop_state()
             raise
-        return BegunRefresh(look, plan.over(*encoded.grid), reason, encoded, _ms_since(started_s))
+        return BegunRefresh(look, plan, reason, encoded, _ms_since(started_s))
 
     def _prefill(self, begun: BegunRefresh, config: Config, check: Check, joins_question: bool = False) -> Refresh:
         """The second stage: prefill the encoded frame into the state, and record what the state shows now.

@@ -21,6 +21,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache, partial
 from typing import Any
 
 from vlm_reuse_node.config import Config
@@ -119,20 +120,16 @@ class Responder:
                 freshness.check(self._refresher.newest, self._camera, case.tokenized.question, case.now_ns)
 
     def _freshen(self, cases: Sequence[Case], config: Config, is_cold: bool = False) -> None:
-        """Refresh the kept state if it is too old for one of these questions, or if it may not answer as it is.
-
-        A patched state answers only when the credit pays for second answers.
-        """
+        """Refresh the kept state if it is too old for one of these questions, or if it may not answer as it is."""
         if not cases:
             return
-        is_trusted = all(_least(case, config) < 1 for case in cases) and self._auditor.allows_patches(config)
-        may_patch = is_trusted and self._account.covers_patch(self._patch_risk(cases, config))
+        may_patch = cache(partial(self._may_patch, cases, config))  # a whole and new state answers without it
         forced_first = sorted(cases, key=lambda case: not case.tokenized.question.force_refresh)
         for question, now_ns in ((case.tokenized.question, case.now_ns) for case in forced_first):
-            may_answer = self._refresher.is_exact or may_patch or is_cold
+            may_answer = self._refresher.is_exact or is_cold or may_patch()
             is_enough = may_answer and freshness.is_enough(self._refresher.newest, question, now_ns)
             if not is_enough or (question.force_refresh and not self._refresher.is_whole):
-                self._refresh(cases, config, question.force_refresh, may_patch, joins_question=not is_cold)
+                self._refresh(cases, config, question.force_refresh, may_patch(), joins_question=not is_cold)
             age_s = freshness.image_age_s(self._refresher.newest, now_ns)
             if age_s > question.max_age_s:  # the budget has left cells stale for too long
                 self._refresh(cases, config, force=True, joins_question=not is_cold)
@@ -210,6 +207,11 @@ class Responder:
             draft = []
         case.computed += len(draft)
         return [self._answerer.answer(state, case.tokenized, case.turn, draft)]
+
+    def _may_patch(self, cases: Sequence[Case], config: Config) -> bool:
+        """Whether a patched state may answer these questions: only when the credit pays for second answers."""
+        is_trusted = all(_least(case, config) < 1 for case in cases) and self._auditor.allows_patches(config)
+        return is_trusted and self._account.covers_patch(self._patch_risk(cases, config))
 
     def _patch_risk(self, cases: Sequence[Case], config: Config) -> Work:
         """What patched answers cost in vain if all of them are unsure that may be."""

@@ -39,7 +39,6 @@ from vlm_reuse_node.session.answer import Answer
 from vlm_reuse_node.session.answerer import Answerer
 from vlm_reuse_node.session.auditor import Auditor
 from vlm_reuse_node.session.case import Case
-from vlm_reuse_node.session.encoded_frame import pixel_bytes
 from vlm_reuse_node.session.question import Question, question_of
 from vlm_reuse_node.session.refresher import Refresher
 from vlm_reuse_node.session.responder import Responder
@@ -219,10 +218,9 @@ class SceneSession:
     def status(self) -> SessionStatus:
         """What the session holds and has done."""
         (frames, size), trust, state = self._refresher.held, self._trust, self._refresher.state
-        in_state = [encoded.frame for encoded in state.frames] if state else []
         return SessionStatus(
             frames,
-            size + self._auditor.held_bytes + pixel_bytes(self._auditor.frames, in_state),
+            size + self._auditor.held_bytes + self._auditor.pixel_bytes(state),
             self._auditor.counts,
             self._account.totals,
             trust.used.refresh_policy,

@@ -68,6 +68,7 @@ class State:
         self.template_for = self._todays_template
         self.has_live, self.tokens, self.next_position = False, 0, 0
         self.cache = self._vlm.new_cache()
+        self._restarts = pass_cache.can_restart(self.cache)
         self._snapshot = self._before_live = kv_cache.take(self.cache), 0
         self._slot = LiveSlot(self._snapshot[0])
         self._waiting: WaitingTokens | None = None
@@ -166,7 +167,7 @@ class State:
         there is no live frame.
         """
         try:
-            if pass_cache.can_restart(self.cache):
+            if self._restarts:
                 paid = self._go_back(encoded, int(cells[0]))
             else:
                 self.settle(check)
@@ -183,7 +184,7 @@ class State:
 
     def restart(self, cell: int) -> Restart | None:
         """Where `rewrite` starts computing if this is its first cell; None: it computes its cells in place."""
-        return self._slot.restart(cell) if self.has_live and pass_cache.can_restart(self.cache) else None
+        return self._slot.restart(cell) if self.has_live and self._restarts else None
 
     def limit_checkpoints(self, spare_bytes: float) -> None:
         """Keep no more checkpoints than take so many bytes, now and later."""
@@ -258,7 +259,7 @@ class State:
 
     def _wait_from_snapshot(self, encoded: EncodedFrame) -> None:
         """Let the live slot's tokens behind the snapshot wait. Checkpoints are for a frame that can be patched."""
-        most = self._most_checkpoints if pass_cache.can_restart(self.cache) and encoded.vision is not None else 0
+        most = self._most_checkpoints if self._restarts and encoded.vision is not None else 0
         self._waiting = self._slot.tokens_from(self._snapshot[1], encoded.features, encoded.grid, most)
         self.version = next(self._versions)
 
@@ -280,7 +281,7 @@ class State:
 
     def _has_rows(self, first: int, end: int) -> bool:
         """Whether the cache keeps the rows of these tokens, once all are computed, and the family can rewrite them."""
-        can = pass_cache.can_restart(self.cache) or pass_cache.can_rewrite(self.cache, end - first)
+        can = self._restarts or pass_cache.can_rewrite(self.cache, end - first)
         return self._vlm.family.encodes_cells and can
 
 

@@ -98,7 +98,7 @@ class Upkeep:
 
     def _next(self, config: Config, may_patch: bool) -> Stage | float | None:
         """The stage that is due now, or the seconds until one may be due; None: nothing is due."""
-        refresher, auditor, account = self._refresher, self._auditor, self._account
+        refresher, auditor, account, look = self._refresher, self._auditor, self._account, self._refresher.newest
 
         def refresh(check: Check) -> Refresh | None:
             return refresher.step(config, may_patch, check)
@@ -111,14 +111,14 @@ class Upkeep:
 
         if refresher.is_between_stages:
             return refresh
-        if refresher.newest in (None, self._failed) or config.upkeep_share == 0:
+        if look in (None, self._failed) or config.upkeep_share == 0:
             return None
-        wait_s = self._refresh_due_in_s(config, may_patch)
+        wait_s = self._refresh_due_in_s(look, config, may_patch)
         if wait_s == 0:
             return refresh
         if (work := refresher.rollover_work) and account.covers_upkeep(work):
             return refresher.step_rollover
-        if self._is_repair_due(config):
+        if self._is_repair_due(look, config):
             return compute_whole
         if (work := auditor.expected(self._vlm.meter)) and account.covers_upkeep(work):
             quiet_in_s = self._rhythm.last_s + QUIET_S - self._clock()
@@ -127,12 +127,12 @@ class Upkeep:
             wait_s = quiet_in_s if wait_s is None else min(wait_s, quiet_in_s)
         return wait_s
 
-    def _refresh_due_in_s(self, config: Config, may_patch: bool) -> float | None:
+    def _refresh_due_in_s(self, look: Look, config: Config, may_patch: bool) -> float | None:
         """Seconds until a refresh is worth its price; 0: now; None: not before the next picture or question.
 
         The price is paid when no question comes that the refreshed state can serve.
         """
-        look, now_s = self._refresher.newest, self._clock()
+        now_s = self._clock()
         if look.is_current or self._refresher.state is None:
             return None
         work = self._refresher.expected(config, may_patch)
@@ -159,13 +159,12 @@ class Upkeep:
             return 0.0
         return None
 
-    def _is_repair_due(self, config: Config) -> bool:
+    def _is_repair_due(self, look: Look, config: Config) -> bool:
         """Whether a patched state should be computed whole now, so that the next question need not wait for that.
 
         The scene must rest, and credit must be left. Not sooner than it must be: a repair costs a whole picture, and
         the next change would need a patch as before.
         """
-        look = self._refresher.newest
         if not self._refresher.is_overdue(config) or not look.is_current or look.change.still_s < RESTED_S:
             return False
         work = self._refresher.expected(config, may_patch=False)
