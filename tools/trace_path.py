@@ -42,14 +42,17 @@ from vlm_reuse_node.ros.node import SceneNode
 
 PACKAGE = Path(vlm_reuse_node.__file__).parent
 # Runs every second beside everything else, and is no part of a picture's or a question's way.
-BESIDE = ('Monitor.publish',)
+LEFT_OUT = ('Monitor.publish',)
+# What the model's thread does after an answer or a look: how much of it falls into a row would be chance.
+AFTERWARDS = ('ModelLoop._work', 'Tally.note_sessions', 'SceneSession.status')
 
 
 class CallPath:
     """The calls between functions of this package while it records."""
 
-    def __init__(self) -> None:
-        """Record nothing yet."""
+    def __init__(self, afterwards: 'CallPath | None' = None) -> None:
+        """Record nothing yet. afterwards: what records the calls of AFTERWARDS; None: this does."""
+        self.afterwards = afterwards or self
         self.functions: set[CodeType] = set()
         self.moves: set[tuple[CodeType, CodeType]] = set()
         self._is_on = False
@@ -63,8 +66,11 @@ class CallPath:
 
     def on_event(self, frame: FrameType, event: str, _: object) -> None:
         """Take one event of `sys.setprofile`."""
-        if event != 'call' or not self._is_on or not _is_ours(frame.f_code) or _is_beside(frame):
+        if event != 'call' or not self._is_on or not _is_ours(frame.f_code) or _is_inside(frame, LEFT_OUT):
             return
+        (self.afterwards if _is_inside(frame, AFTERWARDS) else self)._add(frame)
+
+    def _add(self, frame: FrameType) -> None:
         self.functions.add(frame.f_code)
         caller = frame.f_back
         while caller is not None and not _is_ours(caller.f_code):
@@ -94,9 +100,9 @@ def _is_ours(code: CodeType) -> bool:
     return code.co_filename.startswith(str(PACKAGE)) and not code.co_name.startswith('<')
 
 
-def _is_beside(frame: FrameType | None) -> bool:
+def _is_inside(frame: FrameType | None, names: tuple[str, ...]) -> bool:
     while frame is not None:
-        if frame.f_code.co_qualname in BESIDE:
+        if frame.f_code.co_qualname in names:
             return True
         frame = frame.f_back
     return False
@@ -164,10 +170,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--calls', action='store_true', help='list every move')
     arguments = parser.parse_args(argv)
+    afterwards = CallPath()
     paths = {
-        'one changed picture': CallPath(),
-        'one question, changed picture': CallPath(),
-        'one question, same picture': CallPath(),
+        'one changed picture': CallPath(afterwards),
+        'one question, changed picture': CallPath(afterwards),
+        'one question, same picture': CallPath(afterwards),
+        'upkeep and status, after all': afterwards,
     }
 
     def profile(frame: FrameType, event: str, argument: object) -> None:
@@ -180,7 +188,7 @@ def main(argv: list[str] | None = None) -> int:
     for seed in range(3):
         robot.show(seed)
         robot.ask()
-    picture, refreshed, question = paths.values()
+    picture, refreshed, question, _ = paths.values()
     with picture:
         robot.show(3)
     with refreshed:
