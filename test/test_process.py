@@ -91,5 +91,6 @@ def test_an_internal_error_leaves_no_open_node(monkeypatch):
     monkeypatch.setattr(process, 'EngineLog', lambda logger: None)
     monkeypatch.setattr(process._Running, '_answer_open_questions', lambda self: node.dismiss())
     running = process._Running(SimpleNamespace(put=events.append))
-    running.run()
+    running.start()  # a thread of its own: it frees what MLX has for its thread
+    running.join()
     assert closed and running.exit_code == EXIT_FAULT and events == [process.END]
