@@ -200,15 +200,16 @@ def scene_node(context, namespace, **parameters):
     node = SceneNode(namespace=namespace, context=context, parameter_overrides=overrides)
     executor = SingleThreadedExecutor(context=context)
     executor.add_node(node)
-    if node.config.autostart:
-        node.start()
     thread = threading.Thread(target=executor.spin, daemon=True)
-    thread.start()
     try:
+        if node.config.autostart:
+            node.start()
+        thread.start()
         yield node
     finally:
         executor.shutdown()
-        thread.join(PATIENCE_S)
+        if thread.is_alive():
+            thread.join(PATIENCE_S)
         node.close()
 
 

@@ -15,6 +15,7 @@
 """The action AskScene over real DDS: text as it grows, cancelling, and the same answer as the service's."""
 
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -24,11 +25,14 @@ pytest.importorskip('vlm_reuse_interfaces', reason='vlm_reuse_interfaces is not 
 from action_msgs.msg import GoalStatus
 from builtin_interfaces.msg import Duration
 from patience import PATIENCE_S
+from rclpy._rclpy_pybind11 import InvalidHandle
 from rclpy.action import ActionClient
-from ros_harness import BUDGET, Robot, show
+from ros_harness import BUDGET, Robot, scene_node, show
 from vlm_reuse_interfaces.action import AskScene
 from vlm_reuse_interfaces.msg import Answer, RefreshBudget
 
+from vlm_reuse_node.errors import ConfigError
+from vlm_reuse_node.ros import ask_server
 from vlm_reuse_node.session import turn
 
 
@@ -171,3 +175,14 @@ def test_a_planner_that_goes_away_in_the_middle_does_no_harm(planner, brake, nam
     context.try_shutdown()
     brake.go_on.set()
     assert planner.robot.ask(max_tokens=4).status == Answer.OK
+
+
+@pytest.mark.parametrize('wrong', [{}, {'qos_overrides./vlm_reuse_node/overlay/camera.publisher.depth': -3}])
+def test_a_node_that_ends_frees_its_action_while_its_clock_is_there(ros, model_dir, monkeypatch, wrong):
+    created, create = [], ask_server.ActionServer
+    monkeypatch.setattr(ask_server, 'ActionServer', lambda *a, **k: created.append(create(*a, **k)) or created[-1])
+    with nullcontext() if not wrong else pytest.raises(ConfigError), scene_node(ros, '', model=str(model_dir), **wrong):
+        pass
+    (action,) = created
+    with pytest.raises(InvalidHandle), action._handle:
+        pass

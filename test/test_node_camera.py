@@ -174,6 +174,16 @@ def test_publishers_mix_when_one_sends_again_after_another():
     assert arrivals.mixed == 2
 
 
+def test_who_sent_a_picture_is_told_by_its_number_where_ros_does_not_say_it():
+    arrivals = Arrivals()
+    for number in (100, 101, 1, 2, 3):  # a driver that was started anew
+        arrivals.note({'publication_sequence_number': number}, 0)
+    assert arrivals.mixed == arrivals.missed == 0
+    for number in (102, 4, 105, 5):
+        arrivals.note({'publication_sequence_number': number}, 0)
+    assert arrivals.mixed == 4 and arrivals.missed == 2
+
+
 def test_without_numbers_the_rhythm_of_the_stamps_tells():
     arrivals, at_ms = Arrivals(), 0
     for step_ms in [33, 33, 33, 200] * 6:

@@ -21,7 +21,8 @@ import pytest
 
 pytest.importorskip('rclpy', reason='rclpy is missing: install ROS 2 (make setup)')
 pytest.importorskip('vlm_reuse_interfaces', reason='vlm_reuse_interfaces is not built: make setup')
-from vlm_reuse_node.ros.process import EngineLog
+from vlm_reuse_node.ros import process
+from vlm_reuse_node.ros.process import EXIT_FAULT, EngineLog
 
 
 @pytest.fixture
@@ -73,3 +74,23 @@ def test_at_debug_every_line_is_written(said_at_debug):
     for _ in range(3):
         log.debug('a picture')
     assert said_at_debug == [('debug', 'a picture')] * 3
+
+
+def test_an_internal_error_leaves_no_open_node(monkeypatch):
+    closed, events = [], []
+    node = SimpleNamespace(
+        config=SimpleNamespace(autostart=True),
+        start=lambda: 1 / 0,
+        dismiss=lambda: None,
+        close=lambda: closed.append(True),
+        get_logger=lambda: SimpleNamespace(get_effective_level=lambda: 20),
+    )
+    executor = SimpleNamespace(add_node=lambda node: None)
+    monkeypatch.setattr(process, 'SceneNode', lambda **_: node)
+    monkeypatch.setattr(process, 'SingleThreadedExecutor', lambda: executor)
+    monkeypatch.setattr(process, 'EngineLog', lambda logger: None)
+    monkeypatch.setattr(process._Running, '_answer_open_questions', lambda self: node.dismiss())
+    running = process._Running(SimpleNamespace(put=events.append))
+    running.start()  # a thread of its own: it frees what MLX has for its thread
+    running.join()
+    assert closed and running.exit_code == EXIT_FAULT and events == [process.END]

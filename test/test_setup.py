@@ -118,3 +118,19 @@ def test_wrong_usage_has_a_code_of_its_own(set_up, arguments, environment, named
 def test_jazzy_has_an_environment_of_its_own(set_up, tmp_path):
     set_up(pip_says='ERROR: stop here\n', ROS='jazzy')
     assert (tmp_path / '.venv-jazzy').exists() and not (tmp_path / '.venv').exists()
+
+
+def test_a_shell_of_one_distribution_can_go_on_with_the_other(tmp_path):
+    (tmp_path / 'tools').mkdir()
+    shutil.copy(ROOT / 'tools' / 'env.sh', tmp_path / 'tools')
+    names = ('PATH', 'PYTHONPATH', 'LD_LIBRARY_PATH', 'COLCON_PREFIX_PATH')
+    for install in ('install', 'install-jazzy'):
+        (tmp_path / install).mkdir()
+        lines = (f'export {name}={tmp_path}/{install}/x${{{name}:+:}}${name}' for name in names)
+        (tmp_path / install / 'local_setup.bash').write_text('\n'.join(lines))
+    command = '. tools/env.sh; ROS=jazzy; . tools/env.sh; ' + '; '.join(f'echo "${name}"' for name in names)
+    before = {name: '/usr/bin:/bin' if name == 'PATH' else '/mine' for name in names}
+    said = subprocess.check_output(['bash', '-euc', command], cwd=tmp_path, env=before, text=True).splitlines()
+    for name, value in zip(names, said, strict=True):
+        ours = ['install-jazzy/x', '.venv-jazzy/bin'] if name == 'PATH' else ['install-jazzy/x']
+        assert value == ':'.join([*(f'{tmp_path}/{entry}' for entry in ours), before[name]])

@@ -7,7 +7,14 @@ _root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 case ${ROS:-kilted} in kilted) _suffix='' ;; *) _suffix=-$ROS ;; esac
 _venv=$_root/.venv$_suffix
 
-export PATH="$_venv/bin:${PATH//"$_venv/bin:"/}"
+# Sourced before, perhaps for another distribution, it has left entries of this checkout. Their libraries do not mix.
+for _name in PATH PYTHONPATH LD_LIBRARY_PATH COLCON_PREFIX_PATH; do
+  [ -n "${!_name:-}" ] || continue
+  export "$_name=$(tr : '\n' <<<"${!_name:-}" | grep -vE "^$_root/(\.venv|install|build)(-|/|$)" | paste -sd :)"
+  [ -n "${!_name}" ] || unset "$_name" # an empty entry is the current folder
+done
+
+export PATH="$_venv/bin:$PATH"
 export AMENT_PREFIX_PATH=$_venv CMAKE_PREFIX_PATH=$_venv
 if [ -e "$_root/install$_suffix/local_setup.bash" ]; then
   # colcon's script reads unset variables.
@@ -34,4 +41,4 @@ done
 # BLAS threads spin while they wait. Half of the cores stay free for the processes of cameras and planners.
 _cores=$(nproc 2>/dev/null || echo 2)
 export OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-$((_cores > 1 ? _cores / 2 : 1))}
-unset _root _suffix _venv _blas _library _cores
+unset _root _suffix _venv _name _blas _library _cores

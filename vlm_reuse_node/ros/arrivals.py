@@ -40,14 +40,14 @@ class Arrivals:
     def __init__(self) -> None:
         """Start with nothing received."""
         self.missed = self.mixed = 0
-        self._numbers: dict[bytes, int | None] = {}  # the newest of each publisher; the last that sent comes last
+        self._numbers: dict[object, int | None] = {}  # the newest of each publisher; the last that sent comes last
         self._stamp_ns = 0
         self._steps_ns: deque[int] = deque(maxlen=STAMPS)
 
     def note(self, info: Mapping[str, Any], stamp_ns: int) -> None:
         """Note a received picture. info: the message's, from rclpy. stamp_ns: its own."""
-        publisher = bytes(info.get('publisher_gid', {}).get('data', b''))
         number = info.get('publication_sequence_number')
+        publisher = self._publisher_of(info, number)
         self.mixed += publisher in self._numbers and publisher != next(reversed(self._numbers))
         before = self._numbers.pop(publisher, number)
         self._numbers = dict(list(self._numbers.items())[1 - MOST_PUBLISHERS :]) | {publisher: number}
@@ -56,6 +56,13 @@ class Arrivals:
     def forget_publishers(self) -> None:
         """Begin anew after a time without a subscription: what was sent meanwhile is not lost."""
         self._numbers, self._stamp_ns = {}, 0
+
+    def _publisher_of(self, info: Mapping[str, Any], number: int | None) -> object:
+        """Who sent a picture. Jazzy does not tell: there it is the one whose newest number is the next below."""
+        if number is None or 'publisher_gid' in info:
+            return bytes(info.get('publisher_gid', {}).get('data', b''))
+        below = {sender: newest for sender, newest in self._numbers.items() if newest is not None and newest < number}
+        return max(reversed(below), key=lambda sender: below[sender], default=object())
 
     def _by_stamp(self, stamp_ns: int) -> int:
         step_ns, before_ns, self._stamp_ns = stamp_ns - self._stamp_ns, self._stamp_ns, stamp_ns

@@ -78,7 +78,11 @@ class AskServer:
         )
 
     def destroy(self) -> None:
-        """Destroy the action, because the node does not do it."""
+        """Destroy the action, because the node does not do it.
+
+        Without this the process may crash when Python frees the node: the action of rclpy (Jazzy, Kilted) points to the
+        node's clock and does not keep it, and garbage collection may free the clock first.
+        """
         self._action.destroy()
 
     async def _on_ask(self, request: AskScene.Request, response: AskScene.Response) -> AskScene.Response:

@@ -16,13 +16,12 @@
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from threading import Lock
 from typing import Any
 
 from rclpy.node import Node
-from rclpy.subscription import MessageInfo
 from sensor_msgs.msg import CompressedImage, Image
 
 from vlm_reuse_node.config import FFMPEG_TRANSPORT, Config
@@ -192,7 +191,7 @@ class CameraInput:
     def _lost_so_far(self) -> int:
         return self._lost + (self._subscription.lost if self._subscription else 0)
 
-    def _on_taken(self, message: Any, info: MessageInfo) -> None:
+    def _on_taken(self, message: Any, info: Mapping[str, Any]) -> None:
         self._arrivals.note(info, stamp_ns(message.header))
         self._on_message(message)
 

@@ -31,9 +31,9 @@ rcutils_logger._internal_callers.append(str(Path(__file__).resolve()))
 class PlainLogger(rcutils_logger.RcutilsLogger):
     """Writes what a node's logger writes. Text from outside cannot begin a line of its own, nor control a terminal."""
 
-    def log(self, message: str, severity: int, name: str | None = None, **filters: Any) -> bool:
-        """Log a message as one line; see `RcutilsLogger.log`."""
-        return super().log(one_line(message), severity, name, **filters)
+    def log(self, message: str, severity: int, *name: Any, **filters: Any) -> bool:
+        """Log a message as one line; see `RcutilsLogger.log`, which takes no name on Jazzy."""
+        return super().log(one_line(message), severity, *name, **filters)
 
 
 class PlainLogNode(LifecycleNode):

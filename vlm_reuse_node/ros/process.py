@@ -114,8 +114,10 @@ class _Running(Thread):
     def run(self) -> None:
         """Spin until `end`, answer the open questions, and free everything."""
         try:
-            self.exit_code = self._spin()
-            self._node.close()
+            try:
+                self.exit_code = self._spin()
+            finally:
+                self._node.close()
         except Exception:
             traceback.print_exc()
             self.exit_code = EXIT_FAULT
