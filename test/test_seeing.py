@@ -112,6 +112,13 @@ def test_warm_answers_equal_cold_ones_with_a_history(vlm, model_dir):
     assert session.status.frames == 2 - vlm.family.one_picture
 
 
+@pytest.mark.numeric
+@pytest.mark.parametrize('model_type', ['glm4v', *ONE_PICTURE])
+def test_whether_several_pictures_are_seen_together_does_not_hang_on_the_kernel(model_type, tmp_path):
+    loaded = load(str(write(tmp_path / model_type, model_type)))
+    assert loaded.family.one_picture == (model_type in ONE_PICTURE)
+
+
 @pytest.mark.parametrize('size', SIZES)
 def test_every_size_of_a_camera_is_taken(vlm, size):
     grid = vlm.grid(picture(1, size=size).rgb)

@@ -269,12 +269,16 @@ class Family(PicturePrompts):
         ids = self.expand(self._tokenized(text), [span for _, span in seen])
         if ids != theirs:
             return f'its processor makes other tokens of a chat with {len(pictures)} pictures'
-        features = mx.concatenate([self.encode(pixels, span) for pixels, span in seen])
+
+        def embedded(pixels: Sequence[Pixels]) -> mx.array:
+            return self.embed(ids, mx.concatenate([self.encode(each, span) for each, (_, span) in zip(pixels, seen)]))
+
+        pixels = [each for each, _ in seen]
         answer, found = probe.generated(self._model, inputs)
         cells = self.cells(ids)
         positions = self.positions(ids, [span for _, span in seen])
         ours = partial(probe.as_a_session_does, self, self._model, ids, positions, int(cells[len(cells) // 2]), answer)
-        return probe.logits_fault(self.embed(ids, features), ours, found)
+        return probe.logits_fault(pixels, embedded, ours, found)
 
 
 def _pixels(inputs: dict[str, Any]) -> Pixels:
