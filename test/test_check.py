@@ -169,6 +169,14 @@ def test_what_is_said_to_fit_fits(available_mb, picture_mb, tokens, context):
     Config(max_cache_mb=fits.max_cache_mb, history_frames=max(0, fits.pictures_that_fit - 1))
 
 
+def test_on_a_device_the_weights_and_what_mlx_keeps_are_not_room():
+    fits = [
+        advice.memory(replace(HERE, device_mb=8000.0), replace(FACTS, weights_mb=weights_mb), 1.0, 100, 50.0)
+        for weights_mb in (1000.0, 3000.0, 9000.0)
+    ]
+    assert [each.room_mb for each in fits] == [6000.0, 4000.0, 0.0]
+
+
 @pytest.mark.parametrize('ms', [0.001, 10.0, 1e5])
 @pytest.mark.parametrize('can_patch', [True, False])
 def test_suggested_parameters_are_parameters_of_the_node(ms, can_patch):

@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import LONG
 
 PACKAGE = Path(__file__).parents[1] / 'vlm_reuse_node'
 NAME = PACKAGE.name
@@ -77,6 +78,10 @@ def folder_of(module):
         return None
     part = (*module.split('.'), '', '')[1]
     return part if (PACKAGE / part).is_dir() else ''
+
+
+def test_the_long_test_files_that_start_first_are_there():
+    assert [name for name in sorted(LONG) if not Path(__file__).with_name(name).exists()] == []
 
 
 @pytest.mark.parametrize('folder', MAY_IMPORT)

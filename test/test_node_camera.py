@@ -179,9 +179,24 @@ def test_who_sent_a_picture_is_told_by_its_number_where_ros_does_not_say_it():
     for number in (100, 101, 1, 2, 3):  # a driver that was started anew
         arrivals.note({'publication_sequence_number': number}, 0)
     assert arrivals.mixed == arrivals.missed == 0
-    for number in (102, 4, 105, 5):
+    for number in (102, 4, 103, 5):
         arrivals.note({'publication_sequence_number': number}, 0)
-    assert arrivals.mixed == 4 and arrivals.missed == 2
+    assert arrivals.mixed == 4 and arrivals.missed == 0
+
+
+@pytest.mark.parametrize(
+    'numbers, mixed, missed',
+    [
+        ((10, 90000, 11, 90001, 12), 3, 0),  # two that have been running for a time
+        ((199, 200, *range(1, 199), 202, 203), 0, 3),  # started anew, and lost pictures where the old one had ended
+        ((199, 200, *range(1, 400, 2)), 0, 199),  # started anew, and half of its pictures are lost
+    ],
+)
+def test_numbers_alone_tell_publishers_and_losses_apart(numbers, mixed, missed):
+    arrivals = Arrivals()
+    for number in numbers:
+        arrivals.note({'publication_sequence_number': number}, 0)
+    assert (arrivals.mixed, arrivals.missed) == (mixed, missed)
 
 
 def test_without_numbers_the_rhythm_of_the_stamps_tells():

@@ -105,14 +105,17 @@ def test_a_signal_that_another_thread_receives_ends_it_too(start):
     node = start()
     pid = node.process.pid
     threads = sorted(int(each.name) for each in Path(f'/proc/{pid}/task').iterdir())
-    _tgkill(pid, next(each for each in threads if each != pid and not _blocks(pid, each)))
+    _tgkill(pid, next(each for each in threads if each != pid and _takes_signals(pid, each)))
     assert node.end()[0] == 0
 
 
-def _blocks(pid, thread):
-    """Whether the thread blocks SIGINT."""
-    status = dict(line.split(':', 1) for line in Path(f'/proc/{pid}/task/{thread}/status').read_text().splitlines())
-    return int(status['SigBlk'], 16) >> signal.SIGINT - 1 & 1
+def _takes_signals(pid, thread):
+    """Whether the thread is still there and does not block SIGINT."""
+    try:
+        lines = Path(f'/proc/{pid}/task/{thread}/status').read_text().splitlines()
+    except FileNotFoundError:
+        return False
+    return not int(dict(line.split(':', 1) for line in lines)['SigBlk'], 16) >> signal.SIGINT - 1 & 1
 
 
 def _tgkill(pid, thread):

@@ -265,7 +265,7 @@ def test_a_run_is_resumed_with_all_of_its_bags(arguments, replayed, tmp_path, ca
     options = [str(other), *arguments[1:], '--out', str(tmp_path / 'out'), '--resume']
     assert cli.main(options) == cli.EXIT_USAGE and (tmp_path / 'out' / 'results.json').read_bytes() == before
     said = capsys.readouterr().err
-    assert said.count('\n') == 1 and 'has results of bag too' in said and 'another --out' in said
+    assert said.count('\n') == 1 and 'has rows of bag too' in said and 'another --out' in said
 
 
 def test_answers_do_not_depend_on_the_order_of_the_arms_which_differs_from_question_to_question(

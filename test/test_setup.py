@@ -17,6 +17,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -121,12 +122,13 @@ def test_jazzy_has_an_environment_of_its_own(set_up, tmp_path):
 
 
 def test_a_shell_of_one_distribution_can_go_on_with_the_other(tmp_path):
-    (tmp_path / 'tools').mkdir()
+    tmp_path /= 'a folder (1) [x] +'
+    (tmp_path / 'tools').mkdir(parents=True)
     shutil.copy(ROOT / 'tools' / 'env.sh', tmp_path / 'tools')
     names = ('PATH', 'PYTHONPATH', 'LD_LIBRARY_PATH', 'COLCON_PREFIX_PATH')
     for install in ('install', 'install-jazzy'):
         (tmp_path / install).mkdir()
-        lines = (f'export {name}={tmp_path}/{install}/x${{{name}:+:}}${name}' for name in names)
+        lines = (f'export {name}="{tmp_path}/{install}/x${{{name}:+:}}${name}"' for name in names)
         (tmp_path / install / 'local_setup.bash').write_text('\n'.join(lines))
     command = '. tools/env.sh; ROS=jazzy; . tools/env.sh; ' + '; '.join(f'echo "${name}"' for name in names)
     before = {name: '/usr/bin:/bin' if name == 'PATH' else '/mine' for name in names}
@@ -134,3 +136,9 @@ def test_a_shell_of_one_distribution_can_go_on_with_the_other(tmp_path):
     for name, value in zip(names, said, strict=True):
         ours = ['install-jazzy/x', '.venv-jazzy/bin'] if name == 'PATH' else ['install-jazzy/x']
         assert value == ':'.join([*(f'{tmp_path}/{entry}' for entry in ours), before[name]])
+
+
+def test_a_shell_that_this_environments_python_started_can_use_it_again():
+    pytest.importorskip('rclpy', reason='rclpy is missing: install ROS 2 (make setup)')
+    command = f". '{ROOT}/tools/env.sh'; '{sys.executable}' -c 'import rclpy; rclpy.init(); print(7)'"
+    assert subprocess.check_output(['bash', '-euc', command], text=True).strip() == '7'

@@ -14,7 +14,7 @@
 
 """The promise of the whole package, on the demo's own scene: a warm answer is the cold answer.
 
-Every question of the demo, at its time, on the pictures of the demo's bag, with the model of the demo.
+Every question of the demo, at its time, with its model, on pictures of its scene (4 a second; the demo shows 10).
 """
 
 import os
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope='module')
 def asked():
-    """The demo's run in this process: for each question (question, warm answer, cold answer); refreshes; session."""
+    """The demo in this process: for each question (question, warm answer, cold answer); refreshes; session."""
     spans, frames = draw_frames(SEED, SECONDS, RATE_HZ, 640, 480)
     waiting = make_questions(SEED, spans)
     session, answers, refreshes = SceneSession(load(MODEL), Config(refresh_policy='exact')), [], []

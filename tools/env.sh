@@ -9,10 +9,14 @@ _venv=$_root/.venv$_suffix
 
 # Sourced before, perhaps for another distribution, it has left entries of this checkout. Their libraries do not mix.
 for _name in PATH PYTHONPATH LD_LIBRARY_PATH COLCON_PREFIX_PATH; do
-  [ -n "${!_name:-}" ] || continue
-  export "$_name=$(tr : '\n' <<<"${!_name:-}" | grep -vE "^$_root/(\.venv|install|build)(-|/|$)" | paste -sd :)"
-  [ -n "${!_name}" ] || unset "$_name" # an empty entry is the current folder
+  _rest=${!_name:-}: _kept=
+  while [ -n "$_rest" ]; do
+    _entry=${_rest%%:*} _rest=${_rest#*:}
+    case $_entry in '' | "$_root"/.venv* | "$_root"/install* | "$_root"/build*) ;; *) _kept=$_kept:$_entry ;; esac
+  done
+  if [ -n "$_kept" ]; then export "$_name=${_kept#:}"; else unset "$_name"; fi # an empty entry is the current folder
 done
+unset _ROS_WHEELS_BOOTSTRAP_COMPLETE # Python adds the libraries of the wheels again, once
 
 export PATH="$_venv/bin:$PATH"
 export AMENT_PREFIX_PATH=$_venv CMAKE_PREFIX_PATH=$_venv
@@ -41,4 +45,4 @@ done
 # BLAS threads spin while they wait. Half of the cores stay free for the processes of cameras and planners.
 _cores=$(nproc 2>/dev/null || echo 2)
 export OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-$((_cores > 1 ? _cores / 2 : 1))}
-unset _root _suffix _venv _name _blas _library _cores
+unset _root _suffix _venv _name _rest _kept _entry _blas _library _cores

@@ -97,7 +97,7 @@ def suggestions(config: Config, stages: Stages, fits: Memory, can_patch: bool, a
         Suggestion(
             'max_cache_mb',
             fits.max_cache_mb,
-            'the default fits' if fits.max_cache_mb == default.max_cache_mb else 'half of what the weights leave',
+            'the default fits' if fits.max_cache_mb == default.max_cache_mb else 'half of the room beside the weights',
         ),
         Suggestion(
             'history_frames',

@@ -41,7 +41,7 @@ class Machine:
 
     device: what MLX computes on. build: MLX's build, on Apple silicon with the Metal library of its wheel.
     device_mb: what a program should use on the device. memory_mb: of the machine. available_mb: what was left of that
-    with the model loaded.
+    with the model loaded, before the check.
     """
 
     system: str

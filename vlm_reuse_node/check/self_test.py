@@ -82,7 +82,7 @@ def run_check(
 
 def check(vlm: Vlm, config: Config, pictures: Pictures, count: int, begin: Progress) -> Report:
     """Check a loaded model, on the thread that loaded it. Raises ImageError for a picture that it cannot take."""
-    started_s, frames = time.perf_counter(), pictures.frames
+    started_s, frames, machine = time.perf_counter(), pictures.frames, this_machine()
     grid = vlm.grid(frames[0].rgb)
     template = vlm.template('', 1)
     why_none = why_no_schema(vlm, SCHEMA)
@@ -123,7 +123,7 @@ def check(vlm: Vlm, config: Config, pictures: Pictures, count: int, begin: Progr
         with guarded(timed):
             found_sizes, sizes_note = sizes(vlm, config.visual_tokens, stages, frames[0])
     begin('report')
-    facts, machine = model_facts(vlm), this_machine()
+    facts = model_facts(vlm)
     fits = None
     if levels.picture_tokens:
         fits = advice.memory(machine, facts, levels.picture_mb, levels.picture_tokens, peak_mb())

@@ -117,15 +117,14 @@ def _keep_earlier(args: argparse.Namespace) -> None:
 
 
 def _check_resumes_all(args: argparse.Namespace) -> None:
-    """Raise ConfigError where --out has results of bags that are not given: they would drop out of the report."""
-    path = args.out / 'results.json'
-    if args.overwrite or not path.exists():
+    """Raise ConfigError where --out has rows of bags that are not given: they would drop out of the report."""
+    if args.overwrite:
         return
-    missing = sorted({bag['bag'] for bag in results.read(path)['bags']} - set(names_of(args.bags)))
+    missing = sorted({rows.parent.name for rows in args.out.glob(f'bags/*/{ROWS}')} - set(names_of(args.bags)))
     if missing:
         raise ConfigError(
-            f"'{path}' has results of {', '.join(missing)} too, and --resume goes on with all bags of a run. Name "
-            'every bag of the run, or another --out.'
+            f"'{args.out}' has rows of {', '.join(missing)} too, and --resume goes on with all bags of a run. Name "
+            'every bag of the run or another --out, or give --overwrite to go on without these.'
         )
 
 

@@ -18,19 +18,15 @@ from vlm_reuse_node.replay.arms import POLICY
 from vlm_reuse_node.replay.figures import factor, share_text
 from vlm_reuse_node.replay.support import scene_lines
 
-# How a line begins that says neither yes nor no.
-NO_VERDICT = 'No verdict'
 # With less evidence than this nothing is called right: the true drift may be one answer in ten.
 MOST_UNSURE = 0.1
 
 
 def conclusion(results: dict) -> str:
     """Return yes or no, with the answers that drifted, the total work and the speed of auto."""
-    if unknown := scene_lines(results):
-        return f'{NO_VERDICT}: {unknown[0]}'
+    if why := why_no_verdict(results):
+        return f'No verdict: {why}'
     counts, times = results['counts'][POLICY], results['times']['arms'][POLICY]
-    if not times['pairs'] or times['work_ratio'] is None:
-        return f'{NO_VERDICT}: no question was answered by both auto and cold-dense.'
     high = results['ratios'][POLICY]['drift']['high']
     bound = f'at most {share_text(high)} with 95 % confidence'
     facts = (
@@ -46,6 +42,16 @@ def conclusion(results: dict) -> str:
     else:
         said = f'Yes, trust it on this recording: {facts}.'
     return said if results['complete'] else f'{said} The replay is not complete.'
+
+
+def why_no_verdict(results: dict) -> str:
+    """Why the results say neither yes nor no; '' when they say one of them."""
+    if unknown := scene_lines(results):
+        return unknown[0]
+    times = results['times']['arms'][POLICY]
+    if not times['pairs'] or times['work_ratio'] is None:
+        return 'no question was answered by both auto and cold-dense.'
+    return ''
 
 
 def is_faster(results: dict, arm: str) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from vlm_reuse_node.replay.arms import POLICY
 from vlm_reuse_node.replay.compare import arm_sentence
-from vlm_reuse_node.replay.conclusion import NO_VERDICT, conclusion, floor_sentence
+from vlm_reuse_node.replay.conclusion import conclusion, floor_sentence, why_no_verdict
 from vlm_reuse_node.replay.figures import factor, share_text
 from vlm_reuse_node.replay.keep_up import keep_up_lines
 from vlm_reuse_node.replay.negatives import negatives
@@ -56,11 +56,11 @@ def write_nothing(why: str, lines: list[str], path: Path) -> None:
 def render(results: dict, folders: dict[str, Path], videos: list[str]) -> str:
     """Return the page as HTML; every text in it is escaped."""
     rows = RowIndex(row for kind in ('questions', 'answers', 'pictures', 'upkeep', 'bags') for row in results[kind])
-    sessions, headline = results['times']['sessions'], conclusion(results)
+    sessions = results['times']['sessions']
     return render_page(
         TEMPLATE,
-        conclusion=headline,
-        has_verdict=not headline.startswith(NO_VERDICT),
+        conclusion=conclusion(results),
+        has_verdict=not why_no_verdict(results),
         denominator=DENOMINATOR,
         support=support_lines(results),
         resumed=session_lines(sessions),

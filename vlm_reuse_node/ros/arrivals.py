@@ -24,6 +24,9 @@ import numpy as np
 STAMPS, STEADY = 60, 0.25
 # Publishers that are remembered.
 MOST_PUBLISHERS = 8
+# Where ROS does not say who sent a picture: a larger step between two numbers means another publisher, and after so
+# many pictures of one publisher the others have gone.
+MOST_STEP, ALONE = 1000, 30
 
 
 class Arrivals:
@@ -43,12 +46,15 @@ class Arrivals:
         self._numbers: dict[object, int | None] = {}  # the newest of each publisher; the last that sent comes last
         self._stamp_ns = 0
         self._steps_ns: deque[int] = deque(maxlen=STAMPS)
+        self._in_a_row = 0  # pictures since another publisher sent one
 
     def note(self, info: Mapping[str, Any], stamp_ns: int) -> None:
         """Note a received picture. info: the message's, from rclpy. stamp_ns: its own."""
         number = info.get('publication_sequence_number')
         publisher = self._publisher_of(info, number)
-        self.mixed += publisher in self._numbers and publisher != next(reversed(self._numbers))
+        is_other = publisher != next(reversed(self._numbers), publisher)
+        self._in_a_row = 0 if is_other else self._in_a_row + 1
+        self.mixed += is_other and publisher in self._numbers
         before = self._numbers.pop(publisher, number)
         self._numbers = dict(list(self._numbers.items())[1 - MOST_PUBLISHERS :]) | {publisher: number}
         self.missed += self._by_stamp(stamp_ns) if number is None else max(0, number - before - 1)
@@ -58,11 +64,21 @@ class Arrivals:
         self._numbers, self._stamp_ns = {}, 0
 
     def _publisher_of(self, info: Mapping[str, Any], number: int | None) -> object:
-        """Who sent a picture. Jazzy does not tell: there it is the one whose newest number is the next below."""
+        """Who sent a picture. Jazzy does not tell: there the numbers do, as far as they can.
+
+        It is the publisher whose next number this is, or else the last one that sent, or else the one with the largest
+        number below this; a new one when this number follows none.
+        """
         if number is None or 'publisher_gid' in info:
             return bytes(info.get('publisher_gid', {}).get('data', b''))
-        below = {sender: newest for sender, newest in self._numbers.items() if newest is not None and newest < number}
-        return max(reversed(below), key=lambda sender: below[sender], default=object())
+        if self._in_a_row > ALONE:
+            self._numbers = dict(list(self._numbers.items())[-1:])
+        steps = {sender: number - (newest or 0) for sender, newest in reversed(self._numbers.items())}
+        steps = {sender: step for sender, step in steps.items() if 0 < step <= MOST_STEP}
+        last = next(reversed(self._numbers), None)
+        if last in steps and 1 not in steps.values():
+            return last
+        return min(steps, key=lambda sender: steps[sender], default=object())
 
     def _by_stamp(self, stamp_ns: int) -> int:
         step_ns, before_ns, self._stamp_ns = stamp_ns - self._stamp_ns, self._stamp_ns, stamp_ns

@@ -52,7 +52,8 @@ Without parameters it loads the model '{Config.model}' and looks at {', '.join(C
 EXIT_CODES = f"""Exit codes: 0 a signal stopped it; {EXIT_MODEL} the model cannot be loaded;
 {EXIT_CONFIG} wrong parameters or arguments; {EXIT_FAULT} an internal error, with a traceback."""
 SIGNAL, END = 'a signal', 'the end'  # events: a signal arrived, or the ROS thread ended
-# A signal may be delivered to any thread, but Python runs its handler when the main thread wakes up; interval, seconds.
+# A signal may reach any thread, but Python runs its handler only when the main thread is awake. It wakes up this often,
+# seconds.
 WAKE_S = 0.05
 # Time for the middleware to deliver the last requests, and again to send the last answers, seconds.
 FLUSH_S = 0.2
