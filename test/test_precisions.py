@@ -123,7 +123,8 @@ def test_after_refreshes_patches_a_cancel_and_a_rollover_exact_answers_are_cold_
             if warm.exact and warm.cached_stamp_ns == cold.cached_stamp_ns:
                 compared += 1
                 assert warm.token_ids == cold.token_ids
-                assert not question.choices or choices_apart(warm, cold) < choice_bound(session, question)
+                apart = choices_apart(warm, cold) if question.choices else 0.0
+                assert apart == 0 or apart < choice_bound(session, question)  # the bound takes longer than all else
         while session.work() == 0:
             pass
     assert len(session._refresher.state.frames) <= 3  # of five keyframes, so the history was rolled over

@@ -44,12 +44,11 @@ def arguments(tmp_path_factory, model_dir):
     return ['--questions', str(questions), '--model', str(model_dir), '--arms', 'cold']
 
 
-@pytest.mark.parametrize('program', [['tools/vlm-reuse-replay'], ['-m', 'vlm_reuse_node.replay.cli']])
-def test_the_installed_command_replays_several_bags_at_a_time(bag, arguments, tmp_path, program):
+def test_the_installed_command_replays_several_bags_at_a_time(bag, arguments, tmp_path):
     other = write_bag(tmp_path / 'other', {TOPIC: frames(3)})
     command = [
         sys.executable,
-        *program,
+        'tools/vlm-reuse-replay',
         str(bag),
         str(other),
         *arguments,
