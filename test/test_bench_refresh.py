@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_qwen3  # noqa: F401  (its quick inverse)
 
 sys.path.append(str(Path(__file__).parents[1] / 'bench'))
 
