@@ -91,7 +91,7 @@ def results(arm='auto', times=(), counts=(), ratios=(), **changes):
     """Results that nothing speaks against, but for what is changed of one arm, or of all."""
     parts = {'counts': COUNTS, 'ratios': RATIOS}
     found = {name: {each: deepcopy(value) for each in ARMS} for name, value in parts.items()}
-    found |= {'times': {'arms': {each: deepcopy(TIMES) for each in ARMS}, 'floor': dict(FLOOR)}}
+    found |= {'times': {'arms': {each: deepcopy(TIMES) for each in ARMS}, 'floor': dict(FLOOR), 'sessions': {}}}
     found |= {'problems': [], 'notes': [], 'complete': True}
     found['times']['arms'][arm] |= dict(times)
     found['counts'][arm] |= dict(counts)
@@ -160,6 +160,12 @@ def test_the_total_work_comes_first_with_both_sums_and_what_was_done_between_que
     ):
         assert text in work['label'], text
     assert figures(times={'pairs': 0})[0]['figure'] == 'no pair'
+
+
+def test_the_total_work_of_a_resumed_run_is_of_the_questions_that_are_timed():
+    found = results()
+    found['times']['sessions'] = {'bag': {'sessions': 2, 'timed': 2, 'questions': 25, 'of': 60}}
+    assert f'{seconds(2200)} for the same 25 questions' in verdict(found)[0]['label']
 
 
 def test_the_speed_stands_with_both_medians_and_its_denominator():

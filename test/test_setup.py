@@ -142,3 +142,11 @@ def test_a_shell_that_this_environments_python_started_can_use_it_again():
     pytest.importorskip('rclpy', reason='rclpy is missing: install ROS 2 (make setup)')
     command = f". '{ROOT}/tools/env.sh'; '{sys.executable}' -c 'import rclpy; rclpy.init(); print(7)'"
     assert subprocess.check_output(['bash', '-euc', command], text=True).strip() == '7'
+
+
+def test_without_a_compiler_it_stops_before_anything_is_fetched(set_up, tmp_path):
+    for tool in ('bash', 'env', 'dirname', 'flock', 'cat'):
+        (tmp_path / 'bin' / tool).symlink_to(shutil.which(tool))
+    code, said = set_up(PATH=str(tmp_path / 'bin'))
+    assert code == 1 and 'there is no C++ compiler' in said and 'apt-get install g++' in said
+    assert not (tmp_path / '.venv').exists()

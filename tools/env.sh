@@ -29,7 +29,7 @@ fi
 export ROS_AUTOMATIC_DISCOVERY_RANGE=${ROS_AUTOMATIC_DISCOVERY_RANGE:-LOCALHOST}
 export ROS_DOMAIN_ID=${ROS_DOMAIN_ID:-87}
 export ROS_LOG_DIR=${ROS_LOG_DIR:-$_root/log/ros}
-export HF_HUB_OFFLINE=1
+export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}
 
 # MLX's CPU wheel contains a reference BLAS, which is many times slower in float32. A library that is preloaded replaces
 # it. The Fortran runtime is preloaded too, because the machine may have none.

@@ -54,6 +54,13 @@ find_python() {
   fail 'Neither Python 3.11 nor 3.12 was found, and the wheels of ROS are made for these. Install one, or run: PYTHON=/path/to/python3.12 make setup'
 }
 
+# need_compiler: stop before anything is fetched when the interfaces could not be compiled in the end.
+need_compiler() {
+  [ ! -e "$install/complete.stamp" ] || return 0
+  command -v ${CXX:-c++ g++ clang++} >/dev/null ||
+    fail 'there is no C++ compiler, which builds the ROS interfaces; on Debian and Ubuntu: apt-get install g++'
+}
+
 # need_space MEGABYTES: stop when the file systems of this folder and of temporary files have less than that.
 need_space() {
   local folder free
@@ -264,6 +271,7 @@ build_packages() {
 [ $# -le 1 ] || fail 'expected at most one argument: train' $USAGE
 case ${1:-} in
   '')
+    need_compiler
     install_wheels "$environment" "$lock" $NEED_MB --no-deps
     unpack_blas
     build_packages

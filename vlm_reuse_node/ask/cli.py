@@ -40,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         'recording.',
         epilog='Exit codes: 0 there is an answer; 1 there is none, and why is said; 2 wrong usage.',
         formatter_class=HelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument('question', help='for example "is the door open?"')
     parser.add_argument('--choices', nargs='+', default=[], metavar='TEXT', help='the answer is one of these')

@@ -53,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog='Exit codes: 0 patches may be used; 3 every changed picture is computed whole; 4 there was too little '
         'to tell; 5 the model cannot be patched; 1 failed; 2 wrong usage; 130 interrupted.',
         formatter_class=HelpFormatter,
+        allow_abbrev=False,
     )
     add_recording_options(parser)
     add_out_options(parser, Path('out/calibrate'))

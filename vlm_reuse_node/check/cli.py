@@ -45,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog='Exit codes: 0 every claim held; 1 one failed, or it could not be checked; 2 wrong usage; '
         '130 interrupted.',
         formatter_class=HelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument('--model', default=Config().model, help='tabletop, a model directory or a hub name')
     parser.add_argument(

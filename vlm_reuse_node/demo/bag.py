@@ -161,6 +161,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__.split('\n')[0],
         epilog='Exit codes: 0 the bag is written; 1 failed; 2 wrong usage.',
         formatter_class=HelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument('directory', type=Path, help='the bag to write, a directory that does not exist yet')
     parser.add_argument('--seed', type=int, default=0, help='of the scene and its questions')
@@ -185,16 +186,20 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError:
         print(f"--size is '{args.size}'; expected width x height, such as 640x480.", file=sys.stderr)
         return 2
-    sidecar = write_bag(
-        args.directory,
-        seed=args.seed,
-        seconds=args.seconds,
-        rate_hz=args.rate,
-        width=width,
-        height=height,
-        transport=args.transport,
-        camera=args.camera,
-    )
+    try:
+        sidecar = write_bag(
+            args.directory,
+            seed=args.seed,
+            seconds=args.seconds,
+            rate_hz=args.rate,
+            width=width,
+            height=height,
+            transport=args.transport,
+            camera=args.camera,
+        )
+    except OSError as error:
+        print(f"'{args.directory}' cannot be written: {error.strerror or error}. Name another one.", file=sys.stderr)
+        return 1
     print(f'wrote {args.directory} and {sidecar}')
     return 0
 

@@ -174,7 +174,7 @@ def open_bag(path: Path) -> Reader:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0], allow_abbrev=False)
     parser.add_argument('bag', type=Path, help='directory of the bag')
     parser.add_argument('--rate', type=float, default=1.0, help='bag seconds in a second')
     parser.add_argument('--clock', type=float, default=40.0, metavar='HZ', help='/clock messages in a second')

@@ -41,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog='Exit codes: 0 every question was answered; 1 one was not, or the demo failed; 2 wrong usage; '
         '130 interrupted.',
         formatter_class=HelpFormatter,
+        allow_abbrev=False,
     )
     add_out_options(parser, Path('out/demo'))
     parser.add_argument('--model', default='tabletop', help="the node's model: tabletop, a directory or a hub name")

@@ -176,17 +176,24 @@ def _given(name: str) -> Path:
 def _from_hub(name: str, progress: LoadProgress) -> Path:
     """The directory of a model in this host's hub cache, downloaded when it is not there."""
     from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_OFFLINE
 
     with suppress(Exception):
         if is_complete(folder := Path(snapshot_download(name, local_files_only=True))):
             return folder
-    _log.warning("'%s' is no directory and not, as a whole, in this host's hub cache; asking the hub for it.", name)
+    here = "neither a directory, nor as a whole in this host's hub cache"
+    if HF_HUB_OFFLINE:
+        raise ModelError(
+            f"The model '{name}' is {here}, and HF_HUB_OFFLINE forbids to download it. Set HF_HUB_OFFLINE=0, or give a "
+            'model directory.'
+        )
+    _log.warning("'%s' is %s; asking the hub for it.", name, here)
     try:
         return download(name, progress)
     except Exception as error:
         raise ModelError(
-            f"The model '{name}' is neither a directory, nor as a whole in this host's hub cache, and the hub did "
-            f'not deliver it: {error_line(error)}. Download it first, or give a model directory.'
+            f"The model '{name}' is {here}, and the hub did not deliver it: {error_line(error).rstrip('.')}. Download "
+            'it first, or give a model directory.'
         ) from error
 
 

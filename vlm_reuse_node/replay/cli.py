@@ -31,7 +31,7 @@ from vlm_reuse_node.replay.compare import compare, comparison_lines
 from vlm_reuse_node.replay.conclusion import conclusion
 from vlm_reuse_node.replay.job import Job, JobOutcome
 from vlm_reuse_node.replay.journal import NAME as ROWS
-from vlm_reuse_node.replay.options import build_parser, keep_results, make_jobs, names_of
+from vlm_reuse_node.replay.options import build_parser, keep_results, make_folder, make_jobs, names_of
 from vlm_reuse_node.replay.report import write_nothing, write_report
 from vlm_reuse_node.replay.sessions import session_lines
 from vlm_reuse_node.replay.stop_request import StopRequest
@@ -71,6 +71,7 @@ def _replay(args: argparse.Namespace) -> int:
     todo, failed, seconds = make_jobs(args)
     if not todo:
         raise BagError(' '.join(failed.values()))
+    make_folder(args.out)
     # 2. Replay it.
     name = todo[0].name if len(todo) == 1 else f'{len(todo)} bags'
     stopping = 'Stopping after this answer; what is done is kept (again: at once).'

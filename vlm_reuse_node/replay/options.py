@@ -41,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog='Exit codes: 0 every recording was replayed to its end, and something was answered; 1 not so, or a '
         'failure; 2 wrong usage; 130 interrupted (--resume goes on).',
         formatter_class=HelpFormatter,
+        allow_abbrev=False,
     )
     add_recording_options(parser)
     add_out_options(parser, Path('out/replay'))

@@ -26,6 +26,8 @@ from vlm_reuse_node.replay.row_index import RowIndex
 from vlm_reuse_node.replay.svg import CHANGED, INK, LINE, OTHER, PAID, REUSED, THIRD, svg_of
 from vlm_reuse_node.replay.times import SESSIONS, STAGES
 
+# Of the arms in a plot: there are more arms than colours.
+MARKERS = 'osD^vPX'
 STAGE_COLOURS = dict(zip(STAGES, (OTHER, PAID, REUSED, THIRD, LINE)))
 
 
@@ -58,7 +60,7 @@ def drift(groups: dict[str, dict[str, dict]], name: str, order: Sequence[str], t
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         for number, (arm, counts) in enumerate(groups.items()):
-            colour = colours[number % len(colours)]
+            colour, marker = colours[number % len(colours)], MARKERS[number % len(MARKERS)]
             shift = (number - (len(groups) - 1) / 2) * 0.8 / len(groups)
             label: str | None = arm  # once for each arm
             for row, group in enumerate(order):
@@ -69,7 +71,7 @@ def drift(groups: dict[str, dict[str, dict]], name: str, order: Sequence[str], t
                 interval = [100 * bound for bound in bounds if bound is not None]
                 share = 100 * each['drifted'] / each['pairs']
                 axes.plot(interval, [row + shift] * 2, color=colour, linewidth=1.5)
-                axes.scatter([share], [row + shift], color=colour, s=28, label=label, zorder=3)
+                axes.scatter([share], [row + shift], color=colour, marker=marker, s=28, label=label, zorder=3)
                 label = None
         titles = [f'{group}\n(n ≤ {size})' for group, size in zip(order, sizes)]
         axes.set_yticks(range(len(order)), titles, parse_math=False)  # types of questions are the user's words

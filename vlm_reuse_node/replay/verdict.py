@@ -53,7 +53,8 @@ def _work(results: dict) -> dict:
     times = results['times']['arms'][POLICY]
     if not times['pairs'] or times['work_ratio'] is None:
         return {'figure': 'no pair', 'label': 'No question was answered by both auto and cold-dense.'}
-    asked = results['counts'][POLICY]['asked']
+    untimed = sum(each['of'] - each['questions'] for each in results['times']['sessions'].values())
+    asked = results['counts'][POLICY]['asked'] - untimed
     own, cold = (tokens(results['counts'][arm]) for arm in (POLICY, REFERENCE))
     return {
         'figure': factor(times['work_ratio']),

@@ -16,6 +16,7 @@
 
 from collections.abc import Callable
 
+from vlm_reuse_node.config import EXACT_POLICY
 from vlm_reuse_node.replay.arm_answer import ArmAnswer
 from vlm_reuse_node.replay.runners.runner import ArmContext, ReplaySession, WaitsForQuestions, timed, visual_tokens_of
 from vlm_reuse_node.scene.frame import Frame
@@ -33,7 +34,7 @@ class Dense(WaitsForQuestions):
         self._paid: list[Refresh] = []
         self._session = ReplaySession(
             context.vlm,
-            context.config.with_values(keyframe_interval_s=0.0),
+            context.config.with_values(refresh_policy=EXACT_POLICY, keyframe_interval_s=0.0),
             context.camera,
             on_refresh=lambda _, refresh: self._paid.append(refresh),
         )
