@@ -43,7 +43,7 @@ TOO_HARD = {
     'MemoryDenyWriteExecute', 'InaccessiblePaths', 'DynamicUser',
 }  # fmt: skip
 # What the README asks for in other words than Debian's.
-README_WORDS = {'g++': 'a compiler', 'python3-dev': 'its headers'}
+README_WORDS = {'g++': 'a C++ compiler', 'python3-dev': 'its headers'}
 
 
 def command(name, *arguments):
