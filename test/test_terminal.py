@@ -36,6 +36,16 @@ def parser_of(program):
 
 
 @pytest.mark.parametrize('program', PARSERS)
+def test_a_part_of_an_options_name_is_not_that_option(program, capsys):
+    parser = parser_of(program)
+    option = max((name for action in parser._actions for name in action.option_strings), key=len)
+    with pytest.raises(SystemExit):
+        parser.parse_args(['given', f'{option[:-1]}=1'])
+    said = capsys.readouterr().err
+    assert 'unrecognized arguments' in said and f'{option[:-1]}=1' in said
+
+
+@pytest.mark.parametrize('program', PARSERS)
 def test_the_help_tells_every_default_and_the_exit_codes(program):
     parser = parser_of(program)
     told = parser.format_help()

@@ -31,6 +31,14 @@ class HelpFormatter(argparse.HelpFormatter):
         return f'{told}; default: %(default)s' if told else 'default: %(default)s'
 
 
+class Parser(argparse.ArgumentParser):
+    """The parser of a command line. Its help tells defaults, and an option is only taken by its whole name."""
+
+    def __init__(self, **given: Any) -> None:
+        """given: as for `argparse.ArgumentParser`."""
+        super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **given)
+
+
 def progress(total: float, name: str, unit: str = '') -> Any:
     """Return a progress bar on stderr, with `update` and `set_description`; use it as a context.
 

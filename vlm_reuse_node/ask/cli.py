@@ -27,20 +27,18 @@ from vlm_reuse_node.errors import ConfigError, VlmReuseError
 from vlm_reuse_node.plain_text import log_to_stderr, print_error
 from vlm_reuse_node.session.answer import Answer, Status
 from vlm_reuse_node.session.question import Question
-from vlm_reuse_node.terminal import HelpFormatter
+from vlm_reuse_node.terminal import Parser
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='ask',
         description='Ask one question: a running node about its camera, or, without ROS, a model about a picture or a '
         'recording.',
         epilog='Exit codes: 0 there is an answer; 1 there is none, and why is said; 2 wrong usage.',
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument('question', help='for example "is the door open?"')
     parser.add_argument('--choices', nargs='+', default=[], metavar='TEXT', help='the answer is one of these')

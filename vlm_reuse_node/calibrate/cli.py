@@ -38,7 +38,7 @@ from vlm_reuse_node.replay.options import (
 from vlm_reuse_node.replay.questions import read_questions
 from vlm_reuse_node.replay.stop_request import StopRequest
 from vlm_reuse_node.session.turn import Halt
-from vlm_reuse_node.terminal import HelpFormatter, progress
+from vlm_reuse_node.terminal import Parser, progress
 
 NAME = 'calibrate'
 PAGE = 'calibration.html'
@@ -46,14 +46,12 @@ PAGE = 'calibration.html'
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=NAME,
         description='Find out on recordings how far patched states of a model may be used: the limits are chosen on '
         'every other stretch of a recording, and judged on the rest.',
         epilog='Exit codes: 0 patches may be used; 3 every changed picture is computed whole; 4 there was too little '
         'to tell; 5 the model cannot be patched; 1 failed; 2 wrong usage; 130 interrupted.',
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
     )
     add_recording_options(parser)
     add_out_options(parser, Path('out/calibrate'))

@@ -29,7 +29,7 @@ from vlm_reuse_node.config import Config
 from vlm_reuse_node.errors import ConfigError, VlmReuseError
 from vlm_reuse_node.plain_text import log_to_stderr, print_error, print_rows
 from vlm_reuse_node.replay.options import add_out_options, keep_results, make_folder
-from vlm_reuse_node.terminal import HelpFormatter, progress
+from vlm_reuse_node.terminal import Parser, progress
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 FEW, MANY, DEFAULT = 6, 120, 36
@@ -38,14 +38,12 @@ RESULT = 'check.json'
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='check',
         description='Check a model on this machine: warm answers equal cold ones, at which levels, in how many '
         'milliseconds.',
         epilog='Exit codes: 0 every claim held; 1 one failed, or it could not be checked; 2 wrong usage; '
         '130 interrupted.',
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument('--model', default=Config().model, help='tabletop, a model directory or a hub name')
     parser.add_argument(

@@ -34,7 +34,7 @@ from vlm_reuse_node.demo.scene_truth import single_truth
 from vlm_reuse_node.demo.story import StorySpan, tell
 from vlm_reuse_node.demo.tabletop import Sensor, Tabletop, sense
 from vlm_reuse_node.scene.frame import TABLETOP_FRAME, Frame
-from vlm_reuse_node.terminal import HelpFormatter
+from vlm_reuse_node.terminal import Parser
 
 START_NS = 1_700_000_000_000_000_000
 JPEG_QUALITY = 85
@@ -157,11 +157,9 @@ def _compressed(frame: Frame) -> Any:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__.split('\n')[0],
         epilog='Exit codes: 0 the bag is written; 1 failed; 2 wrong usage.',
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument('directory', type=Path, help='the bag to write, a directory that does not exist yet')
     parser.add_argument('--seed', type=int, default=0, help='of the scene and its questions')

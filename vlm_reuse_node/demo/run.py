@@ -27,7 +27,7 @@ from vlm_reuse_node.demo.table import closing_lines
 from vlm_reuse_node.errors import VlmReuseError
 from vlm_reuse_node.plain_text import print_error
 from vlm_reuse_node.replay.options import add_out_options, keep_results, make_folder
-from vlm_reuse_node.terminal import HelpFormatter
+from vlm_reuse_node.terminal import Parser
 
 SHORTEST_S = 3.0
 FASTEST_HZ = 1000.0
@@ -36,12 +36,10 @@ EXIT_UNANSWERED, EXIT_FAILED, EXIT_INTERRUPTED = 1, 1, 130
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__.split('\n')[0],
         epilog='Exit codes: 0 every question was answered; 1 one was not, or the demo failed; 2 wrong usage; '
         '130 interrupted.',
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
     )
     add_out_options(parser, Path('out/demo'))
     parser.add_argument('--model', default='tabletop', help="the node's model: tabletop, a directory or a hub name")

@@ -29,19 +29,17 @@ from vlm_reuse_node.replay.bag_reader import EXPECTED, bag_name
 from vlm_reuse_node.replay.job import Job
 from vlm_reuse_node.replay.questions import read_questions
 from vlm_reuse_node.replay.storage.channel import one_line
-from vlm_reuse_node.terminal import HelpFormatter
+from vlm_reuse_node.terminal import Parser
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='vlm-reuse-replay',
         description='Replay ROS 2 bags through a vision-language model that keeps its state, '
         'ask questions along the way, and report speed and paired drift against cold-dense.',
         epilog='Exit codes: 0 every recording was replayed to its end, and something was answered; 1 not so, or a '
         'failure; 2 wrong usage; 130 interrupted (--resume goes on).',
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
     )
     add_recording_options(parser)
     add_out_options(parser, Path('out/replay'))
